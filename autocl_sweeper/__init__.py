@@ -1,0 +1,1 @@
+"""Continual-learning hyper-parameter search as a Hydra plugin: the core, free of Hydra at import."""

@@ -1,0 +1,62 @@
+"""Everything this package raises on purpose, in one tree.
+
+    AutoCLError
+    |-- ConfigurationError      the configuration is wrong; found before a device is touched
+    |   `-- ChangedSweepError   the folder holds a sweep with another configuration
+    |-- SweepFolderError        the sweep folder cannot be used
+    |   |-- SweepLockedError    another sweep is writing into it
+    |   `-- JournalDamagedError a line of its journal, not the last, cannot be read
+    |-- DeviceError             no device can serve a job
+    `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
+        |-- TooManyFailuresError
+        |-- NoSurvivorError     a stage ended without a trial to start the next one from
+        `-- JobContractError    jobs do not return or save what the next step needs
+
+A message says what happened, the value, the rule, what to do and where to look.
+"""
+
+from __future__ import annotations
+
+
+class AutoCLError(Exception):
+    """The root of the tree."""
+
+
+class ConfigurationError(AutoCLError):
+    """The configuration is wrong; found before a device is touched."""
+
+
+class ChangedSweepError(ConfigurationError):
+    """The folder holds a sweep with another configuration."""
+
+
+class SweepFolderError(AutoCLError):
+    """The sweep folder cannot be used."""
+
+
+class SweepLockedError(SweepFolderError):
+    """Another sweep is writing into the folder."""
+
+
+class JournalDamagedError(SweepFolderError):
+    """A line of the journal, not the last one, cannot be read."""
+
+
+class DeviceError(AutoCLError):
+    """No device can serve a job."""
+
+
+class SweepStoppedError(AutoCLError):
+    """The sweep cannot go on; what finished is in the journal."""
+
+
+class TooManyFailuresError(SweepStoppedError):
+    """More trials failed than `max_failures` allows."""
+
+
+class NoSurvivorError(SweepStoppedError):
+    """A stage ended without a trial to start the next one from."""
+
+
+class JobContractError(SweepStoppedError):
+    """Jobs do not return or save what the next step needs."""

@@ -1,0 +1,182 @@
+"""The values that travel between the rooms. Standard library only; nothing here does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
+
+Value: TypeAlias = "bool | int | float | str | None | list[Value] | dict[str, Value]"
+"""What a hyper-parameter can be: anything JSON can say, so that the journal can hold it."""
+
+
+class State(str, Enum):
+    """Optuna's words for the states of a trial."""
+
+    RUNNING = "RUNNING"
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Hyper-parameters a search proposes for one stage: override key -> value.
+
+    Keys are as the user typed them (`+new.key` keeps its plus). `index` counts the suggestions of
+    one stage from 0, so that a search finds its place again in a replayed history.
+    """
+
+    index: int
+    params: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one job ended. `reason` says why it is not COMPLETE; `score` is None when not ranked.
+
+    `evaluations` are the scores on selection (dev) data by task, `tests` those on test data: they
+    are reported and never ranked. `numbers` holds whatever else the job returned.
+    """
+
+    state: State
+    reason: str = ""
+    score: float | None = None
+    checkpoint: str | None = None
+    evaluations: Mapping[str, float] = field(default_factory=dict)
+    tests: Mapping[str, float] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    log_tail: Sequence[str] = ()
+    # The job never composed: a mistake in the configuration, which no retry can mend.
+    configuration_error: bool = False
+    # Nothing came back although the function ended well: the app does not know the contract.
+    returned_nothing: bool = False
+    # Hydra's own JobReturn, for callers that must hand it on. Never journaled.
+    job_return: Any = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A suggestion with a parent, numbered once and for ever. `parent` is a trial number."""
+
+    number: int
+    stage: int  # 1 is the first task
+    task: str
+    suggestion: Suggestion
+    parent: int | None
+    folder: str = ""  # relative to the sweep folder; empty: the user's own sweep.subdir
+    attempt: int = 1
+    outcome: Outcome | None = None
+
+    @property
+    def state(self) -> State:
+        return State.RUNNING if self.outcome is None else self.outcome.state
+
+    @property
+    def score(self) -> float | None:
+        return None if self.outcome is None else self.outcome.score
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process to run: a trial's number and the Hydra overrides that make it what it is."""
+
+    number: int
+    overrides: tuple[str, ...]
+
+
+class History:
+    """Every trial of a sweep by number and by stage, kept so that a step costs the same at any size."""
+
+    def __init__(self) -> None:
+        self._trials: dict[int, Trial] = {}
+        self._stages: dict[int, list[int]] = {}
+        self._running: dict[int, None] = {}
+        self.failures = 0
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self._trials.values())
+
+    def __getitem__(self, number: int) -> Trial:
+        return self._trials[number]
+
+    @property
+    def next_number(self) -> int:
+        """Trials are numbered from 0 without gaps, in the order they start."""
+        return len(self._trials)
+
+    def running(self) -> list[Trial]:
+        return [self._trials[number] for number in self._running]
+
+    def stage(self, stage: int) -> list[Trial]:
+        """The trials of one stage in the order they started."""
+        return [self._trials[number] for number in self._stages.get(stage, ())]
+
+    def stage_size(self, stage: int) -> int:
+        return len(self._stages.get(stage, ()))
+
+    def last_of_stage(self, stage: int) -> Trial | None:
+        numbers = self._stages.get(stage)
+        return self._trials[numbers[-1]] if numbers else None
+
+    def start(self, trial: Trial) -> None:
+        """Add a running trial, or take one up again with its next attempt."""
+        if trial.number not in self._trials:
+            if trial.number != self.next_number:
+                raise ValueError(f"trial {trial.number} starts, but {self.next_number} is next")
+            self._stages.setdefault(trial.stage, []).append(trial.number)
+        self._trials[trial.number] = trial
+        self._running[trial.number] = None
+
+    def finish(self, number: int, outcome: Outcome) -> Trial:
+        trial = replace(self._trials[number], outcome=replace(outcome, job_return=None))
+        self._trials[number] = trial
+        del self._running[number]
+        if outcome.state is State.FAIL:
+            self.failures += 1
+        return trial
+
+    def lineage(self, trial: Trial) -> list[Trial]:
+        """The chain of a trial: its first ancestor first, the trial itself last."""
+        chain = [trial]
+        while chain[-1].parent is not None:
+            chain.append(self._trials[chain[-1].parent])
+        return chain[::-1]
+
+
+class Search(Protocol):
+    def ask(self, last: Suggestion | None, history: Sequence[Trial]) -> Suggestion | None:
+        """The suggestion after `last` (None: the first); None when the search is exhausted.
+
+        `history` holds the trials of the stage so far. Same arguments, same answer.
+        """
+        ...
+
+
+class Selection(Protocol):
+    def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
+        """The survivors, best first; ties go to the lower number."""
+        ...
+
+
+class Executor(Protocol):
+    def free_slots(self) -> int: ...
+
+    def submit(self, job: Job) -> None:
+        """Never blocks."""
+        ...
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
+        """Jobs that ended since the last call, each exactly once."""
+        ...
+
+    def cancel(self, job: Job) -> None: ...
+
+    def close(self) -> None:
+        """Idempotent; leaves no process behind."""
+        ...
