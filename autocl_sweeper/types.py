@@ -88,72 +88,73 @@ class Job:
 
 
 class History:
-    """Every trial of a sweep by number and by stage, kept so that a step costs the same at any size."""
+    """Every trial of a sweep, by number and by stage; each step costs the same at any size."""
 
     def __init__(self) -> None:
-        self._trials: dict[int, Trial] = {}
-        self._stages: dict[int, list[int]] = {}
+        self._stage_of: dict[int, tuple[int, int]] = {}  # number -> (stage, place in the stage)
+        self._stages: dict[int, list[Trial]] = {}
         self._running: dict[int, None] = {}
         self.failures = 0
 
     def __len__(self) -> int:
-        return len(self._trials)
+        return len(self._stage_of)
 
     def __iter__(self) -> Iterator[Trial]:
-        return iter(self._trials.values())
+        return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Trial:
-        return self._trials[number]
+        stage, place = self._stage_of[number]
+        return self._stages[stage][place]
 
-    @property
-    def next_number(self) -> int:
-        """Trials are numbered from 0 without gaps, in the order they start."""
-        return len(self._trials)
+    def __contains__(self, number: int) -> bool:
+        return number in self._stage_of
 
     def running(self) -> list[Trial]:
-        return [self._trials[number] for number in self._running]
+        return [self[number] for number in self._running]
 
-    def stage(self, stage: int) -> list[Trial]:
-        """The trials of one stage in the order they started."""
-        return [self._trials[number] for number in self._stages.get(stage, ())]
-
-    def stage_size(self, stage: int) -> int:
-        return len(self._stages.get(stage, ()))
-
-    def last_of_stage(self, stage: int) -> Trial | None:
-        numbers = self._stages.get(stage)
-        return self._trials[numbers[-1]] if numbers else None
+    def stage(self, stage: int) -> Sequence[Trial]:
+        """The trials of one stage in the order they started; a live view, not a copy."""
+        return self._stages.get(stage, ())
 
     def start(self, trial: Trial) -> None:
-        """Add a running trial, or take one up again with its next attempt."""
-        if trial.number not in self._trials:
-            if trial.number != self.next_number:
-                raise ValueError(f"trial {trial.number} starts, but {self.next_number} is next")
-            self._stages.setdefault(trial.stage, []).append(trial.number)
-        self._trials[trial.number] = trial
+        """Add a running trial, or take one up again with its next attempt.
+
+        Trials are numbered from 0 without gaps. Raises ValueError for any other number.
+        """
+        if trial.number in self._stage_of:
+            stage, place = self._stage_of[trial.number]
+            self._stages[stage][place] = trial
+        elif trial.number == len(self):
+            trials = self._stages.setdefault(trial.stage, [])
+            self._stage_of[trial.number] = (trial.stage, len(trials))
+            trials.append(trial)
+        else:
+            raise ValueError(f"trial {trial.number} starts, but {len(self)} is next")
         self._running[trial.number] = None
 
     def finish(self, number: int, outcome: Outcome) -> Trial:
-        trial = replace(self._trials[number], outcome=replace(outcome, job_return=None))
-        self._trials[number] = trial
+        """The trial with its outcome. Raises KeyError for a number that is not running."""
         del self._running[number]
-        if outcome.state is State.FAIL:
-            self.failures += 1
+        trial = replace(self[number], outcome=replace(outcome, job_return=None))
+        stage, place = self._stage_of[number]
+        self._stages[stage][place] = trial
+        self.failures += outcome.state is State.FAIL
         return trial
 
     def lineage(self, trial: Trial) -> list[Trial]:
         """The chain of a trial: its first ancestor first, the trial itself last."""
         chain = [trial]
         while chain[-1].parent is not None:
-            chain.append(self._trials[chain[-1].parent])
+            chain.append(self[chain[-1].parent])
         return chain[::-1]
 
 
 class Search(Protocol):
-    def ask(self, last: Suggestion | None, history: Sequence[Trial]) -> Suggestion | None:
-        """The suggestion after `last` (None: the first); None when the search is exhausted.
+    def ask(self, history: Sequence[Trial]) -> Suggestion | None:
+        """The next suggestion, given the trials of the stage; None when there is no other.
 
-        `history` holds the trials of the stage so far. Same arguments, same answer.
+        Same history, same answer. Asked only after every parent got the last suggestion, so the
+        next index is `history[-1].suggestion.index + 1`.
         """
         ...
 
