@@ -1,0 +1,1 @@
+"""The training app: one job trains one task of a continual-learning chain and returns its scores."""

@@ -1,0 +1,25 @@
+"""The command line of the training app: compose a config with Hydra, run it as one job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> dict[str, Any]:
+    """Train the task of `cfg` in Hydra's output folder and return its scores."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from train.settings import read_job
+
+    job = read_job(cfg, CONF / "task")
+    # Only now what takes seconds to import: `--help` and mistakes in the config are answered at once.
+    from train.job import run
+
+    return run(job, Path(HydraConfig.get().runtime.output_dir))

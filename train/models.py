@@ -1,0 +1,169 @@
+"""The base model, and the checkpoints that form a chain: base, then one adapter per task.
+
+A checkpoint holds what its own job trained and a pointer to its parent's checkpoint:
+
+    node.json                                               task and parent (null: this is the base)
+    base/  config.json, model.safetensors                   the first task
+    task3/ adapter_config.json, adapter_model.safetensors   later ones, named by their place in the chain
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from train.data import IMAGE_SIZE
+from train.olora import activate
+from train.settings import CLASSES, ModelSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint, or one of those it builds on, is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One checkpoint of a chain."""
+
+    folder: Path
+    task: str
+    parent: Path | None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A loaded model with all adapters of its chain active and frozen."""
+
+    model: PreTrainedModel | PeftModel
+    nodes: tuple[Node, ...]  # base first
+
+    @property
+    def adapters(self) -> list[str]:
+        return [adapter_name(place) for place in range(2, len(self.nodes) + 1)]
+
+
+def adapter_name(place: int) -> str:
+    """The adapter of the task at this place of the chain; the base is at place 1."""
+    return f"task{place}"
+
+
+def build_base(settings: ModelSettings) -> PreTrainedModel:
+    """A small vision transformer with random weights (torch's global generator) and a frozen head.
+
+    The head's rows are orthonormal directions, one per digit: they stand for the embeddings of the label
+    words, which O-LoRA does not train either. So all that is learned lies in the transformer.
+    """
+    from transformers import ViTConfig, ViTForImageClassification
+
+    model = ViTForImageClassification(
+        ViTConfig(
+            image_size=IMAGE_SIZE,
+            num_channels=1,
+            num_labels=CLASSES,
+            patch_size=settings.patch_size,
+            hidden_size=settings.hidden_size,
+            num_hidden_layers=settings.num_hidden_layers,
+            num_attention_heads=settings.num_attention_heads,
+            intermediate_size=settings.intermediate_size,
+        )
+    )
+    with torch.no_grad():
+        torch.nn.init.orthogonal_(model.classifier.weight, gain=settings.head_scale)
+        model.classifier.bias.zero_()
+    model.classifier.requires_grad_(False)
+    return model
+
+
+def save(model: PreTrainedModel | PeftModel, folder: Path, task: str, parent: Chain | None) -> None:
+    """Write what this job trained; node.json comes last and makes the checkpoint whole."""
+    pointer = None
+    if parent is None:
+        model.save_pretrained(folder / "base")
+    else:
+        model.save_pretrained(folder, selected_adapters=[adapter_name(len(parent.nodes) + 1)])
+        # Relative, so that a sweep folder can be moved as a whole.
+        pointer = Path(os.path.relpath(parent.nodes[-1].folder, folder)).as_posix()
+    (folder / "node.json").write_text(json.dumps({"task": task, "parent": pointer}) + "\n")
+
+
+def load(folder: Path) -> Chain:
+    """The model of a checkpoint: its base and every adapter on the way, all frozen.
+
+    Raises CheckpointError, which names the folder at fault and the chain that needs it.
+    """
+    nodes = _walk(folder)
+    model: PreTrainedModel | PeftModel | None = None
+    for place, node in enumerate(nodes, start=1):
+        try:
+            model = _load_base(node) if model is None else _load_adapter(model, node, place)
+        # Whatever the libraries raise on damaged files (OSError, SafetensorError, KeyError, ...).
+        except Exception as error:
+            raise _broken(node.folder, f"{type(error).__name__}: {error}", nodes[place:]) from error
+    assert model is not None
+    chain = Chain(model, tuple(nodes))
+    if chain.adapters:
+        activate(model, chain.adapters)  # type: ignore[arg-type]
+    return chain
+
+
+def _walk(folder: Path) -> list[Node]:
+    """The chain that ends in `folder`, base first."""
+    nodes: list[Node] = []
+    here: Path | None = folder.resolve()
+    while here is not None:
+        if here in [node.folder for node in nodes]:
+            raise _broken(here, "its chain of parents comes back to itself", nodes)
+        try:
+            record = json.loads((here / "node.json").read_text())
+            pointer = record["parent"]
+            parent = None if pointer is None else (here / pointer).resolve()
+            node = Node(here, record["task"], parent)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = "no such folder" if not here.is_dir() else f"node.json: {error!r}"
+            raise _broken(here, reason, nodes[::-1]) from error
+        nodes.append(node)
+        here = node.parent
+    return nodes[::-1]
+
+
+def _load_base(node: Node) -> PreTrainedModel:
+    from transformers import ViTForImageClassification
+
+    model = ViTForImageClassification.from_pretrained(
+        node.folder / "base", local_files_only=True, use_safetensors=True
+    )
+    return model.requires_grad_(False)
+
+
+def _load_adapter(model: PreTrainedModel | PeftModel, node: Node, place: int) -> PeftModel:
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    name = adapter_name(place)
+    # Read here first: without this file peft would look for a pickle, and it only warns of missing keys.
+    saved = load_file(node.folder / name / "adapter_model.safetensors")
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(node.folder / name), adapter_name=name, is_trainable=False)
+    else:
+        model = PeftModel.from_pretrained(model, str(node.folder / name), adapter_name=name)
+    loaded = get_peft_model_state_dict(model, adapter_name=name)
+    if saved.keys() != loaded.keys():
+        raise ValueError(f"its weights do not fit the model: {sorted(saved.keys() ^ loaded.keys())[:3]}")
+    return model
+
+
+def _broken(folder: Path, reason: str, needed_by: list[Node]) -> CheckpointError:
+    chain = "".join(f"\n  needed by {node.task}: {node.folder}" for node in needed_by)
+    return CheckpointError(
+        f"checkpoint {folder} is missing or damaged ({reason}).{chain}\n"
+        "A checkpoint holds only its own task; all its ancestors must stay where they were."
+    )
