@@ -51,8 +51,7 @@ class Outcome:
     log_tail: Sequence[str] = ()
     # The job never composed: a mistake in the configuration, which no retry can mend.
     configuration_error: bool = False
-    # Nothing came back although the function ended well: the app does not know the contract.
-    returned_nothing: bool = False
+    returned: str = ""  # the type of what the task function returned; empty: it did not return
     # Hydra's own JobReturn, for callers that must hand it on. Never journaled.
     job_return: Any = None
 
@@ -94,6 +93,7 @@ class History:
         self._stage_of: dict[int, tuple[int, int]] = {}  # number -> (stage, place in the stage)
         self._stages: dict[int, list[Trial]] = {}
         self._running: dict[int, None] = {}
+        self.beams: dict[int, tuple[int, ...]] = {}  # stage -> trial numbers, best first
         self.failures = 0
 
     def __len__(self) -> int:
@@ -117,11 +117,12 @@ class History:
         return self._stages.get(stage, ())
 
     def start(self, trial: Trial) -> None:
-        """Add a running trial, or take one up again with its next attempt.
+        """Add a running trial, or take one up again (running or failed) with its next attempt.
 
         Trials are numbered from 0 without gaps. Raises ValueError for any other number.
         """
         if trial.number in self._stage_of:
+            self.failures -= self[trial.number].state is State.FAIL
             stage, place = self._stage_of[trial.number]
             self._stages[stage][place] = trial
         elif trial.number == len(self):
@@ -141,6 +142,10 @@ class History:
         self.failures += outcome.state is State.FAIL
         return trial
 
+    def select(self, stage: int, beam: Sequence[int]) -> None:
+        """Close a stage: its survivors are the parents of the next one."""
+        self.beams[stage] = tuple(beam)
+
     def lineage(self, trial: Trial) -> list[Trial]:
         """The chain of a trial: its first ancestor first, the trial itself last."""
         chain = [trial]
@@ -150,6 +155,11 @@ class History:
 
 
 class Search(Protocol):
+    @property
+    def size(self) -> int | None:
+        """How many suggestions there are; None for a search without end."""
+        ...
+
     def ask(self, history: Sequence[Trial]) -> Suggestion | None:
         """The next suggestion, given the trials of the stage; None when there is no other.
 

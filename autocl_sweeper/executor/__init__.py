@@ -1,0 +1,1 @@
+"""Ways to run jobs; each fulfils `autocl_sweeper.types.Executor`."""

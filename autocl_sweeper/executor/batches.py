@@ -1,0 +1,77 @@
+"""Any Hydra launcher as an executor: it runs batches and blocks until each is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from autocl_sweeper.hydra_job import JobFiles, failure
+from autocl_sweeper.types import Job, Outcome
+
+
+class BatchExecutor:
+    """Collects jobs and launches them when asked to wait.
+
+    The launcher must run `hydra_job.ReportingTask`: what a job wrote counts, so jobs that finished
+    are kept when their launcher loses the batch (a killed joblib worker, a job that calls exit).
+    """
+
+    def __init__(self, launcher: Any, files: JobFiles, batch_size: int | None) -> None:
+        self._launcher = launcher
+        self._files = files
+        self._batch_size = batch_size
+        self._queued: list[Job] = []
+
+    def free_slots(self) -> int:
+        if self._batch_size is None:
+            return 1
+        return self._batch_size - len(self._queued)
+
+    def submit(self, job: Job) -> None:
+        self._files.forget(job.number)
+        self._queued.append(job)
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
+        """Runs what is queued, to the end: launchers cannot be interrupted."""
+        batch = self._take_batch()
+        if not batch:
+            return []
+        returns: Sequence[Any]
+        error: BaseException | None = None
+        try:
+            returns = self._launcher.launch([job.overrides for job in batch], batch[0].number)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as caught:  # SystemExit too: a job's own exit() gets here through basic
+            error, returns = caught, [None] * len(batch)
+        return [(job, self._outcome(job, ret, error)) for job, ret in zip(batch, returns)]
+
+    def cancel(self, job: Job) -> None:
+        self._queued = [queued for queued in self._queued if queued.number != job.number]
+
+    def close(self) -> None:
+        self._queued.clear()
+
+    def _take_batch(self) -> list[Job]:
+        """Queued jobs up to the first gap in their numbers: a launcher numbers from the first on."""
+        length = 0
+        for place, job in enumerate(self._queued):
+            if job.number != self._queued[0].number + place:
+                break
+            length += 1
+        batch, self._queued = self._queued[:length], self._queued[length:]
+        return batch
+
+    def _outcome(self, job: Job, job_return: Any, error: BaseException | None) -> Outcome:
+        outcome = self._files.read_outcome(job.number)
+        if outcome is None:
+            if error is None:
+                error = RuntimeError("the launcher gave no result for this job")
+                value = getattr(job_return, "_return_value", None)
+                if isinstance(value, BaseException):
+                    error = value
+            outcome = failure(error, 0.0)
+            if isinstance(error, SystemExit):
+                outcome = replace(outcome, reason=f"exit status {error.code}")
+        return replace(outcome, job_return=job_return)

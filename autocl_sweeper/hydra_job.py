@@ -1,0 +1,443 @@
+"""One Hydra job: composed, run in its own process, its outcome told in a file.
+
+The controller packs once what every job shares (`Package`), a job process unpacks it, composes its
+own configuration and runs it (`python -m autocl_sweeper.hydra_job`). However a job is run, its
+outcome appears whole or not at all as `<sweep folder>/.autocl/<number>.json`, so it survives the
+controller and every launcher.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.types import Job, Outcome, State
+
+LOG_NAME = "job.log"
+CHECKPOINT_NAME = "checkpoint"
+TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """Where the files between controller and jobs lie, below `<sweep folder>/.autocl/`."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, sweep_folder: Path) -> JobFiles:
+        return cls(sweep_folder / ".autocl")
+
+    def package(self) -> Path:
+        return self.folder / "package.pkl"
+
+    def outcome(self, number: int) -> Path:
+        return self.folder / f"{number}.json"
+
+    def job_return(self, number: int) -> Path:
+        return self.folder / f"{number}.pkl"
+
+    def log(self, number: int) -> Path:
+        """The job's output, under a name known before the job knows its folder and links it there."""
+        return self.folder / f"{number}.log"
+
+    def group(self, number: int) -> Path:
+        """Process group and boot of a running job, for who finds it after its controller died."""
+        return self.folder / f"{number}.group"
+
+    def forget(self, number: int) -> None:
+        """Remove what an ended job left here; all of it is elsewhere by now.
+
+        A log that no folder claimed (the job never composed) stays: it is the only copy.
+        """
+        for path in (self.outcome(number), self.job_return(number), self.group(number)):
+            path.unlink(missing_ok=True)
+        log = self.log(number)
+        if log.exists() and log.stat().st_nlink > 1:
+            log.unlink()
+
+    def read_outcome(self, number: int) -> Outcome | None:
+        """What the job wrote, or None while there is nothing or nothing readable."""
+        try:
+            return outcome_from_json(json.loads(self.outcome(number).read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_outcome(self, number: int, outcome: Outcome) -> None:
+        text = json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False)
+        write_whole(self.outcome(number), text.encode("utf-8", "backslashreplace"))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, and stays after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+# -- what a task function may return ----------------------------------------------------------------
+
+
+def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
+    """The outcome of a task function that returned `value`: a number, or a mapping.
+
+    A mapping holds numbers; `eval` and `test` map tasks to scores, `checkpoint` names the folder of
+    the model (default: `checkpoint/` in the job's folder, if it is there). Whether the score will
+    do is judged by the sweep, which knows if anybody has to be ranked.
+    """
+    found: dict[str, float] = {}
+    scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}}
+    checkpoint: Any = None
+    if isinstance(value, Mapping):
+        checkpoint = value.get("checkpoint")
+        for key, item in value.items():
+            if key in scores and isinstance(item, Mapping):
+                scores[key] = {str(k): float(n) for k, n in item.items() if is_number(n)}
+            elif is_number(item):
+                found[str(key)] = float(item)
+    elif is_number(value):
+        found["score"] = float(value)
+    default = output_dir / CHECKPOINT_NAME
+    if checkpoint is None and default.is_dir():
+        checkpoint = default
+    return Outcome(
+        state=State.COMPLETE,
+        checkpoint=None if checkpoint is None else str(output_dir / str(checkpoint)),
+        evaluations=scores["eval"],
+        tests=scores["test"],
+        numbers=found,
+        returned=type(value).__name__,
+        seconds=seconds,
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Python's and numpy's numbers. A bool is an answer, a tensor may live on a device: neither."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def failure(error: BaseException, seconds: float, configuration_error: bool = False) -> Outcome:
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return Outcome(
+        state=State.FAIL,
+        reason=f"{type(error).__name__}: {error}".strip().rstrip(":"),
+        seconds=seconds,
+        log_tail=tuple(lines[-TAIL_LINES:]),
+        configuration_error=configuration_error,
+    )
+
+
+# -- composing --------------------------------------------------------------------------------------
+
+
+def compose(hydra_context: Any, config: Any, overrides: Sequence[str]) -> Any:
+    """The job's own DictConfig, as every Hydra launcher composes it. Raises Hydra's exceptions."""
+    return hydra_context.config_loader.load_sweep_config(config, list(overrides))
+
+
+def compose_task_config(
+    hydra_context: Any, config: Any, overrides: Sequence[str], meant_for: str
+) -> dict[str, Any]:
+    """The flat configuration a job would get. Raises ConfigurationError where Hydra refuses it."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return flat_task_config(compose(hydra_context, config, overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(
+            f"{meant_for} cannot be composed: {error}\n"
+            f"  with: {' '.join(text for text in overrides if not text.startswith('hydra.'))}\n"
+            "  Every key must exist in the app's configuration (prefix a new one with '+') and every"
+            "\n  choice must name a file of its group. No job was started."
+        ) from error
+
+
+def flat_task_config(composed: Any) -> dict[str, Any]:
+    """Dotted key -> value as written, interpolations unresolved, without the `hydra` node."""
+    from omegaconf import OmegaConf
+
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            for key, child in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), child)
+        else:
+            flat[prefix] = node
+
+    tree = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
+    assert isinstance(tree, dict)
+    walk("", {key: node for key, node in tree.items() if key != "hydra"})
+    # Bytes and paths are legal in a config and unknown to JSON: their text tells as much.
+    return json.loads(json.dumps(flat, default=str)) if flat else {}
+
+
+# -- any launcher: the task function tells its own outcome -------------------------------------------
+
+
+class ReportingTask:
+    """A task function that also writes its outcome file, whichever launcher runs it.
+
+    Picklable whenever the function is. What the function raises or returns passes through.
+    """
+
+    def __init__(self, task_function: Callable[[Any], Any]) -> None:
+        self.task_function = task_function
+        self.__wrapped__ = task_function
+        self.__module__ = task_function.__module__
+        self.__name__ = getattr(task_function, "__name__", type(task_function).__name__)
+
+    def __call__(self, config: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        number = int(hydra.job.num)
+        # The job may have changed directory; `sweep.dir` may be relative to where Hydra started.
+        files = JobFiles.of(Path(hydra.runtime.cwd) / hydra.sweep.dir)
+        output_dir = Path(hydra.runtime.output_dir)
+        start = time.monotonic()
+        try:
+            value = self.task_function(config)
+        except Exception as error:
+            files.write_outcome(number, failure(error, time.monotonic() - start))
+            raise
+        files.write_outcome(number, outcome_of(value, output_dir, time.monotonic() - start))
+        return value
+
+
+# -- our own job processes --------------------------------------------------------------------------
+
+
+class Package:
+    """What every job of a launcher shares, packed once for fresh interpreters.
+
+    Two parts in one file, because the second cannot be read before the first is applied: where to
+    import from (JSON, one line), then context, configuration, task function and Hydra's singletons.
+    """
+
+    def __init__(self, files: JobFiles, hydra_context: Any, config: Any, function: Any) -> None:
+        from hydra.core.singleton import Singleton
+
+        self.files = files
+        main = sys.modules.get("__main__")
+        header = {
+            "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
+            "cwd": os.getcwd(),
+            "main": getattr(main, "__file__", None),
+            "function": None,
+        }
+        dumps = _cloudpickle().dumps
+        shared = (hydra_context, config, Singleton.get_state())
+        try:
+            body = dumps((*shared, function))
+        except Exception as error:  # a lock or an open file among the globals the function uses
+            name = getattr(function, "__qualname__", "")
+            if function.__module__ != "__main__" or header["main"] is None or "." in name:
+                raise ConfigurationError(
+                    f"The task function {function!r} cannot be sent to a job process: {error}.\n"
+                    "  It is pickled with the globals it uses, and one of them cannot be.\n"
+                    "  Make that object inside the function, or move the function to a module."
+                ) from error
+            header["main"] = str(Path(str(header["main"])).absolute())
+            header["function"] = name
+            body = dumps((*shared, None))
+        write_whole(files.package(), json.dumps(header).encode() + b"\n" + body)
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        """The command of one job process; with `returns` it also leaves Hydra's JobReturn."""
+        request = json.dumps({"number": job.number, "overrides": job.overrides, "returns": returns})
+        path = self.files.folder / f"{job.number}.request"
+        path.write_text(request, "utf-8", "surrogatepass")
+        return [sys.executable, "-m", "autocl_sweeper.hydra_job", str(self.files.folder), str(path)]
+
+
+def _cloudpickle() -> Any:
+    try:
+        import cloudpickle  # type: ignore[import-untyped]
+    except ImportError:  # joblib before 1.6 carries its own copy instead of requiring the package
+        from joblib.externals import cloudpickle  # type: ignore[import-untyped]
+    return cloudpickle
+
+
+def _unpack(path: Path) -> tuple[Any, Any, Any]:
+    """(hydra_context, config, task_function), with Hydra's singletons installed."""
+    with open(path, "rb") as file:
+        header = json.loads(file.readline())
+        sys.path[:] = header["sys_path"]
+        os.chdir(header["cwd"])
+        context, config, singletons, function = _cloudpickle().loads(file.read())
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import setup_globals
+
+    Singleton.set_state(singletons)
+    setup_globals()
+    if function is None:
+        function = _function_of_main(header["main"], header["function"])
+    return context, config, function
+
+
+def _function_of_main(path: str, name: str) -> Any:
+    """The user's task function, by running the main file under another name than `__main__`."""
+    import runpy
+
+    function = runpy.run_path(path, run_name="__mp_main__")[name]
+    return getattr(function, "__wrapped__", function)
+
+
+def run_job_process(folder: Path, request_path: Path) -> None:
+    """Compose and run one job in this process; leave its outcome and, if asked, its JobReturn."""
+    start = time.monotonic()
+    files = JobFiles(folder)
+    request = json.loads(request_path.read_text("utf-8", "surrogatepass"))
+    request_path.unlink()
+    number, overrides = int(request["number"]), request["overrides"]
+    job_return: Any = None
+    try:
+        context, master, function = _unpack(files.package())
+        config = _compose_job(context, master, overrides, number)
+        output_dir = _claim_folder(config, files.log(number))
+    except Exception as error:
+        traceback.print_exc()
+        outcome = failure(error, time.monotonic() - start, configuration_error=True)
+        job_return = _failed_return(overrides, error)
+    else:
+        from hydra.core.utils import JobStatus, run_job
+
+        job_return = run_job(
+            hydra_context=context,
+            task_function=function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        seconds = time.monotonic() - start
+        value = job_return._return_value
+        if job_return.status is JobStatus.COMPLETED:
+            outcome = outcome_of(value, output_dir, seconds)
+        else:
+            traceback.print_exception(value)
+            outcome = failure(value, seconds)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if request["returns"]:
+        _write_return(files.job_return(number), job_return)
+    files.write_outcome(number, outcome)
+
+
+def _compose_job(context: Any, master: Any, overrides: Sequence[str], number: int) -> Any:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    config = compose(context, master, overrides)
+    with open_dict(config):
+        config.hydra.job.id = str(number)
+        config.hydra.job.num = number
+    # `${hydra:...}` in sweep.subdir has to mean this job, not the configuration of the sweep.
+    HydraConfig.instance().set_config(config)
+    return config
+
+
+def _claim_folder(config: Any, log: Path) -> Path:
+    """Make the job's folder and link the running log into it; an earlier log there is kept."""
+    output_dir = (Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)).absolute()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    target = output_dir / LOG_NAME
+    if target.exists():
+        taken = sum(1 for _ in output_dir.glob(f"{LOG_NAME}.*"))
+        os.replace(target, output_dir / f"{LOG_NAME}.{taken + 1}")
+    link_log(log, target)
+    return output_dir
+
+
+def link_log(log: Path, target: Path) -> None:
+    """Give a log its place in the job's folder; where links are unknown, by moving it."""
+    if log.exists() and not target.exists():
+        try:
+            os.link(log, target)
+        except OSError:
+            os.replace(log, target)
+
+
+def _failed_return(overrides: Sequence[str], error: BaseException) -> Any:
+    from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+
+    return JobReturn(
+        overrides=list(filter_overrides(overrides)), status=JobStatus.FAILED, _return_value=error
+    )
+
+
+def _write_return(path: Path, job_return: Any) -> None:
+    """Pickle a JobReturn, replacing a value that does not survive the round trip by its story."""
+    cloudpickle = _cloudpickle()
+    value = job_return._return_value
+    if isinstance(value, BaseException):
+        # Hydra 1.3 loses the traceback of another process: carry it as text.
+        value.__notes__ = [*getattr(value, "__notes__", []), traceback_text(value)]
+    try:
+        cloudpickle.loads(cloudpickle.dumps(value))
+    except Exception as error:
+        from hydra.core.utils import JobStatus
+
+        if job_return.status is JobStatus.FAILED:
+            story = f"{type(value).__name__}: {value}\n{traceback_text(value)}"
+        else:
+            story = f"the returned {type(value).__name__} cannot be pickled: {error!r}"
+        job_return.status = JobStatus.FAILED
+        job_return._return_value = RuntimeError(story)
+    write_whole(path, cloudpickle.dumps(job_return))
+
+
+def traceback_text(error: BaseException) -> str:
+    return "in the job process:\n" + "".join(traceback.format_exception(error)).rstrip()
+
+
+def read_return(path: Path) -> Any:
+    """The JobReturn that a job of ours just wrote; nothing else is ever unpickled."""
+    return _cloudpickle().loads(path.read_bytes())
+
+
+def last_lines(path: Path, count: int = TAIL_LINES, size: int = 16384) -> tuple[str, ...]:
+    """The end of a log; empty when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - size))
+            return tuple(file.read().decode("utf-8", "replace").splitlines()[-count:])
+    except OSError:
+        return ()
+
+
+def finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+if __name__ == "__main__":
+    # Run as the importable module, so that nothing here is pickled as part of `__main__`.
+    from autocl_sweeper.hydra_job import run_job_process as run
+
+    run(Path(sys.argv[1]), Path(sys.argv[2]))
+    # The result is on disk. Tearing down an interpreter that holds torch takes about a second;
+    # waiting for the user's threads and exit hooks is all of it that anybody needs.
+    import atexit
+
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

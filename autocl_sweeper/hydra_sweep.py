@@ -1,0 +1,239 @@
+"""What stands between Hydra's plugin classes and the core: run a sweep, or launch plain jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+
+from autocl_sweeper.devices import LeaseFolder, find_probe
+from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.executor.batches import BatchExecutor
+from autocl_sweeper.executor.local import LocalExecutor, Pool
+from autocl_sweeper.hydra_job import JobFiles, Package, ReportingTask, compose_task_config
+from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.report.progress import watch
+from autocl_sweeper.report.summary import print_summary
+from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.types import Executor, Job, Outcome
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SUBDIR = "${hydra.job.num}"
+
+
+def run_sweep(
+    settings: Mapping[str, Any],
+    arguments: Sequence[str],
+    hydra_context: Any,
+    config: DictConfig,
+    launcher: Any,
+) -> Any:
+    """The whole of `AutoCLSweeper.sweep`.
+
+    Returns the best chain as in optimization_results.yaml's `chain`; without a sequence, Hydra's
+    JobReturns in batches, as its basic sweeper does.
+    """
+    with _errors_for_hydra(), sigterm_as_exit():
+        return _run_sweep(settings, arguments, hydra_context, config, launcher)
+
+
+def _run_sweep(
+    raw: Mapping[str, Any],
+    arguments: Sequence[str],
+    hydra_context: Any,
+    config: DictConfig,
+    launcher: Any,
+) -> Any:
+    settings = Settings(**{key: _plain(value) for key, value in raw.items()})
+
+    def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
+        return compose_task_config(hydra_context, config, overrides, meant_for)
+
+    subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(subdir, dict)
+    plan = make_plan(
+        settings,
+        arguments,
+        compose,
+        hydra_context.config_loader,
+        own_folders=subdir["subdir"] == DEFAULT_SUBDIR,
+    )
+    folder = Path(str(config.hydra.sweep.dir)).absolute()
+    files = JobFiles.of(folder)
+    streams = hasattr(launcher, "executor")
+    executor: Executor
+    if streams:
+        executor = launcher.executor(returns=not plan.ranked, files=files)
+    else:
+        executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
+    try:
+        progress = watch(executor.devices if isinstance(executor, LocalExecutor) else None)
+        sweep = Sweep(folder, plan, executor, files, progress)
+        if not (folder / "multirun.yaml").exists():
+            OmegaConf.save(config, folder / "multirun.yaml")
+        try:
+            history = sweep.run()
+        except BaseException:
+            log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
+            raise
+    finally:
+        executor.close()
+    if not plan.ranked:
+        return _batches(sweep.job_returns, settings)
+    from rich.console import Console
+
+    print_summary(plan, history, folder, Console())
+    return sweep.best_chain()
+
+
+def _batch_size(plan: Plan, launcher: Any) -> int | None:
+    size = plan.settings.max_batch_size
+    if size is None and type(launcher).__name__ == "BasicLauncher":
+        return 1  # it runs jobs one after another: asked one by one, it loses none
+    return size
+
+
+def _batches(job_returns: Mapping[int, Any], settings: Settings) -> list[list[Any]]:
+    """JobReturns as the basic sweeper gives them, raising what the first failed job raised."""
+    returned = [job_returns[number] for number in sorted(job_returns)]
+    if settings.max_failures is None:
+        for job_return in returned:
+            _ = job_return.return_value
+    size = settings.max_batch_size or max(len(returned), 1)
+    return [returned[i : i + size] for i in range(0, len(returned), size)] or [[]]
+
+
+# -- the launcher -----------------------------------------------------------------------------------
+
+
+def local_executor(
+    settings: Mapping[str, Any],
+    hydra_context: Any,
+    task_function: Any,
+    config: DictConfig,
+    returns: bool,
+    files: JobFiles,
+) -> LocalExecutor:
+    """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
+    if isinstance(task_function, ReportingTask):
+        task_function = task_function.task_function  # our job processes report by themselves
+    slots = settings["cpu_slots"]
+    pool = Pool(
+        find_probe(None if slots in (None, "auto") else int(slots), os.environ),
+        LeaseFolder(),
+        count=settings["devices_per_job"],
+        free_memory=settings["free_memory"],
+        max_devices=settings["max_devices"],
+        holder=str(files.folder.parent),
+    )
+    return LocalExecutor(
+        Package(files, hydra_context, config, task_function),
+        files,
+        pool,
+        timeout_s=settings["timeout_s"],
+        returns=returns,
+    )
+
+
+def launch(
+    executor: Callable[[bool, JobFiles], LocalExecutor],
+    config: DictConfig,
+    job_overrides: Sequence[Sequence[str]],
+    initial_job_idx: int,
+) -> Sequence[JobReturn]:
+    """The whole of `GPULauncher.launch`: every job ends in a JobReturn, in the order given."""
+    if not job_overrides:
+        return []
+    setup_globals()
+    configure_hydra_log(config)
+    folder = Path(str(config.hydra.sweep.dir)).absolute()
+    # Other sweepers do not lock the folder, so two of them must not meet in one place.
+    files = JobFiles(JobFiles.of(folder).folder / f"launch-{os.getpid()}")
+    jobs = [Job(initial_job_idx + i, tuple(texts)) for i, texts in enumerate(job_overrides)]
+    waiting = deque(jobs)
+    returned: dict[int, JobReturn] = {}
+    with _errors_for_hydra(), sigterm_as_exit(), executor(True, files) as running:
+        while len(returned) < len(jobs):
+            while waiting and running.free_slots():
+                job = waiting.popleft()
+                log.info("#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
+                running.submit(job)
+            for job, outcome in running.wait(None):
+                returned[job.number] = _job_return(job, outcome)
+                log.info("#%d %s in %.1f s %s", job.number, outcome.state.value, outcome.seconds,
+                         outcome.reason)  # fmt: skip
+                files.forget(job.number)
+    files.package().unlink()
+    with contextlib.suppress(OSError):  # logs that belong to no folder stay
+        files.folder.rmdir()
+        files.folder.parent.rmdir()
+    return [returned[job.number] for job in jobs]
+
+
+class JobDiedError(RuntimeError):
+    """A job process ended without an outcome."""
+
+
+def _job_return(job: Job, outcome: Outcome) -> JobReturn:
+    if outcome.job_return is not None:
+        assert isinstance(outcome.job_return, JobReturn)
+        return outcome.job_return
+    tail = "".join(f"\n  | {line}" for line in outcome.log_tail)
+    return JobReturn(
+        overrides=list(filter_overrides(job.overrides)),
+        status=JobStatus.FAILED,
+        _return_value=JobDiedError(f"job {job.number}: {outcome.reason}{tail}"),
+    )
+
+
+def configure_hydra_log(config: DictConfig) -> None:
+    """Hydra's own logging, as launchers set it; 1.4 polices the classes it may name."""
+    more = {}
+    if "execution_whitelist" in inspect.signature(configure_log).parameters:
+        more["execution_whitelist"] = config.hydra.get("execution_whitelist")
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose, **more)
+
+
+# -- both -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _errors_for_hydra() -> Iterator[None]:
+    """Our errors as Hydra prints its own: the message, without a traceback through Hydra."""
+    try:
+        yield
+    except AutoCLError as error:
+        raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM ends the sweep as Ctrl-C does, so that jobs and leases go with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

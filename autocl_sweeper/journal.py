@@ -1,0 +1,226 @@
+"""The append-only record of a sweep, and the history folded from it.
+
+One JSON object a line; the event kinds and their fields are listed in docs/structure.md. If it is
+not in the journal, it did not happen.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.errors import JournalDamagedError, SweepFolderError, SweepLockedError
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
+
+VERSION = 1
+NAME = "journal.jsonl"
+
+Record = Mapping[str, Any]
+
+
+class Journal:
+    """The journal of one sweep folder, open for appending and locked against any other sweep.
+
+    Opening creates the folder, takes the lock, cuts off a torn last line (a later append would
+    otherwise be swallowed by it) and reads the rest into `records`. The lock lives as long as this
+    process: a killed one leaves nothing to clean up, and jobs do not inherit it.
+
+    Raises SweepLockedError, SweepFolderError and JournalDamagedError.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")
+        except OSError as error:
+            raise SweepFolderError(
+                f"Cannot write the sweep folder '{folder}': {error.strerror or error}.\n"
+                "  A sweep keeps its journal and its jobs' folders there.\n"
+                "  Set hydra.sweep.dir to a folder you may write."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise SweepLockedError(
+                f"Another sweep is running in '{folder}' ({_last_session(self.path)}).\n"
+                "  One folder holds one sweep at a time.\n"
+                "  Wait for it, end it, or set another hydra.sweep.dir."
+            ) from None
+        try:
+            self.records = self._read_and_repair()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Add one event; it is on disk when this returns."""
+        record = {"event": event, **fields, "time": round(time.time(), 3)}
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        self._file.write(line.encode("utf-8", "surrogatepass"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def open_session(self) -> None:
+        """Note who writes from here on; the refusal of a second sweep quotes it."""
+        self.append("session", pid=os.getpid(), host=socket.gethostname())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read_and_repair(self) -> list[Record]:
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        lines = data[:whole].splitlines()
+        # A crash can also leave a whole line of rubbish (blocks never written read as zeros), but
+        # only as the last one: every earlier line was synced before the next began.
+        if lines and _parse(lines[-1]) is None:
+            whole -= len(lines.pop()) + 1
+        if whole != len(data):
+            self._file.truncate(whole)
+            os.fsync(self._file.fileno())
+        records = []
+        for number, line in enumerate(lines, start=1):
+            record = _parse(line)
+            if record is None:
+                raise JournalDamagedError(
+                    f"Line {number} of '{self.path}' is not a journal event: {line[:80]!r}.\n"
+                    "  Only the last line may be torn, by a crash; an earlier one means the file\n"
+                    "  was edited or the disk failed. Restore the file, or start in a new folder."
+                )
+            records.append(record)
+        return records
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line.decode("utf-8", "surrogatepass"))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("event"), str) else None
+
+
+def read(folder: Path) -> list[Record]:
+    """The events of a sweep that may be running: no lock, a torn last line left alone."""
+    lines = (folder / NAME).read_bytes().split(b"\n")
+    return [record for line in lines if (record := _parse(line)) is not None]
+
+
+def _last_session(path: Path) -> str:
+    sessions = [record for record in read(path.parent) if record["event"] == "session"]
+    if not sessions:
+        return "it has just started"
+    return f"pid {sessions[-1].get('pid')} on {sessions[-1].get('host')}"
+
+
+@dataclass
+class Fold:
+    """What the events of a journal add up to."""
+
+    history: History = field(default_factory=History)
+    setup: Record | None = None  # the `sweep` event: version and fingerprint
+    overrides: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    ended: bool = False
+
+
+def fold(records: Iterable[Record]) -> Fold:
+    """The state after `records`, in their order. Raises KeyError or ValueError on foreign events."""
+    state = Fold()
+    for record in records:
+        match record["event"]:
+            case "sweep":
+                state.setup = record
+            case "start":
+                trial = _trial(record)
+                state.history.start(trial)
+                state.overrides[trial.number] = tuple(record["overrides"])
+            case "finish":
+                state.history.finish(record["trial"], outcome_from_json(record))
+            case "select":
+                state.history.select(record["stage"], record["beam"])
+            case "end":
+                state.ended = True
+            case "session":
+                state.ended = False
+            case "attempt_failed":
+                pass  # told for the reader; the trial stays RUNNING until its last attempt ends
+            case unknown:
+                raise ValueError(f"a journal of this version has no event '{unknown}'")
+    return state
+
+
+def trial_to_json(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "stage": trial.stage,
+        "task": trial.task,
+        "suggestion": trial.suggestion.index,
+        "params": dict(trial.suggestion.params),
+        "parent": trial.parent,
+        "folder": trial.folder,
+        "attempt": trial.attempt,
+    }
+
+
+def _trial(record: Record) -> Trial:
+    return Trial(
+        number=record["trial"],
+        stage=record["stage"],
+        task=record["task"],
+        suggestion=Suggestion(record["suggestion"], record["params"]),
+        parent=record["parent"],
+        folder=record["folder"],
+        attempt=record["attempt"],
+    )
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """Strict JSON; a number that is not finite becomes its name ("nan", "inf")."""
+    return {
+        "state": outcome.state.value,
+        "reason": outcome.reason,
+        "score": outcome.score,
+        "checkpoint": outcome.checkpoint,
+        "eval": _numbers_to_json(outcome.evaluations),
+        "test": _numbers_to_json(outcome.tests),
+        "numbers": _numbers_to_json(outcome.numbers),
+        "returned": outcome.returned,
+        "seconds": round(outcome.seconds, 3),
+        "log_tail": list(outcome.log_tail),
+        "configuration_error": outcome.configuration_error,
+    }
+
+
+def outcome_from_json(record: Record) -> Outcome:
+    """Raises KeyError, TypeError or ValueError when `record` is not an outcome."""
+    return Outcome(
+        state=State(record["state"]),
+        reason=record["reason"],
+        score=record["score"],
+        checkpoint=record["checkpoint"],
+        evaluations=_numbers_from_json(record["eval"]),
+        tests=_numbers_from_json(record["test"]),
+        numbers=_numbers_from_json(record["numbers"]),
+        returned=record["returned"],
+        seconds=float(record["seconds"]),
+        log_tail=tuple(record["log_tail"]),
+        configuration_error=bool(record["configuration_error"]),
+    )
+
+
+def _numbers_to_json(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    return {key: n if math.isfinite(n) else str(n) for key, n in numbers.items()}
+
+
+def _numbers_from_json(numbers: Mapping[str, float | str]) -> dict[str, float]:
+    return {key: float(n) for key, n in numbers.items()}

@@ -1,0 +1,1 @@
+"""What a person sees of a sweep, from its history alone."""

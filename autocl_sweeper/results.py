@@ -1,0 +1,278 @@
+"""The files a sweep leaves for its reader, computed from its history."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper import metrics
+from autocl_sweeper.hydra_job import LOG_NAME, write_whole
+from autocl_sweeper.journal import Record, outcome_from_json
+from autocl_sweeper.plan import Plan
+from autocl_sweeper.types import History, State, Trial
+
+RESULT_FILE = "autoCL_result.txt"
+BEST_FILE = "optimization_results.yaml"
+TABLE_FILE = "trials.csv"
+
+# Settings that AutoCL's readers look for, and those that make a chain repeatable, by the last part
+# of their configuration key. Searched parameters are always told.
+AUTOCL_SETTINGS = ("lamda_1", "lamda_2", "learning_rate")
+KNOWN_SETTINGS = (
+    *AUTOCL_SETTINGS,
+    "num_train_epochs",
+    "lora_dim",
+    "lora_alpha",
+    "seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One lineage and its numbers. `evaluation` and `test` are accuracy matrices R[i][j]."""
+
+    trials: Sequence[Trial]
+    evaluation: Sequence[Sequence[float]] | None
+    test: Sequence[Sequence[float]] | None
+
+    @property
+    def score(self) -> float:
+        score = self.trials[-1].score
+        assert score is not None
+        return score
+
+
+def chain_of(trial: Trial, history: History, tasks: Sequence[str]) -> Chain:
+    """The lineage of a trial; a matrix is None unless every trial has all the scores it needs."""
+    trials = history.lineage(trial)
+    outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
+
+    def matrix(scores: Sequence[Mapping[str, float]]) -> list[list[float]] | None:
+        complete = all(
+            task in row for stage, row in enumerate(scores) for task in tasks[: stage + 1]
+        )
+        return metrics.accuracy_matrix(tasks, scores) if scores and complete else None
+
+    return Chain(
+        trials,
+        matrix([outcome.evaluations for outcome in outcomes]),
+        matrix([outcome.tests for outcome in outcomes]),
+    )
+
+
+def final_chains(plan: Plan, history: History) -> list[Chain]:
+    """The chains that end in the last stage reached, best first."""
+    for stage in reversed(plan.stages):
+        finished = [t for t in history.stage(stage.number) if t.score is not None]
+        if finished:
+            finished.sort(key=plan.selection.rank)
+            tasks = list(plan.tasks)[: stage.number]
+            return [chain_of(trial, history, tasks) for trial in finished]
+    return []
+
+
+def continual_metrics(matrix: Sequence[Sequence[float]] | None) -> dict[str, float]:
+    """Those of the matrix that are defined: transfer needs two tasks."""
+    if matrix is None or not matrix:
+        return {}
+    found = {"average_accuracy": metrics.average_accuracy(matrix)}
+    if len(matrix) > 1:
+        found["backward_transfer"] = metrics.backward_transfer(matrix)
+        found["forgetting"] = metrics.forgetting(matrix)
+    return found
+
+
+# -- autoCL_result.txt ------------------------------------------------------------------------------
+
+
+class ResultFile:
+    """AutoCL's result file: its layout, our keys beside its own. Written by the sweep alone.
+
+    Lines follow the journal's events, so the file can be rebuilt from it at any time.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self._path = folder / RESULT_FILE
+        self._plan = plan
+        self._stage = 0
+
+    def rebuild(self, records: Iterable[Record], history: History) -> None:
+        lines: list[str] = []
+        for record in records:
+            lines += self.lines(record["event"], record, history)
+        write_whole(self._path, "".join(lines).encode("utf-8", "backslashreplace"))
+
+    def append(self, event: str, record: Mapping[str, Any], history: History) -> None:
+        lines = self.lines(event, record, history)
+        if lines:
+            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(lines)
+
+    def lines(self, event: str, record: Mapping[str, Any], history: History) -> list[str]:
+        match event:
+            case "start" if record["stage"] > self._stage:
+                self._stage = record["stage"]
+                return [f"-------------{record['task']} beginner---------------\n"]
+            case "finish":
+                # The record's own outcome: a trial that failed may be running again by now.
+                outcome = outcome_from_json(record)
+                told = self._trial(replace(history[record["trial"]], outcome=outcome), history)
+            case "select":
+                told = self._selection(record["stage"], record["beam"], history)
+            case _:
+                return []
+        return [json.dumps(told, ensure_ascii=False) + "\n"]
+
+    def _trial(self, trial: Trial, history: History) -> dict[str, Any]:
+        outcome = trial.outcome
+        assert outcome is not None
+        config = {**self._plan.configs.get(trial.task, {}), **trial.suggestion.params}
+        checkpoint = outcome.checkpoint
+        split = "dev" if outcome.evaluations else "returned"
+        return {
+            "training_params": training_params(config, trial.suggestion.params),
+            "average_metrics": [t.score for t in history.lineage(trial)[:-1]] + [trial.score],
+            "test_result": [[name, score] for name, score in outcome.tests.items()],
+            "model_save_path": checkpoint,
+            "task": trial.task,
+            "stage": trial.stage,
+            "trial": trial.number,
+            "parent": trial.parent,
+            "status": outcome.state.value,
+            "reason": outcome.reason,
+            "score": outcome.score,
+            "score_split": split,
+            "dev_result": [[name, score] for name, score in outcome.evaluations.items()],
+            "log": f"{trial.folder}/{LOG_NAME}" if trial.folder else None,
+            "seconds": round(outcome.seconds, 3),
+        }
+
+    def _selection(self, stage: int, beam: Sequence[int], history: History) -> dict[str, Any]:
+        return {
+            "selected": list(beam),
+            "stage": stage,
+            "task": self._plan.stages[stage - 1].task,
+            "scores": [history[number].score for number in beam],
+        }
+
+
+def training_params(config: Mapping[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a job under their short names, as AutoCL wrote them.
+
+    A short name is the last part of a key; where two keys share it, both keep their whole name.
+    """
+    keys = [key for key in config if key in searched or key.rpartition(".")[2] in KNOWN_SETTINGS]
+    bare = {key: key.lstrip("+") for key in keys}
+    shorts = [name.rpartition(".")[2] for name in bare.values()]
+    told: dict[str, Any] = {}
+    for key, name in bare.items():
+        short = name.rpartition(".")[2]
+        told[short if shorts.count(short) == 1 else name] = config[key]
+    if "per_device_train_batch_size" in told:
+        told["train_bs"] = told.pop("per_device_train_batch_size")
+    return told
+
+
+# -- optimization_results.yaml and trials.csv -------------------------------------------------------
+
+
+def best_chain(
+    plan: Plan, history: History, overrides: Mapping[int, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """The best chain so far, one entry per stage; empty while nothing is ranked."""
+    return [
+        {
+            "stage": trial.stage,
+            "task": trial.task,
+            "trial": trial.number,
+            "score": trial.score,
+            "folder": trial.folder or None,
+            "checkpoint": trial.outcome.checkpoint if trial.outcome else None,
+            "params": dict(trial.suggestion.params),
+            "overrides": [
+                text for text in overrides.get(trial.number, ()) if not text.startswith("hydra.")
+            ],
+        }
+        for chain in final_chains(plan, history)[:1]
+        for trial in chain.trials
+    ]
+
+
+def write_best(
+    folder: Path, plan: Plan, history: History, overrides: Mapping[int, Sequence[str]]
+) -> None:
+    """The best chain so far, its metrics, and the beam of each stage that is over."""
+    best = next(iter(final_chains(plan, history)), None)
+    told: dict[str, Any] = {
+        "name": "autocl",
+        "best_score": best.score if best else None,
+        "direction": plan.settings.direction,
+        "stages_finished": len(history.beams),
+        "stages": len(plan.stages),
+    }
+    if best is not None:
+        told["metrics"] = {
+            split: continual_metrics(matrix)
+            for split, matrix in (("eval", best.evaluation), ("test", best.test))
+            if matrix is not None
+        }
+    told["chain"] = best_chain(plan, history, overrides)
+    told["beams"] = {stage: list(beam) for stage, beam in history.beams.items()}
+    import yaml
+
+    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+    write_whole(folder / BEST_FILE, text.encode("utf-8", "backslashreplace"))
+
+
+def write_table(folder: Path, history: History) -> None:
+    """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
+    fixed = "trial stage task state score parent selected attempt seconds folder reason".split()
+    params: dict[str, None] = {}
+    numbers: dict[str, None] = {}
+    rows = []
+    selected = {number for beam in history.beams.values() for number in beam}
+    for trial in history:
+        outcome = trial.outcome
+        row: dict[str, Any] = {
+            "trial": trial.number,
+            "stage": trial.stage,
+            "task": trial.task,
+            "state": trial.state.value,
+            "score": trial.score,
+            "parent": trial.parent,
+            "selected": int(trial.number in selected),
+            "attempt": trial.attempt,
+            "folder": trial.folder,
+        }
+        for key, value in trial.suggestion.params.items():
+            params[f"param/{key}"] = None
+            row[f"param/{key}"] = value if isinstance(value, str) else json.dumps(value)
+        if outcome is not None:
+            row |= {"seconds": round(outcome.seconds, 3), "reason": outcome.reason}
+            for prefix, scores in (
+                ("eval/", outcome.evaluations),
+                ("test/", outcome.tests),
+                ("", {k: v for k, v in outcome.numbers.items() if k not in fixed}),
+            ):
+                for key, number in scores.items():
+                    numbers[prefix + key] = None
+                    row[prefix + key] = number
+        rows.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*fixed, *params, *numbers], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def spread(chains: Sequence[Chain]) -> float | None:
+    """Best minus worst final score among the chains that completed the last stage."""
+    scores = [chain.score for chain in chains if chain.trials[-1].state is State.COMPLETE]
+    return max(scores) - min(scores) if scores else None

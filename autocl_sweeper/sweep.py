@@ -1,0 +1,374 @@
+"""The control loop: strategy -> executor -> journal. The one module that knows everybody."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from autocl_sweeper import results
+from autocl_sweeper.errors import (
+    ChangedSweepError,
+    ConfigurationError,
+    JobContractError,
+    NoSurvivorError,
+    SweepFolderError,
+    TooManyFailuresError,
+)
+from autocl_sweeper.executor.local import end_recorded_group
+from autocl_sweeper.hydra_job import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
+from autocl_sweeper.journal import VERSION, Journal, fold, outcome_to_json, trial_to_json
+from autocl_sweeper.plan import Plan, changed
+from autocl_sweeper.strategy import Decision, Done, Select, Stage, Start
+from autocl_sweeper.types import Executor, History, Job, Outcome, State, Suggestion, Trial
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Protocol):
+    """Who watches a sweep. Called from the control loop, so it must be quick."""
+
+    def begin(self, plan: Plan, history: History) -> None: ...
+    def started(self, trial: Trial) -> None: ...
+    def finished(self, trial: Trial) -> None: ...
+    def again(self, trial: Trial, reason: str) -> None: ...
+    def selected(self, stage: Stage, beam: Sequence[Trial]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Sweep:
+    """One sweep in one folder. `run` continues whatever the folder's journal says was begun.
+
+    Raises SweepFolderError and its kin, ChangedSweepError, ConfigurationError for a job that
+    cannot be composed, and SweepStoppedError and its kin. Whatever it raises, finished trials are
+    in the journal and the executor is the caller's to close.
+    """
+
+    def __init__(
+        self, folder: Path, plan: Plan, executor: Executor, files: JobFiles, progress: Progress
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._executor = executor
+        self._files = files
+        self._progress = progress
+        self._journal = Journal(folder)
+        self._result_file = results.ResultFile(folder, plan)
+        self._leaders = Leaders(plan)
+        self._restart: deque[Trial] = deque()
+        self.job_returns: dict[int, Any] = {}  # number -> Hydra's JobReturn, unless ranked
+        try:
+            self._open()
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def run(self) -> History:
+        history = self.history
+        self._progress.begin(self._plan, history)
+        try:
+            self._take_up_the_rest()
+            while True:
+                decision = self._plan.strategy.next(history)
+                if isinstance(decision, Done):
+                    break
+                if isinstance(decision, Select) and not self._restart:
+                    self._select(decision)
+                elif (self._restart or isinstance(decision, Start)) and self._executor.free_slots():
+                    self._start(self._restart.popleft() if self._restart else self._new(decision))
+                else:
+                    for job, outcome in self._executor.wait(None):
+                        self._finish(job, outcome)
+            self._append("end")
+        finally:
+            self._progress.end()
+            self._write_results()
+            self._journal.close()
+        shutil.rmtree(self._files.folder, ignore_errors=True)
+        return history
+
+    def best_chain(self) -> list[dict[str, Any]]:
+        """One entry per stage, as in optimization_results.yaml."""
+        return results.best_chain(self._plan, self.history, self._overrides)
+
+    # -- opening and resuming --
+
+    def _open(self) -> None:
+        records = self._journal.records
+        try:
+            state = fold(records)
+        except (KeyError, ValueError, TypeError) as error:
+            raise SweepFolderError(
+                f"'{self._journal.path}' cannot be continued: {error!r}.\n"
+                "  It is not a journal of this version. Set another hydra.sweep.dir."
+            ) from error
+        self.history = state.history
+        self._overrides = state.overrides
+        if state.setup is None:
+            self._append("sweep", version=VERSION, fingerprint=dict(self._plan.fingerprint))
+        else:
+            self._refuse_changes(state.setup)
+        self._journal.open_session()
+        self._result_file.rebuild(records, self.history)
+        for trial in self.history:
+            if trial.state is not State.RUNNING:
+                self._drop_checkpoints(self._leaders.add(trial))
+        for stage, beam in self.history.beams.items():
+            self._drop_checkpoints(self._leaders.close(stage, beam, self.history))
+
+    def _refuse_changes(self, setup: Any) -> None:
+        if setup["version"] != VERSION:
+            raise SweepFolderError(
+                f"'{self._journal.path}' is a journal of version {setup['version']}; this package"
+                f" writes version {VERSION}.\n"
+                "  Finish the sweep with the version it was begun with, or start in a new folder."
+            )
+        changes = changed(setup["fingerprint"], self._plan.fingerprint)
+        if changes:
+            listed = "\n".join(f"    {change}" for change in changes[:20])
+            more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
+            raise ChangedSweepError(
+                f"'{self._folder}' holds a sweep with another configuration:\n{listed}{more}\n"
+                "  Trials of both together could not be compared.\n"
+                "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
+            )
+
+    def _take_up_the_rest(self) -> None:
+        for trial in self.history.running():
+            self._take_up(trial)
+        for trial in self.history:
+            open_stage = trial.stage not in self.history.beams
+            if trial.state is State.FAIL and open_stage and self._may_retry(trial):
+                self._restart.append(replace(trial, attempt=trial.attempt + 1, outcome=None))
+
+    def _take_up(self, trial: Trial) -> None:
+        """A dead controller left this trial running: adopt its outcome, or run it again."""
+        outcome = self._files.read_outcome(trial.number)
+        if end_recorded_group(self._files.group(trial.number)):
+            log.info("ended the job of trial %d, left by a dead controller", trial.number)
+            # It may have finished between the look and the end.
+            outcome = self._files.read_outcome(trial.number)
+        if outcome is not None:
+            self._finish(Job(trial.number, ()), outcome)
+        else:
+            self._again(trial, "the controller died")
+
+    # -- the steps of a trial --
+
+    def _new(self, decision: Decision) -> Trial:
+        assert isinstance(decision, Start)
+        stage = decision.stage
+        number = len(self.history)
+        suggestion = Suggestion(decision.suggestion.index, dict(decision.suggestion.params))
+        folder = self._plan.folder(number, stage)
+        return Trial(number, stage.number, stage.task, suggestion, decision.parent, folder)
+
+    def _start(self, trial: Trial) -> None:
+        if trial.attempt > 1:
+            self._move_aside(trial)
+        checkpoint = None
+        if trial.parent is not None:
+            parent = self.history[trial.parent].outcome
+            assert parent is not None
+            checkpoint = parent.checkpoint and str(self._folder / parent.checkpoint)
+        overrides = self._plan.overrides(trial, checkpoint)
+        self._overrides[trial.number] = overrides
+        self.history.start(trial)
+        self._append("start", **trial_to_json(trial), overrides=list(overrides))
+        self._executor.submit(Job(trial.number, overrides))
+        self._progress.started(trial)
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
+        trial = self.history[job.number]
+        if trial.folder:
+            link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
+        outcome = self._in_folder(judge(outcome, self._plan), trial)
+        self._refuse_broken_contract(trial, outcome)
+        if outcome.state is State.FAIL and self._may_retry(trial):
+            self._again(trial, outcome.reason)
+            return
+        if outcome.job_return is not None:
+            self.job_returns[trial.number] = outcome.job_return
+        trial = self.history.finish(trial.number, outcome)
+        self._append("finish", trial=trial.number, **outcome_to_json(outcome))
+        self._files.forget(trial.number)
+        self._progress.finished(trial)
+        self._drop_checkpoints(self._leaders.add(trial))
+        limit = self._plan.settings.max_failures
+        if limit is not None and self.history.failures > limit:
+            raise TooManyFailuresError(
+                f"{self.history.failures} trials failed (hydra.sweeper.max_failures={limit}).\n"
+                f"{self._failures(self.history)}\n"
+                "  What finished is kept. Mend the cause, then rerun the same command; with a higher"
+                "\n  hydra.sweeper.retries the failed ones run again too."
+            )
+
+    def _again(self, trial: Trial, reason: str) -> None:
+        self._append(
+            "attempt_failed", trial=trial.number, attempt=trial.attempt, reason=reason
+        )
+        self._progress.again(trial, reason)
+        self._files.forget(trial.number)
+        self._restart.append(replace(trial, attempt=trial.attempt + 1))
+
+    def _may_retry(self, trial: Trial) -> bool:
+        return trial.attempt <= self._plan.settings.retries
+
+    def _select(self, decision: Select) -> None:
+        stage = decision.stage
+        if self._plan.ranked and not decision.beam:
+            raise NoSurvivorError(
+                f"No trial of task '{stage.task}' survived, so there is nothing to go on from.\n"
+                f"{self._failures(self.history.stage(stage.number))}\n"
+                "  What finished is kept. Mend the cause, then rerun the same command with\n"
+                f"  hydra.sweeper.retries={self._plan.settings.retries + 1} to run them again."
+            )
+        self.history.select(stage.number, decision.beam)
+        self._append("select", stage=stage.number, beam=list(decision.beam))
+        self._drop_checkpoints(self._leaders.close(stage.number, decision.beam, self.history))
+        self._write_results()
+        self._progress.selected(stage, [self.history[number] for number in decision.beam])
+
+    # -- rules --
+
+    def _refuse_broken_contract(self, trial: Trial, outcome: Outcome) -> None:
+        """Stop for what every further job would do too. The trial stays open, to run again."""
+        name = f"Trial {trial.number} (task '{trial.task}')"
+        where = f"  full log: {self._folder / trial.folder / LOG_NAME}"
+        if outcome.configuration_error:
+            tail = "\n".join(f"    {line}" for line in outcome.log_tail)
+            raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
+        ended_well = outcome.returned != ""
+        if outcome.state is State.FAIL and ended_well and not self._leaders.anybody:
+            raise JobContractError(
+                f"{name} cannot be ranked: {outcome.reason}.\n"
+                "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
+                f"  mapping with 'score' (or the key that hydra.sweeper.metric names).\n{where}"
+            )
+        last = trial.stage == len(self._plan.stages)
+        if outcome.state is not State.COMPLETE or last or not self._plan.needs_checkpoints:
+            return
+        found = outcome.checkpoint
+        if found is None or not (self._folder / found).exists():
+            told = "saved no checkpoint" if found is None else f"named '{found}', which is not there"
+            key = next(k for k, v in self._plan.settings.handover.items() if v == "checkpoint")
+            raise JobContractError(
+                f"{name} {told}, but the next stage starts from it ({key}=<checkpoint>).\n"
+                f"  A job saves its model in '{CHECKPOINT_NAME}/' in its output folder, or returns a"
+                "\n  mapping whose 'checkpoint' names the folder. If tasks do not build on each"
+                f" other,\n  set hydra.sweeper.handover.{key}=null.\n{where}"
+            )
+
+    def _in_folder(self, outcome: Outcome, trial: Trial) -> Outcome:
+        """Checkpoints inside the sweep folder are named relative to it, so that it can be moved."""
+        if outcome.checkpoint is None:
+            return outcome
+        path = os.path.relpath(outcome.checkpoint, self._folder)
+        return outcome if path.startswith("..") else replace(outcome, checkpoint=path)
+
+    def _drop_checkpoints(self, trials: Sequence[Trial]) -> None:
+        """Remove checkpoints that nobody will start from. Only ever below the trial's own folder."""
+        if self._plan.settings.keep_checkpoints == "all" or not self._plan.ranked:
+            return
+        for trial in trials:
+            named = trial.outcome.checkpoint if trial.outcome else None
+            home = (self._folder / trial.folder).resolve()
+            path = (self._folder / (named or f"{trial.folder}/{CHECKPOINT_NAME}")).resolve()
+            if trial.folder and home in path.parents and path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _move_aside(self, trial: Trial) -> None:
+        """Keep what an earlier attempt left, beside the folder that the next one fills."""
+        folder = self._folder / trial.folder
+        if trial.folder and folder.exists():
+            folder.rename(folder.with_name(f"{folder.name}.attempt{trial.attempt - 1}"))
+
+    def _failures(self, trials: Any) -> str:
+        failed = [trial for trial in trials if trial.state is State.FAIL]
+        lines = []
+        for trial in failed[-3:]:
+            outcome = trial.outcome
+            assert outcome is not None
+            lines.append(f"  trial {trial.number}: {outcome.reason}")
+            lines += [f"    | {line}" for line in outcome.log_tail[-5:]]
+            if trial.folder:
+                lines.append(f"    full log: {self._folder / trial.folder / LOG_NAME}")
+        if len(failed) > 3:
+            lines.append(f"  and {len(failed) - 3} more, in {self._folder / results.RESULT_FILE}")
+        return "\n".join(lines)
+
+    # -- files --
+
+    def _append(self, event: str, **fields: Any) -> None:
+        self._journal.append(event, **fields)
+        self._result_file.append(event, fields, self.history)
+
+    def _write_results(self) -> None:
+        results.write_best(self._folder, self._plan, self.history, self._overrides)
+        results.write_table(self._folder, self.history)
+
+
+class Leaders:
+    """The trials that may still become parents, so that the others' checkpoints can go at once.
+
+    Once k better ones are finished a trial is out for good: more can only come above it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._selection = plan.selection
+        self._stages: dict[int, list[Trial]] = {}
+        self._kept: dict[int, Trial] = {}
+
+    @property
+    def anybody(self) -> bool:
+        """Whether any trial of the sweep was ever ranked."""
+        return bool(self._stages)
+
+    def add(self, trial: Trial) -> list[Trial]:
+        """A trial ended: those that are out now."""
+        if trial.score is None:
+            return [trial]
+        leaders = self._stages.setdefault(trial.stage, [])
+        leaders.append(trial)
+        leaders.sort(key=self._selection.rank)
+        out = leaders[self._selection.k :]
+        del leaders[self._selection.k :]
+        self._kept[trial.number] = trial
+        for other in out:
+            del self._kept[other.number]
+        return out
+
+    def close(self, stage: int, beam: Sequence[int], history: History) -> list[Trial]:
+        """A stage is over: those of it and of earlier ones that no survivor descends from."""
+        needed = {t.number for number in beam for t in history.lineage(history[number])}
+        out = [t for t in self._kept.values() if t.stage <= stage and t.number not in needed]
+        for trial in out:
+            del self._kept[trial.number]
+        return out
+
+
+def judge(outcome: Outcome, plan: Plan) -> Outcome:
+    """Give a complete outcome its score; where trials are ranked, one without a score is a FAIL."""
+    if outcome.state is not State.COMPLETE:
+        return outcome
+    metric = plan.settings.metric or "score"
+    score = outcome.numbers.get(metric)
+    if score is not None and finite(score):
+        return replace(outcome, score=score)
+    if not plan.ranked:
+        return outcome
+    if score is not None:
+        reason = f"its {metric} is {score}"
+    elif outcome.returned == "NoneType":
+        reason = "it returned nothing"
+    elif outcome.numbers or outcome.evaluations:
+        has = ", ".join(outcome.numbers) or "no number"
+        reason = f"what it returned has no number '{metric}' (it has: {has})"
+    else:
+        reason = f"it returned a {outcome.returned}, not a number"
+    return replace(outcome, state=State.FAIL, reason=reason)

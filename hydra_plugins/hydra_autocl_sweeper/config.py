@@ -1,0 +1,68 @@
+"""The keys of hydra/sweeper=autocl and hydra/launcher=gpu.
+
+Hydra imports this in every app of the environment, so it holds dataclasses and nothing that costs.
+No `from __future__ import annotations`: Hydra 1.3 executes this file without entering it in
+sys.modules, where dataclasses would look up annotations that are text.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class SearchConf:
+    """A search is called as factory(space, seed=..., stage_name=..., **the other keys)."""
+
+    factory: str = "???"
+
+
+@dataclass
+class AutoCLSweeperConf:
+    _target_: str = "hydra_plugins.hydra_autocl_sweeper.sweeper.AutoCLSweeper"
+    _recursive_: bool = False
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"search": "grid"}])
+    sequence: str | None = "task"
+    top_k: int = 2
+    metric: str | None = None
+    direction: str = "maximize"
+    params: dict[str, Any] = field(default_factory=dict)
+    task_params: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 1
+    popsize: int | None = None
+    handover: dict[str, Any] = field(default_factory=lambda: {"init_from": "checkpoint"})
+    max_failures: int | None = None
+    retries: int = 0
+    max_batch_size: int | None = None
+    keep_checkpoints: str = "beam"
+    seed: int = 0
+    search: Any = None
+
+
+@dataclass
+class GPULauncherConf:
+    _target_: str = "hydra_plugins.hydra_autocl_sweeper.launcher.GPULauncher"
+    max_devices: int | None = None
+    free_memory: float = 0.8
+    devices_per_job: int = 1
+    cpu_slots: Any = "auto"
+    timeout_s: float | None = None
+
+
+def register() -> None:
+    """Tell Hydra about the groups; again and again is fine, as when singletons were restored."""
+    store = ConfigStore.instance().store
+    provider = "autocl-sweeper"
+    store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf, provider=provider)
+    store(group="hydra/launcher", name="gpu", node=GPULauncherConf, provider=provider)
+    for name, factory in (
+        ("grid", "autocl_sweeper.search.grid.GridSearch"),
+        ("random", "autocl_sweeper.search.random.RandomSearch"),
+    ):
+        store(
+            group="hydra/sweeper/search", name=name, node=SearchConf(factory), provider=provider
+        )
+
+
+register()

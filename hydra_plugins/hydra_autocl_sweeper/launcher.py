@@ -1,0 +1,53 @@
+"""hydra/launcher=gpu: Hydra's Launcher contract around `autocl_sweeper.executor.local`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from . import config as config_module  # registers the groups where only entry points are read
+
+if TYPE_CHECKING:
+    from autocl_sweeper.executor.local import LocalExecutor
+    from autocl_sweeper.hydra_job import JobFiles
+
+config_module.register()
+
+
+class GPULauncher(Launcher):
+    """A fresh process per job on its own leased device. Its keys are explained in docs/launcher.md."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.hydra_context: HydraContext | None = None
+        self.task_function: TaskFunction | None = None
+        self.config: DictConfig | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def executor(self, returns: bool, files: JobFiles) -> LocalExecutor:
+        """Jobs one by one, for a sweeper that feeds devices as they free."""
+        from autocl_sweeper.hydra_sweep import local_executor
+
+        assert self.config is not None
+        return local_executor(
+            self.settings, self.hydra_context, self.task_function, self.config, returns, files
+        )
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from autocl_sweeper.hydra_sweep import launch
+
+        assert self.config is not None
+        return launch(self.executor, self.config, job_overrides, initial_job_idx)
