@@ -68,7 +68,7 @@ def _run_sweep(
         arguments,
         compose,
         hydra_context.config_loader,
-        own_folders=subdir["subdir"] == DEFAULT_SUBDIR,
+        knows_folders=subdir["subdir"] == DEFAULT_SUBDIR,
     )
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     files = JobFiles.of(folder)
@@ -91,7 +91,7 @@ def _run_sweep(
     finally:
         executor.close()
     if not plan.ranked:
-        return _batches(sweep.job_returns, settings)
+        return _batches(sweep.outcomes, settings)
     from rich.console import Console
 
     print_summary(plan, history, folder, Console())
@@ -105,14 +105,14 @@ def _batch_size(plan: Plan, launcher: Any) -> int | None:
     return size
 
 
-def _batches(job_returns: Mapping[int, Any], settings: Settings) -> list[list[Any]]:
+def _batches(outcomes: Mapping[int, Outcome], settings: Settings) -> list[list[JobReturn]]:
     """JobReturns as the basic sweeper gives them, raising what the first failed job raised."""
-    returned = [job_returns[number] for number in sorted(job_returns)]
+    returned = [_job_return(Job(number, ()), outcomes[number]) for number in sorted(outcomes)]
     if settings.max_failures is None:
         for job_return in returned:
             _ = job_return.return_value
     size = settings.max_batch_size or max(len(returned), 1)
-    return [returned[i : i + size] for i in range(0, len(returned), size)] or [[]]
+    return [returned[i : i + size] for i in range(0, len(returned), size)]
 
 
 # -- the launcher -----------------------------------------------------------------------------------
@@ -164,7 +164,11 @@ def launch(
     jobs = [Job(initial_job_idx + i, tuple(texts)) for i, texts in enumerate(job_overrides)]
     waiting = deque(jobs)
     returned: dict[int, JobReturn] = {}
-    with _errors_for_hydra(), sigterm_as_exit(), executor(True, files) as running:
+    with (
+        _errors_for_hydra(),
+        sigterm_as_exit(),
+        contextlib.closing(executor(True, files)) as running,
+    ):
         while len(returned) < len(jobs):
             while waiting and running.free_slots():
                 job = waiting.popleft()

@@ -38,9 +38,14 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
+        self.records: list[Record] = []
+        self._open()
+
+    def _open(self) -> None:
+        folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")
+            self._file = open(self.path, "a+b")  # noqa: SIM115  (open as long as the sweep)
         except OSError as error:
             raise SweepFolderError(
                 f"Cannot write the sweep folder '{folder}': {error.strerror or error}.\n"
@@ -73,6 +78,13 @@ class Journal:
     def open_session(self) -> None:
         """Note who writes from here on; the refusal of a second sweep quotes it."""
         self.append("session", pid=os.getpid(), host=socket.gethostname())
+
+    def set_aside(self) -> None:
+        """Keep what is here as `journal.<n>.jsonl` and begin an empty journal."""
+        taken = sum(1 for _ in self.path.parent.glob("journal.*.jsonl"))
+        self.path.rename(self.path.with_name(f"journal.{taken + 1}.jsonl"))
+        self._file.close()
+        self._open()
 
     def close(self) -> None:
         self._file.close()

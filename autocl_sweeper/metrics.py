@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 Matrix = Sequence[Sequence[float]]
 
 
-def accuracy_matrix(tasks: Sequence[str], chain: Sequence[Mapping[str, float]]) -> list[list[float]]:
+def accuracy_matrix(
+    tasks: Sequence[str], chain: Sequence[Mapping[str, float]]
+) -> list[list[float]]:
     """R of a chain whose i-th trial, trained on `tasks[i]`, has the scores `chain[i]` by task.
 
     Raises KeyError when a trial has no score for a task it has seen.
     """
-    return [
-        [scores[task] for task in tasks[: stage + 1]] for stage, scores in enumerate(chain)
-    ]
+    return [[scores[task] for task in tasks[: stage + 1]] for stage, scores in enumerate(chain)]
 
 
 def average_accuracy(R: Matrix) -> float:

@@ -58,7 +58,7 @@ class Plan:
     strategy: SequentialTopK
     tasks: Mapping[str, Value]  # name -> value of the sequence override; empty: no sequence
     template: Mapping[str, str | None]  # key -> the user's text; None: filled by the suggestion
-    own_folders: bool  # jobs go to <stage>_<task>/<number>, not where sweep.subdir says
+    knows_folders: bool  # false: the user's own hydra.sweep.subdir says where jobs go
     fingerprint: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]  # task -> flat configuration of its first suggestion
 
@@ -93,7 +93,10 @@ class Plan:
         return "checkpoint" in self.settings.handover.values()
 
     def folder(self, number: int, stage: Stage) -> str:
-        return f"{stage.number}_{_slug(stage.task)}/{number}" if self.own_folders else ""
+        """Relative to the sweep folder; empty when only the job will know."""
+        if not self.knows_folders:
+            return ""
+        return f"{stage.number}_{_slug(stage.task)}/{number}" if self.tasks else str(number)
 
     def overrides(self, trial: Trial, checkpoint: str | None) -> tuple[str, ...]:
         """The job's command line: what the user typed, task and suggestion, what is handed over.
@@ -128,7 +131,7 @@ class Plan:
             value = None if name is None else handed[name]
             if value is not None:
                 texts[_bare(key)] = override(key, literal(value))
-        if folder:
+        if folder and self.tasks:
             texts["hydra.sweep.subdir"] = override("hydra.sweep.subdir", literal(folder))
         return tuple(texts.values())
 
@@ -138,7 +141,7 @@ def make_plan(
     arguments: Sequence[str],
     compose: Compose,
     config_loader: Any,
-    own_folders: bool,
+    knows_folders: bool,
 ) -> Plan:
     """Check everything that can be checked before a job starts. Raises ConfigurationError."""
     _check_settings(settings)
@@ -178,10 +181,10 @@ def make_plan(
             )
         stages.append(Stage(number, task, search, None if listed else limit))
     strategy = SequentialTopK(stages, TopK(settings.top_k, settings.direction == "maximize"))
-    plan = Plan(settings, strategy, tasks, template, own_folders, {}, {})
+    plan = Plan(settings, strategy, tasks, template, knows_folders, {}, {})
     configs = _compose_all(plan, space, compose)
     fingerprint = _fingerprint(plan, described, configs)
-    return Plan(settings, strategy, tasks, template, own_folders, fingerprint, configs)
+    return Plan(settings, strategy, tasks, template, knows_folders, fingerprint, configs)
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

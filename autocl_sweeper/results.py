@@ -58,7 +58,7 @@ def chain_of(trial: Trial, history: History, tasks: Sequence[str]) -> Chain:
         complete = all(
             task in row for stage, row in enumerate(scores) for task in tasks[: stage + 1]
         )
-        return metrics.accuracy_matrix(tasks, scores) if scores and complete else None
+        return metrics.accuracy_matrix(tasks, scores) if tasks and complete else None
 
     return Chain(
         trials,
@@ -80,7 +80,7 @@ def final_chains(plan: Plan, history: History) -> list[Chain]:
 
 def continual_metrics(matrix: Sequence[Sequence[float]] | None) -> dict[str, float]:
     """Those of the matrix that are defined: transfer needs two tasks."""
-    if matrix is None or not matrix:
+    if matrix is None:
         return {}
     found = {"average_accuracy": metrics.average_accuracy(matrix)}
     if len(matrix) > 1:
@@ -233,7 +233,8 @@ def write_best(
 
 def write_table(folder: Path, history: History) -> None:
     """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
-    fixed = "trial stage task state score parent selected attempt seconds folder reason".split()
+    fixed = ["trial", "stage", "task", "state", "score", "parent", "selected", "attempt"]
+    fixed += ["seconds", "folder", "reason"]
     params: dict[str, None] = {}
     numbers: dict[str, None] = {}
     rows = []

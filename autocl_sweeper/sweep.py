@@ -22,7 +22,14 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.executor.local import end_recorded_group
 from autocl_sweeper.hydra_job import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
-from autocl_sweeper.journal import VERSION, Journal, fold, outcome_to_json, trial_to_json
+from autocl_sweeper.journal import (
+    VERSION,
+    Fold,
+    Journal,
+    fold,
+    outcome_to_json,
+    trial_to_json,
+)
 from autocl_sweeper.plan import Plan, changed
 from autocl_sweeper.strategy import Decision, Done, Select, Stage, Start
 from autocl_sweeper.types import Executor, History, Job, Outcome, State, Suggestion, Trial
@@ -61,7 +68,7 @@ class Sweep:
         self._result_file = results.ResultFile(folder, plan)
         self._leaders = Leaders(plan)
         self._restart: deque[Trial] = deque()
-        self.job_returns: dict[int, Any] = {}  # number -> Hydra's JobReturn, unless ranked
+        self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
             self._open()
         except BaseException:
@@ -107,6 +114,14 @@ class Sweep:
                 f"'{self._journal.path}' cannot be continued: {error!r}.\n"
                 "  It is not a journal of this version. Set another hydra.sweep.dir."
             ) from error
+        if (
+            state.ended
+            and not self._plan.ranked
+            and all(trial.score is None for trial in state.history)
+        ):
+            # Nothing to continue and nothing to compare: run again, as Hydra's basic sweeper does.
+            self._journal.set_aside()
+            records, state = [], Fold()
         self.history = state.history
         self._overrides = state.overrides
         if state.setup is None:
@@ -192,8 +207,8 @@ class Sweep:
         if outcome.state is State.FAIL and self._may_retry(trial):
             self._again(trial, outcome.reason)
             return
-        if outcome.job_return is not None:
-            self.job_returns[trial.number] = outcome.job_return
+        if not self._plan.ranked:
+            self.outcomes[trial.number] = outcome
         trial = self.history.finish(trial.number, outcome)
         self._append("finish", trial=trial.number, **outcome_to_json(outcome))
         self._files.forget(trial.number)
@@ -209,9 +224,7 @@ class Sweep:
             )
 
     def _again(self, trial: Trial, reason: str) -> None:
-        self._append(
-            "attempt_failed", trial=trial.number, attempt=trial.attempt, reason=reason
-        )
+        self._append("attempt_failed", trial=trial.number, attempt=trial.attempt, reason=reason)
         self._progress.again(trial, reason)
         self._files.forget(trial.number)
         self._restart.append(replace(trial, attempt=trial.attempt + 1))
@@ -255,7 +268,9 @@ class Sweep:
             return
         found = outcome.checkpoint
         if found is None or not (self._folder / found).exists():
-            told = "saved no checkpoint" if found is None else f"named '{found}', which is not there"
+            told = (
+                "saved no checkpoint" if found is None else f"named '{found}', which is not there"
+            )
             key = next(k for k, v in self._plan.settings.handover.items() if v == "checkpoint")
             raise JobContractError(
                 f"{name} {told}, but the next stage starts from it ({key}=<checkpoint>).\n"

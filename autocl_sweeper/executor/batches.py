@@ -43,7 +43,7 @@ class BatchExecutor:
             returns = self._launcher.launch([job.overrides for job in batch], batch[0].number)
         except KeyboardInterrupt:
             raise
-        except BaseException as caught:  # SystemExit too: a job's own exit() gets here through basic
+        except BaseException as caught:  # a job's own exit() arrives here through basic
             error, returns = caught, [None] * len(batch)
         return [(job, self._outcome(job, ret, error)) for job, ret in zip(batch, returns)]
 

@@ -93,7 +93,7 @@ class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. Use as a context manager, or call `close`.
+    ends what it started. The creator calls `close`.
     """
 
     def __init__(
@@ -114,12 +114,6 @@ class LocalExecutor:
         self._ready: Grant | None = None
         self._refused = ""
         self._guardian: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> LocalExecutor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def free_slots(self) -> int:
         """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`."""
@@ -244,9 +238,7 @@ class LocalExecutor:
         """SIGTERM to all of a job, SIGKILL after `GRACE_S`; the job's thread reports its end."""
         running.ended_by = running.ended_by or reason
         _signal_group(running.process.pid, signal.SIGTERM)
-        timer = threading.Timer(
-            GRACE_S, _signal_group, (running.process.pid, signal.SIGKILL)
-        )
+        timer = threading.Timer(GRACE_S, _signal_group, (running.process.pid, signal.SIGKILL))
         timer.daemon = True
         timer.start()
         running.timers.append(timer)

@@ -42,9 +42,7 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
         console.print(f"  {folder / name}", soft_wrap=True, highlight=False)
     checkpoint = best.trials[-1].outcome and best.trials[-1].outcome.checkpoint
     if checkpoint:
-        console.print(
-            f"  {folder / checkpoint}  (the best model)", soft_wrap=True, highlight=False
-        )
+        console.print(f"  {folder / checkpoint}  (the best model)", soft_wrap=True, highlight=False)
 
 
 def _beams(plan: Plan, history: History, best: Chain) -> Table:

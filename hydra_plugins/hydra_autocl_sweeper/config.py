@@ -6,6 +6,8 @@ sys.modules, where dataclasses would look up annotations that are text.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -50,19 +52,20 @@ class GPULauncherConf:
     timeout_s: float | None = None
 
 
-def register() -> None:
-    """Tell Hydra about the groups; again and again is fine, as when singletons were restored."""
-    store = ConfigStore.instance().store
-    provider = "autocl-sweeper"
-    store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf, provider=provider)
-    store(group="hydra/launcher", name="gpu", node=GPULauncherConf, provider=provider)
+def _register() -> None:
+    # Hydra 1.4 wants to know what a second registration means; 1.3 executes this file again and
+    # again and has no such question.
+    store: Any = ConfigStore.instance().store
+    if "replace" in signature(store).parameters:
+        store = partial(store, replace=True)
+    store = partial(store, provider="autocl-sweeper")
+    store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf)
+    store(group="hydra/launcher", name="gpu", node=GPULauncherConf)
     for name, factory in (
         ("grid", "autocl_sweeper.search.grid.GridSearch"),
         ("random", "autocl_sweeper.search.random.RandomSearch"),
     ):
-        store(
-            group="hydra/sweeper/search", name=name, node=SearchConf(factory), provider=provider
-        )
+        store(group="hydra/sweeper/search", name=name, node=SearchConf(factory))
 
 
-register()
+_register()

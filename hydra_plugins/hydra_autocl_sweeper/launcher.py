@@ -10,13 +10,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from . import config as config_module  # registers the groups where only entry points are read
+from . import config as _config  # noqa: F401  (registers the groups, also by entry point alone)
 
 if TYPE_CHECKING:
     from autocl_sweeper.executor.local import LocalExecutor
     from autocl_sweeper.hydra_job import JobFiles
-
-config_module.register()
 
 
 class GPULauncher(Launcher):

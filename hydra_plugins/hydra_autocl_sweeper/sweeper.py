@@ -9,9 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from . import config as config_module  # registers the groups where only entry points are read
-
-config_module.register()
+from . import config as _config  # noqa: F401  (registers the groups, also by entry point alone)
 
 
 class AutoCLSweeper(Sweeper):
@@ -40,6 +38,4 @@ class AutoCLSweeper(Sweeper):
         from autocl_sweeper.hydra_sweep import run_sweep
 
         assert self.config is not None
-        return run_sweep(
-            self.settings, arguments, self.hydra_context, self.config, self.launcher
-        )
+        return run_sweep(self.settings, arguments, self.hydra_context, self.config, self.launcher)

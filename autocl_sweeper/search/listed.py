@@ -1,0 +1,20 @@
+"""Suggestions somebody wrote down, as AutoCL's TASK_PARAMS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autocl_sweeper.search import next_index
+from autocl_sweeper.types import Suggestion, Trial, Value
+
+
+class ListedSearch:
+    """The given suggestions, in their order. `size` is their number."""
+
+    def __init__(self, suggestions: Sequence[Mapping[str, Value]]) -> None:
+        self.listed = [dict(params) for params in suggestions]
+        self.size = len(self.listed)
+
+    def ask(self, history: Sequence[Trial]) -> Suggestion | None:
+        index = next_index(history)
+        return Suggestion(index, dict(self.listed[index])) if index < self.size else None
