@@ -45,7 +45,7 @@ class BatchExecutor:
             raise
         except BaseException as caught:  # a job's own exit() arrives here through basic
             error, returns = caught, [None] * len(batch)
-        return [(job, self._outcome(job, ret, error)) for job, ret in zip(batch, returns)]
+        return [(job, self._outcome(job, ret, error)) for job, ret in zip(batch, returns, strict=True)]
 
     def cancel(self, job: Job) -> None:
         self._queued = [queued for queued in self._queued if queued.number != job.number]

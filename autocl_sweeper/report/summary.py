@@ -75,7 +75,7 @@ def _matrix(title: str, tasks: Sequence[str], matrix: Sequence[Sequence[float]])
     for task in tasks[: len(matrix)]:
         table.add_column(task, justify="right")
     table.add_column("mean", justify="right", style="bold")
-    for task, row in zip(tasks, matrix):
+    for task, row in zip(tasks, matrix, strict=True):
         blank = [""] * (len(matrix) - len(row))
         table.add_row(task, *(f"{n:.3f}" for n in row), *blank, f"{sum(row) / len(row):.3f}")
     return table
