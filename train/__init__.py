@@ -1,1 +1,1 @@
-"""The training app: one job trains one task of a continual-learning chain and returns its scores."""
+"""The training app: one job trains one task of a continual-learning chain and scores it."""

@@ -82,6 +82,8 @@ def split(task: Task, settings: EvaluationSettings) -> Split:
         rows = np.random.default_rng([settings.split_seed, digit]).permutation(rows)
         dev_end = round(len(rows) * settings.dev_share)
         test_end = dev_end + round(len(rows) * settings.test_share)
-        for name, part in zip(("dev", "test", "train"), np.split(rows, [dev_end, test_end]), strict=True):
+        for name, part in zip(
+            ("dev", "test", "train"), np.split(rows, [dev_end, test_end]), strict=True
+        ):
             parts[name].append(part)
     return Split(**{name: np.concatenate(rows) for name, rows in parts.items()})

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from train.data import Examples, split
 from train.evaluation import accuracy
-from train.models import Chain, adapter_name, build_base, load, save
+from train.models import adapter_name, build_base, load, save
 from train.olora import add_adapter, factors
 from train.settings import Job
 from train.trainer import train
@@ -23,8 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def run(job: Job, folder: Path) -> dict[str, Any]:
-    """Train and evaluate `job`; what it leaves in `folder` and returns is described in docs/olora.md."""
+    """Train and evaluate `job` in `folder`; the numbers it returns are also in all_results.json."""
     start = time.perf_counter()
+    disable_progress_bar()  # nobody watches; a job's output is a log file
     parent = None if job.init_from is None else load(job.init_from)
     place = 1 if parent is None else len(parent.nodes) + 1
     # The same seed for every place would draw every adapter's A alike: the opposite of orthogonal.

@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     from train.settings import read_job
 
     job = read_job(cfg, CONF / "task")
-    # Only now what takes seconds to import: `--help` and mistakes in the config are answered at once.
+    # Takes seconds to import, so `--help` and mistakes in the config are answered before.
     from train.job import run
 
     return run(job, Path(HydraConfig.get().runtime.output_dir))

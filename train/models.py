@@ -2,9 +2,9 @@
 
 A checkpoint holds what its own job trained and a pointer to its parent's checkpoint:
 
-    node.json                                               task and parent (null: this is the base)
-    base/  config.json, model.safetensors                   the first task
-    task3/ adapter_config.json, adapter_model.safetensors   later ones, named by their place in the chain
+    node.json                                              task and parent (null: the base)
+    base/  config.json, model.safetensors                  the first task
+    task3/ adapter_config.json, adapter_model.safetensors  a later one, named by its place
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def adapter_name(place: int) -> str:
 def build_base(settings: ModelSettings) -> PreTrainedModel:
     """A small vision transformer with random weights (torch's global generator) and a frozen head.
 
-    The head's rows are orthonormal directions, one per digit: they stand for the embeddings of the label
-    words, which O-LoRA does not train either. So all that is learned lies in the transformer.
+    The head's rows are orthonormal directions, one per digit. They stand for the embeddings of the
+    label words, which O-LoRA does not train either: all that is learned lies in the transformer.
     """
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -77,7 +77,7 @@ def build_base(settings: ModelSettings) -> PreTrainedModel:
         )
     )
     with torch.no_grad():
-        torch.nn.init.orthogonal_(model.classifier.weight, gain=settings.head_scale)
+        torch.nn.init.orthogonal_(model.classifier.weight)
         model.classifier.bias.zero_()
     model.classifier.requires_grad_(False)
     return model
@@ -89,7 +89,9 @@ def save(model: PreTrainedModel | PeftModel, folder: Path, task: str, parent: Ch
     if parent is None:
         model.save_pretrained(folder / "base")
     else:
-        model.save_pretrained(folder, selected_adapters=[adapter_name(len(parent.nodes) + 1)])
+        name = adapter_name(len(parent.nodes) + 1)
+        # Without the flag peft looks the base up where it was when the chain began.
+        model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
         # Relative, so that a sweep folder can be moved as a whole.
         pointer = Path(os.path.relpath(parent.nodes[-1].folder, folder)).as_posix()
     (folder / "node.json").write_text(json.dumps({"task": task, "parent": pointer}) + "\n")
@@ -149,15 +151,17 @@ def _load_adapter(model: PreTrainedModel | PeftModel, node: Node, place: int) ->
     from safetensors.torch import load_file
 
     name = adapter_name(place)
-    # Read here first: without this file peft would look for a pickle, and it only warns of missing keys.
+    # Read here: without this file peft looks for a pickle, and of missing keys it only warns.
     saved = load_file(node.folder / name / "adapter_model.safetensors")
     if isinstance(model, PeftModel):
         model.load_adapter(str(node.folder / name), adapter_name=name, is_trainable=False)
     else:
         model = PeftModel.from_pretrained(model, str(node.folder / name), adapter_name=name)
-    loaded = get_peft_model_state_dict(model, adapter_name=name)
+    loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if saved.keys() != loaded.keys():
-        raise ValueError(f"its weights do not fit the model: {sorted(saved.keys() ^ loaded.keys())[:3]}")
+        raise ValueError(
+            f"its weights do not fit the model: {sorted(saved.keys() ^ loaded.keys())[:3]}"
+        )
     return model
 
 

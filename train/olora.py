@@ -6,8 +6,8 @@
     L_orth = sum over modules  sum_ij | <A_old[i, :], A_new[j, :]> |
     L_l2   = sum over modules  ( ||A_new||_F + ||B_new||_F )
 
-A is r x d_in, as `lora_A` in peft: its rows are the input directions a task uses. A_old has the rows of
-all ancestors, plain: the scaling alpha / r belongs to B.
+A is r x d_in, as `lora_A` in peft: its rows are the input directions a task uses. A_old has the
+rows of all ancestors, plain: the scaling alpha / r belongs to B.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of one LoRA module: those of all ancestors, stacked and frozen, and the new ones."""
+    """The factors of one LoRA module: those of all ancestors, stacked and frozen, and the new."""
 
     a_old: torch.Tensor  # R x d_in; R is the sum of the ancestors' ranks, 0 without ancestors
     a_new: torch.Tensor  # r x d_in
@@ -63,8 +63,8 @@ def add_adapter(
 ) -> PeftModel:
     """The model with a new adapter `name`, the only trainable part, on top of its active ancestors.
 
-    The adapter changes nothing yet: B = 0, and A is uniform in +-1/sqrt(d_in). Ranks may differ along
-    a chain; every adapter keeps its own scaling alpha / r.
+    The adapter changes nothing yet: B = 0, and A is uniform in +-1/sqrt(d_in). Ranks may differ
+    along a chain; every adapter keeps its own scaling alpha / r.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 

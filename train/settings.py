@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 Section = TypeVar("Section")
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
-# The app's own: the seed differs along a chain, and a job leaves no Trainer files or optimizer state.
+# The app's own: the seed differs along a chain, and a job leaves no optimizer state behind.
 RESERVED_TRAINER_KEYS = ("output_dir", "seed", "data_seed", "save_strategy", "report_to")
 
 
@@ -29,6 +29,7 @@ class Task:
     options: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))  # OmegaConf gives a list
         wrong = [o for o in self.options if not 0 <= o < CLASSES]
         if wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options):
             raise SettingsError(
@@ -46,7 +47,6 @@ class ModelSettings:
     num_attention_heads: int
     intermediate_size: int
     patch_size: int
-    head_scale: float
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class EvaluationSettings:
     split_seed: int
 
     def __post_init__(self) -> None:
-        if not (self.dev_share > 0 and self.test_share > 0 and self.dev_share + self.test_share < 1):
+        if not (
+            self.dev_share > 0 and self.test_share > 0 and self.dev_share + self.test_share < 1
+        ):
             raise SettingsError(
                 f"evaluation.dev_share={self.dev_share}, evaluation.test_share={self.test_share}: "
                 "both must be above 0 and leave something to train on (sum below 1)"
@@ -120,8 +122,8 @@ def read_job(cfg: DictConfig, task_dir: Path) -> Job:
     init_from = None if cfg.init_from is None else Path(str(cfg.init_from)).absolute()
     if init_from is not None and not init_from.is_dir():
         raise SettingsError(
-            f"init_from={init_from}: no such folder. It must be the checkpoint folder of a finished "
-            "job of the task before, or null for the first task"
+            f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
+            "finished job of the task before, or null for the first task"
         )
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
         raise SettingsError(f"seed={cfg.seed}: must be a whole number, 0 or more")
@@ -138,7 +140,7 @@ def read_job(cfg: DictConfig, task_dir: Path) -> Job:
 
 
 def _section(kind: type[Section], cfg: DictConfig, key: str) -> Section:
-    """One part of the config as its dataclass: types converted, unknown and missing keys refused."""
+    """One part of the config as its dataclass; wrong types and unknown keys are refused."""
     # Part by part: OmegaConf cannot merge into frozen dataclasses nested in one another.
     try:
         return cast(Section, OmegaConf.to_object(OmegaConf.merge(kind, cfg[key])))
@@ -164,6 +166,8 @@ def _seen_tasks(names: Any, current: Task, task_dir: Path) -> tuple[Task, ...]:
     return tuple(
         current
         if name == current.name
-        else _section(Task, OmegaConf.create({"task": OmegaConf.load(task_dir / f"{name}.yaml")}), "task")
+        else _section(
+            Task, OmegaConf.create({"task": OmegaConf.load(task_dir / f"{name}.yaml")}), "task"
+        )
         for name in names
     )

@@ -42,11 +42,13 @@ class TrainingReport:
 class OLoRATrainer(Trainer):
     """Adds lamda_1 * L_orth + lamda_2 * L_l2 to the cross entropy of every micro-batch."""
 
-    # compute_loss returns plain means, to be divided by the number of micro-batches per step. Unless told,
-    # Trainer looks at the model's signature and takes a forward with **kwargs for one that divided already.
+    # compute_loss returns plain means, to be divided by the number of micro-batches of a step.
+    # Unless told, Trainer takes a model whose forward has **kwargs for one that did so already.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, lamda_1: float, lamda_2: float, modules: list[Factors], **kwargs: Any) -> None:
+    def __init__(
+        self, lamda_1: float, lamda_2: float, modules: list[Factors], **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.lamda_1, self.lamda_2, self.modules = lamda_1, lamda_2, modules
         self.losses: list[torch.Tensor] = []  # per micro-batch: task, orthogonal, l2
@@ -74,16 +76,16 @@ class OLoRATrainer(Trainer):
     def _check_orthogonal(self, value: float) -> None:
         if any(len(m.a_old) for m in self.modules) and not value > 0:
             raise OrthogonalityOff(
-                f"the orthogonal loss is {value} at the first step, but this task has ancestors and two "
-                "random subspaces are never exactly orthogonal: the ancestors' lora_A are not what was "
-                "trained (all zero, or not loaded). Check the checkpoint in init_from."
+                f"the orthogonal loss is {value} at the first step, but the task has ancestors and "
+                "random subspaces are never exactly orthogonal: the ancestors' lora_A are not what "
+                "was trained (all zero, or not loaded). Check the checkpoint in init_from."
             )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and len(self.losses) > self.logged:
             recent = torch.stack(self.losses[self.logged :]).mean(0).tolist()
             logs |= dict(zip(("task_loss", "orthogonal_loss", "l2_loss"), recent, strict=True))
-            logs["a_norm"] = float(a_norm(self.modules))
+            logs["a_norm"] = a_norm(self.modules).item()
             self.logged = len(self.losses)
         super().log(logs, *args, **kwargs)
 
@@ -91,11 +93,11 @@ class OLoRATrainer(Trainer):
         losses = torch.stack(self.losses).cpu()
         return TrainingReport(
             steps=self.state.global_step,
-            train_loss=float(losses[:, 0].mean()),
-            orthogonal_loss_first=float(losses[0, 1]),
-            orthogonal_loss=float(orthogonal_loss(self.modules)),
-            l2_loss=float(l2_loss(self.modules)),
-            a_norm=float(a_norm(self.modules)),
+            train_loss=losses[:, 0].mean().item(),
+            orthogonal_loss_first=losses[0, 1].item(),
+            orthogonal_loss=orthogonal_loss(self.modules).item(),
+            l2_loss=l2_loss(self.modules).item(),
+            a_norm=a_norm(self.modules).item(),
         )
 
 
@@ -107,9 +109,14 @@ class LogLines(TrainerCallback):
 
 
 def train(
-    model: torch.nn.Module, examples: Examples, modules: list[Factors], job: Job, seed: int, folder: Path
+    model: torch.nn.Module,
+    examples: Examples,
+    modules: list[Factors],
+    job: Job,
+    seed: int,
+    folder: Path,
 ) -> TrainingReport:
-    """Train the trainable part of `model` in place. Raises Diverged if the loss stops being a number."""
+    """Train what is trainable in `model`. Raises Diverged if the loss stops being a number."""
     try:
         arguments = TrainingArguments(
             output_dir=str(folder),

@@ -1,0 +1,49 @@
+"""A model small enough to test with, and jobs that train it for a few steps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:  # the app lives beside its train.py and is not installed
+    sys.path.insert(0, str(ROOT))
+
+MakeJob = Callable[..., Any]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # peft 0.21 calls what transformers 5.23 has renamed.
+    mark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(mark)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_job() -> MakeJob:
+    """A job as `python train.py <overrides>` would read it, on a model of two layers, width 16."""
+    from hydra import compose, initialize_config_dir
+
+    from train.settings import read_job
+
+    small = ["model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
+    quick = ["model.intermediate_size=16", "model.patch_size=4", "trainer.num_train_epochs=1"]
+
+    def make(*overrides: str) -> Any:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = compose("config", overrides=[*small, *quick, *overrides])
+        return read_job(cfg, ROOT / "conf" / "task")
+
+    return make

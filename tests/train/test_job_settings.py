@@ -1,0 +1,91 @@
+"""The configs of the app, and the mistakes a job names before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+CHOICES = [f for f in FILES if f.parent.name not in ("", "experiment")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
+    first, second, *_ = (CONF / file).read_text().splitlines()
+    # Hydra reads `@package` only where nothing stands before it.
+    command = second if first.startswith("# @package") else first
+    assert command.startswith("# python train.py ")
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from train.settings import read_job
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [f"experiment={file.stem}"], return_hydra_config=True)
+    sweeper = cfg.hydra.sweeper
+    assert sweeper.handover == {"init_from": "checkpoint", "seen_tasks": "seen_tasks"}
+    for task, suggestions in sweeper.task_params.items():
+        assert (CONF / "task" / f"{task}.yaml").is_file()
+        assert all(OmegaConf.select(cfg, key) is not None for s in suggestions for key in s)
+    assert all(OmegaConf.select(cfg, key) is not None for key in sweeper.params)
+    read_job(cfg, CONF / "task")
+
+
+@pytest.mark.parametrize("file", CHOICES, ids=str)
+def test_every_choice_composes_to_a_job(make_job: Any, file: Path) -> None:
+    make_job(f"{file.parent.as_posix()}={file.stem}")
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "task").glob("*.yaml")), ids=lambda f: f.stem)
+def test_a_task_is_called_like_its_file(make_job: Any, file: Path) -> None:
+    job = make_job(f"task={file.stem}")
+    assert job.task.name == file.stem and job.seen_tasks == (job.task,)
+
+
+def test_seen_tasks_keep_their_order_and_bring_their_own_options(make_job: Any) -> None:
+    job = make_job("task=digits_45", "seen_tasks=[digits_23,digits_01,digits_45]")
+    assert [t.name for t in job.seen_tasks] == ["digits_23", "digits_01", "digits_45"]
+    assert [t.options for t in job.seen_tasks] == [(2, 3), (0, 1), (4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("init_from=/nowhere/checkpoint", ["init_from=/nowhere/checkpoint", "no such folder"]),
+        ("delta.lora_dim=0", ["delta.lora_dim=0", "at least 1"]),
+        ("delta.lora_dim=2.5", ["delta", "lora_dim", "2.5"]),
+        ("delta.lora_alpha=0", ["delta.lora_alpha=0", "above 0"]),
+        ("delta.lora_dropout=1", ["delta.lora_dropout=1", "[0, 1)"]),
+        ("delta.lamda_1=-1", ["delta.lamda_1=-1", "0 or more"]),
+        ("delta.lamda_2=nan", ["delta.lamda_2=nan", "finite"]),
+        ("delta.lamda_2=much", ["delta", "lamda_2", "much"]),
+        ("+delta.lambda_1=1", ["delta", "lambda_1"]),
+        ("task.options=[1,11]", ["task.options=[1, 11]", "0 to 9"]),
+        ("task.options=[4]", ["at least two different digits"]),
+        ("task.options=[4,4]", ["at least two different digits"]),
+        ("seen_tasks=[digits_01,digits_99]", ["digits_99", "Known tasks: digits_01, digits_23"]),
+        ("seen_tasks=[digits_23]", ["current task 'digits_01'"]),
+        ("seen_tasks=[digits_01,digits_01]", ["different task names"]),
+        ("seen_tasks=digits_01", ["must be a list"]),
+        ("evaluation.dev_share=0.9", ["evaluation.dev_share=0.9", "sum below 1"]),
+        ("+trainer.save_strategy=epoch", ["trainer.save_strategy", "remove it"]),
+        ("+trainer.seed=1", ["trainer.seed", "top-level key `seed`"]),
+        ("seed=-1", ["seed=-1", "0 or more"]),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_the_rule(
+    make_job: Any, override: str, words: list[str]
+) -> None:
+    from train.settings import SettingsError
+
+    with pytest.raises(SettingsError) as caught:
+        make_job(override)
+    for word in words:
+        assert word in str(caught.value)

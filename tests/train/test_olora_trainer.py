@@ -1,0 +1,159 @@
+"""One step of our Trainer against arithmetic done by hand; its guards."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def second_task(job: Any) -> tuple[Any, list[Any]]:
+    """A model with one ancestor whose B is not zero, and a new adapter."""
+    from train.models import build_base
+    from train.olora import add_adapter, factors
+
+    torch.manual_seed(1)
+    model = add_adapter(build_base(job.model), "task2", [], job.delta)
+    for module in factors(model, "task2", []):
+        torch.nn.init.normal_(module.b_new, std=0.1)
+    model = add_adapter(model, "task3", ["task2"], job.delta)
+    for module in factors(model, "task3", ["task2"]):
+        torch.nn.init.normal_(module.b_new, std=0.1)
+    return model, factors(model, "task3", ["task2"])
+
+
+def eight(job: Any) -> Any:
+    import numpy as np
+
+    from train.data import Examples, digits
+
+    _, labels = digits()
+    return Examples(job.task, np.flatnonzero(np.isin(labels, job.task.options))[:8])
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+STEP = ("+trainer.optim=sgd", "+trainer.max_steps=1", "trainer.max_grad_norm=0")
+PENALTIES = ("delta.lamda_1=0.5", "delta.lamda_2=0.1", "trainer.learning_rate=0.1")
+
+
+def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+    from train.trainer import train
+
+    job = make_job(
+        *STEP,
+        *PENALTIES,
+        f"trainer.per_device_train_batch_size={batch}",
+        f"trainer.gradient_accumulation_steps={accumulation}",
+    )
+    model, modules = second_task(job)
+    report = train(model, eight(job), modules, job, 0, folder)
+    assert report.steps == 1 and report.orthogonal_loss_first > 0
+    return weights(model)
+
+
+def by_hand(make_job: Any) -> dict[str, torch.Tensor]:
+    """w - lr * gradient of (cross entropy of the two options + penalties), written out."""
+    job = make_job(*PENALTIES)
+    model, modules = second_task(job)
+    data = eight(job)
+    logits = model(pixel_values=data.images).logits[:, list(job.task.options)]
+    first, _ = job.task.options
+    loss = torch.nn.functional.cross_entropy(logits, data.labels - first)
+    for m in modules:
+        for old in m.a_old:
+            for new in m.a_new:
+                loss = loss + 0.5 * (old * new).sum().abs()
+        loss = loss + 0.1 * (m.a_new**2).sum().sqrt() + 0.1 * (m.b_new**2).sum().sqrt()
+    loss.backward()
+    return {n: (p - 0.1 * p.grad).detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (2, 4)])
+def test_a_step_is_the_gradient_of_the_whole_loss_however_the_batch_is_accumulated(
+    make_job: Any, tmp_path: Path, batch: int, accumulation: int
+) -> None:
+    trained, expected = one_step(make_job, tmp_path, batch, accumulation), by_hand(make_job)
+    assert trained.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_stock_scaling_rule_would_make_accumulated_steps_too_large(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the flag is for. When this fails, transformers has changed and the flag may go."""
+    from train.trainer import OLoRATrainer
+
+    monkeypatch.setattr(OLoRATrainer, "loss_is_scaled_for_ga", None)
+    trained, expected = one_step(make_job, tmp_path, 2, 4), by_hand(make_job)
+    assert any(not torch.allclose(trained[n], w, atol=1e-4) for n, w in expected.items())
+
+
+def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path: Path) -> None:
+    from train.trainer import train
+
+    job = make_job("delta.lora_dropout=0.2")
+    model, modules = second_task(job)
+    before = copy.deepcopy(model.state_dict())
+    train(model, eight(job), modules, job, 0, tmp_path)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {k for k in before if ".task3." in k}
+
+
+def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
+    make_job: Any, tmp_path: Path
+) -> None:
+    from train.olora import factors
+    from train.trainer import OrthogonalityOff, train
+
+    job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
+    model, modules = second_task(job)
+    for module in factors(model, "task2", []):
+        torch.nn.init.zeros_(module.a_new)
+    modules = factors(model, "task3", ["task2"])
+    with pytest.raises(OrthogonalityOff, match=r"orthogonal loss is 0\.0 at the first step"):
+        train(model, eight(job), modules, job, 0, tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
+    make_job: Any, tmp_path: Path
+) -> None:
+    from train.trainer import Diverged, train
+
+    job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
+    model, modules = second_task(job)
+    with pytest.raises(Diverged, match=r"learning_rate=1e\+30"):
+        train(model, eight(job), modules, job, 0, tmp_path)
+
+
+def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
+    make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from train.olora import a_norm, l2_loss, orthogonal_loss
+    from train.trainer import train
+
+    job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
+    model, modules = second_task(job)
+    with caplog.at_level("INFO"):
+        report = train(model, eight(job), modules, job, 0, tmp_path)
+    for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
+        assert key in caplog.text
+    assert report.orthogonal_loss == pytest.approx(orthogonal_loss(modules).item())
+    assert report.l2_loss == pytest.approx(l2_loss(modules).item())
+    assert report.a_norm == pytest.approx(a_norm(modules).item())
+
+
+def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any, tmp_path: Path) -> None:
+    from train.settings import SettingsError
+    from train.trainer import train
+
+    job = make_job("+trainer.learning_rates=0.1")
+    model, modules = second_task(job)
+    with pytest.raises(SettingsError, match=r"trainer: .*learning_rates"):
+        train(model, eight(job), modules, job, 0, tmp_path)

@@ -1,0 +1,113 @@
+"""`python train.py` as users and sweeps run it: fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+
+
+def train(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=120)
+
+
+def test_help_loads_no_torch(tmp_path: Path) -> None:
+    code = (
+        f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['train.py', '--help']\n"
+        f"try: runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
+        "finally: print('LOADED', sorted({'torch', 'peft', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "task: digits_01" in done.stdout and "LOADED []" in done.stdout, done.stderr
+
+
+def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path) -> None:
+    done = train(tmp_path, "task=digits_99")
+    assert done.returncode != 0 and "digits_89" in done.stderr
+
+
+def test_two_tasks_in_two_processes_make_a_chain(tmp_path: Path) -> None:
+    quick = "trainer.num_train_epochs=1"
+    first = train(tmp_path, "task=digits_01", "hydra.run.dir=one", quick)
+    assert first.returncode == 0, first.stderr
+    base = (tmp_path / "one/checkpoint/base/model.safetensors").read_bytes()
+    second = train(
+        tmp_path,
+        "task=digits_23",
+        "hydra.run.dir=two",
+        "init_from=one/checkpoint",  # relative to where the command was typed
+        "seen_tasks=[digits_01,digits_23]",
+        "delta.lora_dim=4",
+        quick,
+    )
+    assert second.returncode == 0, second.stderr
+
+    results = json.loads((tmp_path / "two/all_results.json").read_text())
+    assert list(results["eval"]) == list(results["test"]) == ["digits_01", "digits_23"]
+    assert results["score"] == pytest.approx(sum(results["eval"].values()) / 2)
+    assert results["checkpoint"] == str(tmp_path / "two/checkpoint")
+    assert results["orthogonal_loss"] == 0.0  # the base is no adapter: nothing to be orthogonal to
+    assert results["l2_loss"] > 0
+
+    assert (tmp_path / "one/checkpoint/base/model.safetensors").read_bytes() == base
+    node = json.loads((tmp_path / "two/checkpoint/node.json").read_text())
+    assert node == {"task": "digits_23", "parent": "../../one/checkpoint"}
+    left = {
+        p.relative_to(tmp_path / "two").as_posix()
+        for p in (tmp_path / "two").rglob("*")
+        if p.is_file()
+    }
+    assert {f for f in left if not f.startswith(".hydra/")} == {
+        "all_results.json",
+        "train.log",
+        "checkpoint/README.md",
+        "checkpoint/node.json",
+        "checkpoint/task2/adapter_config.json",
+        "checkpoint/task2/adapter_model.safetensors",
+    }
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    make_job: Any, tmp_path: Path
+) -> None:
+    from train.job import run
+
+    def chain(name: str, seed: int) -> tuple[float, float]:
+        first = run(make_job(f"seed={seed}"), tmp_path / name / "1")
+        parent = first["checkpoint"]
+        second = run(
+            make_job("task=digits_23", f"seed={seed}", f"init_from={parent}"), tmp_path / name / "2"
+        )
+        return first["train_loss"], second["train_loss"]
+
+    once, again, other = chain("a", 0), chain("b", 0), chain("c", 1)
+    assert once == again
+    assert once[0] != other[0] and once[1] != other[1]
+
+
+def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: Path) -> None:
+    """The same draw for parent and child would be the opposite of orthogonal."""
+    from train.job import run
+    from train.models import load
+    from train.olora import factors
+
+    parent = run(make_job(), tmp_path / "1")["checkpoint"]
+    still = "trainer.learning_rate=0"
+    for place, task in ((2, "digits_23"), (3, "digits_45")):
+        parent = run(make_job(f"task={task}", f"init_from={parent}", still), tmp_path / str(place))[
+            "checkpoint"
+        ]
+    model = load(Path(parent)).model
+    for module in factors(model, "task3", ["task2"]):
+        assert (module.a_old - module.a_new).abs().max() > 0.1
