@@ -369,6 +369,7 @@ def _claim_folder(config: Any, log: Path) -> Path:
 def link_log(log: Path, target: Path) -> None:
     """Give a log its place in the job's folder; where links are unknown, by moving it."""
     if log.exists() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)  # a job may die before it made its folder
         try:
             os.link(log, target)
         except OSError:

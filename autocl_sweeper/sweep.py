@@ -81,6 +81,9 @@ class Sweep:
         try:
             self._take_up_the_rest()
             while True:
+                # First what has ended: jobs shorter than a start must not pile up unseen.
+                for job, outcome in self._executor.wait(0.0):
+                    self._finish(job, outcome)
                 decision = self._plan.strategy.next(history)
                 if isinstance(decision, Done):
                     break

@@ -183,7 +183,10 @@ class Executor(Protocol):
         ...
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
-        """Jobs that ended since the last call, each exactly once."""
+        """Jobs that ended since the last call, each exactly once.
+
+        Waits at most `timeout_s` for one (None: until one ends); 0 only looks.
+        """
         ...
 
     def cancel(self, job: Job) -> None: ...

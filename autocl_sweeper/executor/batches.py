@@ -33,8 +33,8 @@ class BatchExecutor:
         self._queued.append(job)
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
-        """Runs what is queued, to the end: launchers cannot be interrupted."""
-        batch = self._take_batch()
+        """Runs what is queued, to the end: launchers cannot be interrupted. With 0: nothing yet."""
+        batch = self._take_batch() if timeout_s != 0.0 else []
         if not batch:
             return []
         returns: Sequence[Any]
