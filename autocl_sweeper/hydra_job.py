@@ -185,8 +185,8 @@ def flat_task_config(composed: Any) -> dict[str, Any]:
     tree = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
     assert isinstance(tree, dict)
     walk("", {key: node for key, node in tree.items() if key != "hydra"})
-    # Bytes and paths are legal in a config and unknown to JSON: their text tells as much.
-    return json.loads(json.dumps(flat, default=str)) if flat else {}
+    # Bytes, paths, nan and inf are legal in a config and unknown to JSON: their text tells as much.
+    return json.loads(json.dumps(flat, default=str), parse_constant=str) if flat else {}
 
 
 # -- any launcher: the task function tells its own outcome -------------------------------------------

@@ -70,7 +70,8 @@ class Journal:
     def append(self, event: str, **fields: Any) -> None:
         """Add one event; it is on disk when this returns."""
         record = {"event": event, **fields, "time": round(time.time(), 3)}
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        # A suggestion may be nan or inf: Python's JSON has names for them and reads them back.
+        line = json.dumps(record, ensure_ascii=False) + "\n"
         self._file.write(line.encode("utf-8", "surrogatepass"))
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
         name = f"{prefix}{key}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             changes += changed(old, new, f"{name} / ")
-        elif old != new:
+        elif json.dumps(old) != json.dumps(new):  # as text, because nan is not equal to itself
             changes.append(f"{name}: was {old!r}, is {new!r}")
     return changes
 
