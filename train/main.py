@@ -9,9 +9,11 @@ import hydra
 from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+# Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
+VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(**VERSION_BASE, config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Train the task of `cfg` in Hydra's output folder and return its scores."""
     from hydra.core.hydra_config import HydraConfig

@@ -36,13 +36,14 @@ def make_job() -> MakeJob:
     """A job as `python train.py <overrides>` would read it, on a model of two layers, width 16."""
     from hydra import compose, initialize_config_dir
 
+    from train.main import VERSION_BASE
     from train.settings import read_job
 
     small = ["model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
     quick = ["model.intermediate_size=16", "model.patch_size=4", "trainer.num_train_epochs=1"]
 
     def make(*overrides: str) -> Any:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
             cfg = compose("config", overrides=[*small, *quick, *overrides])
         return read_job(cfg, ROOT / "conf" / "task")
 

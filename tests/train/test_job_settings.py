@@ -25,9 +25,10 @@ def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
 def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path) -> None:
     from hydra import compose, initialize_config_dir
 
+    from train.main import VERSION_BASE
     from train.settings import read_job
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("config", [f"experiment={file.stem}"], return_hydra_config=True)
     sweeper = cfg.hydra.sweeper
     assert sweeper.handover == {"init_from": "checkpoint", "seen_tasks": "seen_tasks"}
