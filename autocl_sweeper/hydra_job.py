@@ -108,11 +108,11 @@ def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
         checkpoint = value.get("checkpoint")
         for key, item in value.items():
             if key in scores and isinstance(item, Mapping):
-                scores[key] = {str(k): float(n) for k, n in item.items() if is_number(n)}
+                scores[key] = {str(k): _float(n) for k, n in item.items() if is_number(n)}
             elif is_number(item):
-                found[str(key)] = float(item)
+                found[str(key)] = _float(item)
     elif is_number(value):
-        found["score"] = float(value)
+        found["score"] = _float(value)
     default = output_dir / CHECKPOINT_NAME
     if checkpoint is None and default.is_dir():
         checkpoint = default
@@ -132,15 +132,29 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number or a fraction beyond the largest float
+        return math.copysign(math.inf, number > 0 or -1)
+
+
 def failure(error: BaseException, seconds: float, configuration_error: bool = False) -> Outcome:
     lines = "".join(traceback.format_exception(error)).splitlines()
     return Outcome(
         state=State.FAIL,
-        reason=f"{type(error).__name__}: {error}".strip().rstrip(":"),
+        reason=_headline(error),
         seconds=seconds,
         log_tail=tuple(lines[-TAIL_LINES:]),
         configuration_error=configuration_error,
     )
+
+
+def _headline(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}".strip().rstrip(":")
+    except Exception:  # its __str__ is as broken as the job
+        return type(error).__name__
 
 
 # -- composing --------------------------------------------------------------------------------------
@@ -397,7 +411,7 @@ def _write_return(path: Path, job_return: Any) -> None:
         from hydra.core.utils import JobStatus
 
         if job_return.status is JobStatus.FAILED:
-            story = f"{type(value).__name__}: {value}\n{traceback_text(value)}"
+            story = f"{_headline(value)}\n{traceback_text(value)}"
         else:
             story = f"the returned {type(value).__name__} cannot be pickled: {error!r}"
         job_return.status = JobStatus.FAILED
