@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,7 @@ class Fold:
     history: History = field(default_factory=History)
     setup: Record | None = None  # the `sweep` event: version and fingerprint
     overrides: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    lost: Counter[int] = field(default_factory=Counter)  # trial -> attempts that do not count
     ended: bool = False
 
 
@@ -166,7 +168,8 @@ def fold(records: Iterable[Record]) -> Fold:
             case "session":
                 state.ended = False
             case "attempt_failed":
-                pass  # told for the reader; the trial stays RUNNING until its last attempt ends
+                # The trial stays RUNNING until its last attempt ends.
+                state.lost[record["trial"]] += record["lost"]
             case unknown:
                 raise ValueError(f"a journal of this version has no event '{unknown}'")
     return state

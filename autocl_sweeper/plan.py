@@ -74,6 +74,11 @@ class Plan:
         return selection
 
     @property
+    def metric(self) -> str:
+        """Which of the numbers a job returned ranks it; a lone number is called `score`."""
+        return self.settings.metric or "score"
+
+    @property
     def ranked(self) -> bool:
         """Whether a score is needed: with a sequence, trials are parents or they are not."""
         return bool(self.tasks)

@@ -127,6 +127,7 @@ class Sweep:
             records, state = [], Fold()
         self.history = state.history
         self._overrides = state.overrides
+        self._lost = state.lost
         if state.setup is None:
             self._append("sweep", version=VERSION, fingerprint=dict(self._plan.fingerprint))
         else:
@@ -171,10 +172,14 @@ class Sweep:
             log.info("ended the job of trial %d, left by a dead controller", trial.number)
             # It may have finished between the look and the end.
             outcome = self._files.read_outcome(trial.number)
-        if outcome is not None:
+        if outcome is None:
+            self._again(trial, "the controller died", lost=True)
+            return
+        try:
             self._finish(Job(trial.number, ()), outcome)
-        else:
-            self._again(trial, "the controller died")
+        except (ConfigurationError, JobContractError) as error:
+            # It may be what stopped the sweep, and mended since: the next job will tell.
+            self._again(trial, str(error).partition("\n")[0], lost=True)
 
     # -- the steps of a trial --
 
@@ -226,14 +231,17 @@ class Sweep:
                 "\n  hydra.sweeper.retries the failed ones run again too."
             )
 
-    def _again(self, trial: Trial, reason: str) -> None:
-        self._append("attempt_failed", trial=trial.number, attempt=trial.attempt, reason=reason)
+    def _again(self, trial: Trial, reason: str, lost: bool = False) -> None:
+        """Run a trial again. A lost attempt says nothing about the trial and is no retry."""
+        event = {"trial": trial.number, "attempt": trial.attempt, "reason": reason, "lost": lost}
+        self._append("attempt_failed", **event)
+        self._lost[trial.number] += lost
         self._progress.again(trial, reason)
         self._files.forget(trial.number)
         self._restart.append(replace(trial, attempt=trial.attempt + 1))
 
     def _may_retry(self, trial: Trial) -> bool:
-        return trial.attempt <= self._plan.settings.retries
+        return trial.attempt - self._lost[trial.number] <= self._plan.settings.retries
 
     def _select(self, decision: Select) -> None:
         stage = decision.stage
@@ -259,8 +267,9 @@ class Sweep:
         if outcome.configuration_error:
             tail = "\n".join(f"    {line}" for line in outcome.log_tail)
             raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
-        ended_well = outcome.returned != ""
-        if outcome.state is State.FAIL and ended_well and not self._leaders.anybody:
+        # nan is a number: one diverged job says nothing about the others.
+        has_none = outcome.returned != "" and self._plan.metric not in outcome.numbers
+        if outcome.state is State.FAIL and has_none and not self._leaders.anybody:
             raise JobContractError(
                 f"{name} cannot be ranked: {outcome.reason}.\n"
                 "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
@@ -374,7 +383,7 @@ def judge(outcome: Outcome, plan: Plan) -> Outcome:
     """Give a complete outcome its score; where trials are ranked, one without a score is a FAIL."""
     if outcome.state is not State.COMPLETE:
         return outcome
-    metric = plan.settings.metric or "score"
+    metric = plan.metric
     score = outcome.numbers.get(metric)
     if score is not None and finite(score):
         return replace(outcome, score=score)
