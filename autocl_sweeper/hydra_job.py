@@ -28,6 +28,7 @@ from autocl_sweeper.types import Job, Outcome, State
 LOG_NAME = "job.log"
 CHECKPOINT_NAME = "checkpoint"
 TAIL_LINES = 20
+GO = b"\n"  # what a job process reads from its stdin before it does anything
 
 
 @dataclass(frozen=True)
@@ -443,6 +444,8 @@ def finite(value: float | None) -> bool:
 
 
 if __name__ == "__main__":
+    if os.read(0, len(GO)) != GO:
+        raise SystemExit("the controller died before it knew this job")
     # Run as the importable module, so that nothing here is pickled as part of `__main__`.
     from autocl_sweeper.hydra_job import run_job_process as run
 

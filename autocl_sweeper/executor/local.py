@@ -19,7 +19,7 @@ from typing import Protocol
 from autocl_sweeper import hydra_job
 from autocl_sweeper.devices import Lease, LeaseFolder, Probe, Refusal, lease_free
 from autocl_sweeper.executor import guardian
-from autocl_sweeper.hydra_job import JobFiles
+from autocl_sweeper.hydra_job import GO, JobFiles
 from autocl_sweeper.types import Job, Outcome, State
 
 log = logging.getLogger(__name__)
@@ -189,9 +189,10 @@ class LocalExecutor:
         log_path = self._files.log(job.number)
         try:
             with open(log_path, "wb") as output:
+                self._start_guardian()
                 process = subprocess.Popen(
                     self._commands.argv(job, self._returns),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **grant.environment},
@@ -203,6 +204,11 @@ class LocalExecutor:
             grant.close()
         self._tell_guardian("+", process.pid)
         write_group(self._files.group(job.number), process.pid)
+        assert process.stdin is not None
+        # A job starts with this word, so a controller killed before it leaves no job unknown.
+        with suppress(BrokenPipeError):  # it is dead already, which `_await` will find
+            process.stdin.write(GO)
+            process.stdin.close()
         return _Running(job, grant, process, time.monotonic())
 
     def _await(self, running: _Running) -> None:
@@ -215,7 +221,11 @@ class LocalExecutor:
         for timer in running.timers:
             timer.cancel()
         self._tell_guardian("-", pid)
-        self._ended.put((running, self._outcome(running, status)))
+        try:
+            outcome = self._outcome(running, status)
+        except Exception as error:  # a result that can be read in the job's process alone
+            outcome = hydra_job.failure(error, time.monotonic() - running.started)
+        self._ended.put((running, outcome))
 
     def _outcome(self, running: _Running, status: int) -> Outcome:
         number = running.job.number
@@ -243,7 +253,7 @@ class LocalExecutor:
         timer.start()
         running.timers.append(timer)
 
-    def _tell_guardian(self, change: str, group: int) -> None:
+    def _start_guardian(self) -> None:
         if self._guardian is None:
             self._guardian = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(guardian.__file__))],
@@ -252,7 +262,9 @@ class LocalExecutor:
                 start_new_session=True,
                 bufsize=0,
             )
-        assert self._guardian.stdin is not None
+
+    def _tell_guardian(self, change: str, group: int) -> None:
+        assert self._guardian is not None and self._guardian.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it; resuming still ends what is left
             self._guardian.stdin.write(f"{change}{group}\n".encode())
 
