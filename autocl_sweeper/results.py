@@ -14,7 +14,7 @@ from autocl_sweeper import metrics
 from autocl_sweeper.hydra_job import LOG_NAME, write_whole
 from autocl_sweeper.journal import Record, outcome_from_json
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.types import History, State, Trial
+from autocl_sweeper.types import History, Trial
 
 RESULT_FILE = "autoCL_result.txt"
 BEST_FILE = "optimization_results.yaml"
@@ -271,9 +271,3 @@ def write_table(folder: Path, history: History) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))
-
-
-def spread(chains: Sequence[Chain]) -> float | None:
-    """Best minus worst final score among the chains that completed the last stage."""
-    scores = [chain.score for chain in chains if chain.trials[-1].state is State.COMPLETE]
-    return max(scores) - min(scores) if scores else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.strategy import Stage
-from autocl_sweeper.types import History, State, Trial
+from autocl_sweeper.types import History, State, Trial, Value
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +133,18 @@ class LiveProgress(LogProgress):
 
 
 def settings_text(trial: Trial) -> str:
-    """The suggestion in short: last part of each key."""
-    return " ".join(
-        f"{key.rpartition('.')[2].lstrip('+')}={value:.4g}"
-        if isinstance(value, float)
-        else f"{key.rpartition('.')[2].lstrip('+')}={value}"
-        for key, value in trial.suggestion.params.items()
-    )
+    """The suggestion in short."""
+    params = trial.suggestion.params
+    return " ".join(f"{short_key(key)}={value_text(value)}" for key, value in params.items())
+
+
+def short_key(key: str) -> str:
+    """The last part of an override key."""
+    return key.rpartition(".")[2].lstrip("+")
+
+
+def value_text(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def clock(seconds: float) -> str:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from autocl_sweeper import results
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.report.progress import settings_text
-from autocl_sweeper.results import Chain
-from autocl_sweeper.types import History
+from autocl_sweeper.report.progress import short_key, value_text
+from autocl_sweeper.types import History, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,76 +22,65 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
     if not chains:
         return
     best = chains[0]
+    on_best = {trial.number for trial in best.trials}
+    beams = [history[number] for beam in history.beams.values() for number in beam]
     console.print()
-    console.print(_beams(plan, history, best))
-    for title, matrix in (("dev (selection)", best.evaluation), ("test", best.test)):
+    console.print(_trials("Beam of each stage (* is on the best chain)", beams, on_best))
+    for title, matrix in (("dev data (selection)", best.evaluation), ("test data", best.test)):
         if matrix is not None:
             console.print(_matrix(f"Best chain, scores on {title}", list(plan.tasks), matrix))
-            console.print(_metrics_line(matrix))
-    _print_spread(plan, chains, console)
-    console.print(f"Best chain: score {best.score:.4f}", style="bold")
-    for trial in best.trials:
+            found = results.continual_metrics(matrix)
+            text = ", ".join(f"{name.replace('_', ' ')} {n:.4f}" for name, n in found.items())
+            console.print(f"  {text}\n", highlight=False)
+    console.print(_trials(f"Best chain: score {best.score:.4f}", best.trials, set()))
+    if len(chains) > 1:
         console.print(
-            f"  {trial.stage}. {trial.task}: trial {trial.number}, {settings_text(trial)}",
+            f"Chains through the last stage: {len(chains)}, from {chains[-1].score:.4f} to"
+            f" {best.score:.4f}",
             highlight=False,
         )
-    console.print("Files:", style="bold")
-    files = (results.BEST_FILE, results.RESULT_FILE, results.TABLE_FILE, "journal.jsonl")
+    console.print("Files")
+    files = [results.BEST_FILE, results.RESULT_FILE, results.TABLE_FILE, "journal.jsonl"]
+    outcome = best.trials[-1].outcome
+    if outcome is not None and outcome.checkpoint is not None:
+        files.append(outcome.checkpoint)
     for name in files:
         console.print(f"  {folder / name}", soft_wrap=True, highlight=False)
-    checkpoint = best.trials[-1].outcome and best.trials[-1].outcome.checkpoint
-    if checkpoint:
-        console.print(f"  {folder / checkpoint}  (the best model)", soft_wrap=True, highlight=False)
 
 
-def _beams(plan: Plan, history: History, best: Chain) -> Table:
-    from rich.table import Table
-
-    on_best = {trial.number for trial in best.trials}
-    table = Table(title="Beam of each stage (* is on the best chain)", title_justify="left")
-    for column in ("stage", "task", "trial", "parent", "score", "settings"):
-        table.add_column(column, justify="right" if column in ("trial", "score") else "left")
-    for stage in plan.stages:
-        for number in history.beams.get(stage.number, ()):
-            trial = history[number]
-            table.add_row(
-                str(stage.number),
-                stage.task,
-                f"{'*' if number in on_best else ''}{number}",
-                "-" if trial.parent is None else str(trial.parent),
-                f"{trial.score:.4f}",
-                settings_text(trial),
-            )
-        table.add_section()
+def _trials(title: str, trials: Sequence[Trial], marked: set[int]) -> Table:
+    """A row per trial; every parameter that one of them has is a column of its own."""
+    table = _table(title)
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.suggestion.params))
+    for column in ("stage", "task", "trial", "parent", "score", *map(short_key, keys)):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for trial in trials:
+        params = trial.suggestion.params
+        table.add_row(
+            str(trial.stage),
+            trial.task,
+            f"{'*' if trial.number in marked else ''}{trial.number}",
+            "-" if trial.parent is None else str(trial.parent),
+            f"{trial.score:.4f}",
+            *(value_text(params[key]) if key in params else "" for key in keys),
+        )
     return table
 
 
 def _matrix(title: str, tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column("after training on")
+    table = _table(title)
+    table.add_column("after")
     for task in tasks[: len(matrix)]:
         table.add_column(task, justify="right")
     table.add_column("mean", justify="right", style="bold")
-    for task, row in zip(tasks, matrix, strict=True):
+    for task, row in zip(tasks, matrix, strict=False):  # a sweep that stopped early has fewer rows
         blank = [""] * (len(matrix) - len(row))
         table.add_row(task, *(f"{n:.3f}" for n in row), *blank, f"{sum(row) / len(row):.3f}")
     return table
 
 
-def _metrics_line(matrix: Sequence[Sequence[float]]) -> str:
-    found = results.continual_metrics(matrix)
-    return "  " + ", ".join(f"{name.replace('_', ' ')} {n:.4f}" for name, n in found.items())
+def _table(title: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
 
-
-def _print_spread(plan: Plan, chains: Sequence[Chain], console: Console) -> None:
-    if len(chains) < 2:
-        return
-    worst = chains[-1]
-    difference = results.spread(chains)
-    console.print(
-        f"Final chains: {len(chains)}, from {worst.score:.4f} to {chains[0].score:.4f}:"
-        f" settings are worth {difference:.4f}.",
-        highlight=False,
-    )
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
