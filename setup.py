@@ -1,0 +1,53 @@
+from setuptools import find_namespace_packages, setup
+
+setup(
+    name="autocl-sweeper",
+    version="0.1.0",
+    description=(
+        "Continual-learning hyper-parameter search for Hydra: a sequential top-k sweeper, "
+        "and a launcher that gives every job a GPU of its own"
+    ),
+    python_requires=">=3.10",
+    # Named one by one: train/, tests/ and conf/ lie beside the packages and stay in the repository.
+    packages=find_namespace_packages(
+        include=["hydra_plugins.*", "autocl_sweeper", "autocl_sweeper.*"]
+    ),
+    # Makes an editable install a plain path entry. Setuptools' import finder, which it is otherwise,
+    # cannot list the hydra_plugins namespace, and Hydra 1.3 finds plugins by listing it.
+    package_dir={"": "."},
+    package_data={"autocl_sweeper": ["py.typed"]},
+    entry_points={
+        # How Hydra 1.4 finds plugins; 1.3 scans hydra_plugins. Read at install time.
+        "hydra.plugins": [
+            "autocl = hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
+            "gpu = hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
+        ]
+    },
+    install_requires=[
+        "hydra-core>=1.3.8,<1.5",
+        "hydra-joblib-launcher>=1.2.0",
+        "nvidia-ml-py>=12.535.77",
+        "omegaconf>=2.3.0",
+        "optuna>=4.0.0",
+        "rich>=13.0.0",
+    ],
+    extras_require={
+        "train": [
+            "accelerate>=1.15",
+            "numpy>=2.0",
+            "peft>=0.21",
+            "safetensors>=0.8",
+            "scikit-learn>=1.9",
+            "torch>=2.13",
+            "transformers>=5.23",
+        ],
+        "test": ["hypothesis>=6.170", "pytest>=9.2", "setuptools>=77"],
+        "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
+    },
+    classifiers=[
+        "Framework :: Hydra",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Typing :: Typed",
+    ],
+)
