@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from train.data import Examples, split
 from train.evaluation import accuracy
 from train.models import adapter_name, build_base, load, save
-from train.olora import add_adapter, factors
+from train.olora import add_adapter
 from train.settings import Job
 from train.trainer import train
 
@@ -32,17 +32,17 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     # The same seed for every place would draw every adapter's A alike: the opposite of orthogonal.
     seed = int(np.random.SeedSequence([job.seed, place]).generate_state(1)[0])
     torch.manual_seed(seed)
+    adapters: list[str] = []
     if parent is None:
-        model, modules = build_base(job.model), []
+        model = build_base(job.model)
     else:
-        name = adapter_name(place)
-        model = add_adapter(parent.model, name, parent.adapters, job.delta)
-        modules = factors(model, name, parent.adapters)
+        adapters = [*parent.adapters, adapter_name(place)]
+        model = add_adapter(parent.model, adapters[-1], parent.adapters, job.delta)
     splits = {task.name: split(task, job.evaluation) for task in job.seen_tasks}
 
     train_start = time.perf_counter()
     train_rows = splits[job.task.name].train
-    report = train(model, Examples(job.task, train_rows), modules, job, seed, folder)
+    report = train(model, Examples(job.task, train_rows), adapters, job, seed, folder)
     train_end = time.perf_counter()
     save(model, folder / "checkpoint", job.task.name, parent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from train.data import Examples, collate
 from train.evaluation import among_options
-from train.olora import Factors, a_norm, l2_loss, orthogonal_loss
-from train.settings import Job, SettingsError
+from train.olora import Factors, a_norm, factors, l2_loss, orthogonal_loss
+from train.settings import DeltaSettings, Job, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,13 @@ class OLoRATrainer(Trainer):
     # Unless told, Trainer takes a model whose forward has **kwargs for one that did so already.
     loss_is_scaled_for_ga = False
 
-    def __init__(
-        self, lamda_1: float, lamda_2: float, modules: list[Factors], **kwargs: Any
-    ) -> None:
+    def __init__(self, adapters: Sequence[str], delta: DeltaSettings, **kwargs: Any) -> None:
+        """`adapters` is the chain, the one to train last; empty: the base is trained in full."""
         super().__init__(**kwargs)
-        self.lamda_1, self.lamda_2, self.modules = lamda_1, lamda_2, modules
+        self.lamda_1, self.lamda_2 = delta.lamda_1, delta.lamda_2
+        self.modules: list[Factors] = []
+        if adapters:  # stacked only now, where Trainer has moved the model to its device
+            self.modules = factors(kwargs["model"], adapters[-1], adapters[:-1])
         self.losses: list[torch.Tensor] = []  # per micro-batch: task, orthogonal, l2
         self.logged = 0
 
@@ -111,12 +114,12 @@ class LogLines(TrainerCallback):
 def train(
     model: torch.nn.Module,
     examples: Examples,
-    modules: list[Factors],
+    adapters: Sequence[str],
     job: Job,
     seed: int,
     folder: Path,
 ) -> TrainingReport:
-    """Train what is trainable in `model`. Raises Diverged if the loss stops being a number."""
+    """Train the last of `adapters`, or without any the base. Raises Diverged on a loss of NaN."""
     try:
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -132,9 +135,8 @@ def train(
             f"trainer: {error}. Its keys are arguments of transformers.TrainingArguments"
         ) from error
     trainer = OLoRATrainer(
-        lamda_1=job.delta.lamda_1,
-        lamda_2=job.delta.lamda_2,
-        modules=modules,
+        adapters=adapters,
+        delta=job.delta,
         model=model,
         args=arguments,
         train_dataset=examples,

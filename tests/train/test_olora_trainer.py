@@ -51,8 +51,8 @@ def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict
         f"trainer.per_device_train_batch_size={batch}",
         f"trainer.gradient_accumulation_steps={accumulation}",
     )
-    model, modules = second_task(job)
-    report = train(model, eight(job), modules, job, 0, folder)
+    model, _modules = second_task(job)
+    report = train(model, eight(job), ["task2", "task3"], job, 0, folder)
     assert report.steps == 1 and report.orthogonal_loss_first > 0
     return weights(model)
 
@@ -99,9 +99,9 @@ def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path
     from train.trainer import train
 
     job = make_job("delta.lora_dropout=0.2")
-    model, modules = second_task(job)
+    model, _modules = second_task(job)
     before = copy.deepcopy(model.state_dict())
-    train(model, eight(job), modules, job, 0, tmp_path)
+    train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {k for k in before if ".task3." in k}
 
@@ -113,12 +113,11 @@ def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
     from train.trainer import OrthogonalityOff, train
 
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
-    model, modules = second_task(job)
+    model, _modules = second_task(job)
     for module in factors(model, "task2", []):
         torch.nn.init.zeros_(module.a_new)
-    modules = factors(model, "task3", ["task2"])
     with pytest.raises(OrthogonalityOff, match=r"orthogonal loss is 0\.0 at the first step"):
-        train(model, eight(job), modules, job, 0, tmp_path)
+        train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
@@ -127,9 +126,9 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
     from train.trainer import Diverged, train
 
     job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
-    model, modules = second_task(job)
+    model, _modules = second_task(job)
     with pytest.raises(Diverged, match=r"learning_rate=1e\+30"):
-        train(model, eight(job), modules, job, 0, tmp_path)
+        train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
 
 
 def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
@@ -141,7 +140,7 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
     model, modules = second_task(job)
     with caplog.at_level("INFO"):
-        report = train(model, eight(job), modules, job, 0, tmp_path)
+        report = train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
     for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
         assert key in caplog.text
     assert report.orthogonal_loss == pytest.approx(orthogonal_loss(modules).item())
@@ -154,6 +153,6 @@ def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any, tmp_path:
     from train.trainer import train
 
     job = make_job("+trainer.learning_rates=0.1")
-    model, modules = second_task(job)
+    model, _modules = second_task(job)
     with pytest.raises(SettingsError, match=r"trainer: .*learning_rates"):
-        train(model, eight(job), modules, job, 0, tmp_path)
+        train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
