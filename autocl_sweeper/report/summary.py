@@ -52,8 +52,10 @@ def _trials(title: str, trials: Sequence[Trial], marked: set[int]) -> Table:
     """A row per trial; every parameter that one of them has is a column of its own."""
     table = _table(title)
     keys = list(dict.fromkeys(key for trial in trials for key in trial.suggestion.params))
-    for column in ("stage", "task", "trial", "parent", "score", *map(short_key, keys)):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    for column in ("stage", "task", "trial", "parent", "score"):
+        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    for key in keys:  # a heading that may break at its underscores keeps the column narrow
+        table.add_column(short_key(key).replace("_", " "), justify="right")
     for trial in trials:
         params = trial.suggestion.params
         table.add_row(
@@ -83,4 +85,11 @@ def _table(title: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
