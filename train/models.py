@@ -1,11 +1,4 @@
-"""The base model, and the checkpoints that form a chain: base, then one adapter per task.
-
-A checkpoint holds what its own job trained and a pointer to its parent's checkpoint:
-
-    node.json                                              task and parent (null: the base)
-    base/  config.json, model.safetensors                  the first task
-    task3/ adapter_config.json, adapter_model.safetensors  a later one, named by its place
-"""
+"""The base model, and loading and saving one link of a chain of checkpoints (`train.chain`)."""
 
 from __future__ import annotations
 
@@ -17,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from train.chain import Node, broken, walk
 from train.data import IMAGE_SIZE
 from train.olora import activate
 from train.settings import CLASSES, ModelSettings
@@ -24,19 +18,6 @@ from train.settings import CLASSES, ModelSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint, or one of those it builds on, is missing or damaged."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One checkpoint of a chain."""
-
-    folder: Path
-    task: str
-    parent: Path | None
 
 
 @dataclass(frozen=True)
@@ -102,39 +83,19 @@ def load(folder: Path) -> Chain:
 
     Raises CheckpointError, which names the folder at fault and the chain that needs it.
     """
-    nodes = _walk(folder)
+    nodes = walk(folder)
     model: PreTrainedModel | PeftModel | None = None
     for place, node in enumerate(nodes, start=1):
         try:
             model = _load_base(node) if model is None else _load_adapter(model, node, place)
         # Whatever the libraries raise on damaged files (OSError, SafetensorError, KeyError, ...).
         except Exception as error:
-            raise _broken(node.folder, f"{type(error).__name__}: {error}", nodes[place:]) from error
+            raise broken(node.folder, f"{type(error).__name__}: {error}", nodes[place:]) from error
     assert model is not None
     chain = Chain(model, tuple(nodes))
     if chain.adapters:
         activate(model, chain.adapters)  # type: ignore[arg-type]
     return chain
-
-
-def _walk(folder: Path) -> list[Node]:
-    """The chain that ends in `folder`, base first."""
-    nodes: list[Node] = []
-    here: Path | None = folder.resolve()
-    while here is not None:
-        if here in [node.folder for node in nodes]:
-            raise _broken(here, "its chain of parents comes back to itself", nodes)
-        try:
-            record = json.loads((here / "node.json").read_text())
-            pointer = record["parent"]
-            parent = None if pointer is None else (here / pointer).resolve()
-            node = Node(here, record["task"], parent)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = "no such folder" if not here.is_dir() else f"node.json: {error!r}"
-            raise _broken(here, reason, nodes[::-1]) from error
-        nodes.append(node)
-        here = node.parent
-    return nodes[::-1]
 
 
 def _load_base(node: Node) -> PreTrainedModel:
@@ -163,11 +124,3 @@ def _load_adapter(model: PreTrainedModel | PeftModel, node: Node, place: int) ->
             f"its weights do not fit the model: {sorted(saved.keys() ^ loaded.keys())[:3]}"
         )
     return model
-
-
-def _broken(folder: Path, reason: str, needed_by: list[Node]) -> CheckpointError:
-    chain = "".join(f"\n  needed by {node.task}: {node.folder}" for node in needed_by)
-    return CheckpointError(
-        f"checkpoint {folder} is missing or damaged ({reason}).{chain}\n"
-        "A checkpoint holds only its own task; all its ancestors must stay where they were."
-    )

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train.chain import walk
+
 Section = TypeVar("Section")
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
@@ -129,7 +131,7 @@ def read_job(cfg: DictConfig, task_dir: Path) -> Job:
         raise SettingsError(f"seed={cfg.seed}: must be a whole number, 0 or more")
     return Job(
         task=task,
-        seen_tasks=_seen_tasks(cfg.seen_tasks, task, task_dir),
+        seen_tasks=_seen_tasks(cfg.seen_tasks, task, init_from, task_dir),
         init_from=init_from,
         model=_section(ModelSettings, cfg, "model"),
         delta=_section(DeltaSettings, cfg, "delta"),
@@ -148,13 +150,16 @@ def _section(kind: type[Section], cfg: DictConfig, key: str) -> Section:
         raise SettingsError(f"{key}: {error}") from error
 
 
-def _seen_tasks(names: Any, current: Task, task_dir: Path) -> tuple[Task, ...]:
+def _seen_tasks(
+    names: Any, current: Task, init_from: Path | None, task_dir: Path
+) -> tuple[Task, ...]:
     if names is None:
-        return (current,)
+        ancestors = [] if init_from is None else [node.task for node in walk(init_from)]
+        names = OmegaConf.create([*dict.fromkeys([*ancestors, current.name])])
     if not OmegaConf.is_list(names) or len(set(names)) < len(names) or current.name not in names:
         raise SettingsError(
             f"seen_tasks={names}: must be a list of different task names that contains the "
-            f"current task '{current.name}', or null for the current task alone"
+            f"current task '{current.name}', or null for those of the chain in init_from and it"
         )
     known = sorted(path.stem for path in task_dir.glob("*.yaml"))
     unknown = [name for name in names if name != current.name and name not in known]

@@ -137,7 +137,8 @@ def with_weights_of_another_model(checkpoint: Path) -> None:
 def test_a_damaged_ancestor_is_named_together_with_the_chain_that_needs_it(
     chain_of_four: tuple[Path, list[torch.Tensor]], damage: Callable[[Path], None]
 ) -> None:
-    from train.models import CheckpointError, load
+    from train.chain import CheckpointError
+    from train.models import load
 
     folder, _ = chain_of_four
     damage(folder / "c")
@@ -151,7 +152,8 @@ def test_a_damaged_ancestor_is_named_together_with_the_chain_that_needs_it(
 def test_a_base_without_its_weights_is_named(
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
-    from train.models import CheckpointError, load
+    from train.chain import CheckpointError
+    from train.models import load
 
     folder, _ = chain_of_four
     (folder / "a/base/model.safetensors").unlink()
@@ -164,7 +166,8 @@ def test_a_base_without_its_weights_is_named(
 def test_a_chain_that_points_back_to_itself_is_an_error(
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
-    from train.models import CheckpointError, load
+    from train.chain import CheckpointError
+    from train.models import load
 
     folder, _ = chain_of_four
     (folder / "a/node.json").write_text('{"task": "digits_01", "parent": "../c"}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose("config", [f"experiment={file.stem}"], return_hydra_config=True)
     sweeper = cfg.hydra.sweeper
-    assert sweeper.handover == {"init_from": "checkpoint", "seen_tasks": "seen_tasks"}
+    assert sweeper.handover == {"init_from": "checkpoint"}
     for task, suggestions in sweeper.task_params.items():
         assert (CONF / "task" / f"{task}.yaml").is_file()
         assert all(OmegaConf.select(cfg, key) is not None for s in suggestions for key in s)
@@ -54,6 +55,17 @@ def test_seen_tasks_keep_their_order_and_bring_their_own_options(make_job: Any) 
     job = make_job("task=digits_45", "seen_tasks=[digits_23,digits_01,digits_45]")
     assert [t.name for t in job.seen_tasks] == ["digits_23", "digits_01", "digits_45"]
     assert [t.options for t in job.seen_tasks] == [(2, 3), (0, 1), (4, 5)]
+
+
+def test_the_tasks_seen_are_those_of_the_chain_and_the_current_one(
+    make_job: Any, tmp_path: Path
+) -> None:
+    for name, parent in (("digits_67", None), ("digits_01", "../digits_67")):
+        (tmp_path / name).mkdir()
+        node = json.dumps({"task": name, "parent": parent})
+        (tmp_path / name / "node.json").write_text(node)
+    job = make_job("task=digits_23", f"init_from={tmp_path / 'digits_01'}")
+    assert [t.name for t in job.seen_tasks] == ["digits_67", "digits_01", "digits_23"]
 
 
 @pytest.mark.parametrize(

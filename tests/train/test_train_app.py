@@ -47,7 +47,6 @@ def test_two_tasks_in_two_processes_make_a_chain(tmp_path: Path) -> None:
         "task=digits_23",
         "hydra.run.dir=two",
         "init_from=one/checkpoint",  # relative to where the command was typed
-        "seen_tasks=[digits_01,digits_23]",
         "delta.lora_dim=4",
         quick,
     )

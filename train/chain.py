@@ -1,0 +1,58 @@
+"""The chain of checkpoints a job starts from: base first, then one adapter per task.
+
+A checkpoint holds what its own job trained and a pointer to its parent's checkpoint:
+
+    node.json                                              task and parent (null: the base)
+    base/  config.json, model.safetensors                  the first task
+    task3/ adapter_config.json, adapter_model.safetensors  a later one, named by its place
+
+Reading it loads no model, so that a mistake in it is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint, or one of those it builds on, is missing or damaged."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One checkpoint of a chain."""
+
+    folder: Path
+    task: str
+    parent: Path | None
+
+
+def walk(folder: Path) -> list[Node]:
+    """The chain that ends in `folder`, base first. Raises CheckpointError."""
+    nodes: list[Node] = []
+    here: Path | None = folder.resolve()
+    while here is not None:
+        if here in [node.folder for node in nodes]:
+            raise broken(here, "its chain of parents comes back to itself", nodes)
+        try:
+            record = json.loads((here / "node.json").read_text())
+            pointer = record["parent"]
+            parent = None if pointer is None else (here / pointer).resolve()
+            node = Node(here, record["task"], parent)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = "no such folder" if not here.is_dir() else f"node.json: {error!r}"
+            raise broken(here, reason, nodes[::-1]) from error
+        nodes.append(node)
+        here = node.parent
+    return nodes[::-1]
+
+
+def broken(folder: Path, reason: str, needed_by: list[Node]) -> CheckpointError:
+    """The error for a folder at fault, naming those of the chain that build on it."""
+    chain = "".join(f"\n  needed by {node.task}: {node.folder}" for node in needed_by)
+    return CheckpointError(
+        f"checkpoint {folder} is missing or damaged ({reason}).{chain}\n"
+        "A checkpoint holds only its own task; all its ancestors must stay where they were."
+    )
