@@ -8,16 +8,18 @@ controller and every launcher.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import numbers
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,17 @@ class JobFiles:
         """Process group and boot of a running job, for who finds it after its controller died."""
         return self.folder / f"{number}.group"
 
+    def begun(self, number: int) -> Path:
+        """There once another launcher's worker has begun the job."""
+        return self.folder / f"{number}.begun"
+
     def forget(self, number: int) -> None:
         """Remove what an ended job left here; all of it is elsewhere by now.
 
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
-        for path in (self.outcome(number), self.job_return(number), self.group(number)):
-            path.unlink(missing_ok=True)
+        for path in (self.outcome, self.job_return, self.group, self.begun):
+            path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:
             log.unlink()
@@ -210,11 +216,13 @@ def flat_task_config(composed: Any) -> dict[str, Any]:
 class ReportingTask:
     """A task function that also writes its outcome file, whichever launcher runs it.
 
-    Picklable whenever the function is. What the function raises or returns passes through.
+    What the function raises or returns passes through, as long as that harms no other job of the
+    launcher: an exit, or in another process what cannot be pickled, becomes a RuntimeError.
     """
 
-    def __init__(self, task_function: Callable[[Any], Any]) -> None:
+    def __init__(self, task_function: Callable[[Any], Any], controller: int | None = None) -> None:
         self.task_function = task_function
+        self.controller = controller or os.getpid()
         self.__wrapped__ = task_function
         self.__module__ = task_function.__module__
         self.__name__ = getattr(task_function, "__name__", type(task_function).__name__)
@@ -227,14 +235,76 @@ class ReportingTask:
         # The job may have changed directory; `sweep.dir` may be relative to where Hydra started.
         files = JobFiles.of(Path(hydra.runtime.cwd) / hydra.sweep.dir)
         output_dir = Path(hydra.runtime.output_dir)
+        elsewhere = os.getpid() != self.controller
+        if elsewhere:
+            _end_with_parent(self.controller)
+            write_whole(files.begun(number), b"")
         start = time.monotonic()
+        value: Any = None
+        error: Exception | None = None
         try:
             value = self.task_function(config)
-        except Exception as error:
-            files.write_outcome(number, failure(error, time.monotonic() - start))
-            raise
-        files.write_outcome(number, outcome_of(value, output_dir, time.monotonic() - start))
+            outcome = outcome_of(value, output_dir, time.monotonic() - start)
+        except SystemExit as left:
+            outcome = failure(left, time.monotonic() - start)
+            outcome = replace(outcome, reason=_exit_text(left.code))
+            error = RuntimeError(outcome.reason)
+        except Exception as raised:
+            outcome = failure(raised, time.monotonic() - start)
+            error = portable(raised) if elsewhere else raised
+        files.write_outcome(number, outcome)
+        if error is None and elsewhere and (carried := portable(value)) is not value:
+            error = carried
+        if error is not None:
+            raise error
         return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            return _reporting_task, (
+                _cloudpickle().dumps(self.task_function),
+                None,
+                self.controller,
+            )
+        except Exception as error:
+            name = _importable_name(self.task_function, error)
+            return _reporting_task, (None, name, self.controller)
+
+
+def _reporting_task(
+    pickled: bytes | None, name: tuple[str, str] | None, controller: int
+) -> ReportingTask:
+    if name is not None:
+        return ReportingTask(_import_function(*name), controller)
+    return ReportingTask(_cloudpickle().loads(pickled), controller)
+
+
+def _exit_text(code: Any) -> str:
+    if not code:
+        return "exit status 0 before the task function returned"
+    return f"exit status {code}" if isinstance(code, int) else f"exit status 1: {code}"
+
+
+_following = False
+
+
+def _end_with_parent(controller: int) -> None:
+    """End this process when its parent does, if that is the controller of the sweep.
+
+    A pool's workers go on with what is queued after their parent was killed: resuming would run
+    the same trials beside them.
+    """
+    global _following
+    if _following or os.getppid() != controller:
+        return
+    _following = True
+
+    def follow() -> None:
+        while os.getppid() == controller:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, name="follows-controller", daemon=True).start()
 
 
 # -- our own job processes --------------------------------------------------------------------------
@@ -251,27 +321,17 @@ class Package:
         from hydra.core.singleton import Singleton
 
         self.files = files
-        main = sys.modules.get("__main__")
-        header = {
+        header: dict[str, Any] = {
             "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
             "cwd": os.getcwd(),
-            "main": getattr(main, "__file__", None),
             "function": None,
         }
         dumps = _cloudpickle().dumps
         shared = (hydra_context, config, Singleton.get_state())
         try:
             body = dumps((*shared, function))
-        except Exception as error:  # a lock or an open file among the globals the function uses
-            name = getattr(function, "__qualname__", "")
-            if function.__module__ != "__main__" or header["main"] is None or "." in name:
-                raise ConfigurationError(
-                    f"The task function {function!r} cannot be sent to a job process: {error}.\n"
-                    "  It is pickled with the globals it uses, and one of them cannot be.\n"
-                    "  Make that object inside the function, or move the function to a module."
-                ) from error
-            header["main"] = str(Path(str(header["main"])).absolute())
-            header["function"] = name
+        except Exception as error:
+            header["function"] = _importable_name(function, error)
             body = dumps((*shared, None))
         write_whole(files.package(), json.dumps(header).encode() + b"\n" + body)
 
@@ -304,15 +364,38 @@ def _unpack(path: Path) -> tuple[Any, Any, Any]:
     Singleton.set_state(singletons)
     setup_globals()
     if function is None:
-        function = _function_of_main(header["main"], header["function"])
+        function = _import_function(*header["function"])
     return context, config, function
 
 
-def _function_of_main(path: str, name: str) -> Any:
-    """The user's task function, by running the main file under another name than `__main__`."""
-    import runpy
+def _importable_name(function: Any, error: Exception) -> tuple[str, str]:
+    """Where to find a function that cannot be pickled for `error`: (module or main file, name).
 
-    function = runpy.run_path(path, run_name="__mp_main__")[name]
+    That error is usually a lock or an open file among the globals the function uses. Raises
+    ConfigurationError where importing cannot find the function either.
+    """
+    name = getattr(function, "__qualname__", ".")
+    module = function.__module__
+    if module == "__main__":
+        module = getattr(sys.modules["__main__"], "__file__", None)
+        module = module and str(Path(module).absolute())
+    if not module or "." in name:
+        raise ConfigurationError(
+            f"The task function {function!r} cannot be sent to a job process: {error}.\n"
+            "  It is pickled with the globals it uses, and one of them cannot be.\n"
+            "  Make that object inside the function, or move the function to the top of a file."
+        ) from error
+    return module, name
+
+
+def _import_function(module: str, name: str) -> Any:
+    """The user's task function; a main file runs under another name than `__main__`."""
+    if os.path.isabs(module):
+        import runpy
+
+        function = runpy.run_path(module, run_name="__mp_main__")[name]
+    else:
+        function = getattr(importlib.import_module(module), name)
     return getattr(function, "__wrapped__", function)
 
 
@@ -401,23 +484,27 @@ def _failed_return(overrides: Sequence[str], error: BaseException) -> Any:
 
 def _write_return(path: Path, job_return: Any) -> None:
     """Pickle a JobReturn, replacing a value that does not survive the round trip by its story."""
-    cloudpickle = _cloudpickle()
     value = job_return._return_value
     if isinstance(value, BaseException):
         # Hydra 1.3 loses the traceback of another process: carry it as text.
         value.__notes__ = [*getattr(value, "__notes__", []), traceback_text(value)]
-    try:
-        cloudpickle.loads(cloudpickle.dumps(value))
-    except Exception as error:
+    job_return._return_value = portable(value)
+    if job_return._return_value is not value:
         from hydra.core.utils import JobStatus
 
-        if job_return.status is JobStatus.FAILED:
-            story = f"{_headline(value)}\n{traceback_text(value)}"
-        else:
-            story = f"the returned {type(value).__name__} cannot be pickled: {error!r}"
         job_return.status = JobStatus.FAILED
-        job_return._return_value = RuntimeError(story)
-    write_whole(path, cloudpickle.dumps(job_return))
+    write_whole(path, _cloudpickle().dumps(job_return))
+
+
+def portable(value: Any) -> Any:
+    """`value`, or a RuntimeError that tells its story when it does not survive pickling."""
+    try:
+        _cloudpickle().loads(_cloudpickle().dumps(value))
+    except Exception as error:
+        if isinstance(value, BaseException):
+            return RuntimeError(f"{_headline(value)}\n{traceback_text(value)}")
+        return RuntimeError(f"the returned {type(value).__name__} cannot be pickled: {error!r}")
+    return value
 
 
 def traceback_text(error: BaseException) -> str:

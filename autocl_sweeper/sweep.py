@@ -208,6 +208,9 @@ class Sweep:
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
+        if outcome.lost:
+            self._again(trial, outcome.reason, lost=True)
+            return
         if trial.folder:
             link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
         outcome = self._in_folder(judge(outcome, self._plan), trial)

@@ -51,6 +51,8 @@ class Outcome:
     log_tail: Sequence[str] = ()
     # The job never composed: a mistake in the configuration, which no retry can mend.
     configuration_error: bool = False
+    # Its launcher lost the job before it ended, and not through its fault: it runs again. Not journaled.
+    lost: bool = False
     returned: str = ""  # the type of what the task function returned; empty: it did not return
     # Hydra's own JobReturn, for callers that must hand it on. Never journaled.
     job_return: Any = None

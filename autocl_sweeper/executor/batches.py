@@ -14,7 +14,7 @@ class BatchExecutor:
     """Collects jobs and launches them when asked to wait.
 
     The launcher must run `hydra_job.ReportingTask`: what a job wrote counts, so jobs that finished
-    are kept when their launcher loses the batch (a killed joblib worker, a job that calls exit).
+    are kept when their launcher loses the batch (a killed joblib worker).
     """
 
     def __init__(self, launcher: Any, files: JobFiles, batch_size: int | None) -> None:
@@ -22,6 +22,7 @@ class BatchExecutor:
         self._files = files
         self._batch_size = batch_size
         self._queued: list[Job] = []
+        self._suspects: set[int] = set()  # each runs in a batch of its own
 
     def free_slots(self) -> int:
         if self._batch_size is None:
@@ -37,15 +38,11 @@ class BatchExecutor:
         batch = self._take_batch() if timeout_s != 0.0 else []
         if not batch:
             return []
-        returns: Sequence[Any]
-        error: BaseException | None = None
         try:
             returns = self._launcher.launch([job.overrides for job in batch], batch[0].number)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as caught:  # a job's own exit() arrives here through basic
-            error, returns = caught, [None] * len(batch)
-        return [(job, self._outcome(job, ret, error)) for job, ret in zip(batch, returns, strict=True)]
+        except Exception as error:
+            return self._after(error, batch)
+        return [(job, self._outcome(job, ret)) for job, ret in zip(batch, returns, strict=True)]
 
     def cancel(self, job: Job) -> None:
         self._queued = [queued for queued in self._queued if queued.number != job.number]
@@ -57,21 +54,38 @@ class BatchExecutor:
         """Queued jobs up to the first gap in their numbers: a launcher numbers from the first on."""
         length = 0
         for place, job in enumerate(self._queued):
-            if job.number != self._queued[0].number + place:
+            alone = job.number in self._suspects
+            if job.number != self._queued[0].number + place or (alone and place):
                 break
             length += 1
+            if alone:
+                break
         batch, self._queued = self._queued[:length], self._queued[length:]
         return batch
 
-    def _outcome(self, job: Job, job_return: Any, error: BaseException | None) -> Outcome:
+    def _outcome(self, job: Job, job_return: Any) -> Outcome:
         outcome = self._files.read_outcome(job.number)
-        if outcome is None:
-            if error is None:
-                error = RuntimeError("the launcher gave no result for this job")
-                value = getattr(job_return, "_return_value", None)
-                if isinstance(value, BaseException):
-                    error = value
-            outcome = failure(error, 0.0)
-            if isinstance(error, SystemExit):
-                outcome = replace(outcome, reason=f"exit status {error.code}")
+        if outcome is None:  # it did not get as far as the task function
+            value = getattr(job_return, "_return_value", None)
+            if not isinstance(value, BaseException):
+                value = RuntimeError("the launcher gave no result for this job")
+            outcome = failure(value, 0.0)
         return replace(outcome, job_return=job_return)
+
+    def _after(self, error: Exception, batch: Sequence[Job]) -> list[tuple[Job, Outcome]]:
+        """The outcomes of a batch that its launcher lost.
+
+        Only a job that had begun can have brought that about. Each of those runs again alone, where
+        it can harm no other, and those that had not begun run again as before.
+        """
+        ended = {job.number: self._files.read_outcome(job.number) for job in batch}
+        begun = [
+            number
+            for number, outcome in ended.items()
+            if outcome is None and self._files.begun(number).exists()
+        ]
+        lost = failure(error, 0.0)
+        if len(batch) > 1 and begun:
+            self._suspects.update(begun)
+            lost = replace(lost, lost=True, reason=f"the launcher lost its batch: {lost.reason}")
+        return [(job, ended[job.number] or lost) for job in batch]
