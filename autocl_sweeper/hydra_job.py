@@ -333,10 +333,14 @@ class Package:
         except Exception as error:
             header["function"] = _importable_name(function, error)
             body = dumps((*shared, None))
-        write_whole(files.package(), json.dumps(header).encode() + b"\n" + body)
+        # Not on disk before the first job: the folder may turn out to be another sweep's.
+        self._unwritten: bytes | None = json.dumps(header).encode() + b"\n" + body
 
     def argv(self, job: Job, returns: bool) -> list[str]:
         """The command of one job process; with `returns` it also leaves Hydra's JobReturn."""
+        if self._unwritten is not None:
+            write_whole(self.files.package(), self._unwritten)
+            self._unwritten = None
         request = json.dumps({"number": job.number, "overrides": job.overrides, "returns": returns})
         path = self.files.folder / f"{job.number}.request"
         path.write_text(request, "utf-8", "surrogatepass")

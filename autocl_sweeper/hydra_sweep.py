@@ -26,7 +26,7 @@ from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
 from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Executor, Job, Outcome
+from autocl_sweeper.types import Executor, Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def launch(
                 log.info("#%d %s in %.1f s %s", job.number, outcome.state.value, outcome.seconds,
                          outcome.reason)  # fmt: skip
                 files.forget(job.number)
-    files.package().unlink()
+    files.package().unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # logs that belong to no folder stay
         files.folder.rmdir()
         files.folder.parent.rmdir()
@@ -194,6 +194,12 @@ def _job_return(job: Job, outcome: Outcome) -> JobReturn:
     if outcome.job_return is not None:
         assert isinstance(outcome.job_return, JobReturn)
         return outcome.job_return
+    if outcome.state is State.COMPLETE:  # a dead controller's job; its JobReturn died with it
+        return JobReturn(
+            overrides=list(filter_overrides(job.overrides)),
+            status=JobStatus.COMPLETED,
+            _return_value=outcome.score,
+        )
     tail = "".join(f"\n  | {line}" for line in outcome.log_tail)
     return JobReturn(
         overrides=list(filter_overrides(job.overrides)),
