@@ -317,9 +317,9 @@ def _signal_group(group: int, number: int) -> None:
 
 def _members(group: int) -> bool:
     """Whether a process besides the leader is in the group and alive."""
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal() and int(entry.name) != group:
-            fields = _stat(int(entry.name))
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != group:
+            fields = _stat(int(name))
             if fields and int(fields[2]) == group and fields[0] != "Z":
                 return True
     return False
