@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from autocl_sweeper.devices import short
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.strategy import Stage
 from autocl_sweeper.types import History, State, Trial, Value
@@ -104,6 +105,7 @@ class LiveProgress(LogProgress):
     def _panel(self) -> Any:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         if not hasattr(self, "_plan"):
             return ""
@@ -115,12 +117,12 @@ class LiveProgress(LogProgress):
         left = self.time_left_s()
         grid = Table.grid(padding=(0, 2))
         grid.add_row(
-            f"stage {stage.number}/{len(plan.stages)} [bold]{stage.task}[/]",
+            Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (stage.task, "bold")),
             ProgressBar(total=plan.size, completed=done, width=30),
             f"{done}/{plan.size} done",
             f"{len(running)} running",
-            f"[red]{history.failures} failed[/]" if history.failures else "0 failed",
-            f"best {best[0].score:.4g} (trial {best[0].number})" if best else "best -",
+            Text(f"{history.failures} failed", "red" if history.failures else ""),
+            f"best {best[0].score:.4g} (#{best[0].number})" if best else "best -",
             f"{clock(time.monotonic() - self._since)} gone",
             f"about {clock(left)} left" if left is not None else "",
         )
@@ -128,7 +130,8 @@ class LiveProgress(LogProgress):
         rows.add_row(grid)
         for number, ids in sorted(self._devices().items()):
             trial = history[number]
-            rows.add_row(f"  [dim]{' '.join(ids)}  {_name(trial)}  {settings_text(trial)}[/]")
+            where = " ".join(short(device_id) for device_id in ids)
+            rows.add_row(Text(f"  {where}  {_name(trial)}  {settings_text(trial)}", "dim"))
         return rows
 
 
