@@ -10,10 +10,13 @@
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-DEMO = .venv/bin/python train.py -m +experiment=split_digits hydra.sweep.dir=demo/split_digits
+DEMO = .venv/bin/python train.py -m experiment=split_digits hydra.sweep.dir=demo/split_digits \
+	task=digits_01,digits_23,digits_45,digits_67,digits_89
 
 HYDRA13 = .venv/.installed
 HYDRA14 = .venv-hydra14/.installed
+
+PIP = bin/python -m pip install --quiet --disable-pip-version-check --constraint
 
 .PHONY: demo test test-hydra13 test-hydra14 test-slow check clean
 .NOTPARALLEL:
@@ -47,8 +50,8 @@ $(HYDRA14): EXTRAS = test
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found; name one: make PYTHON=..." >&2; exit 1; }
 	@echo "Installing the packages of $(filter constraints%,$^) into $(@D)"
 	@$(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(filter constraints%,$^) --editable '.[$(EXTRAS)]'
+	@$(@D)/$(PIP) $(filter constraints%,$^) pip
+	@$(@D)/$(PIP) $(filter constraints%,$^) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

@@ -26,7 +26,7 @@ setup(
     install_requires=[
         "hydra-core>=1.3.8,<1.5",
         "hydra-joblib-launcher>=1.2.0",
-        "nvidia-ml-py>=12.535.77",
+        "nvidia-ml-py>=12.550.52",
         "omegaconf>=2.3.0",
         "optuna>=4.0.0",
         "rich>=13.0.0",
@@ -41,7 +41,7 @@ setup(
             "torch>=2.13",
             "transformers>=5.23",
         ],
-        "test": ["hypothesis>=6.170", "pytest>=9.2", "setuptools>=77"],
+        "test": ["hypothesis>=6.100", "pytest>=8.2", "setuptools>=77"],
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
     },
     classifiers=[

@@ -124,7 +124,8 @@ def _link(name: str, site_packages: Path) -> None:
         depth = 2 if file.parts[0] == "hydra_plugins" else 1
         part = Path(*file.parts[:depth])
         target = site_packages / part
-        if part.name in ("..", "__pycache__") or part.suffix == ".pth" or target.exists():
+        package = part.name not in ("..", "__pycache__") and part.suffix != ".pth"
+        if not package or target.exists() or not (home / part).exists():
             continue
         target.parent.mkdir(exist_ok=True)
         target.symlink_to(home / part)
