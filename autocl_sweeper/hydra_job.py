@@ -213,6 +213,10 @@ def flat_task_config(composed: Any) -> dict[str, Any]:
 # -- any launcher: the task function tells its own outcome -------------------------------------------
 
 
+class Terminated(SystemExit):
+    """SIGTERM to the controller. Under basic it comes up in the job, whose own exit it is not."""
+
+
 class ReportingTask:
     """A task function that also writes its outcome file, whichever launcher runs it.
 
@@ -245,6 +249,8 @@ class ReportingTask:
         try:
             value = self.task_function(config)
             outcome = outcome_of(value, output_dir, time.monotonic() - start)
+        except Terminated:
+            raise
         except SystemExit as left:
             outcome = failure(left, time.monotonic() - start)
             outcome = replace(outcome, reason=_exit_text(left.code))

@@ -21,7 +21,13 @@ from autocl_sweeper.devices import LeaseFolder, find_probe
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor, Pool
-from autocl_sweeper.hydra_job import JobFiles, Package, ReportingTask, compose_task_config
+from autocl_sweeper.hydra_job import (
+    JobFiles,
+    Package,
+    ReportingTask,
+    Terminated,
+    compose_task_config,
+)
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
 from autocl_sweeper.report.summary import print_summary
@@ -236,7 +242,7 @@ def sigterm_as_exit() -> Iterator[None]:
         return
 
     def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

@@ -95,7 +95,7 @@ class Journal:
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1
-        lines = data[:whole].splitlines()
+        lines = data[:whole].split(b"\n")[:-1]  # splitlines would also split at a stray \r
         # A crash can also leave a whole line of rubbish (blocks never written read as zeros), but
         # only as the last one: every earlier line was synced before the next began.
         if lines and _parse(lines[-1]) is None:

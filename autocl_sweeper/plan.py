@@ -188,8 +188,8 @@ def make_plan(
         stages.append(Stage(number, task, search, None if listed else limit))
     strategy = SequentialTopK(stages, TopK(settings.top_k, settings.direction == "maximize"))
     plan = Plan(settings, strategy, tasks, template, knows_folders, {}, {})
-    configs = _compose_all(plan, space, compose)
-    fingerprint = _fingerprint(plan, described, configs)
+    configs, variants = _compose_all(plan, space, compose)
+    fingerprint = _fingerprint(plan, described, {**configs, **variants})
     return Plan(settings, strategy, tasks, template, knows_folders, fingerprint, configs)
 
 
@@ -352,13 +352,17 @@ def _describe(distribution: Distribution) -> Any:
 
 def _compose_all(
     plan: Plan, space: Mapping[str, Distribution], compose: Compose
-) -> dict[str, Mapping[str, Any]]:
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
     """Compose what every task's first job gets, and each choice of the shared space once.
+
+    Gives the configuration by task, and by choice what that one makes different: a choice of a
+    config group brings keys of its own.
 
     All combinations would cost 40 ms each; a mistake sits in a key or in a value, and every one of
     those is composed here. `init_from` and its like get stand-ins: their keys have to exist too.
     """
     configs: dict[str, Mapping[str, Any]] = {}
+    variants: dict[str, Mapping[str, Any]] = {}
     for stage in plan.stages:
         first = stage.search.ask(())
         params = dict(first.params) if first is not None else {}
@@ -383,9 +387,13 @@ def _compose_all(
             ]
         else:
             trials = []
-        for params in trials[:MOST_CHECKED]:
-            compose(plan._overrides(stage.task, params, handed, ""), named)
-    return configs
+        for other in trials[:MOST_CHECKED]:
+            config = compose(plan._overrides(stage.task, other, handed, ""), named)
+            chosen = [f"{key}={value}" for key, value in other.items() if params.get(key) != value]
+            variants[f"{stage.task} with {' '.join(chosen)}"] = {
+                key: value for key, value in config.items() if configs[stage.task].get(key) != value
+            }
+    return configs, variants
 
 
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
@@ -403,6 +411,10 @@ def _fingerprint(
         for mapping in (description if isinstance(description, list) else [description])
         for key in mapping
     }
+    fixed = {
+        task: {k: v for k, v in config.items() if k not in handed and k not in searched}
+        for task, config in configs.items()
+    }
     return {
         "hydra.sweeper.sequence": list(plan.tasks),
         "hydra.sweeper.top_k": settings.top_k,
@@ -414,14 +426,7 @@ def _fingerprint(
         "hydra.sweeper.popsize": settings.popsize,
         "hydra.sweeper.handover": dict(settings.handover),
         "search space": dict(searches),
-        "configuration": {
-            task: {
-                key: value
-                for key, value in config.items()
-                if key not in handed and key not in searched
-            }
-            for task, config in configs.items()
-        },
+        "configuration": {task: config for task, config in fixed.items() if config},
     }
 
 
