@@ -4,7 +4,7 @@ Every run notes its start and its end in the file LEDGER, one JSON object a line
 to happen without changing the sweep's configuration comes by environment variables:
 
 LASTS_S   how long a job takes
-HOLD      jobs wait while this file exists
+HOLD      jobs wait while this file exists; HOLDS: only those with these learning rates
 FAILS     the learning rates that fail while this file exists are listed in it
 """
 
@@ -45,7 +45,8 @@ def main(cfg: Any) -> Any:
     lineage.append([cfg.task.name, cfg.lr])
     time.sleep(float(os.environ.get("LASTS_S", 0)))
     hold = os.environ.get("HOLD")
-    while hold and Path(hold).exists():
+    holds = json.loads(os.environ.get("HOLDS", "[]"))
+    while hold and (not holds or cfg.lr in holds) and Path(hold).exists():
         time.sleep(0.02)
     fails = os.environ.get("FAILS")
     if fails and Path(fails).exists() and cfg.lr in json.loads(Path(fails).read_text()):
