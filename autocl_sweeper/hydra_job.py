@@ -313,6 +313,13 @@ def _end_with_parent(controller: int) -> None:
     threading.Thread(target=follow, name="follows-controller", daemon=True).start()
 
 
+# `-m`, also where this package is not installed and lies beside the user's script in another folder.
+START = (
+    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1));"
+    " runpy.run_module('autocl_sweeper.hydra_job', run_name='__main__')"
+)
+
+
 # -- our own job processes --------------------------------------------------------------------------
 
 
@@ -350,7 +357,8 @@ class Package:
         request = json.dumps({"number": job.number, "overrides": job.overrides, "returns": returns})
         path = self.files.folder / f"{job.number}.request"
         path.write_text(request, "utf-8", "surrogatepass")
-        return [sys.executable, "-m", "autocl_sweeper.hydra_job", str(self.files.folder), str(path)]
+        home = str(Path(__file__).resolve().parents[1])
+        return [sys.executable, "-c", START, home, str(self.files.folder), str(path)]
 
 
 def _cloudpickle() -> Any:

@@ -232,6 +232,9 @@ def _errors_for_hydra() -> Iterator[None]:
         yield
     except AutoCLError as error:
         raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        # What was going on has been told; a traceback through Hydra says nothing more.
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 @contextlib.contextmanager

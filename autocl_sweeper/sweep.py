@@ -173,7 +173,7 @@ class Sweep:
             # It may have finished between the look and the end.
             outcome = self._files.read_outcome(trial.number)
         if outcome is None:
-            self._again(trial, "the controller died", lost=True)
+            self._again(trial, "its controller ended", lost=True)
             return
         try:
             self._finish(Job(trial.number, ()), outcome)
