@@ -239,7 +239,7 @@ def test_job_returns_come_in_the_order_of_the_jobs(chain: Bench) -> None:
     wait_until(lambda: len(chain.ledger("end")) == 2, "the others ended")
     hold.unlink()
     output = chain.finish(process)
-    assert re.findall(r"#(\d) COMPLETE", output)[-1] == "0"
+    assert chain.ledger("end")[-1]["trial"] == 0
     returned = re.findall(r"returned (.*)", output)
     assert returned == ["[(['lr=1'], 1.0), (['lr=2'], 2.0), (['lr=3'], 3.0)]"]
 
