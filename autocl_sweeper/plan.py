@@ -121,12 +121,16 @@ class Plan:
     def _overrides(
         self, task: str, params: Mapping[str, Value], handed: Mapping[str, Value], folder: str
     ) -> tuple[str, ...]:
-        given = {_bare(key): override(key, value) for key, value in params.items()}
+        values = dict(params)
         if self.tasks:
             assert self.settings.sequence is not None
-            given[_bare(self.settings.sequence)] = override(
-                self.settings.sequence, self.tasks[task]
-            )
+            values[self.settings.sequence] = self.tasks[task]
+        # A key typed as `+key` stays new to the configuration wherever else it is named without.
+        typed = {_bare(key): key for key in self.template}
+        given = {
+            _bare(key): override(key if key.startswith("+") else typed.get(key, key), value)
+            for key, value in values.items()
+        }
         texts: dict[str, str] = {}
         for key, text in self.template.items():
             chosen = given.pop(_bare(key), text)

@@ -136,6 +136,12 @@ def test_a_listed_suggestion_beats_a_fixed_override():
     assert plan.overrides(trial(plan, lr=2), None)[:2] == ("task=a", "lr=2")
 
 
+def test_a_key_typed_with_a_plus_keeps_it_wherever_it_is_named():
+    plan = plan_of("+task=a,b", "+lr=1", task_params={"b": [{"lr": 2}]}, handover={})
+    assert plan.overrides(trial(plan, stage=1), None)[:2] == ("+task=a", "+lr=1")
+    assert plan.overrides(trial(plan, stage=2, lr=2), None)[:2] == ("+task=b", "+lr=2")
+
+
 def test_text_in_a_listed_suggestion_stays_what_it_is():
     plan = plan_of("task=a", task_params={"a": [{"text": "${not_resolved}"}]})
     (only,) = suggestions(plan)

@@ -24,22 +24,24 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
     best = chains[0]
     on_best = {trial.number for trial in best.trials}
     beams = [history[number] for beam in history.beams.values() for number in beam]
-    console.print()
-    console.print(_trials("Beam of each stage (* is on the best chain)", beams, on_best))
+    console.print("\nBeam of each stage (* is on the best chain)", style="bold", highlight=False)
+    console.print(_trials(beams, on_best))
     for title, matrix in (("dev data (selection)", best.evaluation), ("test data", best.test)):
         if matrix is not None:
-            console.print(_matrix(f"Best chain, scores on {title}", list(plan.tasks), matrix))
+            console.print(f"Best chain, scores on {title}", style="bold")
+            console.print(_matrix(list(plan.tasks), matrix))
             found = results.continual_metrics(matrix)
             text = ", ".join(f"{name.replace('_', ' ')} {n:.4f}" for name, n in found.items())
             console.print(f"  {text}\n", highlight=False)
-    console.print(_trials(f"Best chain: score {best.score:.4f}", best.trials, set()))
+    console.print(f"Best chain: score {best.score:.4f}", style="bold", highlight=False)
+    console.print(_trials(best.trials, set()))
     if len(chains) > 1:
         console.print(
             f"Chains through the last stage: {len(chains)}, from {chains[-1].score:.4f} to"
             f" {best.score:.4f}",
             highlight=False,
         )
-    console.print("Files")
+    console.print("Files", style="bold")
     files = [results.BEST_FILE, results.RESULT_FILE, results.TABLE_FILE, "journal.jsonl"]
     outcome = best.trials[-1].outcome
     if outcome is not None and outcome.checkpoint is not None:
@@ -48,9 +50,9 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
         console.print(f"  {folder / name}", soft_wrap=True, highlight=False)
 
 
-def _trials(title: str, trials: Sequence[Trial], marked: set[int]) -> Table:
+def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:
     """A row per trial; every parameter that one of them has is a column of its own."""
-    table = _table(title)
+    table = _table()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.suggestion.params))
     for column in ("stage", "task", "trial", "parent", "score"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
@@ -69,8 +71,8 @@ def _trials(title: str, trials: Sequence[Trial], marked: set[int]) -> Table:
     return table
 
 
-def _matrix(title: str, tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Table:
-    table = _table(title)
+def _matrix(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Table:
+    table = _table()
     table.add_column("after")
     for task in tasks[: len(matrix)]:
         table.add_column(task, justify="right")
@@ -81,15 +83,8 @@ def _matrix(title: str, tasks: Sequence[str], matrix: Sequence[Sequence[float]])
     return table
 
 
-def _table(title: str) -> Table:
+def _table() -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

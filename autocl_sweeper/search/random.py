@@ -67,7 +67,7 @@ class RandomSearch:
 
 def _bits(text: str) -> int:
     # A task's name may hold any text, even one that is not valid UTF-8.
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass")).digest())
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass")).digest(), "big")
 
 
 def _uniform(text: str) -> float:
