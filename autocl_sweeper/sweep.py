@@ -133,6 +133,8 @@ class Sweep:
         else:
             self._refuse_changes(state.setup)
         self._journal.open_session()
+        for unfinished in self._folder.glob(".*.tmp"):  # a file that was being written at a kill
+            unfinished.unlink()
         self._result_file.rebuild(records, self.history)
         for trial in self.history:
             if trial.state is not State.RUNNING:
@@ -313,9 +315,14 @@ class Sweep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _move_aside(self, trial: Trial) -> None:
-        """Keep what an earlier attempt left, beside the folder that the next one fills."""
+        """Keep what an earlier attempt left, beside the folder that the next one fills.
+
+        Not its checkpoint: nobody will ever start from it.
+        """
         folder = self._folder / trial.folder
         if trial.folder and folder.exists():
+            if self._plan.settings.keep_checkpoints != "all":
+                shutil.rmtree(folder / CHECKPOINT_NAME, ignore_errors=True)
             folder.rename(folder.with_name(f"{folder.name}.attempt{trial.attempt - 1}"))
 
     def _failures(self, trials: Any) -> str:
