@@ -72,8 +72,11 @@ class Interval:
     log: bool = False
     integer: bool = False
 
+    def __str__(self) -> str:
+        return f"interval({self.low:g},{self.high:g})"
+
     def __post_init__(self) -> None:
-        bounds = f"interval({self.low},{self.high})"
+        bounds = str(self)
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             raise ConfigurationError(f"{bounds} is not bounded: both ends must be finite numbers")
         if self.low > self.high:

@@ -268,7 +268,7 @@ class Sweep:
     def _refuse_broken_contract(self, trial: Trial, outcome: Outcome) -> None:
         """Stop for what every further job would do too. The trial stays open, to run again."""
         name = f"Trial {trial.number} (task '{trial.task}')"
-        where = f"  full log: {self._folder / trial.folder / LOG_NAME}"
+        where = self._where(trial)
         if outcome.configuration_error:
             tail = "\n".join(f"    {line}" for line in outcome.log_tail)
             raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
@@ -278,7 +278,7 @@ class Sweep:
             raise JobContractError(
                 f"{name} cannot be ranked: {outcome.reason}.\n"
                 "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
-                f"  mapping with 'score' (or the key that hydra.sweeper.metric names).\n{where}"
+                f"  mapping with 'score' (or the key that hydra.sweeper.metric names).{where}"
             )
         last = trial.stage == len(self._plan.stages)
         if outcome.state is not State.COMPLETE or last or not self._plan.needs_checkpoints:
@@ -293,7 +293,7 @@ class Sweep:
                 f"{name} {told}, but the next stage starts from it ({key}=<checkpoint>).\n"
                 f"  A job saves its model in '{CHECKPOINT_NAME}/' in its output folder, or returns a"
                 "\n  mapping whose 'checkpoint' names the folder. If tasks do not build on each"
-                f" other,\n  set hydra.sweeper.handover.{key}=null.\n{where}"
+                f" other,\n  set hydra.sweeper.handover.{key}=null.{where}"
             )
 
     def _in_folder(self, outcome: Outcome, trial: Trial) -> Outcome:
@@ -333,11 +333,16 @@ class Sweep:
             assert outcome is not None
             lines.append(f"  trial {trial.number}: {outcome.reason}")
             lines += [f"    | {line}" for line in outcome.log_tail[-5:]]
-            if trial.folder:
-                lines.append(f"    full log: {self._folder / trial.folder / LOG_NAME}")
+            lines.append(self._where(trial).removeprefix("\n"))
         if len(failed) > 3:
             lines.append(f"  and {len(failed) - 3} more, in {self._folder / results.RESULT_FILE}")
         return "\n".join(lines)
+
+    def _where(self, trial: Trial) -> str:
+        """A line that says where to look; not every launcher keeps a job's log."""
+        folder = self._folder / trial.folder
+        path = folder / LOG_NAME
+        return f"\n  full log: {path}" if path.exists() else f"\n  its folder: {folder}"
 
     # -- files --
 

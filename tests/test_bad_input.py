@@ -213,7 +213,8 @@ def test_a_first_job_that_cannot_be_ranked_stops_the_sweep_and_says_what_to_retu
     output = bench.run(*chosen[launcher], "task=a", f"fault={fault},fine", status=1)
     assert f"JobContractError: Trial 0 (task 'a') cannot be ranked: {reason}." in output
     assert "a job returns a number, or a\n  mapping with 'score'" in output
-    assert f"full log: {bench.sweep}/1_a/0/job.log" in output
+    where = {"gpu": "full log: {}/1_a/0/job.log", "basic": "its folder: {}/1_a/0"}[launcher]
+    assert where.format(bench.sweep) in output
     assert bench.nothing_is_left()
 
 
