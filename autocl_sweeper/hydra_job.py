@@ -8,6 +8,7 @@ controller and every launcher.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import math
@@ -19,9 +20,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
@@ -31,6 +33,7 @@ LOG_NAME = "job.log"
 CHECKPOINT_NAME = "checkpoint"
 TAIL_LINES = 20
 GO = b"\n"  # what a job process reads from its stdin before it does anything
+OOM_SCORE = "500"  # out of memory, the kernel takes a job before the controller or the user's shell
 
 
 @dataclass(frozen=True)
@@ -313,13 +316,6 @@ def _end_with_parent(controller: int) -> None:
     threading.Thread(target=follow, name="follows-controller", daemon=True).start()
 
 
-# `-m`, also where this package is not installed and lies beside the user's script in another folder.
-START = (
-    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1));"
-    " runpy.run_module('autocl_sweeper.hydra_job', run_name='__main__')"
-)
-
-
 # -- our own job processes --------------------------------------------------------------------------
 
 
@@ -346,19 +342,35 @@ class Package:
         except Exception as error:
             header["function"] = _importable_name(function, error)
             body = dumps((*shared, None))
+        self.data = json.dumps(header).encode() + b"\n" + body
         # Not on disk before the first job: the folder may turn out to be another sweep's.
-        self._unwritten: bytes | None = json.dumps(header).encode() + b"\n" + body
+        self._written = False
 
     def argv(self, job: Job, returns: bool) -> list[str]:
         """The command of one job process; with `returns` it also leaves Hydra's JobReturn."""
-        if self._unwritten is not None:
-            write_whole(self.files.package(), self._unwritten)
-            self._unwritten = None
+        if not self._written:
+            write_whole(self.files.package(), self.data)
+            self._written = True
+        return command(__name__, *self.arguments(job, returns))
+
+    def arguments(self, job: Job, returns: bool) -> list[str]:
+        """What `job_process` is called with, also in a process that has the package already."""
         request = json.dumps({"number": job.number, "overrides": job.overrides, "returns": returns})
         path = self.files.folder / f"{job.number}.request"
         path.write_text(request, "utf-8", "surrogatepass")
-        home = str(Path(__file__).resolve().parents[1])
-        return [sys.executable, "-c", START, home, str(self.files.folder), str(path)]
+        return [str(self.files.folder), str(path)]
+
+
+_START = (
+    "import runpy, sys; sys.path.insert(0, sys.argv.pop(1));"
+    " runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """`python -m` for a module of ours, also where this package lies beside a script, not installed."""
+    home = str(Path(__file__).resolve().parents[1])
+    return [sys.executable, "-c", _START, home, module, *arguments]
 
 
 def _cloudpickle() -> Any:
@@ -369,13 +381,16 @@ def _cloudpickle() -> Any:
     return cloudpickle
 
 
-def _unpack(path: Path) -> tuple[Any, Any, Any]:
-    """(hydra_context, config, task_function), with Hydra's singletons installed."""
-    with open(path, "rb") as file:
-        header = json.loads(file.readline())
-        sys.path[:] = header["sys_path"]
-        os.chdir(header["cwd"])
-        context, config, singletons, function = _cloudpickle().loads(file.read())
+Unpacked = tuple[Any, Any, Any]  # hydra_context, config, task_function
+
+
+def unpack(data: bytes) -> Unpacked:
+    """What a package holds, with Hydra's singletons installed."""
+    header_line, _, body = data.partition(b"\n")
+    header = json.loads(header_line)
+    sys.path[:] = header["sys_path"]
+    os.chdir(header["cwd"])
+    context, config, singletons, function = _cloudpickle().loads(body)
     from hydra.core.singleton import Singleton
     from hydra.core.utils import setup_globals
 
@@ -417,8 +432,27 @@ def _import_function(module: str, name: str) -> Any:
     return getattr(function, "__wrapped__", function)
 
 
-def run_job_process(folder: Path, request_path: Path) -> None:
-    """Compose and run one job in this process; leave its outcome and, if asked, its JobReturn."""
+def job_process(folder: str, request_path: str, unpacked: Unpacked | None = None) -> NoReturn:
+    """The life of a job process, from the controller's word to its end."""
+    if os.read(0, len(GO)) != GO:
+        raise SystemExit("the controller died before it knew this job")
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(OOM_SCORE)
+    run_job_process(Path(folder), Path(request_path), unpacked)
+    # The result is on disk. Tearing down an interpreter that holds torch takes about a second;
+    # waiting for the user's threads and exit hooks is all of it that anybody needs.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def run_job_process(folder: Path, request_path: Path, unpacked: Unpacked | None = None) -> None:
+    """Compose and run one job in this process; leave its outcome and, if asked, its JobReturn.
+
+    `unpacked`: the package, where the process has it already.
+    """
     start = time.monotonic()
     files = JobFiles(folder)
     request = json.loads(request_path.read_text("utf-8", "surrogatepass"))
@@ -426,7 +460,7 @@ def run_job_process(folder: Path, request_path: Path) -> None:
     number, overrides = int(request["number"]), request["overrides"]
     job_return: Any = None
     try:
-        context, master, function = _unpack(files.package())
+        context, master, function = unpacked or unpack(files.package().read_bytes())
         config = _compose_job(context, master, overrides, number)
         output_dir = _claim_folder(config, files.log(number))
     except Exception as error:
@@ -549,18 +583,7 @@ def finite(value: float | None) -> bool:
 
 
 if __name__ == "__main__":
-    if os.read(0, len(GO)) != GO:
-        raise SystemExit("the controller died before it knew this job")
     # Run as the importable module, so that nothing here is pickled as part of `__main__`.
-    from autocl_sweeper.hydra_job import run_job_process as run
+    from autocl_sweeper.hydra_job import job_process as run
 
-    run(Path(sys.argv[1]), Path(sys.argv[2]))
-    # The result is on disk. Tearing down an interpreter that holds torch takes about a second;
-    # waiting for the user's threads and exit hooks is all of it that anybody needs.
-    import atexit
-
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    run(sys.argv[1], sys.argv[2])

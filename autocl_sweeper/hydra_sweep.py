@@ -21,6 +21,7 @@ from autocl_sweeper.devices import LeaseFolder, find_probe
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor, Pool
+from autocl_sweeper.executor.warm import Template
 from autocl_sweeper.hydra_job import (
     JobFiles,
     Package,
@@ -144,12 +145,15 @@ def local_executor(
         max_devices=settings["max_devices"],
         holder=str(files.folder.parent),
     )
+    package = Package(files, hydra_context, config, task_function)
     return LocalExecutor(
-        Package(files, hydra_context, config, task_function),
+        package,
         files,
         pool,
         timeout_s=settings["timeout_s"],
         returns=returns,
+        # Begun here, so that its imports overlap with what the sweep does before its first job.
+        template=Template(package, list(settings["preload"])) if settings["warm"] else None,
     )
 
 
@@ -181,6 +185,10 @@ def launch(
                 log.info("#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
                 running.submit(job)
             for job, outcome in running.wait(None):
+                if outcome.lost:
+                    log.info("#%d runs again: %s", job.number, outcome.reason)
+                    waiting.appendleft(job)
+                    continue
                 returned[job.number] = _job_return(job, outcome)
                 log.info("#%d %s in %.1f s %s", job.number, outcome.state.value, outcome.seconds,
                          outcome.reason)  # fmt: skip

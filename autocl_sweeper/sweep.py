@@ -20,7 +20,7 @@ from autocl_sweeper.errors import (
     SweepFolderError,
     TooManyFailuresError,
 )
-from autocl_sweeper.executor.local import end_recorded_group
+from autocl_sweeper.executor.processes import end_recorded_group
 from autocl_sweeper.hydra_job import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.journal import (
     VERSION,

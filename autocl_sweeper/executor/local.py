@@ -1,4 +1,4 @@
-"""Jobs on this machine's devices: each a fresh process with its own lease, refilled at once."""
+"""Jobs on this machine's devices: each a process of its own with its own lease, refilled at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from typing import Protocol
 from autocl_sweeper import hydra_job
 from autocl_sweeper.devices import Lease, LeaseFolder, Probe, Refusal, lease_free
 from autocl_sweeper.executor import guardian
+from autocl_sweeper.executor.fresh import FreshProcess
+from autocl_sweeper.executor.processes import end_group, exit_reason, signal_group, write_group
+from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
 from autocl_sweeper.hydra_job import GO, JobFiles
 from autocl_sweeper.types import Job, Outcome, State
 
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 GRACE_S = 10.0  # from SIGTERM to SIGKILL: long enough for a handler that saves a checkpoint
 STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to finish
 POLL_S = 1.0  # how often devices that others hold are looked at again
+TEMPLATE_DIED = "the process it was forked from died"
+BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,26 @@ class Commands(Protocol):
     def argv(self, job: Job, returns: bool) -> list[str]: ...
 
 
+class Process(Protocol):
+    """A job process, however it was started. It leads a session and waits for `GO` on its stdin."""
+
+    pid: int
+
+    def wait(self) -> None:
+        """Until it is dead. Its number stays taken, so its group can still be signalled."""
+        ...
+
+    def reap(self) -> int | None:
+        """Give up its number; its exit status, or None when that was lost."""
+        ...
+
+
 @dataclass
 class _Running:
     job: Job
     grant: Grant
-    process: subprocess.Popen[bytes]
+    process: Process
+    forked: bool
     started: float
     ended_by: str = ""  # why we ended it: the reason of its outcome
     timers: list[threading.Timer] = field(default_factory=list)
@@ -93,7 +113,8 @@ class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. The creator calls `close`.
+    ends what it started. Jobs are forked from `template` while that works, and are fresh
+    interpreters otherwise. The creator calls `close`, which closes `template` too.
     """
 
     def __init__(
@@ -103,6 +124,7 @@ class LocalExecutor:
         pool: Pool,
         timeout_s: float | None = None,
         returns: bool = False,
+        template: Template | None = None,
     ) -> None:
         self._commands = commands
         self._files = files
@@ -114,9 +136,19 @@ class LocalExecutor:
         self._ready: Grant | None = None
         self._refused = ""
         self._guardian: subprocess.Popen[bytes] | None = None
+        self._template = template
+        self._forks: bool | None = None  # whether jobs are forked; None: not known yet
+        if template is not None:
+            self._tell_guardian("+", template.pid)
 
     def free_slots(self) -> int:
-        """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`."""
+        """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`.
+
+        The first call waits for the template. Raises ConfigurationError when a module that it
+        should import does not exist, before a device is touched.
+        """
+        if self._forks is None:
+            self._forks = self._template is not None and self._template.ready()
         if self._ready is None:
             self._ready = self._pool.acquire()
             refused = self._pool.refusal
@@ -177,6 +209,10 @@ class LocalExecutor:
             self._end(running, "the sweep ended")
         while self._running:
             self.wait(None)
+        if self._template is not None:
+            self._template.close()
+            self._tell_guardian("-", self._template.pid)
+            self._template = None
         if self._guardian is not None:
             assert self._guardian.stdin is not None
             self._guardian.stdin.close()
@@ -186,38 +222,43 @@ class LocalExecutor:
     def _start(self, job: Job, grant: Grant) -> _Running:
         self._files.folder.mkdir(parents=True, exist_ok=True)
         self._files.forget(job.number)
-        log_path = self._files.log(job.number)
+        stdin, word = os.pipe()
         try:
-            with open(log_path, "wb") as output:
-                self._start_guardian()
-                process = subprocess.Popen(
-                    self._commands.argv(job, self._returns),
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **grant.environment},
-                    pass_fds=grant.fds,
-                    start_new_session=True,
-                )
+            with open(self._files.log(job.number), "wb") as output:
+                process = self._process(job, stdin, output.fileno(), grant)
         finally:
+            os.close(stdin)
             # The job holds its own copy: the lease ends when the last of its processes does.
             grant.close()
         self._tell_guardian("+", process.pid)
         write_group(self._files.group(job.number), process.pid)
-        assert process.stdin is not None
         # A job starts with this word, so a controller killed before it leaves no job unknown.
-        with suppress(BrokenPipeError):  # it is dead already, which `_await` will find
-            process.stdin.write(GO)
-            process.stdin.close()
-        return _Running(job, grant, process, time.monotonic())
+        with open(word, "wb", buffering=0) as file, suppress(BrokenPipeError):  # `_await` finds out
+            file.write(GO)
+        return _Running(job, grant, process, isinstance(process, ForkedProcess), time.monotonic())
+
+    def _process(self, job: Job, stdin: int, output: int, grant: Grant) -> Process:
+        if self._forks:
+            assert self._template is not None
+            arguments = self._template.arguments(job, self._returns)
+            try:
+                return self._template.start(arguments, stdin, output, grant.fds, grant.environment)
+            except TemplateLostError as lost:
+                self._stop_forking(str(lost))
+        argv = self._commands.argv(job, self._returns)
+        return FreshProcess(argv, stdin, output, grant.fds, grant.environment)
+
+    def _stop_forking(self, reason: str) -> None:
+        if self._forks:
+            self._forks = False
+            log.warning("%s: further jobs start in fresh interpreters", reason)
 
     def _await(self, running: _Running) -> None:
         """Runs in the job's thread: from here on nobody else reaps the process."""
         pid = running.process.pid
-        # WNOWAIT leaves a zombie, so the group's number cannot be given to anyone else meanwhile.
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        running.process.wait()
         end_group(pid, STRAGGLER_S)
-        status = running.process.wait()
+        status = running.process.reap()
         for timer in running.timers:
             timer.cancel()
         self._tell_guardian("-", pid)
@@ -227,13 +268,15 @@ class LocalExecutor:
             outcome = hydra_job.failure(error, time.monotonic() - running.started)
         self._ended.put((running, outcome))
 
-    def _outcome(self, running: _Running, status: int) -> Outcome:
+    def _outcome(self, running: _Running, status: int | None) -> Outcome:
         number = running.job.number
         outcome = self._files.read_outcome(number)
+        lost = outcome is None and status is None and not running.ended_by
         if outcome is None:
             outcome = Outcome(
                 state=State.FAIL,
-                reason=running.ended_by or exit_reason(status),
+                reason=running.ended_by
+                or (TEMPLATE_DIED if status is None else exit_reason(status)),
                 seconds=time.monotonic() - running.started,
             )
         elif self._returns:
@@ -242,18 +285,21 @@ class LocalExecutor:
         if outcome.state is State.FAIL:
             tail = hydra_job.last_lines(self._files.log(number))
             outcome = replace(outcome, log_tail=tail or outcome.log_tail)
-        return outcome
+            if running.forked and BAD_FORK in outcome.reason:
+                self._stop_forking(f"job {number} could not use CUDA in a forked process")
+                lost = True
+        return replace(outcome, lost=True) if lost else outcome
 
     def _end(self, running: _Running, reason: str) -> None:
         """SIGTERM to all of a job, SIGKILL after `GRACE_S`; the job's thread reports its end."""
         running.ended_by = running.ended_by or reason
-        _signal_group(running.process.pid, signal.SIGTERM)
-        timer = threading.Timer(GRACE_S, _signal_group, (running.process.pid, signal.SIGKILL))
+        signal_group(running.process.pid, signal.SIGTERM)
+        timer = threading.Timer(GRACE_S, signal_group, (running.process.pid, signal.SIGKILL))
         timer.daemon = True
         timer.start()
         running.timers.append(timer)
 
-    def _start_guardian(self) -> None:
+    def _tell_guardian(self, change: str, group: int) -> None:
         if self._guardian is None:
             self._guardian = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(Path(guardian.__file__))],
@@ -262,80 +308,6 @@ class LocalExecutor:
                 start_new_session=True,
                 bufsize=0,
             )
-
-    def _tell_guardian(self, change: str, group: int) -> None:
         assert self._guardian is not None and self._guardian.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it; resuming still ends what is left
             self._guardian.stdin.write(f"{change}{group}\n".encode())
-
-
-def exit_reason(status: int) -> str:
-    """What the exit status of a job that left no outcome means, in words."""
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = " (the kernel's out-of-memory killer does this)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    if status == 0:
-        return "exit status 0 before the task function returned"
-    return f"exit status {status}"
-
-
-# -- process groups ---------------------------------------------------------------------------------
-
-
-def write_group(path: Path, group: int) -> None:
-    """Note a running job's group with its start time, which no later process of that id shares."""
-    path.write_text(f"{group} {_start_time(group)}")
-
-
-def end_recorded_group(path: Path) -> bool:
-    """Kill the job that a dead controller left running, if it still is. True when there was one."""
-    try:
-        group, start_time = path.read_text().split()
-    except (OSError, ValueError):
-        return False
-    alive = _start_time(int(group)) == start_time != ""
-    if alive:
-        _signal_group(int(group), signal.SIGKILL)
-        while _start_time(int(group)) == start_time:
-            time.sleep(0.01)
-    return alive
-
-
-def end_group(group: int, patience_s: float) -> None:
-    """Kill what is left of a group whose leader is dead and not yet reaped."""
-    deadline = time.monotonic() + patience_s
-    while _members(group) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    _signal_group(group, signal.SIGKILL)
-
-
-def _signal_group(group: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _members(group: int) -> bool:
-    """Whether a process besides the leader is in the group and alive."""
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != group:
-            fields = _stat(int(name))
-            if fields and int(fields[2]) == group and fields[0] != "Z":
-                return True
-    return False
-
-
-def _start_time(pid: int) -> str:
-    """Clock ticks since boot at which a living process started; empty when there is none."""
-    fields = _stat(pid)
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def _stat(pid: int) -> list[str]:
-    """/proc/<pid>/stat from its third field (state) on; empty when there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The second field is the program's name in parentheses; it may hold anything.
-            return file.read().decode("ascii", "replace").rpartition(")")[2].split()
-    except OSError:
-        return []
