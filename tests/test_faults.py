@@ -62,13 +62,16 @@ def by_fault(bench: Bench) -> dict[str, dict[str, Any]]:
     return {faults[trial]: event for trial, event in bench.finished().items()}
 
 
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="module", params=["true", "false"], ids=["warm", "fresh"])
+def faulty(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Bench]:
     """A sweep on our launcher that met every fault."""
     bench = Bench(tmp_path_factory.mktemp("faulty"), APPS / "faults.py")
     try:
         journal = str(bench.sweep / "journal.jsonl")
-        bench.run(*OURS, *GPU, faults_choice(list(FAULTS)), JOURNAL=journal)
+        warm = f"hydra.launcher.warm={request.param}"
+        bench.run(*OURS, *GPU, warm, faults_choice(list(FAULTS)), JOURNAL=journal)
         yield bench
     finally:
         bench.close()

@@ -10,6 +10,7 @@ FAILS     the learning rates that fail while this file exists are listed in it
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
@@ -28,16 +29,18 @@ def note(event: str, **fields: Any) -> None:
     os.close(file)
 
 
-def environment_at_exec() -> dict[str, str]:
-    """The variables this process had before its first instruction."""
-    entries = Path("/proc/self/environ").read_bytes().split(b"\0")
-    return dict(entry.decode().split("=", 1) for entry in entries if b"=" in entry)
+def visible_devices() -> str | None:
+    """What the CUDA library would read, which asks C and not Python."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    value = getenv(b"CUDA_VISIBLE_DEVICES")
+    return None if value is None else value.decode()
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="chain")
 def main(cfg: Any) -> Any:
     number = HydraConfig.get().job.num
-    devices = environment_at_exec().get("CUDA_VISIBLE_DEVICES")
+    devices = visible_devices()
     note("start", trial=number, devices=devices, task=cfg.task.name, lr=cfg.lr)
     lineage = []
     if cfg.init_from is not None:

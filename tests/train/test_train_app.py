@@ -110,3 +110,12 @@ def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: P
     model = load(Path(parent)).model
     for module in factors(model, "task3", ["task2"]):
         assert (module.a_old - module.a_new).abs().max() > 0.1
+
+
+def test_a_multirun_forks_its_jobs_from_a_process_that_imported_the_app(tmp_path: Path) -> None:
+    done = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "seed=0,1", "trainer.num_train_epochs=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in done.stdout
+    assert "fresh interpreters" not in done.stdout
+    scores = [json.loads((tmp_path / f"sweep/{n}/all_results.json").read_text()) for n in (0, 1)]
+    assert all(0 < result["score"] <= 1 for result in scores)
