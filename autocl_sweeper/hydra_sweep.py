@@ -146,6 +146,8 @@ def local_executor(
         holder=str(files.folder.parent),
     )
     package = Package(files, hydra_context, config, task_function)
+    modules = list(settings["preload"])
+    warm = settings["warm"] if settings["warm"] is not None else bool(modules)
     return LocalExecutor(
         package,
         files,
@@ -153,7 +155,7 @@ def local_executor(
         timeout_s=settings["timeout_s"],
         returns=returns,
         # Begun here, so that its imports overlap with what the sweep does before its first job.
-        template=Template(package, list(settings["preload"])) if settings["warm"] else None,
+        template=Template(package, modules) if warm else None,
     )
 
 

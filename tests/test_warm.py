@@ -15,7 +15,8 @@ import pytest
 from conftest import APPS, Bench, wait_until
 from fake_nvml import build as fake
 
-GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
+BY_DEFAULT = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
+GPU = (*BY_DEFAULT, "hydra.launcher.warm=true")
 OURS = ("hydra/sweeper=autocl", "hydra.sweeper.sequence=null", *GPU)
 COLD = "fresh interpreters"
 HELPER = "def answer(queue):\n    queue.put(42)\n"
@@ -51,20 +52,27 @@ def parents(bench: Bench) -> set[int]:
 # -- as a fresh interpreter -------------------------------------------------------------------------
 
 
-def test_jobs_are_forked_from_one_process_unless_told_otherwise(bench: Bench) -> None:
-    process = bench.start(*GPU, "do=look", "again=1,2,3", preload("helper"))
+@pytest.mark.parametrize(
+    "chosen, forked",
+    [
+        ([preload("helper")], True),
+        (["hydra.launcher.warm=true"], True),
+        ([], False),
+        ([preload("helper"), "hydra.launcher.warm=false"], False),
+    ],
+    ids=lambda value: str(value) if isinstance(value, bool) else " ".join(value) or "default",
+)
+def test_jobs_are_forked_from_one_process_when_there_is_a_preload_or_when_told(
+    bench: Bench, chosen: list[str], forked: bool
+) -> None:
+    process = bench.start(*BY_DEFAULT, "do=look", "again=1,2,3", *chosen)
     output = bench.finish(process)
     assert process.returncode == 0, output
-    assert "preloaded helper in " in output
-    assert len(bench.ledger()) == 3
-    assert len(parents(bench)) == 1
-    assert parents(bench) != {process.pid}
-    assert all("helper" in event["modules"] for event in bench.ledger())
-    bench.ledger_file.unlink()
-    process = bench.start(*GPU, "do=look", "again=1,2", "hydra.launcher.warm=false")
-    bench.finish(process)
-    assert parents(bench) == {process.pid}
-    assert [event["modules"] for event in bench.ledger()] == [[], []]
+    assert len(bench.ledger()) == 3 and len(parents(bench)) == 1
+    assert (parents(bench) != {process.pid}) == forked
+    helped = ["helper"] if forked and preload("helper") in chosen else []
+    assert [event["modules"] for event in bench.ledger()] == [helped] * 3
+    assert ("preloaded helper in " in output) == bool(helped)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ class GPULauncherConf:
     free_memory: float = 0.8
     devices_per_job: int = 1
     cpu_slots: Any = "auto"
-    warm: bool = True
+    warm: bool | None = None
     preload: list[str] = field(default_factory=list)
     timeout_s: float | None = None
 
