@@ -22,13 +22,8 @@ from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor, Pool
 from autocl_sweeper.executor.warm import Template
-from autocl_sweeper.hydra_job import (
-    JobFiles,
-    Package,
-    ReportingTask,
-    Terminated,
-    compose_task_config,
-)
+from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
+from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
 from autocl_sweeper.report.summary import print_summary

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper import metrics
-from autocl_sweeper.hydra_job import LOG_NAME, write_whole
 from autocl_sweeper.journal import Record, outcome_from_json
+from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.types import History, Trial
 

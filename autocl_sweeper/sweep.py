@@ -21,7 +21,6 @@ from autocl_sweeper.errors import (
     TooManyFailuresError,
 )
 from autocl_sweeper.executor.processes import end_recorded_group
-from autocl_sweeper.hydra_job import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.journal import (
     VERSION,
     Fold,
@@ -30,6 +29,7 @@ from autocl_sweeper.journal import (
     outcome_to_json,
     trial_to_json,
 )
+from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.plan import Plan, changed
 from autocl_sweeper.strategy import Decision, Done, Select, Stage, Start
 from autocl_sweeper.types import Executor, History, Job, Outcome, State, Suggestion, Trial

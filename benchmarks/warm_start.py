@@ -29,7 +29,8 @@ from hydra.types import HydraContext, RunMode
 from autocl_sweeper.devices import CpuProbe, LeaseFolder
 from autocl_sweeper.executor.local import LocalExecutor, Pool
 from autocl_sweeper.executor.warm import Template
-from autocl_sweeper.hydra_job import JobFiles, Package
+from autocl_sweeper.hydra_job import Package
+from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Job, State
 
 ROOT = Path(__file__).resolve().parents[1]

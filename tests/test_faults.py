@@ -16,7 +16,7 @@ from conftest import APPS, Bench, wait_until
 from autocl_sweeper.devices import CpuProbe, LeaseFolder
 from autocl_sweeper.executor import local
 from autocl_sweeper.executor.local import LocalExecutor, Pool
-from autocl_sweeper.hydra_job import JobFiles
+from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Job, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")

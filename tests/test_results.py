@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_plan import plan_of
 
-from autocl_sweeper.hydra_job import JobFiles
+from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.results import training_params

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from autocl_sweeper.hydra_job import JobFiles, failure
+from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.types import Job, Outcome
 
 

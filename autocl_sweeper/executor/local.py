@@ -22,7 +22,8 @@ from autocl_sweeper.executor import guardian
 from autocl_sweeper.executor.fresh import FreshProcess
 from autocl_sweeper.executor.processes import end_group, exit_reason, signal_group, write_group
 from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
-from autocl_sweeper.hydra_job import GO, JobFiles
+from autocl_sweeper.hydra_job import GO
+from autocl_sweeper.outcome import JobFiles, failure, last_lines
 from autocl_sweeper.types import Job, Outcome, State
 
 log = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ class LocalExecutor:
         try:
             outcome = self._outcome(running, status)
         except Exception as error:  # a result that can be read in the job's process alone
-            outcome = hydra_job.failure(error, time.monotonic() - running.started)
+            outcome = failure(error, time.monotonic() - running.started)
         self._ended.put((running, outcome))
 
     def _outcome(self, running: _Running, status: int | None) -> Outcome:
@@ -283,7 +284,7 @@ class LocalExecutor:
             returned = hydra_job.read_return(self._files.job_return(number))
             outcome = replace(outcome, job_return=returned)
         if outcome.state is State.FAIL:
-            tail = hydra_job.last_lines(self._files.log(number))
+            tail = last_lines(self._files.log(number))
             outcome = replace(outcome, log_tail=tail or outcome.log_tail)
             if running.forked and BAD_FORK in outcome.reason:
                 self._stop_forking(f"job {number} could not use CUDA in a forked process")

@@ -14,7 +14,7 @@ from . import config as _config  # noqa: F401  (registers the groups, also by en
 
 if TYPE_CHECKING:
     from autocl_sweeper.executor.local import LocalExecutor
-    from autocl_sweeper.hydra_job import JobFiles
+    from autocl_sweeper.outcome import JobFiles
 
 
 class GPULauncher(Launcher):

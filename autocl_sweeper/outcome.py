@@ -1,0 +1,178 @@
+"""What became of a job: read from what its function returned or raised, told in a file.
+
+However a job is run, its outcome appears whole or not at all as `<sweep folder>/.autocl/<number>.json`,
+so it survives the controller and every launcher.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.types import Outcome, State
+
+LOG_NAME = "job.log"
+CHECKPOINT_NAME = "checkpoint"
+TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """Where the files between controller and jobs lie, below `<sweep folder>/.autocl/`."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, sweep_folder: Path) -> JobFiles:
+        return cls(sweep_folder / ".autocl")
+
+    def package(self) -> Path:
+        return self.folder / "package.pkl"
+
+    def outcome(self, number: int) -> Path:
+        return self.folder / f"{number}.json"
+
+    def job_return(self, number: int) -> Path:
+        return self.folder / f"{number}.pkl"
+
+    def log(self, number: int) -> Path:
+        """The job's output, under a name known before the job knows its folder and links it there."""
+        return self.folder / f"{number}.log"
+
+    def group(self, number: int) -> Path:
+        """Process group and boot of a running job, for who finds it after its controller died."""
+        return self.folder / f"{number}.group"
+
+    def begun(self, number: int) -> Path:
+        """There once another launcher's worker has begun the job."""
+        return self.folder / f"{number}.begun"
+
+    def forget(self, number: int) -> None:
+        """Remove what an ended job left here; all of it is elsewhere by now.
+
+        A log that no folder claimed (the job never composed) stays: it is the only copy.
+        """
+        for path in (self.outcome, self.job_return, self.group, self.begun):
+            path(number).unlink(missing_ok=True)
+        log = self.log(number)
+        if log.exists() and log.stat().st_nlink > 1:
+            log.unlink()
+
+    def read_outcome(self, number: int) -> Outcome | None:
+        """What the job wrote, or None while there is nothing or nothing readable."""
+        try:
+            return outcome_from_json(json.loads(self.outcome(number).read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write_outcome(self, number: int, outcome: Outcome) -> None:
+        text = json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False)
+        write_whole(self.outcome(number), text.encode("utf-8", "backslashreplace"))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, and stays after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
+    """The outcome of a task function that returned `value`: a number, or a mapping.
+
+    A mapping holds numbers; `eval` and `test` map tasks to scores, `checkpoint` names the folder of
+    the model (default: `checkpoint/` in the job's folder, if it is there). Whether the score will
+    do is judged by the sweep, which knows if anybody has to be ranked.
+    """
+    found: dict[str, float] = {}
+    scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}}
+    checkpoint: Any = None
+    if isinstance(value, Mapping):
+        checkpoint = value.get("checkpoint")
+        for key, item in value.items():
+            if key in scores and isinstance(item, Mapping):
+                scores[key] = {str(k): _float(n) for k, n in item.items() if is_number(n)}
+            elif is_number(item):
+                found[str(key)] = _float(item)
+    elif is_number(value):
+        found["score"] = _float(value)
+    default = output_dir / CHECKPOINT_NAME
+    if checkpoint is None and default.is_dir():
+        checkpoint = default
+    return Outcome(
+        state=State.COMPLETE,
+        checkpoint=None if checkpoint is None else str(output_dir / str(checkpoint)),
+        evaluations=scores["eval"],
+        tests=scores["test"],
+        numbers=found,
+        returned=type(value).__name__,
+        seconds=seconds,
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Python's and numpy's numbers. A bool is an answer, a tensor may live on a device: neither."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number or a fraction beyond the largest float
+        return math.copysign(math.inf, number > 0 or -1)
+
+
+def failure(error: BaseException, seconds: float, configuration_error: bool = False) -> Outcome:
+    """The outcome of a job that raised."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return Outcome(
+        state=State.FAIL,
+        reason=headline(error),
+        seconds=seconds,
+        log_tail=tuple(lines[-TAIL_LINES:]),
+        configuration_error=configuration_error,
+    )
+
+
+def headline(error: BaseException) -> str:
+    """The error in one line, as a traceback ends."""
+    try:
+        return f"{type(error).__name__}: {error}".strip().rstrip(":")
+    except Exception:  # its __str__ is as broken as the job
+        return type(error).__name__
+
+
+def link_log(log: Path, target: Path) -> None:
+    """Give a log its place in the job's folder; where links are unknown, by moving it."""
+    if log.exists() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)  # a job may die before it made its folder
+        try:
+            os.link(log, target)
+        except OSError:
+            os.replace(log, target)
+
+
+def last_lines(path: Path, count: int = TAIL_LINES, size: int = 16384) -> tuple[str, ...]:
+    """The end of a log; empty when there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - size))
+            return tuple(file.read().decode("utf-8", "replace").splitlines()[-count:])
+    except OSError:
+        return ()
+
+
+def finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
