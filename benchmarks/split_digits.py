@@ -68,10 +68,11 @@ def main() -> None:
         swept = run("split_digits", seed, folder / "sweep")
         rows.append((seed, swept, run("split_digits_plain", seed, folder / "plain")))
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Average accuracy over the five tasks after the last one")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in (
         "seed", "best chain (dev)", "worst chain (dev)", "spread",
         "best chain (test)", "plain (test)", "gain (test)", "jobs", "seconds",
@@ -85,7 +86,7 @@ def main() -> None:
             f"{swept.jobs} + {plain.jobs}",
             f"{swept.seconds:.0f} + {plain.seconds:.0f}",
         )
-    print()
+    print("\nAverage accuracy over the five tasks after the last one")
     Console().print(table)
     print("worst chain: the lowest that a setting of the search brought a surviving chain to")
 
