@@ -17,12 +17,13 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from autocl_sweeper.devices import LeaseFolder, find_probe
+from autocl_sweeper.devices import find_probe
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor, Pool
 from autocl_sweeper.executor.warm import Template
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
+from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch

@@ -17,9 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from autocl_sweeper.devices import CpuProbe, LeaseFolder
+from autocl_sweeper.devices import CpuProbe
 from autocl_sweeper.executor.local import LocalExecutor, Pool
 from autocl_sweeper.journal import outcome_to_json
+from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
 from autocl_sweeper.report.progress import LogProgress

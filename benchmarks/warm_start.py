@@ -26,10 +26,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import setup_globals
 from hydra.types import HydraContext, RunMode
 
-from autocl_sweeper.devices import CpuProbe, LeaseFolder
+from autocl_sweeper.devices import CpuProbe
 from autocl_sweeper.executor.local import LocalExecutor, Pool
 from autocl_sweeper.executor.warm import Template
 from autocl_sweeper.hydra_job import Package
+from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Job, State
 

@@ -23,15 +23,12 @@ from autocl_sweeper.devices import (
     CpuProbe,
     Device,
     FakeProbe,
-    Lease,
-    LeaseFolder,
     NvmlProbe,
-    Refusal,
     find_probe,
-    lease_free,
     short,
 )
 from autocl_sweeper.errors import ConfigurationError, DeviceError
+from autocl_sweeper.leases import Lease, LeaseFolder, Refusal, lease_free
 
 TESTS = Path(__file__).parent
 EIGHT = fake.gpus(8)
@@ -43,6 +40,7 @@ import json, os, sys
 from dataclasses import replace
 from pathlib import Path
 from autocl_sweeper.devices import *
+from autocl_sweeper.leases import *
 from autocl_sweeper.errors import *
 from fake_nvml import build as fake
 
@@ -634,7 +632,7 @@ def test_descriptors_of_leases_reach_only_the_jobs_they_are_passed_to(leases: Le
 RACER = """
 import os, sys
 from pathlib import Path
-from autocl_sweeper.devices import LeaseFolder
+from autocl_sweeper.leases import LeaseFolder
 folder, witness, rounds = LeaseFolder(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
 won = clashes = 0
 print("ready", flush=True)
@@ -680,7 +678,8 @@ def test_of_processes_that_race_for_a_lease_one_has_it(tmp_path: Path) -> None:
 PAIRS = """
 import sys
 from pathlib import Path
-from autocl_sweeper.devices import FakeProbe, LeaseFolder, Refusal, lease_free
+from autocl_sweeper.devices import FakeProbe
+from autocl_sweeper.leases import LeaseFolder, Refusal, lease_free
 folder, wanted = LeaseFolder(Path(sys.argv[1])), int(sys.argv[2])
 probe = FakeProbe.gpus(4)
 won = 0
@@ -701,7 +700,7 @@ def test_sweeps_that_want_several_devices_each_do_not_starve_each_other(tmp_path
 CREATOR = """
 import subprocess, sys, time
 from pathlib import Path
-from autocl_sweeper.devices import LeaseFolder
+from autocl_sweeper.leases import LeaseFolder
 lease = LeaseFolder(Path(sys.argv[1])).try_lease("GPU-a", "a job that outlives its sweep")
 job = subprocess.Popen(["sleep", "600"], pass_fds=[lease.fileno()], stdout=subprocess.DEVNULL)
 other = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)

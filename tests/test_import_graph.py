@@ -17,7 +17,7 @@ CORE = "autocl_sweeper"
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 FLOORS = [
     {"types", "errors"},
-    {"space", "journal", "devices", "outcome", "hydra_job", "metrics"},
+    {"space", "journal", "devices", "leases", "outcome", "hydra_job", "metrics"},
     {"search", "selection", "executor"},
     {"strategy", "plan", "results", "report"},
     {"sweep"},
@@ -25,6 +25,7 @@ FLOORS = [
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
+    "leases": {"devices"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "hydra_job": {"outcome"},
     "plan": {"strategy"},

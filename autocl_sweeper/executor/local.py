@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Protocol
 
 from autocl_sweeper import hydra_job
-from autocl_sweeper.devices import Lease, LeaseFolder, Probe, Refusal, lease_free
+from autocl_sweeper.devices import Probe
 from autocl_sweeper.executor import guardian
 from autocl_sweeper.executor.fresh import FreshProcess
 from autocl_sweeper.executor.processes import end_group, exit_reason, signal_group, write_group
 from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
 from autocl_sweeper.hydra_job import GO
+from autocl_sweeper.leases import Lease, LeaseFolder, Refusal, lease_free
 from autocl_sweeper.outcome import JobFiles, failure, last_lines
 from autocl_sweeper.types import Job, Outcome, State
 
