@@ -286,3 +286,25 @@ def test_a_whole_sweep_outlives_a_job_that_ignores_its_timeout(
     assert by_fault(bench)["stubborn"]["reason"].startswith("timed out after 5 s")
     assert by_fault(bench)["fine"]["state"] == "COMPLETE"
     assert os.path.exists(bench.sweep / "1_a/1/job.log")
+
+
+def test_a_job_that_was_reaped_is_never_signalled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its end and the sweep's hearing of it, its number may already be a stranger's."""
+
+    class Shell:
+        def argv(self, job: Job, returns: bool) -> list[str]:
+            return ["/bin/true"]
+
+    sent: list[int] = []
+    monkeypatch.setattr(local, "signal_group", lambda group, number: sent.append(number))
+    monkeypatch.setattr(local, "GRACE_S", 0.05)
+    pool = Pool(CpuProbe(1, {}), LeaseFolder(tmp_path / "leases"))
+    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool)
+    executor.submit(Job(0, ()))
+    (running,) = executor._running.values()
+    wait_until(lambda: not executor._ended.empty(), "the job's thread is done with it")
+    executor.cancel(Job(0, ()))
+    executor.close()
+    assert sent == [] and running.timers == []

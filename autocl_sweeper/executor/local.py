@@ -109,6 +109,9 @@ class _Running:
     started: float
     ended_by: str = ""  # why we ended it: the reason of its outcome
     timers: list[threading.Timer] = field(default_factory=list)
+    # Its number is its own only until it is reaped: afterwards a signal would hit a stranger.
+    signalling: threading.Lock = field(default_factory=threading.Lock)
+    reaped: bool = False
 
 
 class LocalExecutor:
@@ -260,9 +263,11 @@ class LocalExecutor:
         pid = running.process.pid
         running.process.wait()
         end_group(pid, STRAGGLER_S)
-        status = running.process.reap()
-        for timer in running.timers:
-            timer.cancel()
+        with running.signalling:
+            running.reaped = True
+            for timer in running.timers:
+                timer.cancel()
+            status = running.process.reap()
         self._tell_guardian("-", pid)
         try:
             outcome = self._outcome(running, status)
@@ -294,12 +299,20 @@ class LocalExecutor:
 
     def _end(self, running: _Running, reason: str) -> None:
         """SIGTERM to all of a job, SIGKILL after `GRACE_S`; the job's thread reports its end."""
-        running.ended_by = running.ended_by or reason
-        signal_group(running.process.pid, signal.SIGTERM)
-        timer = threading.Timer(GRACE_S, signal_group, (running.process.pid, signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
-        running.timers.append(timer)
+        with running.signalling:
+            if running.reaped:
+                return
+            running.ended_by = running.ended_by or reason
+            signal_group(running.process.pid, signal.SIGTERM)
+            timer = threading.Timer(GRACE_S, self._kill, (running,))
+            timer.daemon = True
+            timer.start()
+            running.timers.append(timer)
+
+    def _kill(self, running: _Running) -> None:
+        with running.signalling:
+            if not running.reaped:
+                signal_group(running.process.pid, signal.SIGKILL)
 
     def _tell_guardian(self, change: str, group: int) -> None:
         if self._guardian is None:
