@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from autocl_sweeper.devices import find_probe
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.batches import BatchExecutor
-from autocl_sweeper.executor.local import LocalExecutor, Pool
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.executor.warm import Template
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
 from autocl_sweeper.leases import LeaseFolder

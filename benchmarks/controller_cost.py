@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from autocl_sweeper.devices import CpuProbe
-from autocl_sweeper.executor.local import LocalExecutor, Pool
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles

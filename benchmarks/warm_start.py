@@ -27,7 +27,8 @@ from hydra.core.utils import setup_globals
 from hydra.types import HydraContext, RunMode
 
 from autocl_sweeper.devices import CpuProbe
-from autocl_sweeper.executor.local import LocalExecutor, Pool
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.executor.warm import Template
 from autocl_sweeper.hydra_job import Package
 from autocl_sweeper.leases import LeaseFolder

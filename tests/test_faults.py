@@ -15,7 +15,8 @@ from conftest import APPS, Bench, wait_until
 
 from autocl_sweeper.devices import CpuProbe
 from autocl_sweeper.executor import local
-from autocl_sweeper.executor.local import LocalExecutor, Pool
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Job, Outcome, State

@@ -10,20 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from autocl_sweeper import hydra_job
-from autocl_sweeper.devices import Probe
 from autocl_sweeper.executor import guardian
 from autocl_sweeper.executor.fresh import FreshProcess
+from autocl_sweeper.executor.pool import Grant, Pool
 from autocl_sweeper.executor.processes import end_group, exit_reason, signal_group, write_group
 from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
 from autocl_sweeper.hydra_job import GO
-from autocl_sweeper.leases import Lease, LeaseFolder, Refusal, lease_free
 from autocl_sweeper.outcome import JobFiles, failure, last_lines
 from autocl_sweeper.types import Job, Outcome, State
 
@@ -34,50 +32,6 @@ STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to fi
 POLL_S = 1.0  # how often devices that others hold are looked at again
 TEMPLATE_DIED = "the process it was forked from died"
 BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
-
-
-@dataclass(frozen=True)
-class Grant:
-    """Devices leased for one job. `close` gives back our copy; the job's own keeps them leased."""
-
-    leases: Sequence[Lease]
-    environment: Mapping[str, str]
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(lease.device_id for lease in self.leases)
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        return tuple(lease.fileno() for lease in self.leases)
-
-    def close(self) -> None:
-        for lease in self.leases:
-            lease.close()
-
-
-@dataclass
-class Pool:
-    """The devices that jobs of one executor may get, and the rule by which they get them."""
-
-    probe: Probe
-    leases: LeaseFolder
-    count: int = 1  # per job
-    free_memory: float = 0.8
-    max_devices: int | None = None
-    holder: str = ""
-    refusal: str = ""  # why the last `acquire` gave nothing; empty when it gave
-
-    def acquire(self) -> Grant | None:
-        """Devices for one job, or None while none is free. Raises DeviceError if none can ever be."""
-        found = lease_free(
-            self.probe, self.leases, self.count, self.free_memory, self.max_devices, self.holder
-        )
-        if isinstance(found, Refusal):
-            self.refusal = str(found)
-            return None
-        self.refusal = ""
-        return Grant(found, self.probe.environment([lease.device_id for lease in found]))
 
 
 class Commands(Protocol):
