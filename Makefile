@@ -10,6 +10,9 @@
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
+# Tests wait for processes much of their time: three at once keep two cores busy.
+WORKERS = -n 3 --dist worksteal
+
 DEMO = .venv/bin/python benchmarks/split_digits.py --folder demo
 
 HYDRA13 = .venv/.installed
@@ -26,10 +29,10 @@ demo: $(HYDRA13)
 test: test-hydra13 test-hydra14
 
 test-hydra13: $(HYDRA13)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(WORKERS)
 
 test-hydra14: $(HYDRA14)
-	.venv-hydra14/bin/python -m pytest --ignore=tests/train
+	.venv-hydra14/bin/python -m pytest $(WORKERS) --ignore=tests/train
 
 test-slow: $(HYDRA13)
 	.venv/bin/python -m pytest -m slow

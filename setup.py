@@ -41,7 +41,7 @@ setup(
             "torch>=2.13",
             "transformers>=5.23",
         ],
-        "test": ["hypothesis>=6.100", "pytest>=8.2", "setuptools>=77"],
+        "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6", "setuptools>=77"],
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
     },
     classifiers=[
