@@ -17,14 +17,11 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from autocl_sweeper.devices import find_probe
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
-from autocl_sweeper.executor.pool import Pool
-from autocl_sweeper.executor.warm import Template
+from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
-from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
@@ -133,27 +130,8 @@ def local_executor(
     """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
     if isinstance(task_function, ReportingTask):
         task_function = task_function.task_function  # our job processes report by themselves
-    slots = settings["cpu_slots"]
-    pool = Pool(
-        find_probe(None if slots in (None, "auto") else int(slots), os.environ),
-        LeaseFolder(),
-        count=settings["devices_per_job"],
-        free_memory=settings["free_memory"],
-        max_devices=settings["max_devices"],
-        holder=str(files.folder.parent),
-    )
     package = Package(files, hydra_context, config, task_function)
-    modules = list(settings["preload"])
-    warm = settings["warm"] if settings["warm"] is not None else bool(modules)
-    return LocalExecutor(
-        package,
-        files,
-        pool,
-        timeout_s=settings["timeout_s"],
-        returns=returns,
-        # Begun here, so that its imports overlap with what the sweep does before its first job.
-        template=Template(package, modules) if warm else None,
-    )
+    return from_settings(settings, package, files, str(files.folder.parent), returns)
 
 
 def launch(
