@@ -21,6 +21,7 @@ setup(
         "hydra.plugins": [
             "autocl = hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
             "gpu = hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
+            "include = hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
         ]
     },
     install_requires=[

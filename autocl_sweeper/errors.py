@@ -2,7 +2,8 @@
 
     AutoCLError
     |-- ConfigurationError      the configuration is wrong; found before a device is touched
-    |   `-- ChangedSweepError   the folder holds a sweep with another configuration
+    |   |-- ChangedSweepError   the folder holds a sweep with another configuration
+    |   `-- LayerError          a YAML file, or one that it includes, cannot be read
     |-- SweepFolderError        the sweep folder cannot be used
     |   |-- SweepLockedError    another sweep is writing into it
     |   `-- JournalDamagedError a line of its journal, not the last, cannot be read
@@ -28,6 +29,10 @@ class ConfigurationError(AutoCLError):
 
 class ChangedSweepError(ConfigurationError):
     """The folder holds a sweep with another configuration."""
+
+
+class LayerError(ConfigurationError):
+    """A YAML file, or one that it includes, cannot be read."""
 
 
 class SweepFolderError(AutoCLError):

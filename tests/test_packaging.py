@@ -35,6 +35,7 @@ PACKAGES = {"autocl_sweeper", "hydra_plugins"}
 PLUGINS = {
     "hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
     "hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
+    "hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
 }
 
 

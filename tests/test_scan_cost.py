@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("autocl_sweeper", "torch", "optuna", "pynvml", "rich", "joblib", "cloudpickle", "numpy")
-OURS = ("config", "launcher", "sweeper")
+OURS = ("config", "include", "launcher", "sweeper")
 APP = """
 import hydra
 from omegaconf import DictConfig
@@ -55,6 +55,7 @@ def test_our_modules_load_nothing_that_hydra_has_not_loaded(tmp_path: Path) -> N
     code = (
         "import __future__, json, sys, hydra.main, hydra.core.plugins, hydra._internal.core_plugins\n"
         "from hydra._internal.core_plugins import basic_launcher, basic_sweeper\n"
+        "from hydra._internal.core_plugins import file_config_source\n"
         "before = set(sys.modules)\n"
         f"for name in {OURS}: __import__('hydra_plugins.hydra_autocl_sweeper.' + name)\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
