@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from train import ranks
 from train.data import Examples, split
 from train.evaluation import accuracy
 from train.models import adapter_name, build_base, load, save
@@ -44,19 +45,22 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     train_rows = splits[job.task.name].train
     report = train(model, Examples(job.task, train_rows), adapters, job, seed, folder)
     train_end = time.perf_counter()
-    save(model, folder / "checkpoint", job.task.name, parent)
 
-    dev = {t.name: accuracy(model, Examples(t, splits[t.name].dev)) for t in job.seen_tasks}
-    test = {t.name: accuracy(model, Examples(t, splits[t.name].test)) for t in job.seen_tasks}
-    results = {
-        "score": sum(dev.values()) / len(dev),
-        "checkpoint": str(folder / "checkpoint"),
-        "eval": dev,
-        "test": test,
-        **asdict(report),
-        "seconds_train": train_end - train_start,
-        "seconds_job": time.perf_counter() - start,
-    }
-    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-    log.info("%s: score %.3f on dev of %s", job.task.name, results["score"], ", ".join(dev))
-    return results
+    def keep_and_score() -> dict[str, Any]:
+        save(model, folder / "checkpoint", job.task.name, parent)
+        dev = {t.name: accuracy(model, Examples(t, splits[t.name].dev)) for t in job.seen_tasks}
+        test = {t.name: accuracy(model, Examples(t, splits[t.name].test)) for t in job.seen_tasks}
+        results = {
+            "score": sum(dev.values()) / len(dev),
+            "checkpoint": str(folder / "checkpoint"),
+            "eval": dev,
+            "test": test,
+            **asdict(report),
+            "seconds_train": train_end - train_start,
+            "seconds_job": time.perf_counter() - start,
+        }
+        (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        log.info("%s: score %.3f on dev of %s", job.task.name, results["score"], ", ".join(dev))
+        return results
+
+    return ranks.on_first(keep_and_score)

@@ -18,10 +18,16 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Train the task of `cfg` in Hydra's output folder and return its scores."""
     from hydra.core.hydra_config import HydraConfig
 
+    from train.env import read_env, start
     from train.settings import read_job
 
-    job = read_job(cfg, CONF / "task")
-    # Takes seconds to import, so `--help` and mistakes in the config are answered before.
-    from train.job import run
+    job, env = read_job(cfg, CONF / "task"), read_env(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
 
-    return run(job, Path(HydraConfig.get().runtime.output_dir))
+    def here() -> dict[str, Any]:
+        # Takes seconds to import, so `--help` and mistakes in the config are answered before.
+        from train.job import run
+
+        return run(job, folder)
+
+    return start(cfg, env, folder, here)

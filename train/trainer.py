@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from train import ranks
 from train.data import Examples, collate
 from train.evaluation import among_options
 from train.olora import Factors, a_norm, factors, l2_loss, orthogonal_loss
@@ -57,6 +59,23 @@ class OLoRATrainer(Trainer):
         self.losses: list[torch.Tensor] = []  # per micro-batch: task, orthogonal, l2
         self.logged = 0
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        if ranks.size() == 1:
+            return super().get_train_dataloader()
+        # The order that accelerate gives one process. Its own way to share batches would fill
+        # the last one of an epoch with rows from the beginning.
+        order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)
+        batches = torch.utils.data.BatchSampler(
+            order, self.args.train_batch_size * ranks.size(), self.args.dataloader_drop_last
+        )
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_sampler=ranks.Shares(batches, ranks.rank(), ranks.size()),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -68,6 +87,7 @@ class OLoRATrainer(Trainer):
         # Rows of the head that are no option of an image get no gradient from it.
         logits = among_options(outputs.logits.float(), inputs["options"])
         task = torch.nn.functional.cross_entropy(logits, inputs["labels"])
+        task = task * ranks.weight(len(logits), task.device)
         with torch.autocast(task.device.type, enabled=False):
             orthogonal, l2 = orthogonal_loss(self.modules), l2_loss(self.modules)
             loss = task + self.lamda_1 * orthogonal + self.lamda_2 * l2
@@ -86,14 +106,14 @@ class OLoRATrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and len(self.losses) > self.logged:
-            recent = torch.stack(self.losses[self.logged :]).mean(0).tolist()
+            recent = ranks.mean(torch.stack(self.losses[self.logged :]).mean(0)).tolist()
             logs |= dict(zip(("task_loss", "orthogonal_loss", "l2_loss"), recent, strict=True))
             logs["a_norm"] = a_norm(self.modules).item()
             self.logged = len(self.losses)
         super().log(logs, *args, **kwargs)
 
     def report(self) -> TrainingReport:
-        losses = torch.stack(self.losses).cpu()
+        losses = ranks.mean(torch.stack(self.losses)).cpu()
         return TrainingReport(
             steps=self.state.global_step,
             train_loss=losses[:, 0].mean().item(),
@@ -128,7 +148,7 @@ def train(
             report_to="none",
             remove_unused_columns=False,
             disable_tqdm=True,
-            **job.trainer,
+            **ranks.arguments(job.trainer),
         )
     except (TypeError, ValueError) as error:
         raise SettingsError(
@@ -143,6 +163,8 @@ def train(
         data_collator=collate,
         callbacks=[LogLines()],
     )
+    if ranks.rank():  # the data is in the same order everywhere, what is dropped out is not
+        torch.manual_seed(seed + ranks.rank())
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     report = trainer.report()

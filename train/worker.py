@@ -1,0 +1,98 @@
+"""One of several processes that train a job together: `python -m train.worker <file>`.
+
+Started by torch.distributed.run; the file is what `train.env` wrote. It composes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from train.env import die_with_parent
+
+
+def main(order: Path) -> int:
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    content = OmegaConf.load(order)
+    exchange = order.parent
+    _follow(content.parent)
+    (exchange / f"rank{rank}.begun").touch()
+    logged = OmegaConf.to_container(content.logging, resolve=True)
+    _log(rank, logged)  # type: ignore[arg-type]
+    try:
+        from train.job import run
+        from train.main import CONF
+        from train.settings import read_job
+
+        result = run(read_job(content.config, CONF / "task"), Path(content.folder))
+        if local_rank == 0:
+            _write(exchange / "result.json", result)
+        status = 0
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+        if status:
+            _tell(exchange, rank, f"exit status {status}", status)
+    except Exception as error:
+        traceback.print_exc()
+        _tell(exchange, rank, f"{type(error).__name__}: {error}", None, _lost_partner(error))
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _follow(job: int) -> None:
+    """Die with torch.distributed.run, which dies with the job: it starts us in a new session."""
+    agent = os.getppid()
+    die_with_parent(agent)
+    with open(f"/proc/{agent}/stat") as file:
+        parent_of_agent = int(file.read().rpartition(")")[2].split()[1])
+    if parent_of_agent != job:  # the agent died before we asked, and somebody took us over
+        os._exit(1)
+
+
+def _log(rank: int, config: dict[str, Any]) -> None:
+    """The first process logs as the job would alone; of the others only warnings are shown."""
+    if rank == 0:
+        logging.config.dictConfig(config)
+    else:
+        logging.basicConfig(
+            level=logging.WARNING, format=f"[rank {rank}][%(name)s][%(levelname)s] - %(message)s"
+        )
+
+
+def _tell(
+    exchange: Path, rank: int, error: str, status: int | None, lost_partner: bool = False
+) -> None:
+    end = {"rank": rank, "time": time.time(), "error": error, "status": status}
+    _write(exchange / f"rank{rank}.json", {**end, "lost_partner": lost_partner})
+
+
+def _write(path: Path, content: Any) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content))
+    os.replace(aside, path)
+
+
+def _lost_partner(error: BaseException) -> bool:
+    """Whether this is what a process raises whose partner in a collective is gone."""
+    from torch.distributed import DistError
+
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, DistError) or any(word in str(error) for word in words)
+
+
+if __name__ == "__main__":
+    # Like the end of a job: tearing down torch takes a second, and nobody waits for more.
+    sys.exit(main(Path(sys.argv[1])))
