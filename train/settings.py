@@ -1,68 +1,218 @@
-"""What one job is asked to do, as typed values checked before anything heavy is imported."""
+"""What one job is asked to do, as typed values checked before anything heavy is imported.
+
+Each section of the configuration is a dataclass here: defaults, units and one line of help per
+option (`python train.py --info <section>` prints them).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train.chain import walk
+from train.typed import SettingsError, build, option
 
-Section = TypeVar("Section")
+__all__ = ["SettingsError"]
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
 # The app's own: the seed differs along a chain, and a job leaves no optimizer state behind.
 RESERVED_TRAINER_KEYS = ("output_dir", "seed", "data_seed", "save_strategy", "report_to")
 
 
-class SettingsError(ValueError):
-    """A setting the app cannot work with; the message names key, value, rule and remedy."""
+def at_least(least: float) -> dict[str, Any]:
+    return {
+        "check": lambda v: v is None or (v >= least and math.isfinite(v)),
+        "rule": f"must be a finite number, {least:g} or more",
+    }
+
+
+# -- a task ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InstructionSettings:
+    """What a task's model reads and what it answers, as templates."""
+
+    template: str | list[str] = option(
+        help="'[IMAGE:image] what digit? -> [TEXT:label]'; several: a list, or ' ||| ' between them"
+    )
+    decoder_plain_with_loss: bool = option(False, "train on the plain text of the answer as well")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """Where a task's rows come from, and how many go into an update."""
+
+    train_data: str | list[str] | None = option(
+        None, "files; ' ||| ' or a list: mixed; ',': one per epoch; x_[1-3]: three files"
+    )
+    valid_data: str | list[str] | None = option(None, "rows for selection; null: none are scored")
+    test_data: str | list[str] | None = option(None, "rows for the report, never for selection")
+    selected_cols: str | None = option(None, "'0:id,4:img': column index or header name : slot")
+    sample_ratios: float | list[float] | str = option(
+        1.0, "share of the rows of each source; above 1 repeats", unit="rows/row"
+    )
+    micro_batch_size: int | None = option(
+        None, "null: trainer.per_device_train_batch_size", unit="rows", **at_least(1)
+    )
+    micro_valid_batch_size: int | None = option(
+        None, "null: as micro_batch_size", unit="rows", **at_least(1)
+    )
+    update_freq: int | list[int] | None = option(
+        None,
+        "micro-batches per update, a list: per epoch; null: trainer.gradient_accumulation_steps",
+    )
+    num_workers: int = option(2, "processes that read rows", **at_least(0))
+    prefetch_factor: int = option(5, "micro-batches each of them reads ahead", **at_least(1))
+    header: bool = option(False, "the first line of a file names its columns")
+    separator: str = option("\t", "between columns")
+    cached: bool = option(False, "keep the rows in memory")
+    shuffle: bool = option(True, "a new order every epoch")
+    interleaved_multiple_reader: bool = option(
+        False, "take from the sources in proportion instead of one after another"
+    )
+    fixed_validation_seed: int | None = option(7, "seed of what is random in validation")
+
+
+@dataclass(frozen=True)
+class TextPreprocess:
+    """How text becomes token ids."""
+
+    ans2label: dict[str, int] | str | None = option(
+        None, "the answers of closed_set: a mapping, its JSON text, or a file of 'label<TAB>int'"
+    )
+    max_src_length: int | None = option(None, "null: the task's", unit="tokens", **at_least(1))
+    max_tgt_length: int = option(1024, "cut answers to", unit="tokens", **at_least(1))
+    mask_span_distribution: str = option("span-poisson", "lengths of the spans of mask_ratio")
+    poisson_lambda: float = option(3.0, "mean span length", unit="words", **at_least(0))
+    random_ratio: float = option(0.0, "share of masked words that become random ones")
+    replace_length: int = option(-1, "-1: a mask per word; 1: a mask per span; 0: none")
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """How an image becomes pixels of the model."""
+
+    patch_image_size: int = option(480, "images are resized to this squared", unit="pixels")
+    imagenet_default_mean_and_std: bool = option(False, "normalise by ImageNet's; else by 0.5")
+    interpolation: str = option("bicubic", "of the resize")
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """By the name a slot's `preprocess=` gives."""
+
+    text: TextPreprocess = option(TextPreprocess, "slots with preprocess=text (default of TEXT)")
+    image: ImagePreprocess = option(ImagePreprocess, "preprocess=image (default of IMAGE)")
+    imagenet: ImagePreprocess = option(ImagePreprocess, "preprocess=imagenet")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The options of one criterion."""
+
+    label_smoothing: float = option(0.0, "of label_smoothed_cross_entropy")
+    report_accuracy: bool = option(False, "log the accuracy of the training rows as well")
+    drop_worst_ratio: float = option(0.0, "share of the rows with the highest loss left out")
+    drop_worst_after: int = option(0, "from this update on", unit="updates", **at_least(0))
+    sentence_avg: bool = option(False, "divide by rows instead of by tokens")
+    weight: float = option(1.0, "of this task's loss", **at_least(0))
+
+
+CRITERIA = ("cross_entropy", "label_smoothed_cross_entropy")
+
+
+@dataclass(frozen=True)
+class CriterionSettings(LossSettings):
+    """`{_name: X, ...}` or `{X: {...}}`: both mean criterion X."""
+
+    kind: str | None = option(None, f"one of {', '.join(CRITERIA)}", key="_name")
+    cross_entropy: LossSettings | None = option(None, "the nested form")
+    label_smoothed_cross_entropy: LossSettings | None = option(None, "the nested form")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """One metric of a task; naming it activates it."""
+
+    target_field: str = option(help="the column that holds the right answer")
+    ans2label: dict[str, int] | str | None = option(None, "answers as numbers")
+    beta: float = option(1.0, "of f_measure", **at_least(0))
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """How a task's answers are generated and scored."""
+
+    metrics: dict[str, MetricSettings] = option({}, "metric name -> its options")
+    generator_args: dict[str, Any] | str = option(
+        {"beam": 5, "max_len_b": 32, "no_repeat_ngram_size": 3}, "of generation, or JSON text"
+    )
+    output_dir: str | None = option(None, "folder for the answers; null: they are not kept")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: the images of some digits, and these digits as the options to choose from."""
+    """One task instance: `task.<name>` of the configuration."""
 
-    name: str
-    options: tuple[int, ...]
+    name: str  # of the instance: the key under `task`
+    kind: str = option(help="the task class; default: the instance's name", key="_name")
+    options: tuple[int, ...] = option([], "of class digits: the digits of this task")
+    instruction: InstructionSettings | None = option(None, "templates")
+    dataset: DatasetSettings = option(DatasetSettings, "rows")
+    preprocess: PreprocessSettings = option(PreprocessSettings, "slots to model inputs")
+    criterion: CriterionSettings = option(CriterionSettings, "the loss")
+    evaluation: TaskEvaluation = option(TaskEvaluation, "generation and metrics")
+    max_src_length: int = option(128, "cut what the model reads to", unit="tokens", **at_least(1))
+    max_tgt_length: int = option(30, "cut what it answers to", unit="tokens", **at_least(1))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(self.options))  # OmegaConf gives a list
+        object.__setattr__(self, "options", tuple(self.options))
         wrong = [o for o in self.options if not 0 <= o < CLASSES]
-        if wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options):
+        if self.kind == "digits" and (
+            wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options)
+        ):
             raise SettingsError(
-                f"task.options={list(self.options)} of task '{self.name}': "
+                f"task.{self.name}.options={list(self.options)}: "
                 f"give at least two different digits from 0 to {CLASSES - 1}"
             )
+
+
+# -- the other sections ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """A small vision transformer, initialised at random; see conf/model."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    patch_size: int
+    hidden_size: int = option(64, "width", **at_least(1))
+    num_hidden_layers: int = option(3, "layers", **at_least(1))
+    num_attention_heads: int = option(4, "heads per layer", **at_least(1))
+    intermediate_size: int = option(128, "width inside a layer's MLP", **at_least(1))
+    patch_size: int = option(2, "an image is cut into patches of this squared", unit="pixels")
 
 
 @dataclass(frozen=True)
 class DeltaSettings:
     """The LoRA adapter of a task and the weights of its O-LoRA penalties."""
 
-    lora_dim: int
-    lora_alpha: float
-    lora_dropout: float
-    target_modules: tuple[str, ...]
-    lamda_1: float
-    lamda_2: float
+    lora_dim: int = option(8, "rank of an adapter")
+    lora_alpha: float = option(32.0, "an adapter counts alpha / rank")
+    lora_dropout: float = option(0.0, "on the adapter's input")
+    target_modules: tuple[str, ...] = option(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], "layers that get an adapter"
+    )
+    lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
+    lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if self.lora_dim < 1:
             raise SettingsError(
                 f"delta.lora_dim={self.lora_dim}: the rank of an adapter must be at least 1"
@@ -84,9 +234,9 @@ class DeltaSettings:
 class EvaluationSettings:
     """How the images of a task are divided; the same for every job of a sweep."""
 
-    dev_share: float
-    test_share: float
-    split_seed: int
+    dev_share: float = option(0.25, "of each digit's images, for selection")
+    test_share: float = option(0.25, "of each digit's images, for the report")
+    split_seed: int = option(0, "of the division; apart from `seed`")
 
     def __post_init__(self) -> None:
         if not (
@@ -99,80 +249,149 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training run: which task, from which parent, how, and on what it is evaluated."""
+class MemorySettings:
+    """What training may take."""
 
-    task: Task
+    budget_mib: int | None = option(None, "null: no limit", unit="MiB", **at_least(1))
+
+
+# Where the app's default is not that of transformers.TrainingArguments.
+TRAINER_DEFAULTS: Mapping[str, Any] = {
+    "learning_rate": 1e-3,
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "logging_steps": 20,
+    "dataloader_pin_memory": False,
+}
+
+
+@dataclass(frozen=True)
+class TrainerExtras:
+    """Options of `trainer` that transformers.TrainingArguments has no name for."""
+
+    save_dir: str | None = option(None, "folder of the checkpoint; null: checkpoint/ of the job")
+    patience: int = option(-1, "stop after so many validations without a better one; -1: never")
+    max_valid_steps: int | None = option(
+        None, "validate on so many micro-batches; null: on all", **at_least(1)
+    )
+    stop_time_hours: float = option(0.0, "stop training after; 0: never", unit="h", **at_least(0))
+    log_format: str | None = option(None, "of the training log: json, none, simple or tqdm")
+    fp16_scale_window: int | None = option(
+        None, "double the loss scale after so many updates; null: torch's 2000", unit="updates"
+    )
+    fp16_init_scale: float = option(128.0, "first loss scale of fp16", **at_least(0))
+    min_loss_scale: float = option(1e-4, "a loss scale below it ends the training", **at_least(0))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: which tasks, from which parent, how, and on what it is evaluated."""
+
+    tasks: tuple[Task, ...]  # trained together; one, unless it is a multi-task job
     seen_tasks: tuple[Task, ...]
     init_from: Path | None
     model: ModelSettings
     delta: DeltaSettings
     trainer: dict[str, Any]  # arguments of transformers.TrainingArguments, by their own names
+    extras: TrainerExtras  # the other options of `trainer`
+    memory: MemorySettings
     evaluation: EvaluationSettings
     seed: int
+
+    @property
+    def task(self) -> Task:
+        """The task of a job that has only one."""
+        (task,) = self.tasks
+        return task
 
 
 def read_job(cfg: DictConfig, task_dir: Path) -> Job:
     """The job a composed config describes; `task_dir` holds one YAML file per known task."""
-    task = _section(Task, cfg, "task")
+    values = _plain(cfg)
+    trainer = {**TRAINER_DEFAULTS, **values.get("trainer", {})}
     for key in RESERVED_TRAINER_KEYS:
-        if key in cfg.trainer:
+        if key in trainer:
             raise SettingsError(
                 f"trainer.{key}: the app decides this itself; remove it "
                 "(to change the randomness of a job set the top-level key `seed`)"
             )
-    init_from = None if cfg.init_from is None else Path(str(cfg.init_from)).absolute()
-    if init_from is not None and not init_from.is_dir():
-        raise SettingsError(
-            f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
-            "finished job of the task before, or null for the first task"
-        )
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise SettingsError(f"seed={cfg.seed}: must be a whole number, 0 or more")
+    extras = {key: trainer.pop(key) for key in list(trainer) if key in _EXTRAS}
+    tasks = read_tasks(values.get("task", {}))
+    init_from = values.get("init_from")
+    if init_from is not None:
+        init_from = Path(str(init_from)).absolute()
+        if not init_from.is_dir():
+            raise SettingsError(
+                f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
+                "finished job of the task before, or null for the first task"
+            )
+    seed = values.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise SettingsError(f"seed={seed}: must be a whole number, 0 or more")
     return Job(
-        task=task,
-        seen_tasks=_seen_tasks(cfg.seen_tasks, task, init_from, task_dir),
+        tasks=tasks,
+        seen_tasks=_seen_tasks(values.get("seen_tasks"), tasks, init_from, task_dir),
         init_from=init_from,
-        model=_section(ModelSettings, cfg, "model"),
-        delta=_section(DeltaSettings, cfg, "delta"),
-        trainer={str(k): v for k, v in OmegaConf.to_container(cfg.trainer, resolve=True).items()},  # type: ignore[union-attr]
-        evaluation=_section(EvaluationSettings, cfg, "evaluation"),
-        seed=cfg.seed,
+        model=build(ModelSettings, values.get("model", {}), "model"),
+        delta=build(DeltaSettings, values.get("delta", {}), "delta"),
+        trainer=trainer,
+        extras=build(TrainerExtras, extras, "trainer"),
+        memory=build(MemorySettings, values.get("memory", {}), "memory"),
+        evaluation=build(EvaluationSettings, values.get("evaluation", {}), "evaluation"),
+        seed=seed,
     )
 
 
-def _section(kind: type[Section], cfg: DictConfig, key: str) -> Section:
-    """One part of the config as its dataclass; wrong types and unknown keys are refused."""
-    # Part by part: OmegaConf cannot merge into frozen dataclasses nested in one another.
+_EXTRAS = TrainerExtras.__dataclass_fields__
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
     try:
-        return cast(Section, OmegaConf.to_object(OmegaConf.merge(kind, cfg[key])))
+        app = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        values = OmegaConf.to_container(app, resolve=True)
     except OmegaConfBaseException as error:
-        raise SettingsError(f"{key}: {error}") from error
+        raise SettingsError(str(error)) from error
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The task instances below `task`, in their order."""
+    if not nodes:
+        raise SettingsError("task: no task is configured; choose one, for instance task=digits_01")
+    return tuple(
+        build(Task, {"_name": name, **(node or {})}, f"task.{name}", name=str(name))
+        for name, node in nodes.items()
+    )
 
 
 def _seen_tasks(
-    names: Any, current: Task, init_from: Path | None, task_dir: Path
+    names: Any, current: tuple[Task, ...], init_from: Path | None, task_dir: Path
 ) -> tuple[Task, ...]:
+    own = {task.name: task for task in current}
     if names is None:
         ancestors = [] if init_from is None else [node.task for node in walk(init_from)]
-        names = OmegaConf.create([*dict.fromkeys([*ancestors, current.name])])
-    if not OmegaConf.is_list(names) or len(set(names)) < len(names) or current.name not in names:
+        names = [*dict.fromkeys([*ancestors, *own])]
+    if not isinstance(names, list) or len(set(names)) < len(names) or not own.keys() <= set(names):
         raise SettingsError(
             f"seen_tasks={names}: must be a list of different task names that contains the "
-            f"current task '{current.name}', or null for those of the chain in init_from and it"
+            f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"
         )
     known = sorted(path.stem for path in task_dir.glob("*.yaml"))
-    unknown = [name for name in names if name != current.name and name not in known]
-    if unknown:
+    missing = [name for name in names if name not in own and name not in known]
+    if missing:
         raise SettingsError(
-            f"seen_tasks={list(names)}: no config for {unknown}. Known tasks: {', '.join(known)}; "
+            f"seen_tasks={list(names)}: no config for {missing}. Known tasks: {', '.join(known)}; "
             f"a new one needs a file {task_dir}/<name>.yaml"
         )
-    return tuple(
-        current
-        if name == current.name
-        else _section(
-            Task, OmegaConf.create({"task": OmegaConf.load(task_dir / f"{name}.yaml")}), "task"
-        )
-        for name in names
-    )
+    return tuple(own[name] if name in own else _read_task(name, task_dir) for name in names)
+
+
+def _read_task(name: str, task_dir: Path) -> Task:
+    """The one task of a group file, for tasks that an earlier job of the chain trained."""
+    (task,) = read_tasks(_plain(OmegaConf.load(task_dir / f"{name}.yaml")))  # type: ignore[arg-type]
+    return task

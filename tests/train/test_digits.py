@@ -42,7 +42,10 @@ def test_the_split_depends_on_its_own_seed_and_not_on_the_seed_of_training(make_
 
 
 def test_an_image_stays_in_its_part_whichever_task_asks(make_job: Any) -> None:
-    pair, crossing = parts(make_job("task=digits_01")), parts(make_job("task.options=[1,2]"))
+    pair, crossing = (
+        parts(make_job("task=digits_01")),
+        parts(make_job("task.digits_01.options=[1,2]")),
+    )
     for name in ("train", "dev", "test"):
         others = set().union(*(crossing[o] for o in ("train", "dev", "test") if o != name))
         assert pair[name] & crossing[name] and not pair[name] & others

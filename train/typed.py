@@ -1,0 +1,248 @@
+"""Typed values from plain mappings: what a config section may hold, and what is wrong with one.
+
+A section is a frozen dataclass whose fields are made with `option`. `build` reports all mistakes of
+a section at once, each with key, value, rule and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Section = TypeVar("Section")
+
+
+class SettingsError(ValueError):
+    """A setting the app cannot work with; the message names key, value, rule and remedy."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the dotted key it is at, and what is wrong in words that do not name the file."""
+
+    key: str
+    message: str
+
+
+class SettingsErrors(SettingsError):
+    """All mistakes of a configuration."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(problem.message for problem in self.problems))
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    unit: str = "",
+    key: str = "",
+    check: Callable[[Any], bool] | None = None,
+    rule: str = "",
+) -> Any:
+    """A field of a section. Without `default` it has to be given.
+
+    help: one line. key: its name in YAML where that is not the field's. check: whether a value of
+    the right type will do; `rule` says in words what it asks for.
+    """
+    metadata = {"help": help, "unit": unit, "key": key, "check": check, "rule": rule}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if default is not MISSING and dataclasses.is_dataclass(default):
+        kind = default if isinstance(default, type) else type(default)
+        return field(default_factory=kind, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options(kind: type) -> dict[str, dataclasses.Field[Any]]:
+    """YAML key -> field of a section; fields that are no option (no metadata) are left out."""
+    return {
+        f.metadata.get("key") or f.name: f for f in dataclasses.fields(kind) if "help" in f.metadata
+    }
+
+
+@cache
+def hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def default_of(one: dataclasses.Field[Any]) -> Any:
+    """The default of a field; MISSING where it has to be given."""
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return one.default
+
+
+def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any) -> Section:
+    """`values` as an instance of `kind`; `more` are its fields that are no option.
+
+    Raises SettingsErrors with every mistake below `key`.
+    """
+    problems: list[Problem] = []
+    made = _build(kind, values, key, problems, more)
+    if problems:
+        raise SettingsErrors(problems)
+    assert isinstance(made, kind)
+    return made
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?', or nothing where no known name is near."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def unknown(key: str, value: Any, name: str, known: Iterable[str]) -> Problem:
+    names = sorted(known)
+    said = nearest(name, names) or f". Known here: {', '.join(names)}"
+    return Problem(key, f"{key}={_shown(value)}: there is no option '{name}'{said}")
+
+
+class _Wrong(Exception):
+    """A value is not of the wanted type."""
+
+
+def _build(
+    kind: type, values: Any, key: str, problems: list[Problem], more: Mapping[str, Any]
+) -> Any:
+    known = options(kind)
+    if not isinstance(values, Mapping):
+        problems.append(
+            Problem(key, f"{key}={_shown(values)}: must be a mapping of {', '.join(known)}")
+        )
+        return None
+    made: dict[str, Any] = dict(more)
+    before = len(problems)
+    for name, value in values.items():
+        if name not in known:
+            problems.append(unknown(f"{key}.{name}", value, str(name), known))
+            continue
+        one = known[name]
+        made[one.name] = convert(value, hints(kind)[one.name], f"{key}.{name}", problems)
+        check = one.metadata["check"]
+        if len(problems) == before and check is not None and not check(made[one.name]):
+            problems.append(
+                Problem(f"{key}.{name}", f"{key}.{name}={_shown(value)}: {one.metadata['rule']}")
+            )
+    for name, one in known.items():
+        if name not in values and default_of(one) is MISSING:
+            problems.append(Problem(f"{key}.{name}", f"{key}.{name} is missing: {_help(one)}"))
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**made)
+    except SettingsErrors as error:
+        problems.extend(error.problems)
+    except SettingsError as error:
+        problems.append(Problem(key, str(error)))
+    return None
+
+
+def _help(one: dataclasses.Field[Any]) -> str:
+    return str(one.metadata["help"])
+
+
+def convert(value: Any, wanted: Any, key: str, problems: list[Problem]) -> Any:
+    """`value` as the annotation `wanted` says; mistakes are added to `problems`."""
+    try:
+        return _convert(value, wanted, key, problems)
+    except _Wrong:
+        problems.append(Problem(key, f"{key}={_shown(value)}: must be {type_text(wanted)}"))
+        return None
+
+
+def _convert(value: Any, wanted: Any, key: str, problems: list[Problem]) -> Any:
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if wanted is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _one_of(value, inner, key, problems)
+    if origin is Literal:
+        if value in inner:
+            return value
+        raise _Wrong
+    if wanted is None or wanted is type(None):
+        if value is None:
+            return None
+        raise _Wrong
+    if dataclasses.is_dataclass(wanted):
+        assert isinstance(wanted, type)
+        return _build(wanted, value, key, problems, {})
+    if origin is tuple or origin is list:
+        if not isinstance(value, (list, tuple)):
+            raise _Wrong
+        made = [convert(v, inner[0], f"{key}[{i}]", problems) for i, v in enumerate(value)]
+        return tuple(made) if origin is tuple else made
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _Wrong
+        return {str(k): convert(v, inner[1], f"{key}.{k}", problems) for k, v in value.items()}
+    return _scalar(value, wanted)
+
+
+def _one_of(value: Any, wanted: Iterable[Any], key: str, problems: list[Problem]) -> Any:
+    # The exact type first: 3 is an int in `int | str`, and "3" is text in it.
+    for one in sorted(wanted, key=lambda t: type(value) is not t):
+        tried: list[Problem] = []
+        try:
+            made = _convert(value, one, key, tried)
+        except _Wrong:
+            continue
+        # A mapping is meant for the section among the types, and so are its mistakes.
+        problems.extend(tried)
+        return made
+    raise _Wrong
+
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True}
+_WORDS |= {"false": False, "no": False, "off": False, "0": False}
+
+
+def _scalar(value: Any, wanted: type) -> Any:
+    """As OmegaConf converts: numbers from their text, booleans from 0, 1, yes, no, on, off."""
+    if wanted is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, (int, str)) and str(value).lower() in _WORDS:
+            return _WORDS[str(value).lower()]
+    elif wanted is str:
+        if isinstance(value, (str, bool, int, float)):
+            return str(value)
+    elif wanted in (int, float):
+        if isinstance(value, wanted) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str) or (wanted is float and type(value) is int):
+            try:
+                return wanted(value)
+            except ValueError:
+                raise _Wrong from None
+    raise _Wrong
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def type_text(wanted: Any) -> str:
+    """An annotation in words."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_text(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(repr(one) for one in inner)
+    if wanted is None or wanted is type(None):
+        return "null"
+    if origin is tuple or origin is list:
+        return f"a list ({type_text(inner[0])} each)"
+    if origin is dict or dataclasses.is_dataclass(wanted):
+        return "a mapping"
+    return _NAMES.get(wanted, "anything")
+
+
+def _shown(value: Any) -> str:
+    return str(value) if not isinstance(value, str) or value.strip() == value != "" else repr(value)
