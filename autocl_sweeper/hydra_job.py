@@ -32,7 +32,7 @@ from autocl_sweeper.outcome import (
     outcome_of,
     write_whole,
 )
-from autocl_sweeper.types import Job
+from autocl_sweeper.types import Cause, Job
 
 GO = b"\n"  # what a job process reads from its stdin before it does anything
 OOM_SCORE = "500"  # out of memory, the kernel takes a job before the controller or the user's shell
@@ -126,7 +126,7 @@ class ReportingTask:
         except Terminated:
             raise
         except SystemExit as left:
-            outcome = failure(left, time.monotonic() - start)
+            outcome = failure(left, time.monotonic() - start, Cause.EXIT)
             outcome = replace(outcome, reason=_exit_text(left.code))
             error = RuntimeError(outcome.reason)
         except Exception as raised:
@@ -334,9 +334,10 @@ def run_job_process(folder: Path, request_path: Path, unpacked: Unpacked | None 
         context, master, function = unpacked or unpack(files.package().read_bytes())
         config = _compose_job(context, master, overrides, number)
         output_dir = _claim_folder(config, files.log(number))
+        files.output(number).write_text(str(output_dir), "utf-8", "surrogateescape")
     except Exception as error:
         traceback.print_exc()
-        outcome = failure(error, time.monotonic() - start, configuration_error=True)
+        outcome = failure(error, time.monotonic() - start, Cause.CONFIGURATION)
         job_return = _failed_return(overrides, error)
     else:
         from hydra.core.utils import JobStatus, run_job

@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
@@ -26,8 +27,9 @@ from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
 from autocl_sweeper.report.summary import print_summary
+from autocl_sweeper.retries import Waiting, delay_s, may_help
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Executor, Job, Outcome, State
+from autocl_sweeper.types import Cause, Executor, Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def run_sweep(
     Returns the best chain as in optimization_results.yaml's `chain`; without a sequence, Hydra's
     JobReturns in batches, as its basic sweeper does.
     """
-    with _errors_for_hydra(), sigterm_as_exit():
+    with _errors_for_hydra(), signals_stop_it():
         return _run_sweep(settings, arguments, hydra_context, config, launcher)
 
 
@@ -74,6 +76,13 @@ def _run_sweep(
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     files = JobFiles.of(folder)
     streams = hasattr(launcher, "executor")
+    if streams and launcher.settings["retries"]:
+        raise ConfigurationError(
+            f"hydra.launcher.retries={launcher.settings['retries']}, but this sweeper decides itself"
+            " what runs again.\n  The launcher's retries are for other sweepers. Set"
+            f" hydra.sweeper.retries={launcher.settings['retries']}\n  (and"
+            " hydra.sweeper.retry_delay_s) instead. No job was started."
+        )
     executor: Executor
     if streams:
         executor = launcher.executor(returns=not plan.ranked, files=files)
@@ -137,6 +146,7 @@ def local_executor(
 def launch(
     executor: Callable[[bool, JobFiles], LocalExecutor],
     config: DictConfig,
+    settings: Mapping[str, Any],
     job_overrides: Sequence[Sequence[str]],
     initial_job_idx: int,
 ) -> Sequence[JobReturn]:
@@ -149,22 +159,32 @@ def launch(
     # Other sweepers do not lock the folder, so two of them must not meet in one place.
     files = JobFiles(JobFiles.of(folder).folder / f"launch-{os.getpid()}")
     jobs = [Job(initial_job_idx + i, tuple(texts)) for i, texts in enumerate(job_overrides)]
-    waiting = deque(jobs)
+    waiting: Waiting[Job] = Waiting()
+    for job in jobs:
+        waiting.add(job)
+    retried: Counter[int] = Counter()
     returned: dict[int, JobReturn] = {}
     with (
         _errors_for_hydra(),
-        sigterm_as_exit(),
+        signals_stop_it(),
         contextlib.closing(executor(True, files)) as running,
     ):
         while len(returned) < len(jobs):
-            while waiting and running.free_slots():
-                job = waiting.popleft()
+            while waiting.due() and running.free_slots():
+                job = waiting.pop()
                 log.info("#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
                 running.submit(job)
-            for job, outcome in running.wait(None):
+            for job, outcome in running.wait(waiting.wait_s()):
                 if outcome.lost:
                     log.info("#%d runs again: %s", job.number, outcome.reason)
-                    waiting.appendleft(job)
+                    alone = job.alone or outcome.cause is Cause.DEVICE_MEMORY
+                    waiting.add(replace(job, alone=alone))
+                    continue
+                if may_help(outcome) and retried[job.number] < settings["retries"]:
+                    retried[job.number] += 1
+                    pause_s = delay_s(settings["retry_delay_s"], retried[job.number])
+                    log.info("#%d runs again in %g s: %s", job.number, pause_s, outcome.reason)
+                    waiting.add(job, pause_s)
                     continue
                 returned[job.number] = _job_return(job, outcome)
                 log.info("#%d %s in %.1f s %s", job.number, outcome.state.value, outcome.seconds,
@@ -223,8 +243,8 @@ def _errors_for_hydra() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM ends the sweep as Ctrl-C does, so that jobs and leases go with it."""
+def signals_stop_it() -> Iterator[None]:
+    """SIGTERM stops the sweep as Ctrl-C does: in good order, and at once when it comes again."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.errors import JournalDamagedError, SweepFolderError, SweepLockedError
-from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import Cause, History, Outcome, State, Suggestion, Trial
 
 VERSION = 1
 NAME = "journal.jsonl"
@@ -145,6 +145,8 @@ class Fold:
     setup: Record | None = None  # the `sweep` event: version and fingerprint
     overrides: dict[int, tuple[str, ...]] = field(default_factory=dict)
     lost: Counter[int] = field(default_factory=Counter)  # trial -> attempts that do not count
+    over: set[int] = field(default_factory=set)  # running trials whose next attempt did not start
+    alone: set[int] = field(default_factory=set)  # trials that ran out of memory beside others
     ended: bool = False
 
 
@@ -158,6 +160,7 @@ def fold(records: Iterable[Record]) -> Fold:
             case "start":
                 trial = _trial(record)
                 state.history.start(trial)
+                state.over.discard(trial.number)
                 state.overrides[trial.number] = tuple(record["overrides"])
             case "finish":
                 state.history.finish(record["trial"], outcome_from_json(record))
@@ -170,6 +173,9 @@ def fold(records: Iterable[Record]) -> Fold:
             case "attempt_failed":
                 # The trial stays RUNNING until its last attempt ends.
                 state.lost[record["trial"]] += record["lost"]
+                state.over.add(record["trial"])
+                if record["lost"] and record.get("cause") == Cause.DEVICE_MEMORY.value:
+                    state.alone.add(record["trial"])
             case unknown:
                 raise ValueError(f"a journal of this version has no event '{unknown}'")
     return state
@@ -213,7 +219,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         "returned": outcome.returned,
         "seconds": round(outcome.seconds, 3),
         "log_tail": list(outcome.log_tail),
-        "configuration_error": outcome.configuration_error,
+        "cause": outcome.cause.value,
     }
 
 
@@ -230,7 +236,7 @@ def outcome_from_json(record: Record) -> Outcome:
         returned=record["returned"],
         seconds=float(record["seconds"]),
         log_tail=tuple(record["log_tail"]),
-        configuration_error=bool(record["configuration_error"]),
+        cause=Cause(record.get("cause", "")),  # journals of earlier versions have none
     )
 
 

@@ -6,22 +6,35 @@ so it survives the controller and every launcher.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import numbers
 import os
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
-from autocl_sweeper.types import Outcome, State
+from autocl_sweeper.types import Cause, Outcome, State
 
 LOG_NAME = "job.log"
 CHECKPOINT_NAME = "checkpoint"
 TAIL_LINES = 20
+# How the allocators of torch (CUDA, ROCm, XPU, MPS), cuBLAS, cuDNN, the CUDA driver and XLA say it.
+NO_DEVICE_MEMORY = re.compile(
+    r"\b(CUDA|HIP|XPU|MPS)( backend)?( error:)? out of memory\b"
+    r"|\bCU(BLAS|DNN|SPARSE|SOLVER)_STATUS_ALLOC_FAILED\b"
+    r"|\bCUDA_ERROR_OUT_OF_MEMORY\b|\bCuda failure\b.{0,4}'out of memory'"
+    r"|\bRESOURCE_EXHAUSTED: Out of memory\b",
+    re.IGNORECASE,
+)
+NO_HOST_MEMORY = re.compile(r"\bDefaultCPUAllocator: (can't allocate|not enough) memory\b")
+# The last line of a traceback; a log may speak of memory in many other places.
+TRACEBACK_END = re.compile(r"(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*)(?::|$)")
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,10 @@ class JobFiles:
         """Process group and boot of a running job, for who finds it after its controller died."""
         return self.folder / f"{number}.group"
 
+    def output(self, number: int) -> Path:
+        """The name of a running job's output folder, which only the job itself finds out."""
+        return self.folder / f"{number}.output"
+
     def begun(self, number: int) -> Path:
         """There once another launcher's worker has begun the job."""
         return self.folder / f"{number}.begun"
@@ -60,7 +77,7 @@ class JobFiles:
 
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
-        for path in (self.outcome, self.job_return, self.group, self.begun):
+        for path in (self.outcome, self.job_return, self.group, self.output, self.begun):
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:
@@ -134,16 +151,60 @@ def _float(number: Any) -> float:
         return math.copysign(math.inf, number > 0 or -1)
 
 
-def failure(error: BaseException, seconds: float, configuration_error: bool = False) -> Outcome:
-    """The outcome of a job that raised."""
+def failure(error: BaseException, seconds: float, cause: Cause | None = None) -> Outcome:
+    """The outcome of a job that raised. `cause`: where it is known without looking at the error."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     return Outcome(
         state=State.FAIL,
         reason=headline(error),
         seconds=seconds,
         log_tail=tuple(lines[-TAIL_LINES:]),
-        configuration_error=configuration_error,
+        cause=cause_of(error) if cause is None else cause,
     )
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Whether memory ran out, told by the error or by one that led to it; else an exception.
+
+    By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
+    the name of the class, the rest by what the libraries write.
+    """
+    for one in _chain(error):
+        names = [kind.__name__ for kind in type(one).__mro__]
+        text = headline(one)
+        if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
+            return Cause.DEVICE_MEMORY
+        no_memory = isinstance(one, OSError) and one.errno == errno.ENOMEM
+        if isinstance(one, MemoryError) or no_memory or NO_HOST_MEMORY.search(text):
+            return Cause.HOST_MEMORY
+    return Cause.EXCEPTION
+
+
+def cause_in_log(lines: Sequence[str]) -> Cause:
+    """The same of a job that left no error but exited: what the last traceback in its log ends with."""
+    for line in reversed(lines):
+        found = TRACEBACK_END.match(line)
+        if found and NO_DEVICE_MEMORY.search(line):
+            return Cause.DEVICE_MEMORY
+        if found and found[1] in ("OutOfMemoryError", "MemoryError"):
+            return Cause.HOST_MEMORY if found[1] == "MemoryError" else Cause.DEVICE_MEMORY
+    return Cause.EXIT
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and the members of a group."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting.append(one.__cause__)
+        if not one.__suppress_context__:
+            waiting.append(one.__context__)
+        waiting += getattr(one, "exceptions", ())  # ExceptionGroup, which Python 3.10 has not
 
 
 def headline(error: BaseException) -> str:

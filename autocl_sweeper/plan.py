@@ -45,6 +45,7 @@ class Settings:
     handover: Mapping[str, str | None]
     max_failures: int | None
     retries: int
+    retry_delay_s: float
     max_batch_size: int | None
     keep_checkpoints: str
     seed: int
@@ -211,7 +212,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
 
 
 def _check_settings(settings: Settings) -> None:
-    def positive(name: str, value: int | None, least: int = 1) -> None:
+    def positive(name: str, value: float | None, least: int = 1) -> None:
         if value is not None and value < least:
             raise ConfigurationError(
                 f"hydra.sweeper.{name}={value}, but it must be at least {least}.\n"
@@ -222,6 +223,7 @@ def _check_settings(settings: Settings) -> None:
     positive("rounds", settings.rounds)
     positive("popsize", settings.popsize)
     positive("retries", settings.retries, least=0)
+    positive("retry_delay_s", settings.retry_delay_s, least=0)
     positive("max_failures", settings.max_failures, least=0)
     positive("max_batch_size", settings.max_batch_size)
     _one_of("direction", settings.direction, ("maximize", "minimize"))

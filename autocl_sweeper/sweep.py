@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from autocl_sweeper.errors import (
     JobContractError,
     NoSurvivorError,
     SweepFolderError,
+    SweepStoppedError,
     TooManyFailuresError,
 )
 from autocl_sweeper.executor.processes import end_recorded_group
@@ -31,8 +32,9 @@ from autocl_sweeper.journal import (
 )
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.plan import Plan, changed
+from autocl_sweeper.retries import Waiting, delay_s, may_help
 from autocl_sweeper.strategy import Decision, Done, Select, Stage, Start
-from autocl_sweeper.types import Executor, History, Job, Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import Cause, Executor, History, Job, Outcome, State, Suggestion, Trial
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class Sweep:
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._leaders = Leaders(plan)
-        self._restart: deque[Trial] = deque()
+        self._restart: Waiting[Trial] = Waiting()
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
             self._open()
@@ -89,12 +91,17 @@ class Sweep:
                     break
                 if isinstance(decision, Select) and not self._restart:
                     self._select(decision)
-                elif (self._restart or isinstance(decision, Start)) and self._executor.free_slots():
-                    self._start(self._restart.popleft() if self._restart else self._new(decision))
+                elif self._restart.due() and self._executor.free_slots():
+                    self._start(self._restart.pop())
+                elif isinstance(decision, Start) and self._executor.free_slots():
+                    self._start(self._new(decision))
                 else:
-                    for job, outcome in self._executor.wait(None):
+                    for job, outcome in self._executor.wait(self._restart.wait_s()):
                         self._finish(job, outcome)
             self._append("end")
+        except (KeyboardInterrupt, SystemExit):  # a signal; another one ends this as well
+            self._stop()
+            raise
         finally:
             self._progress.end()
             self._write_results()
@@ -128,6 +135,8 @@ class Sweep:
         self.history = state.history
         self._overrides = state.overrides
         self._lost = state.lost
+        self._over = state.over
+        self._alone = state.alone
         if state.setup is None:
             self._append("sweep", version=VERSION, fingerprint=dict(self._plan.fingerprint))
         else:
@@ -165,15 +174,21 @@ class Sweep:
         for trial in self.history:
             open_stage = trial.stage not in self.history.beams
             if trial.state is State.FAIL and open_stage and self._may_retry(trial):
-                self._restart.append(replace(trial, attempt=trial.attempt + 1, outcome=None))
+                self._restart.add(replace(trial, attempt=trial.attempt + 1, outcome=None))
 
     def _take_up(self, trial: Trial) -> None:
-        """A dead controller left this trial running: adopt its outcome, or run it again."""
-        outcome = self._files.read_outcome(trial.number)
+        """A dead controller left this trial running: adopt its job or outcome, or run it again."""
+        if trial.number in self._over:
+            self._restart.add(replace(trial, attempt=trial.attempt + 1))
+            return
+        job = Job(trial.number, tuple(self._overrides[trial.number]), trial.number in self._alone)
+        if self._executor.adopt(job):
+            log.info("the job of trial %d outlived its controller and goes on", trial.number)
+            self._progress.started(trial)
+            return
         if end_recorded_group(self._files.group(trial.number)):
             log.info("ended the job of trial %d, left by a dead controller", trial.number)
-            # It may have finished between the look and the end.
-            outcome = self._files.read_outcome(trial.number)
+        outcome = self._files.read_outcome(trial.number)
         if outcome is None:
             self._again(trial, "its controller ended", lost=True)
             return
@@ -205,20 +220,22 @@ class Sweep:
         self._overrides[trial.number] = overrides
         self.history.start(trial)
         self._append("start", **trial_to_json(trial), overrides=list(overrides))
-        self._executor.submit(Job(trial.number, overrides))
+        self._executor.submit(Job(trial.number, overrides, trial.number in self._alone))
         self._progress.started(trial)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
         if outcome.lost:
-            self._again(trial, outcome.reason, lost=True)
+            if outcome.cause is Cause.DEVICE_MEMORY:
+                self._alone.add(trial.number)
+            self._again(trial, outcome.reason, outcome.cause, lost=True)
             return
         if trial.folder:
             link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
         outcome = self._in_folder(judge(outcome, self._plan), trial)
         self._refuse_broken_contract(trial, outcome)
-        if outcome.state is State.FAIL and self._may_retry(trial):
-            self._again(trial, outcome.reason)
+        if may_help(outcome) and self._may_retry(trial):
+            self._again(trial, outcome.reason, outcome.cause)
             return
         if not self._plan.ranked:
             self.outcomes[trial.number] = outcome
@@ -236,14 +253,29 @@ class Sweep:
                 "\n  hydra.sweeper.retries the failed ones run again too."
             )
 
-    def _again(self, trial: Trial, reason: str, lost: bool = False) -> None:
-        """Run a trial again. A lost attempt says nothing about the trial and is no retry."""
+    def _again(
+        self, trial: Trial, reason: str, cause: Cause = Cause.NONE, lost: bool = False
+    ) -> None:
+        """Run a trial again. A lost attempt says nothing about the trial and is no retry.
+
+        A retry comes after a while, in which other trials run: what broke may mend by itself.
+        """
         event = {"trial": trial.number, "attempt": trial.attempt, "reason": reason, "lost": lost}
-        self._append("attempt_failed", **event)
+        self._append("attempt_failed", **event, cause=cause.value)
         self._lost[trial.number] += lost
         self._progress.again(trial, reason)
         self._files.forget(trial.number)
-        self._restart.append(replace(trial, attempt=trial.attempt + 1))
+        retry = trial.attempt - self._lost[trial.number]
+        pause_s = 0.0 if lost else delay_s(self._plan.settings.retry_delay_s, retry)
+        self._restart.add(replace(trial, attempt=trial.attempt + 1), pause_s)
+
+    def _stop(self) -> None:
+        """Journal what ends in good order; the rest stays open and runs again on resume."""
+        for job, outcome in self._executor.stop():
+            if not outcome.lost:
+                # What would stop the sweep does so when it is resumed: here it is stopping already.
+                with suppress(ConfigurationError, SweepStoppedError):
+                    self._finish(job, outcome)
 
     def _may_retry(self, trial: Trial) -> bool:
         return trial.attempt - self._lost[trial.number] <= self._plan.settings.retries
@@ -269,7 +301,7 @@ class Sweep:
         """Stop for what every further job would do too. The trial stays open, to run again."""
         name = f"Trial {trial.number} (task '{trial.task}')"
         where = self._where(trial)
-        if outcome.configuration_error:
+        if outcome.cause is Cause.CONFIGURATION:
             tail = "\n".join(f"    {line}" for line in outcome.log_tail)
             raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
         # nan is a number: one diverged job says nothing about the others.
@@ -413,4 +445,4 @@ def judge(outcome: Outcome, plan: Plan) -> Outcome:
         reason = f"what it returned has no number '{metric}' (it has: {has})"
     else:
         reason = f"it returned a {outcome.returned}, not a number"
-    return replace(outcome, state=State.FAIL, reason=reason)
+    return replace(outcome, state=State.FAIL, reason=reason, cause=Cause.RESULT)

@@ -20,6 +20,23 @@ class State(str, Enum):
     FAIL = "FAIL"
 
 
+class Cause(str, Enum):
+    """What kept a job from completing, where that decides what is done about it."""
+
+    NONE = ""  # nothing did, or a journal of an earlier version that does not say
+    EXCEPTION = "exception"  # its function raised
+    CONFIGURATION = "configuration"  # it never composed, which no repetition can mend
+    DEVICE_MEMORY = "device_memory"  # a device had no memory left for it
+    HOST_MEMORY = "host_memory"  # the machine, or its control group, had none
+    EXIT = "exit"  # it exited before its function returned
+    SIGNAL = "signal"  # a signal that was not ours
+    TIMEOUT = "timeout"
+    STALL = "stall"  # it wrote nothing for too long
+    RESULT = "result"  # what it returned cannot be ranked
+    CANCELLED = "cancelled"  # nobody needs it any more
+    STOPPED = "stopped"  # its sweep was stopped
+
+
 @dataclass(frozen=True)
 class Suggestion:
     """Hyper-parameters a search proposes for one stage: override key -> value.
@@ -34,7 +51,9 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one job ended. `reason` says why it is not COMPLETE; `score` is None when not ranked.
+    """How one job ended. `reason` says to people why it is not COMPLETE, `cause` to the sweep.
+
+    `score` is None when not ranked.
 
     `evaluations` are the scores on selection (dev) data by task, `tests` those on test data: they
     are reported and never ranked. `numbers` holds whatever else the job returned.
@@ -49,9 +68,8 @@ class Outcome:
     numbers: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     log_tail: Sequence[str] = ()
-    # The job never composed: a mistake in the configuration, which no retry can mend.
-    configuration_error: bool = False
-    # Its launcher lost the job before it ended, and not through its fault: it runs again. Not journaled.
+    cause: Cause = Cause.NONE
+    # Its end says nothing about the job: it runs again, and that is no retry. Not journaled.
     lost: bool = False
     returned: str = ""  # the type of what the task function returned; empty: it did not return
     # Hydra's own JobReturn, for callers that must hand it on. Never journaled.
@@ -86,6 +104,7 @@ class Job:
 
     number: int
     overrides: tuple[str, ...]
+    alone: bool = False  # it ran out of device memory beside others: no other on its devices now
 
 
 class History:
@@ -192,6 +211,14 @@ class Executor(Protocol):
         ...
 
     def cancel(self, job: Job) -> None: ...
+
+    def adopt(self, job: Job) -> bool:
+        """Take over a job that outlived its controller: `wait` will give its outcome. False: none."""
+        ...
+
+    def stop(self) -> list[tuple[Job, Outcome]]:
+        """End what runs, in good order; jobs that ended in time are given as `wait` does."""
+        ...
 
     def close(self) -> None:
         """Idempotent; leaves no process behind."""

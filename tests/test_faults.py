@@ -15,11 +15,11 @@ from conftest import APPS, Bench, wait_until
 
 from autocl_sweeper.devices import CpuProbe
 from autocl_sweeper.executor import local
-from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")
 GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
@@ -189,7 +189,9 @@ def test_a_callback_that_raises_is_a_warning(benches: Callable[..., Bench]) -> N
 
 def test_failed_trials_run_again_as_often_as_asked(benches: Callable[..., Bench]) -> None:
     bench = benches("faults")
-    bench.run(*OURS, *GPU, "fault=fine,exit_3", "hydra.sweeper.retries=2")
+    bench.run(
+        *OURS, *GPU, "fault=fine,exit_3", "hydra.sweeper.retries=2", "hydra.sweeper.retry_delay_s=0"
+    )
     again = bench.events("attempt_failed")
     assert [(e["trial"], e["attempt"], e["reason"]) for e in again] == [
         (1, 1, "exit status 3"),
@@ -226,9 +228,9 @@ class Script:
         return [sys.executable, "-c", self.text]
 
 
-def outcome_of_script(folder: Path, text: str, timeout_s: float | None) -> Outcome:
+def outcome_of_script(folder: Path, text: str, limits: Limits | None = None) -> Outcome:
     pool = Pool(CpuProbe(1, {}), LeaseFolder())
-    executor = LocalExecutor(Script(text), JobFiles.of(folder), pool, timeout_s)
+    executor = LocalExecutor(Script(text), JobFiles.of(folder), pool, limits)
     try:
         executor.submit(Job(0, ()))
         ((_, outcome),) = wait_until(lambda: executor.wait(0.1), "the job ends")
@@ -242,30 +244,26 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 
 @pytest.mark.parametrize("first_words", ["", DEAF], ids=["listening", "deaf to SIGTERM"])
 def test_a_job_that_takes_too_long_is_ended_also_when_it_does_not_listen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_words: str
+    tmp_path: Path, first_words: str
 ) -> None:
-    monkeypatch.setattr(local, "GRACE_S", 0.2)
     text = f"{first_words}print('busy', flush=True); import time; time.sleep(1000)"
-    outcome = outcome_of_script(tmp_path, text, timeout_s=1.0)
-    assert outcome.state is State.FAIL
+    outcome = outcome_of_script(tmp_path, text, Limits(timeout_s=1.0, grace_s=0.2))
+    assert (outcome.state, outcome.cause) == (State.FAIL, Cause.TIMEOUT)
     assert outcome.reason == "timed out after 1 s (hydra.launcher.timeout_s)"
     assert outcome.log_tail == ("busy",)
 
 
-def test_helpers_that_do_not_listen_are_ended_with_their_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "GRACE_S", 0.2)
+def test_helpers_that_do_not_listen_are_ended_with_their_job(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     helper = f"{DEAF} import os; open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
     text = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {helper!r}]);"
-    outcome_of_script(tmp_path, f"{text} time.sleep(1000)", timeout_s=3.0)
+    outcome_of_script(tmp_path, f"{text} time.sleep(1000)", Limits(timeout_s=3.0, grace_s=0.2))
     wait_until(lambda: not _alive(int(pids.read_text())), "the helper is gone")
 
 
 def test_a_log_of_any_bytes_has_last_lines(tmp_path: Path) -> None:
     text = r"import sys; sys.stdout.buffer.write(b'\xff\xfe' * 20000 + b'\nlast\n'); sys.exit(4)"
-    outcome = outcome_of_script(tmp_path, text, None)
+    outcome = outcome_of_script(tmp_path, text)
     assert (outcome.reason, outcome.log_tail[-1]) == ("exit status 4", "last")
 
 
@@ -283,7 +281,7 @@ def test_a_whole_sweep_outlives_a_job_that_ignores_its_timeout(
     bench = benches("faults")
     begin = time.monotonic()
     bench.run(*OURS, *GPU, "fault=fine,stubborn", "hydra.launcher.timeout_s=5")
-    assert time.monotonic() - begin >= 5 + local.GRACE_S
+    assert time.monotonic() - begin >= 5 + Limits().grace_s
     assert by_fault(bench)["stubborn"]["reason"].startswith("timed out after 5 s")
     assert by_fault(bench)["fine"]["state"] == "COMPLETE"
     assert os.path.exists(bench.sweep / "1_a/1/job.log")
@@ -300,12 +298,11 @@ def test_a_job_that_was_reaped_is_never_signalled_again(
 
     sent: list[int] = []
     monkeypatch.setattr(local, "signal_group", lambda group, number: sent.append(number))
-    monkeypatch.setattr(local, "GRACE_S", 0.05)
     pool = Pool(CpuProbe(1, {}), LeaseFolder(tmp_path / "leases"))
-    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool)
+    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool, Limits(grace_s=0.05))
     executor.submit(Job(0, ()))
     (running,) = executor._running.values()
     wait_until(lambda: not executor._ended.empty(), "the job's thread is done with it")
     executor.cancel(Job(0, ()))
     executor.close()
-    assert sent == [] and running.timers == []
+    assert sent == [] and running.deadlines == []

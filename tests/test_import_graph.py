@@ -17,7 +17,17 @@ CORE = "autocl_sweeper"
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 FLOORS = [
     {"types", "errors", "command_line"},
-    {"space", "journal", "devices", "leases", "outcome", "hydra_job", "metrics", "layers"},
+    {
+        "space",
+        "journal",
+        "devices",
+        "leases",
+        "outcome",
+        "hydra_job",
+        "metrics",
+        "layers",
+        "retries",
+    },
     {"search", "selection", "executor"},
     {"strategy", "plan", "results", "report"},
     {"sweep"},

@@ -25,6 +25,7 @@ SETTINGS = Settings(
     handover={"init_from": "checkpoint"},
     max_failures=None,
     retries=0,
+    retry_delay_s=0.0,
     max_batch_size=None,
     keep_checkpoints="beam",
     seed=0,

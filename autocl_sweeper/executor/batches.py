@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,7 @@ class BatchExecutor:
         """Runs what is queued, to the end: launchers cannot be interrupted. With 0: nothing yet."""
         batch = self._take_batch() if timeout_s != 0.0 else []
         if not batch:
+            time.sleep(timeout_s or 0.0)  # nothing runs; a trial waits for its next attempt
             return []
         try:
             returns = self._launcher.launch([job.overrides for job in batch], batch[0].number)
@@ -46,6 +48,14 @@ class BatchExecutor:
 
     def cancel(self, job: Job) -> None:
         self._queued = [queued for queued in self._queued if queued.number != job.number]
+
+    def adopt(self, job: Job) -> bool:
+        return False
+
+    def stop(self) -> list[tuple[Job, Outcome]]:
+        """What its launcher runs ends with the exception that stops the sweep."""
+        self._queued.clear()
+        return []
 
     def close(self) -> None:
         self._queued.clear()

@@ -10,27 +10,39 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from autocl_sweeper import hydra_job
+from autocl_sweeper.devices import short
 from autocl_sweeper.executor import guardian
+from autocl_sweeper.executor.adopted import AdoptedProcess
+from autocl_sweeper.executor.deadlines import Deadlines
 from autocl_sweeper.executor.fresh import FreshProcess
 from autocl_sweeper.executor.pool import Grant, Pool
-from autocl_sweeper.executor.processes import end_group, exit_reason, signal_group, write_group
+from autocl_sweeper.executor.processes import (
+    STRAGGLER_S,
+    OomKills,
+    end_group,
+    exit_reason,
+    signal_group,
+    write_group,
+)
 from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
+from autocl_sweeper.executor.writing import LastWrite
 from autocl_sweeper.hydra_job import GO
-from autocl_sweeper.outcome import JobFiles, failure, last_lines
-from autocl_sweeper.types import Job, Outcome, State
+from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
+from autocl_sweeper.types import Cause, Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 10.0  # from SIGTERM to SIGKILL: long enough for a handler that saves a checkpoint
-STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to finish
 POLL_S = 1.0  # how often devices that others hold are looked at again
 TEMPLATE_DIED = "the process it was forked from died"
+STATUS_LOST = "it ended without a result after its controller had died"
 BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
 
 
@@ -54,18 +66,31 @@ class Process(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Limits:
+    """When a job is ended, and how: SIGTERM to all of its processes, `grace_s` later SIGKILL."""
+
+    timeout_s: float | None = None
+    stall_s: float | None = None  # without a write to its log or its folder
+    grace_s: float = 10.0  # long enough for a handler that saves a checkpoint
+
+
 @dataclass
 class _Running:
     job: Job
-    grant: Grant
+    devices: tuple[str, ...]
+    alone: bool  # no other job of this account was on its devices
     process: Process
-    forked: bool
     started: float
-    ended_by: str = ""  # why we ended it: the reason of its outcome
-    timers: list[threading.Timer] = field(default_factory=list)
+    writing: LastWrite
+    oom_kills: OomKills = field(default_factory=OomKills.now)
+    ended_by: tuple[str, Cause] | None = None  # why we ended it
+    deadlines: list[int] = field(default_factory=list)
     # Its number is its own only until it is reaped: afterwards a signal would hit a stranger.
-    signalling: threading.Lock = field(default_factory=threading.Lock)
+    signalling: threading.RLock = field(default_factory=threading.RLock)
     reaped: bool = False
+    over: bool = False  # its outcome is on its way
+    thread: threading.Thread = field(init=False)
 
 
 class LocalExecutor:
@@ -73,7 +98,8 @@ class LocalExecutor:
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
     ends what it started. Jobs are forked from `template` while that works, and are fresh
-    interpreters otherwise. The creator calls `close`, which closes `template` too.
+    interpreters otherwise. The creator calls `close`, which closes `template` too. If it dies
+    before, its jobs end with it, or with `jobs_outlive` run to their end.
     """
 
     def __init__(
@@ -81,24 +107,28 @@ class LocalExecutor:
         commands: Commands,
         files: JobFiles,
         pool: Pool,
-        timeout_s: float | None = None,
+        limits: Limits | None = None,
         returns: bool = False,
         template: Template | None = None,
+        jobs_outlive: bool = False,
     ) -> None:
         self._commands = commands
         self._files = files
         self._pool = pool
-        self._timeout_s = timeout_s
+        self._limits = limits or Limits()
         self._returns = returns
+        self._jobs_outlive = jobs_outlive
         self._running: dict[int, _Running] = {}
-        self._ended: queue.SimpleQueue[tuple[_Running, Outcome]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
+        self._deadlines = Deadlines()
+        self._wants_to_be_alone: deque[Job] = deque()
         self._ready: Grant | None = None
         self._refused = ""
         self._guardian: subprocess.Popen[bytes] | None = None
         self._template = template
         self._forks: bool | None = None  # whether jobs are forked; None: not known yet
         if template is not None:
-            self._tell_guardian("+", template.pid)
+            self._tell_guardian("!", template.pid)
 
     def free_slots(self) -> int:
         """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`.
@@ -108,6 +138,11 @@ class LocalExecutor:
         """
         if self._forks is None:
             self._forks = self._template is not None and self._template.ready()
+            if self._template is not None and self._forks and self._jobs_outlive:
+                self._template.outlive()
+                self._tell_guardian("-", self._template.pid)  # it ends after its last job
+        if self._ready is None and not self._start_those_alone():
+            return 0
         if self._ready is None:
             self._ready = self._pool.acquire()
             refused = self._pool.refusal
@@ -118,31 +153,40 @@ class LocalExecutor:
 
     def devices(self) -> dict[int, tuple[str, ...]]:
         """Trial number -> the devices it runs on."""
-        return {number: running.grant.ids for number, running in self._running.items()}
+        return {number: running.devices for number, running in self._running.items()}
 
     def submit(self, job: Job) -> None:
+        """Start it now, or, where it has to be alone, as soon as its devices are empty."""
         if not self.free_slots():
             raise RuntimeError(f"job {job.number} submitted without a free slot")
         grant, self._ready = self._ready, None
         assert grant is not None
-        running = self._start(job, grant)
-        self._running[job.number] = running
-        if self._timeout_s is not None:
-            reason = f"timed out after {self._timeout_s:g} s (hydra.launcher.timeout_s)"
-            timer = threading.Timer(self._timeout_s, self._end, (running, reason))
-            timer.daemon = True
-            timer.start()
-            running.timers.append(timer)
-        threading.Thread(
-            target=self._await, args=(running,), name=f"job-{job.number}", daemon=True
-        ).start()
+        if job.alone and not grant.alone:
+            grant.close()
+            self._wants_to_be_alone.append(job)
+            self._start_those_alone()
+        else:
+            self._run(job, grant)
+
+    def adopt(self, job: Job) -> bool:
+        """Take over a job that outlived the controller that started it. False: it is dead.
+
+        Without `jobs_outlive` no job is taken over.
+        """
+        process = AdoptedProcess.find(self._files.group(job.number))
+        if process is None or not self._jobs_outlive:
+            return False
+        self._tell_guardian("+", process.pid)
+        begun = time.monotonic() - process.age_s
+        writing = LastWrite(self._files, job.number)
+        self._watch(_Running(job, process.devices, job.alone, process, begun, writing))
+        return True
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """Jobs that ended; at the latest after `POLL_S` while devices are held by others."""
-        if self._ready is not None:  # asked for and not used: others may want the device
-            self._ready.close()
-            self._ready = None
-        if self._refused:
+        self._release()
+        self._start_those_alone()
+        if self._refused or self._wants_to_be_alone:
             timeout_s = POLL_S if timeout_s is None else min(timeout_s, POLL_S)
         elif not self._running and timeout_s is None:
             timeout_s = 0.0
@@ -151,23 +195,60 @@ class LocalExecutor:
             ended.append(self._ended.get(timeout=timeout_s))
             while True:
                 ended.append(self._ended.get_nowait())
-        for running, _ in ended:
-            del self._running[running.job.number]
-        return [(running.job, outcome) for running, outcome in ended]
+        for job, _ in ended:
+            self._running.pop(job.number, None)
+        return ended
 
     def cancel(self, job: Job) -> None:
         running = self._running.get(job.number)
         if running is not None:
-            self._end(running, "cancelled")
+            self._end(running, "cancelled", Cause.CANCELLED)
+        elif job in self._wants_to_be_alone:
+            self._wants_to_be_alone.remove(job)
+            outcome = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
+            self._ended.put((job, outcome))
+
+    def stop(self) -> list[tuple[Job, Outcome]]:
+        """End all jobs: SIGTERM, `grace_s` later SIGKILL. Those that had a result by then have it.
+
+        The others are lost. Whatever interrupts this (a second Ctrl-C) kills what is left at once.
+        """
+        self._release()
+        self._wants_to_be_alone.clear()
+        running = [one for one in self._running.values() if not one.over]
+        if running:
+            log.info(
+                "stopping: %d running job(s) got SIGTERM and have %g s to end; another signal kills"
+                " them now",
+                len(running),
+                self._limits.grace_s,
+            )
+        ended = []
+        try:
+            for one in running:
+                self._end(one, "the sweep was stopped", Cause.STOPPED)
+            while any(not one.over for one in running):
+                ended += self.wait(None)
+        except BaseException:
+            for one in running:
+                self._kill(one)
+            raise
+        return ended + self.wait(0.0)
 
     def close(self) -> None:
-        if self._ready is not None:
-            self._ready.close()
-            self._ready = None
-        for running in list(self._running.values()):
-            self._end(running, "the sweep ended")
-        while self._running:
-            self.wait(None)
+        try:
+            self.stop()
+        finally:
+            # All are dead or killed. One may have been overlooked where a signal came in between.
+            for running in list(self._running.values()):
+                self._kill(running)
+                if running.thread.is_alive():
+                    running.thread.join()
+            self._running.clear()
+            self._close_helpers()
+
+    def _close_helpers(self) -> None:
+        self._deadlines.close()
         if self._template is not None:
             self._template.close()
             self._tell_guardian("-", self._template.pid)
@@ -177,6 +258,60 @@ class LocalExecutor:
             self._guardian.stdin.close()
             self._guardian.wait()
             self._guardian = None
+
+    def _release(self) -> None:
+        """Give back a device that was asked for and not used: others may want it."""
+        if self._ready is not None:
+            self._ready.close()
+            self._ready = None
+
+    def _start_those_alone(self) -> bool:
+        """Whether none is left that waits for empty devices.
+
+        Meanwhile no other job starts: those that share devices would be refilled for ever.
+        """
+        while self._wants_to_be_alone:
+            grant = self._pool.acquire(alone=True)
+            if grant is None:
+                return False
+            self._run(self._wants_to_be_alone.popleft(), grant)
+        return True
+
+    def _run(self, job: Job, grant: Grant) -> None:
+        self._watch(self._start(job, grant))
+
+    def _watch(self, running: _Running) -> None:
+        number = running.job.number
+        running.thread = threading.Thread(
+            target=self._await, args=(running,), name=f"job-{number}", daemon=True
+        )
+        self._running[number] = running
+        running.thread.start()
+        limits = self._limits
+        if limits.timeout_s is not None:
+            reason = f"timed out after {limits.timeout_s:g} s (hydra.launcher.timeout_s)"
+            self._later(
+                running,
+                running.started + limits.timeout_s,
+                lambda: self._end(running, reason, Cause.TIMEOUT),
+            )
+        if limits.stall_s is not None:
+            self._look_for_writing(running, limits.stall_s)
+
+    def _later(self, running: _Running, due: float, call: Callable[[], None]) -> None:
+        with running.signalling:
+            if not running.reaped:
+                running.deadlines.append(self._deadlines.at(due, call))
+
+    def _look_for_writing(self, running: _Running, stall_s: float) -> None:
+        """End a job that has written nothing for `stall_s`; else look again when it may have."""
+        quiet_s = running.writing.quiet_s(stall_s)
+        if quiet_s >= stall_s:
+            reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
+            self._end(running, f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
+        else:
+            due = time.monotonic() + stall_s - quiet_s
+            self._later(running, due, lambda: self._look_for_writing(running, stall_s))
 
     def _start(self, job: Job, grant: Grant) -> _Running:
         self._files.folder.mkdir(parents=True, exist_ok=True)
@@ -190,11 +325,19 @@ class LocalExecutor:
             # The job holds its own copy: the lease ends when the last of its processes does.
             grant.close()
         self._tell_guardian("+", process.pid)
-        write_group(self._files.group(job.number), process.pid)
+        write_group(self._files.group(job.number), process.pid, grant.ids)
+        running = _Running(
+            job,
+            grant.ids,
+            grant.alone,
+            process,
+            time.monotonic(),
+            LastWrite(self._files, job.number),
+        )
         # A job starts with this word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as file, suppress(BrokenPipeError):  # `_await` finds out
             file.write(GO)
-        return _Running(job, grant, process, isinstance(process, ForkedProcess), time.monotonic())
+        return running
 
     def _process(self, job: Job, stdin: int, output: int, grant: Grant) -> Process:
         if self._forks:
@@ -216,52 +359,80 @@ class LocalExecutor:
         """Runs in the job's thread: from here on nobody else reaps the process."""
         pid = running.process.pid
         running.process.wait()
-        end_group(pid, STRAGGLER_S)
+        end_group(pid, STRAGGLER_S, reaped=isinstance(running.process, AdoptedProcess))
         with running.signalling:
             running.reaped = True
-            for timer in running.timers:
-                timer.cancel()
+            for deadline in running.deadlines:
+                self._deadlines.cancel(deadline)
+            running.deadlines.clear()
             status = running.process.reap()
         self._tell_guardian("-", pid)
         try:
             outcome = self._outcome(running, status)
         except Exception as error:  # a result that can be read in the job's process alone
             outcome = failure(error, time.monotonic() - running.started)
-        self._ended.put((running, outcome))
+        running.over = True
+        self._ended.put((running.job, outcome))
 
     def _outcome(self, running: _Running, status: int | None) -> Outcome:
         number = running.job.number
+        adopted = isinstance(running.process, AdoptedProcess)
         outcome = self._files.read_outcome(number)
-        lost = outcome is None and status is None and not running.ended_by
         if outcome is None:
-            outcome = Outcome(
-                state=State.FAIL,
-                reason=running.ended_by
-                or (TEMPLATE_DIED if status is None else exit_reason(status)),
-                seconds=time.monotonic() - running.started,
-            )
-        elif self._returns:
+            outcome = self._without_result(running, status)
+        elif self._returns and not adopted:  # only what a job of ours wrote is unpickled
             returned = hydra_job.read_return(self._files.job_return(number))
             outcome = replace(outcome, job_return=returned)
-        if outcome.state is State.FAIL:
-            tail = last_lines(self._files.log(number))
-            outcome = replace(outcome, log_tail=tail or outcome.log_tail)
-            if running.forked and BAD_FORK in outcome.reason:
-                self._stop_forking(f"job {number} could not use CUDA in a forked process")
-                lost = True
-        return replace(outcome, lost=True) if lost else outcome
+        if outcome.state is not State.FAIL:
+            return outcome
+        tail = last_lines(self._files.log(number))
+        outcome = replace(outcome, log_tail=tail or outcome.log_tail)
+        if running.ended_by is not None:  # whatever it answered to that
+            reason, cause = running.ended_by
+            outcome = replace(outcome, reason=reason, cause=cause, lost=cause is Cause.STOPPED)
+        elif isinstance(running.process, ForkedProcess) and BAD_FORK in outcome.reason:
+            self._stop_forking(f"job {number} could not use CUDA in a forked process")
+            outcome = replace(outcome, lost=True)
+        else:
+            if outcome.cause is Cause.EXIT:
+                outcome = replace(outcome, cause=cause_in_log(outcome.log_tail))
+            if outcome.cause is Cause.DEVICE_MEMORY:
+                outcome = self._out_of_device_memory(running, outcome)
+        if outcome.lost:  # else whoever resumes the sweep would take it for a result
+            self._files.outcome(number).unlink(missing_ok=True)
+        return outcome
 
-    def _end(self, running: _Running, reason: str) -> None:
-        """SIGTERM to all of a job, SIGKILL after `GRACE_S`; the job's thread reports its end."""
+    def _without_result(self, running: _Running, status: int | None) -> Outcome:
+        lost = status is None and running.ended_by is None
+        if status is None:
+            adopted = isinstance(running.process, AdoptedProcess)
+            reason, cause = (STATUS_LOST if adopted else TEMPLATE_DIED), Cause.SIGNAL
+        elif status == -signal.SIGKILL and running.ended_by is None:
+            blame, cause = running.oom_kills.blame(OomKills.now())
+            reason = f"{exit_reason(status)} ({blame})"
+        else:
+            reason, cause = exit_reason(status), Cause.SIGNAL if status < 0 else Cause.EXIT
+        seconds = time.monotonic() - running.started
+        return Outcome(State.FAIL, reason, seconds=seconds, cause=cause, lost=lost)
+
+    def _out_of_device_memory(self, running: _Running, outcome: Outcome) -> Outcome:
+        """Worth another attempt where others had a part of that memory, and only there."""
+        names = " ".join(short(device) for device in running.devices)
+        if not running.alone:
+            return replace(outcome, lost=True, reason=f"{outcome.reason} [shared {names}]")
+        return replace(
+            outcome, reason=f"{outcome.reason} [alone on {names}: once more would end the same]"
+        )
+
+    def _end(self, running: _Running, reason: str, cause: Cause) -> None:
+        """SIGTERM to all of a job, SIGKILL `grace_s` later; the job's thread reports its end."""
         with running.signalling:
             if running.reaped:
                 return
-            running.ended_by = running.ended_by or reason
+            running.ended_by = running.ended_by or (reason, cause)
             signal_group(running.process.pid, signal.SIGTERM)
-            timer = threading.Timer(GRACE_S, self._kill, (running,))
-            timer.daemon = True
-            timer.start()
-            running.timers.append(timer)
+            due = time.monotonic() + self._limits.grace_s
+            self._later(running, due, lambda: self._kill(running))
 
     def _kill(self, running: _Running) -> None:
         with running.signalling:
@@ -271,7 +442,10 @@ class LocalExecutor:
     def _tell_guardian(self, change: str, group: int) -> None:
         if self._guardian is None:
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian.__file__))],
+                [
+                    *(sys.executable, "-I", "-S", str(Path(guardian.__file__))),
+                    "finish" if self._jobs_outlive else "kill",
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,

@@ -15,6 +15,7 @@ class Grant:
 
     leases: Sequence[Lease]
     environment: Mapping[str, str]
+    alone: bool = True  # no other job gets on these devices while this one has them
 
     @property
     def ids(self) -> tuple[str, ...]:

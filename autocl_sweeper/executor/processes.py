@@ -5,49 +5,123 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from autocl_sweeper.types import Cause
+
+STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to finish
 
 
 def exit_reason(status: int) -> str:
-    """What the exit status of a job that left no outcome means, in words."""
+    """What the exit status of a process that left no outcome means, in words."""
     if status < 0:
-        name = signal.Signals(-status).name
-        hint = " (the kernel's out-of-memory killer does this)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
+        number = -status
+        known = number in set(signal.Signals)  # most real-time signals have no name
+        return f"killed by {signal.Signals(number).name if known else f'signal {number}'}"
     if status == 0:
         return "exit status 0 before the task function returned"
     return f"exit status {status}"
 
 
+@dataclass(frozen=True)
+class OomKills:
+    """How many processes the kernel has killed for want of memory; None: it does not tell."""
+
+    group: int | None  # of our control group: jobs are in it as well
+    machine: int | None
+
+    @classmethod
+    def now(cls) -> OomKills:
+        return cls(_first_count(_group_counters()), _first_count(("/proc/vmstat",)))
+
+    def blame(self, now: OomKills) -> tuple[str, Cause]:
+        """What a SIGKILL that nobody here sent was, between this count and a later one."""
+        if self.group is not None and now.group is not None and now.group > self.group:
+            return (
+                "the kernel's out-of-memory killer: its count for this control group rose",
+                Cause.HOST_MEMORY,
+            )
+        if self.machine is not None and now.machine is not None:
+            if now.machine > self.machine:
+                return (
+                    "most likely the kernel's out-of-memory killer: its count for this machine rose",
+                    Cause.HOST_MEMORY,
+                )
+            return "not the kernel's out-of-memory killer: its count did not rise", Cause.SIGNAL
+        return "likely the kernel's out-of-memory killer", Cause.SIGNAL
+
+
+def _group_counters() -> Iterator[str]:
+    """Files that count the kills of this process's control group, version 2 first."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in sorted(lines, key=lambda text: not text.startswith("0::")):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield f"/sys/fs/cgroup{path}/memory.events"
+            yield "/sys/fs/cgroup/memory.events"  # in a container with a namespace of its own
+        elif "memory" in controllers.split(","):
+            yield f"/sys/fs/cgroup/memory{path}/memory.oom_control"
+            yield "/sys/fs/cgroup/memory/memory.oom_control"
+
+
+def _first_count(paths: Iterable[str]) -> int | None:
+    for path in paths:
+        try:
+            with open(path) as file:
+                for line in file:
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
+        except OSError:
+            continue
+    return None
+
+
 # -- process groups ---------------------------------------------------------------------------------
 
 
-def write_group(path: Path, group: int) -> None:
+def write_group(path: Path, group: int, devices: Sequence[str]) -> None:
     """Note a running job's group with its start time, which no later process of that id shares."""
-    path.write_text(f"{group} {_start_time(group)}")
+    path.write_text(" ".join([str(group), start_time(group), *devices]))
+
+
+def recorded_group(path: Path) -> tuple[int, str, tuple[str, ...]] | None:
+    """Group, start time and devices of the job noted there, while its leader lives."""
+    try:
+        group, started, *devices = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    alive = start_time(int(group)) == started != ""
+    return (int(group), started, tuple(devices)) if alive else None
 
 
 def end_recorded_group(path: Path) -> bool:
     """Kill the job that a dead controller left running, if it still is. True when there was one."""
-    try:
-        group, start_time = path.read_text().split()
-    except (OSError, ValueError):
+    noted = recorded_group(path)
+    if noted is None:
         return False
-    alive = _start_time(int(group)) == start_time != ""
-    if alive:
-        signal_group(int(group), signal.SIGKILL)
-        while _start_time(int(group)) == start_time:
-            time.sleep(0.01)
-    return alive
-
-
-def end_group(group: int, patience_s: float) -> None:
-    """Kill what is left of a group whose leader is dead and not yet reaped."""
-    deadline = time.monotonic() + patience_s
-    while _members(group) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    group, started, _ = noted
     signal_group(group, signal.SIGKILL)
+    while start_time(group) == started:
+        time.sleep(0.01)
+    return True
+
+
+def end_group(group: int, patience_s: float, reaped: bool = False) -> None:
+    """Kill what is left of a group whose leader is dead.
+
+    `reaped`: the leader's number is free again, so that nothing is signalled where nobody is left.
+    """
+    deadline = time.monotonic() + patience_s
+    while (left := _members(group)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if left or not reaped:
+        signal_group(group, signal.SIGKILL)
 
 
 def signal_group(group: int, number: int) -> None:
@@ -65,7 +139,7 @@ def _members(group: int) -> bool:
     return False
 
 
-def _start_time(pid: int) -> str:
+def start_time(pid: int) -> str:
     """Clock ticks since boot at which a living process started; empty when there is none."""
     fields = _stat(pid)
     return fields[19] if fields and fields[0] != "Z" else ""

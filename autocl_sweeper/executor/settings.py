@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from autocl_sweeper.devices import find_probe
-from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.executor.warm import Template
 from autocl_sweeper.hydra_job import Package
@@ -20,8 +22,9 @@ def from_settings(
 ) -> LocalExecutor:
     """An executor for the devices of this machine; `holder` names it to who looks at its leases.
 
-    Raises DeviceError when no device can ever be had.
+    Raises DeviceError when no device can ever be had, and ConfigurationError.
     """
+    check(settings)
     slots = settings["cpu_slots"]
     pool = Pool(
         find_probe(None if slots in (None, "auto") else int(slots), os.environ),
@@ -37,8 +40,30 @@ def from_settings(
         package,
         files,
         pool,
-        timeout_s=settings["timeout_s"],
+        Limits(settings["timeout_s"], settings["stall_s"], settings["grace_s"]),
         returns=returns,
         # Begun here, so that its imports overlap with what the sweep does before its first job.
         template=Template(package, modules) if warm else None,
+        jobs_outlive=settings["on_controller_death"] == "finish",
     )
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """What is said of the ends of jobs. Raises ConfigurationError."""
+    for key, least in (("timeout_s", None), ("stall_s", None), ("grace_s", 0), ("retries", 0),
+                       ("retry_delay_s", 0)):  # fmt: skip
+        value = settings[key]
+        bad = value is not None and (value <= 0 if least is None else value < least)
+        if bad or not math.isfinite(value or 0):
+            rule = "more than 0, or null" if least is None else "at least 0"
+            raise ConfigurationError(
+                f"hydra.launcher.{key}={value}, but it must be {rule}.\n"
+                f"  See docs/launcher.md for what {key} means. No job was started."
+            )
+    choice = settings["on_controller_death"]
+    if choice not in ("kill", "finish"):
+        raise ConfigurationError(
+            f"hydra.launcher.on_controller_death={choice!r} is not one of: kill, finish.\n"
+            "  It says what becomes of running jobs when the sweep's own process is killed."
+            " No job was started."
+        )

@@ -2,7 +2,8 @@
 
 It reads the job package from its stdin, imports the modules, makes sure that a fork of it is as good
 as a fresh interpreter, and then forks a job for every request that comes over the socket <fd>. It
-runs nothing of a job itself, so it stays as it was. When the socket closes, its jobs end with it.
+runs nothing of a job itself, so it stays as it was. When the socket closes, its jobs end with it; if
+it was told to outlive its controller, it waits for the last of them.
 
 Up the socket go JSON lines, down it go JSON messages with the descriptors a job is to have.
 """
@@ -28,6 +29,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from autocl_sweeper import hydra_job
+from autocl_sweeper.executor.processes import STRAGGLER_S, end_group
 from autocl_sweeper.hydra_job import Unpacked
 
 # For the template alone; a job gets the environment of the controller.
@@ -240,6 +242,7 @@ class Server:
         self._changed = changed
         self._pid = os.getpid()
         self._jobs: dict[int, bool] = {}  # pid -> whether its end was told
+        self._outlives = False  # the controller
         self._openblas = _openblas_setters()
         self._libc = ctypes.CDLL(None)
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -273,7 +276,9 @@ class Server:
                     if received is None:
                         break
                     message, fds = received
-                    if "reap" in message:
+                    if "outlive" in message:
+                        self._outlives = True
+                    elif "reap" in message:
                         os.waitpid(message["reap"], 0)
                         del self._jobs[message["reap"]]
                         self._look_for_ends()
@@ -282,11 +287,27 @@ class Server:
                         return arguments
         except (BrokenPipeError, ConnectionResetError):
             pass
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and self._outlives:
+            self._see_jobs_out()
+        elif os.getpid() == self._pid:
             for pid in self._jobs:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
         return None
+
+    def _see_jobs_out(self) -> None:
+        """Do for the jobs that still run what their controller did: nothing of them may be left."""
+        while True:
+            for pid in list(self._jobs):
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    end_group(pid, STRAGGLER_S)
+                    os.waitpid(pid, 0)
+                    del self._jobs[pid]
+            if not self._jobs:
+                return
+            select.select([self._wake], [], [])
+            with suppress(BlockingIOError):
+                os.read(self._wake, 4096)
 
     def _look_for_ends(self) -> None:
         """Tell of dead jobs and leave them: their number stays taken until the controller is done."""

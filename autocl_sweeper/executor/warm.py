@@ -153,6 +153,11 @@ class Template:
     def arguments(self, job: Job, returns: bool) -> list[str]:
         return self._shared.arguments(job, returns)
 
+    def outlive(self) -> None:
+        """From now on, jobs run to their end when this controller dies, and the template with them."""
+        with suppress(TemplateLostError):  # `start` will say so
+            self._send({"outlive": True}, [])
+
     def reap(self, pid: int) -> None:
         if self._jobs.pop(pid, None) is not None:
             with suppress(TemplateLostError):

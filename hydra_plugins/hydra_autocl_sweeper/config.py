@@ -36,6 +36,7 @@ class AutoCLSweeperConf:
     handover: dict[str, Any] = field(default_factory=lambda: {"init_from": "checkpoint"})
     max_failures: int | None = None
     retries: int = 0
+    retry_delay_s: float = 5.0
     max_batch_size: int | None = None
     keep_checkpoints: str = "beam"
     seed: int = 0
@@ -52,6 +53,11 @@ class GPULauncherConf:
     warm: bool | None = None
     preload: list[str] = field(default_factory=list)
     timeout_s: float | None = None
+    stall_s: float | None = None
+    grace_s: float = 10.0
+    retries: int = 0
+    retry_delay_s: float = 5.0
+    on_controller_death: str = "kill"
 
 
 def _register() -> None:

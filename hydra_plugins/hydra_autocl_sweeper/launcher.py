@@ -48,4 +48,4 @@ class GPULauncher(Launcher):
         from autocl_sweeper.hydra_sweep import launch
 
         assert self.config is not None
-        return launch(self.executor, self.config, job_overrides, initial_job_idx)
+        return launch(self.executor, self.config, self.settings, job_overrides, initial_job_idx)

@@ -1,0 +1,74 @@
+"""Calls at given times, from one thread for all jobs: it sleeps until the next one is due."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+
+class Deadlines:
+    """Times are those of `time.monotonic`. A call must be quick; it may set further deadlines.
+
+    The thread starts with the first deadline and ends with `close`.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int]] = []
+        self._calls: dict[int, Callable[[], None]] = {}  # what is cancelled is no longer here
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def at(self, due: float, call: Callable[[], None]) -> int:
+        """The number by which to cancel it."""
+        with self._changed:
+            number = next(self._numbers)
+            self._calls[number] = call
+            if len(self._heap) > 2 * len(self._calls) + 100:  # mostly cancelled ones
+                self._heap = [entry for entry in self._heap if entry[1] in self._calls]
+                heapq.heapify(self._heap)
+            heapq.heappush(self._heap, (due, number))
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return number
+
+    def cancel(self, number: int) -> None:
+        with self._changed:
+            self._calls.pop(number, None)
+
+    def close(self) -> None:
+        """No call is made any more, except one that is going on."""
+        with self._changed:
+            self._closed = True
+            self._calls.clear()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (call := self._next()) is not None:
+            try:
+                call()
+            except Exception:  # one job's trouble must not leave the others without a timeout
+                log.exception("a deadline of a job could not be kept")
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            while not self._closed:
+                now = time.monotonic()
+                while self._heap and (self._heap[0][0] <= now or self._cancelled()):
+                    call = self._calls.pop(heapq.heappop(self._heap)[1], None)
+                    if call is not None:
+                        return call
+                self._changed.wait(self._heap[0][0] - now if self._heap else None)
+            return None
+
+    def _cancelled(self) -> bool:
+        return self._heap[0][1] not in self._calls

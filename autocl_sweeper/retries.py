@@ -1,0 +1,54 @@
+"""When a job that failed runs again: soon at first, then ever later, and never in others' way."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from autocl_sweeper.types import Cause, Outcome, State
+
+LONGEST_DELAY_S = 600.0
+
+Item = TypeVar("Item")
+
+
+def may_help(outcome: Outcome) -> bool:
+    """Whether a failed job could end better if nothing was changed but the time."""
+    hopeless = (Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED)
+    return outcome.state is State.FAIL and outcome.cause not in hopeless
+
+
+def delay_s(first_s: float, retry: int) -> float:
+    """What goes by before the n-th retry (from 1): doubling from `first_s` to ten minutes."""
+    return min(first_s * 2.0 ** min(retry - 1, 50), max(first_s, LONGEST_DELAY_S))
+
+
+class Waiting(Generic[Item]):
+    """What is to run again, each not before its time; what is due comes out in order of that."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._heap: list[tuple[float, int, Item]] = []
+        self._places = itertools.count()
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def add(self, item: Item, delay_s: float = 0.0) -> None:
+        heapq.heappush(self._heap, (self._clock() + delay_s, next(self._places), item))
+
+    def due(self) -> bool:
+        return bool(self._heap) and self._heap[0][0] <= self._clock()
+
+    def pop(self) -> Item:
+        """What has been due for longest."""
+        return heapq.heappop(self._heap)[2]
+
+    def wait_s(self) -> float | None:
+        """How long until something is due; None when it is now, or when nothing waits."""
+        if not self._heap or self.due():
+            return None
+        return self._heap[0][0] - self._clock()
