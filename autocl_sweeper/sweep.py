@@ -271,11 +271,13 @@ class Sweep:
 
     def _stop(self) -> None:
         """Journal what ends in good order; the rest stays open and runs again on resume."""
-        for job, outcome in self._executor.stop():
-            if not outcome.lost:
-                # What would stop the sweep does so when it is resumed: here it is stopping already.
+        self._executor.stop()
+        while ended := self._executor.wait(None):
+            for job, outcome in ended:
+                # What would stop the sweep does so when it is resumed: it is stopping already.
                 with suppress(ConfigurationError, SweepStoppedError):
-                    self._finish(job, outcome)
+                    if not outcome.lost:
+                        self._finish(job, outcome)
 
     def _may_retry(self, trial: Trial) -> bool:
         return trial.attempt - self._lost[trial.number] <= self._plan.settings.retries

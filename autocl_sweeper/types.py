@@ -216,8 +216,11 @@ class Executor(Protocol):
         """Take over a job that outlived its controller: `wait` will give its outcome. False: none."""
         ...
 
-    def stop(self) -> list[tuple[Job, Outcome]]:
-        """End what runs, in good order; jobs that ended in time are given as `wait` does."""
+    def stop(self) -> None:
+        """Begin to end what runs, in good order: `wait` gives what ends, then nothing.
+
+        `close` before that ends the rest at once.
+        """
         ...
 
     def close(self) -> None:

@@ -24,30 +24,55 @@ from autocl_sweeper.types import Cause, Job, Outcome, State
 OURS = ("hydra/sweeper=autocl", "task=a")
 GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
 
-# fault -> the whole reason as a pattern, a part of the last log lines; None: it completes
-FAULTS: dict[str, tuple[str, str] | None] = {
-    "exception": ("ValueError: no such luck", "raise ValueError"),
-    "two_arguments": ("TwoArgumentsError: a mistake in the loader", "raise TwoArgumentsError"),
-    "speechless": ("SpeechlessError", "raise SpeechlessError"),
-    "exit_3": ("exit status 3", "leaving with 3"),
-    "exit_words": ("exit status 1", "no data set"),
-    "exit_0": ("exit status 0 before the task function returned", "about to: exit_0"),
-    "os_exit": ("exit status 7", "about to: os_exit"),
-    "sigkill": (r"killed by SIGKILL \(.*out-of-memory.*\)", "about to: sigkill"),
-    "segfault": ("killed by SIGSEGV", "about to: segfault"),
+# fault -> the whole reason as a pattern, a part of the last log lines, the cause; None: it completes
+FAULTS: dict[str, tuple[str, str, str] | None] = {
+    "exception": ("ValueError: no such luck", "raise ValueError", "exception"),
+    "two_arguments": (
+        "TwoArgumentsError: a mistake in the loader",
+        "raise TwoArgumentsError",
+        "exception",
+    ),
+    "speechless": ("SpeechlessError", "raise SpeechlessError", "exception"),
+    "exit_3": ("exit status 3", "leaving with 3", "exit"),
+    "exit_words": ("exit status 1", "no data set", "exit"),
+    "exit_0": ("exit status 0 before the task function returned", "about to: exit_0", "exit"),
+    "os_exit": ("exit status 7", "about to: os_exit", "exit"),
+    "os_exit_0": (
+        "exit status 0 before the task function returned",
+        "about to: os_exit_0",
+        "exit",
+    ),
+    "sigkill": (r"killed by SIGKILL \(.*out-of-memory.*\)", "about to: sigkill", "signal"),
+    "segfault": ("killed by SIGSEGV", "about to: segfault", "signal"),
+    "no_memory": ("MemoryError", "raise MemoryError", "host_memory"),
+    "no_device_memory": (
+        r"OutOfMemoryError: CUDA out of memory\. Tried .* \[alone on cpu-.: once more .*\]",
+        "raise OutOfMemoryError",
+        "device_memory",
+    ),
+    "no_memory_behind": (r"KeyError: 'batch' \[alone on .*\]", "KeyError", "device_memory"),
+    "child_without_memory": (
+        r"exit status 1 \[alone on .*\]",
+        "CUDA out of memory",
+        "device_memory",
+    ),
     "grandchildren": None,
     "workers": None,
-    "huge": ("its score is inf", ""),
-    "returns_nan": ("its score is nan", ""),
-    "returns_inf": ("its score is inf", ""),
-    "nothing": ("it returned nothing", ""),
-    "text": ("it returned a str, not a number", ""),
-    "bool": ("it returned a bool, not a number", ""),
-    "tensor": ("it returned a Tensor, not a number", ""),
-    "lock": ("it returned a lock, not a number", ""),
-    "homebound": ("it returned a Homebound, not a number", ""),
-    "no_score": (r"what it returned has no number 'score' \(it has: loss\)", ""),
-    "nan_score": ("its score is nan", ""),
+    "huge": ("its score is inf", "", "result"),
+    "returns_nan": ("its score is nan", "", "result"),
+    "returns_inf": ("its score is inf", "", "result"),
+    "nothing": ("it returned nothing", "", "result"),
+    "text": ("it returned a str, not a number", "", "result"),
+    "bool": ("it returned a bool, not a number", "", "result"),
+    "tensor": ("it returned a Tensor, not a number", "", "result"),
+    "lock": ("it returned a lock, not a number", "", "result"),
+    "homebound": ("it returned a Homebound, not a number", "", "result"),
+    "no_score": (
+        r"what it returned has no number 'score' \(it has: loss\)",
+        "",
+        "result",
+    ),
+    "nan_score": ("its score is nan", "", "result"),
     "metrics": None,
     "score_and_lock": None,
 }
@@ -86,10 +111,11 @@ def test_a_job_that_ends_badly_has_a_reason_and_the_end_of_its_log(
     event = by_fault(faulty)[fault]
     expected = FAULTS[fault]
     if expected is None:
-        assert (event["state"], event["score"]) == ("COMPLETE", SCORES[fault])
+        found = (event["state"], event["score"], event["cause"])
+        assert found == ("COMPLETE", SCORES[fault], "")
         return
-    reason, last_words = expected
-    assert event["state"] == "FAIL"
+    reason, last_words, cause = expected
+    assert (event["state"], event["cause"]) == ("FAIL", cause)
     assert re.fullmatch(reason, event["reason"])
     assert last_words in "\n".join(event["log_tail"])
     assert f"about to: {fault}" in (faulty.sweep / f"1_a/{event['trial']}/job.log").read_text()

@@ -52,10 +52,9 @@ class BatchExecutor:
     def adopt(self, job: Job) -> bool:
         return False
 
-    def stop(self) -> list[tuple[Job, Outcome]]:
+    def stop(self) -> None:
         """What its launcher runs ends with the exception that stops the sweep."""
         self._queued.clear()
-        return []
 
     def close(self) -> None:
         self._queued.clear()

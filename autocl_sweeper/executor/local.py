@@ -89,7 +89,7 @@ class _Running:
     # Its number is its own only until it is reaped: afterwards a signal would hit a stranger.
     signalling: threading.RLock = field(default_factory=threading.RLock)
     reaped: bool = False
-    over: bool = False  # its outcome is on its way
+    over: bool = False  # its outcome is there for `wait`
     thread: threading.Thread = field(init=False)
 
 
@@ -124,6 +124,7 @@ class LocalExecutor:
         self._wants_to_be_alone: deque[Job] = deque()
         self._ready: Grant | None = None
         self._refused = ""
+        self._stopping = False
         self._guardian: subprocess.Popen[bytes] | None = None
         self._template = template
         self._forks: bool | None = None  # whether jobs are forked; None: not known yet
@@ -188,7 +189,7 @@ class LocalExecutor:
         self._start_those_alone()
         if self._refused or self._wants_to_be_alone:
             timeout_s = POLL_S if timeout_s is None else min(timeout_s, POLL_S)
-        elif not self._running and timeout_s is None:
+        elif timeout_s is None and all(running.over for running in self._running.values()):
             timeout_s = 0.0
         ended = []
         with suppress(queue.Empty):
@@ -208,13 +209,15 @@ class LocalExecutor:
             outcome = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
             self._ended.put((job, outcome))
 
-    def stop(self) -> list[tuple[Job, Outcome]]:
-        """End all jobs: SIGTERM, `grace_s` later SIGKILL. Those that had a result by then have it.
+    def stop(self) -> None:
+        """SIGTERM to all jobs, `grace_s` later SIGKILL; `wait` gives what they made of it.
 
-        The others are lost. Whatever interrupts this (a second Ctrl-C) kills what is left at once.
+        Those that have no result by then are lost. `close` from here on waits for nobody.
         """
+        self._stopping = True
         self._release()
         self._wants_to_be_alone.clear()
+        self._refused = ""
         running = [one for one in self._running.values() if not one.over]
         if running:
             log.info(
@@ -223,23 +226,16 @@ class LocalExecutor:
                 len(running),
                 self._limits.grace_s,
             )
-        ended = []
-        try:
-            for one in running:
-                self._end(one, "the sweep was stopped", Cause.STOPPED)
-            while any(not one.over for one in running):
-                ended += self.wait(None)
-        except BaseException:
-            for one in running:
-                self._kill(one)
-            raise
-        return ended + self.wait(0.0)
+        for one in running:
+            self._end(one, "the sweep was stopped", Cause.STOPPED)
 
     def close(self) -> None:
         try:
-            self.stop()
-        finally:
-            # All are dead or killed. One may have been overlooked where a signal came in between.
+            if not self._stopping:
+                self.stop()
+                while self.wait(None):
+                    pass
+        finally:  # also when a signal comes in between
             for running in list(self._running.values()):
                 self._kill(running)
                 if running.thread.is_alive():
@@ -305,7 +301,7 @@ class LocalExecutor:
 
     def _look_for_writing(self, running: _Running, stall_s: float) -> None:
         """End a job that has written nothing for `stall_s`; else look again when it may have."""
-        quiet_s = running.writing.quiet_s(stall_s)
+        quiet_s = running.writing.quiet_s()
         if quiet_s >= stall_s:
             reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
             self._end(running, f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
@@ -371,8 +367,8 @@ class LocalExecutor:
             outcome = self._outcome(running, status)
         except Exception as error:  # a result that can be read in the job's process alone
             outcome = failure(error, time.monotonic() - running.started)
-        running.over = True
         self._ended.put((running.job, outcome))
+        running.over = True
 
     def _outcome(self, running: _Running, status: int | None) -> Outcome:
         number = running.job.number

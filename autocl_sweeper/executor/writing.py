@@ -10,7 +10,7 @@ from autocl_sweeper.outcome import JobFiles
 
 
 class LastWrite:
-    """How long a job has been quiet. It looks only when asked, and only as far as it must."""
+    """How long a job has been quiet. It looks only when asked."""
 
     def __init__(self, files: JobFiles, number: int) -> None:
         self._files = files
@@ -18,12 +18,11 @@ class LastWrite:
         self._looked = self._wrote = time.monotonic()
         self._seen: tuple[int, float] | None = None
 
-    def quiet_s(self, enough_s: float) -> float:
-        """Seconds since the job last wrote; what is later than `enough_s` ago need not be exact."""
+    def quiet_s(self) -> float:
+        """Seconds since the job last wrote, or since this object was made if that was later."""
         now, clock = time.monotonic(), time.time()
         size, newest = _size_and_time(self._files.log(self._number))
-        if newest <= clock - enough_s:
-            newest = max(newest, _newest_below(self._folder(), clock - enough_s))
+        newest = max(newest, _newest_below(self._folder()))
         if (size, newest) != self._seen:
             # Times are a file server's, whose clock may be another than ours: what was not there at
             # the last look was written since then, whatever its time says.
@@ -48,17 +47,15 @@ def _size_and_time(path: Path) -> tuple[int, float]:
     return found.st_size, found.st_mtime
 
 
-def _newest_below(folder: Path | None, enough: float) -> float:
-    """The latest time of a file or folder there (since 1970); the first one after `enough` will do."""
+def _newest_below(folder: Path | None) -> float:
+    """The latest time of a file or folder there (seconds since 1970); 0 when there is none."""
     newest = 0.0
     waiting = [] if folder is None else [str(folder)]
-    while waiting and newest <= enough:
+    while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     newest = max(newest, entry.stat(follow_symlinks=False).st_mtime)
-                    if newest > enough:
-                        return newest
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
         except OSError:  # removed meanwhile (then the folder above has a new time), or not ours

@@ -91,6 +91,37 @@ def os_exit() -> None:
     os._exit(7)
 
 
+def os_exit_0() -> None:
+    os._exit(0)
+
+
+def no_memory() -> None:
+    raise MemoryError
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+
+def no_device_memory() -> None:
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+
+def no_memory_behind() -> None:
+    """While it tidies up, the job stumbles over what it could not make."""
+    batch: dict[str, int] = {}
+    try:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+    finally:
+        del batch["batch"]
+
+
+def child_without_memory() -> None:
+    """As launchers of training scripts do, this one hands on the exit status of its child."""
+    told = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 MiB."
+    sys.exit(subprocess.run(["sh", "-c", f"echo '{told}' >&2; exit 1"], check=False).returncode)
+
+
 def sigkill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -133,8 +164,9 @@ def workers() -> float:
 FAULTS: dict[str, Callable[[], Any]] = {
     function.__name__: function
     for function in (
-        fine, exception, two_arguments, speechless, exit_3, exit_words, exit_0, os_exit, sigkill, segfault,
-        stubborn, huge, grandchildren, workers,
+        fine, exception, two_arguments, speechless, exit_3, exit_words, exit_0, os_exit, os_exit_0,
+        no_memory, no_device_memory, no_memory_behind, child_without_memory,
+        sigkill, segfault, stubborn, huge, grandchildren, workers,
     )
 }  # fmt: skip
 VALUES: dict[str, Any] = {

@@ -1,0 +1,401 @@
+"""What is done about the end of a job: memory, retries, stalls, and a sweep that is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Bench, wait_until
+
+from autocl_sweeper.devices import CpuProbe
+from autocl_sweeper.executor import writing
+from autocl_sweeper.executor.deadlines import Deadlines
+from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.executor.pool import Grant, Pool
+from autocl_sweeper.executor.processes import OomKills, exit_reason
+from autocl_sweeper.executor.writing import LastWrite
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.leases import LeaseFolder
+from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
+from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.types import Cause, Job, Outcome, State
+
+# -- out of memory, or something else ---------------------------------------------------------------
+
+TorchOutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})
+
+
+class AllocatorError(TorchOutOfMemoryError):  # type: ignore[misc, valid-type]
+    """A library's own, derived from torch's."""
+
+
+MESSAGES = [
+    (TorchOutOfMemoryError("anything"), Cause.DEVICE_MEMORY),
+    (AllocatorError("anything"), Cause.DEVICE_MEMORY),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), Cause.DEVICE_MEMORY),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"), Cause.DEVICE_MEMORY),
+    (RuntimeError("HIP out of memory. Tried to allocate"), Cause.DEVICE_MEMORY),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), Cause.DEVICE_MEMORY),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        Cause.DEVICE_MEMORY,
+    ),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), Cause.DEVICE_MEMORY),
+    (RuntimeError("Cuda failure 2 'out of memory'"), Cause.DEVICE_MEMORY),
+    (MemoryError(), Cause.HOST_MEMORY),
+    (OSError(12, "Cannot allocate memory"), Cause.HOST_MEMORY),
+    (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate"
+                     " memory: you tried to allocate 4000 bytes"),
+        Cause.HOST_MEMORY,
+    ),
+    (RuntimeError("CUDA error: device-side assert triggered"), Cause.EXCEPTION),
+    (RuntimeError("CUDNN_STATUS_EXECUTION_FAILED"), Cause.EXCEPTION),
+    (OSError(28, "No space left on device"), Cause.EXCEPTION),
+    (ValueError("the sentence is out of memory of the tokenizer"), Cause.EXCEPTION),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, cause", MESSAGES, ids=lambda value: str(value)[:40])
+def test_running_out_of_memory_is_known_by_what_libraries_raise(
+    error: Exception, cause: Cause
+) -> None:
+    assert cause_of(error) is cause
+    assert failure(error, 1.0).cause is cause
+
+
+def raised(how: str) -> BaseException:
+    memory = TorchOutOfMemoryError("CUDA out of memory")
+    try:
+        try:
+            raise memory
+        except RuntimeError as caught:
+            if how == "from":
+                raise ValueError("the batch cannot be made") from caught
+            if how == "while handling":
+                raise ValueError("the batch cannot be made")  # noqa: B904
+            if how == "from None":
+                raise ValueError("the settings are wrong") from None
+            error = ValueError("a loop")
+            error.__cause__, memory.__cause__ = memory, error
+            raise error  # noqa: B904
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "how, cause",
+    [
+        ("from", Cause.DEVICE_MEMORY),
+        ("while handling", Cause.DEVICE_MEMORY),
+        ("in a loop", Cause.DEVICE_MEMORY),
+        ("from None", Cause.EXCEPTION),
+    ],
+)
+def test_an_error_is_what_led_to_it_unless_its_author_says_otherwise(
+    how: str, cause: Cause
+) -> None:
+    assert cause_of(raised(how)) is cause
+
+
+@pytest.mark.parametrize(
+    "lines, cause",
+    [
+        (["Traceback", "torch.OutOfMemoryError: CUDA out of memory.", "[W] exit"], "device_memory"),
+        (["RuntimeError: CUDA error: out of memory"], "device_memory"),
+        (["MemoryError"], "host_memory"),
+        (["numpy._core._exceptions.MemoryError: Unable to allocate"], "host_memory"),
+        (["step 3: no CUDA out of memory so far", "ValueError: x"], "exit"),
+        ([], "exit"),
+    ],
+)
+def test_a_job_that_only_exited_is_told_by_the_last_traceback_in_its_log(
+    lines: list[str], cause: str
+) -> None:
+    assert cause_in_log(lines).value == cause
+
+
+@pytest.mark.parametrize(
+    "before, after, words, cause",
+    [
+        ((3, 7), (4, 8), "for this control group rose", Cause.HOST_MEMORY),
+        ((3, 7), (3, 8), "most likely", Cause.HOST_MEMORY),
+        ((3, 7), (3, 7), "not the kernel's", Cause.SIGNAL),
+        ((None, 7), (None, 7), "not the kernel's", Cause.SIGNAL),
+        ((None, None), (None, None), "likely the kernel's", Cause.SIGNAL),
+        ((3, None), (3, None), "likely the kernel's", Cause.SIGNAL),
+    ],
+)
+def test_a_sigkill_is_blamed_on_the_kernel_as_far_as_its_counts_go(
+    before: tuple[int | None, int | None],
+    after: tuple[int | None, int | None],
+    words: str,
+    cause: Cause,
+) -> None:
+    blame, found = OomKills(*before).blame(OomKills(*after))
+    assert words in blame and "out-of-memory" in blame
+    assert found is cause
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    unnamed = signal.SIGRTMIN + 3
+    assert exit_reason(-unnamed) == f"killed by signal {int(unnamed)}"
+
+
+def test_outcomes_of_journals_that_know_no_cause_are_read() -> None:
+    outcome = Outcome(State.FAIL, "exit status 3", cause=Cause.EXIT)
+    record = outcome_to_json(outcome)
+    assert outcome_from_json(record) == outcome
+    del record["cause"]
+    record["configuration_error"] = False
+    assert outcome_from_json(record) == replace(outcome, cause=Cause.NONE)
+
+
+# -- retries ----------------------------------------------------------------------------------------
+
+
+def test_retries_come_soon_at_first_then_ever_later_up_to_a_limit() -> None:
+    assert [delay_s(5.0, retry) for retry in (1, 2, 3, 4)] == [5.0, 10.0, 20.0, 40.0]
+    assert delay_s(5.0, 10_000) == 600.0
+    assert delay_s(3600.0, 4) == 3600.0  # asked for
+    assert delay_s(0.0, 3) == 0.0
+
+
+def test_what_waits_comes_out_when_it_is_due_and_in_that_order() -> None:
+    clock = [0.0]
+    waiting: Waiting[str] = Waiting(lambda: clock[0])
+    assert (waiting.due(), waiting.wait_s()) == (False, None)
+    waiting.add("late", 10.0)
+    waiting.add("soon", 2.0)
+    assert (bool(waiting), waiting.due(), waiting.wait_s()) == (True, False, 2.0)
+    waiting.add("first")
+    waiting.add("second")
+    assert (waiting.due(), waiting.wait_s()) == (True, None)
+    assert [waiting.pop(), waiting.pop()] == ["first", "second"]
+    clock[0] = 2.0
+    assert (waiting.due(), waiting.pop(), waiting.wait_s()) == (True, "soon", 8.0)
+    clock[0] = 11.0
+    assert (waiting.due(), waiting.pop(), bool(waiting)) == (True, "late", False)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Cause) -> None:
+    hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED}
+    assert may_help(Outcome(State.FAIL, cause=cause)) == (cause not in hopeless)
+    assert not may_help(Outcome(State.COMPLETE, cause=cause))
+
+
+def test_while_a_retry_waits_for_its_time_other_trials_run(benches: Callable[..., Bench]) -> None:
+    bench = benches("faults")
+    bench.run(
+        "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=1", "task=a",
+        "fault=exit_3,fine", "hydra.sweeper.retries=1", "hydra.sweeper.retry_delay_s=3",
+    )  # fmt: skip
+    order = [(e["event"], e["trial"]) for e in bench.events() if "trial" in e]
+    assert order[:3] == [("start", 0), ("attempt_failed", 0), ("start", 1)]
+    assert sorted(order[3:]) == [("finish", 0), ("finish", 1), ("start", 0)]
+    (failed,) = bench.events("attempt_failed")
+    assert (failed["cause"], failed["lost"]) == ("exit", False)
+    again = [e["time"] for e in bench.events("start") if e["trial"] == 0][1]
+    assert again - failed["time"] >= 3  # not sooner; how much later is the machine's affair
+
+
+def test_alone_the_launcher_retries_crashes_as_often_as_asked(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    output = bench.run(
+        "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", "fault=fine,sigkill,no_device_memory",
+        "task=a", "hydra.launcher.retries=2", "hydra.launcher.retry_delay_s=0.1", status=1,
+    )  # fmt: skip
+    assert output.count("#1 runs again in 0.1 s: killed by SIGKILL") == 1
+    assert output.count("#1 runs again in 0.2 s: killed by SIGKILL") == 1
+    assert "#0 runs again" not in output and "#2 runs again" not in output
+    assert len(list((bench.sweep / "1").glob("job.log*"))) == 3
+    assert bench.nothing_is_left()
+
+
+# -- a device that others share ---------------------------------------------------------------------
+
+
+class SharedPool:
+    """One device for two jobs at once, or for one alone."""
+
+    def __init__(self) -> None:
+        self.pool = Pool(CpuProbe(3, {}), LeaseFolder())
+        self.refusal = ""
+        self.busy: Callable[[], int] = int
+        self.asked: list[bool] = []
+
+    def acquire(self, *, alone: bool = False) -> Grant | None:
+        self.asked.append(alone)
+        if self.busy() >= (1 if alone else 2):
+            self.refusal = "full"
+            return None
+        self.refusal = ""
+        grant = self.pool.acquire()
+        return None if grant is None else replace(grant, alone=alone)
+
+
+class Tells:
+    """Job 1 is out of memory; job 0 is so too unless it is alone, and job 2 waits for a file."""
+
+    def __init__(self, files: JobFiles, hold: Path) -> None:
+        self.files = files
+        self.hold = hold
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        lines = "import sys, time, pathlib\n"
+        if job.number == 2:
+            lines += f"while pathlib.Path({str(self.hold)!r}).exists(): time.sleep(0.02)\n"
+        if job.number == 1 or (job.number == 0 and not job.alone):
+            lines += "sys.exit('RuntimeError: CUDA out of memory. Tried to allocate 2 GiB')\n"
+        return [sys.executable, "-c", lines]
+
+
+def ends(executor: LocalExecutor, count: int) -> dict[int, Outcome]:
+    found: dict[int, Outcome] = {}
+
+    def enough() -> bool:
+        found.update({job.number: outcome for job, outcome in executor.wait(0.1)})
+        return len(found) >= count
+
+    wait_until(enough, f"{count} jobs end")
+    return found
+
+
+def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
+    tmp_path: Path,
+) -> None:
+    pool, hold, files = SharedPool(), tmp_path / "hold", JobFiles.of(tmp_path)
+    hold.touch()
+    executor = LocalExecutor(Tells(files, hold), files, pool)  # type: ignore[arg-type]
+    pool.busy = lambda: len(executor.devices())
+    try:
+        executor.submit(Job(2, ()))
+        executor.submit(Job(0, ()))
+        outcome = ends(executor, 1)[0]
+        assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, True)
+        assert outcome.reason.endswith("[shared cpu-1]")
+        executor.submit(Job(0, (), alone=True))
+        assert set(executor.devices()) == {2}, "it started beside another"
+        assert executor.free_slots() == 0, "the place it waits for would go to another"
+        hold.unlink()
+        assert ends(executor, 2)[0].reason.startswith("exit status 0")
+        executor.submit(Job(1, (), alone=True))
+        outcome = ends(executor, 1)[1]
+        assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, False)
+        assert "alone on cpu-0: once more would end the same" in outcome.reason
+        assert executor.free_slots() == 1
+    finally:
+        executor.close()
+
+
+# -- stalls and deadlines ---------------------------------------------------------------------------
+
+
+def test_deadlines_come_in_order_and_cancelled_ones_never() -> None:
+    deadlines, calls, last = Deadlines(), [], threading.Event()
+    now = time.monotonic()
+    deadlines.at(now + 0.2, last.set)
+    deadlines.at(now + 0.1, lambda: calls.append("second"))
+    cancelled = deadlines.at(now + 0.05, lambda: calls.append("cancelled"))
+    deadlines.at(now, lambda: calls.append(1 / 0))  # type: ignore[arg-type]
+    deadlines.at(now - 1, lambda: calls.append("first"))
+    deadlines.cancel(cancelled)
+    assert last.wait(60)
+    assert calls == ["first", "second"]
+    deadlines.close()
+
+
+def test_many_cancelled_deadlines_are_forgotten() -> None:
+    deadlines = Deadlines()
+    for _ in range(10_000):
+        deadlines.cancel(deadlines.at(time.monotonic() + 3600, int))
+    assert len(deadlines._heap) < 1000 and not deadlines._calls
+    deadlines.close()
+
+
+class Clocks:
+    """Both clocks of a machine, and those of its file server `server_s` ahead."""
+
+    def __init__(self, server_s: float) -> None:
+        self.now = 1000.0
+        self.server_s = server_s
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_600_000_000.0 + self.now
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write("x")
+        stamp = self.time() + self.server_s
+        for written in (path, path.parent):
+            os.utime(written, (stamp, stamp))
+
+
+@pytest.mark.parametrize("server_s", [0.0, -5000.0, 5000.0])
+@pytest.mark.parametrize("where", ["log", "folder", "deep"])
+def test_a_job_is_quiet_since_it_last_wrote_whatever_a_file_servers_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, server_s: float
+) -> None:
+    clocks, files = Clocks(server_s), JobFiles(tmp_path)
+    monkeypatch.setattr(writing, "time", clocks)
+    folder = tmp_path / "output"
+    files.output(0).write_text(str(folder))
+    (folder / "a/b").mkdir(parents=True)
+    for path in (files.log(0), folder / "a/b/c", folder / "a/x", folder / "x"):
+        clocks.write(path)
+    job = LastWrite(files, 0)
+    assert job.quiet_s() == 0.0
+    clocks.now += 30.0
+    path = {"log": files.log(0), "folder": folder / "model", "deep": folder / "a/b/c"}[where]
+    clocks.write(path)
+    clocks.now += 30.0
+    assert job.quiet_s() == (30.0 if server_s == 0 else 0.0)
+    clocks.now += 60.0
+    assert job.quiet_s() == (90.0 if server_s == 0 else 60.0)
+
+
+class Script:
+    def __init__(self, files: JobFiles, folder: Path) -> None:
+        self.files, self.folder = files, folder
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        """Job 0 says nothing more; job 1 prints, job 2 writes into its folder, then they end."""
+        folder = self.folder / str(job.number)
+        folder.mkdir()
+        self.files.output(job.number).write_text(str(folder))
+        line = {1: "print(n, flush=True)", 2: "open(f'{sys.argv[1]}/{n}', 'w')"}.get(job.number)
+        lines = f"import sys, time\nfor n in range(25):\n    time.sleep(0.1)\n    {line}\n"
+        if job.number == 0:
+            lines = "print('ready', flush=True)\nimport time\ntime.sleep(1000)"
+        return [sys.executable, "-c", lines, str(folder)]
+
+
+def test_a_job_that_writes_nothing_is_ended_and_those_that_do_are_not(tmp_path: Path) -> None:
+    files = JobFiles.of(tmp_path)
+    pool = Pool(CpuProbe(3, {}), LeaseFolder())
+    limits = Limits(stall_s=1.5, grace_s=0.2)
+    executor = LocalExecutor(Script(files, tmp_path), files, pool, limits)
+    try:
+        for number in range(3):
+            executor.submit(Job(number, ()))
+        outcomes = ends(executor, 3)
+    finally:
+        executor.close()
+    assert (outcomes[0].cause, outcomes[0].log_tail) == (Cause.STALL, ("ready",))
+    assert outcomes[0].reason.startswith("wrote nothing for 1.5 s")
+    assert "hydra.launcher.stall_s" in outcomes[0].reason
+    assert {outcomes[1].cause, outcomes[2].cause} == {Cause.EXIT}
