@@ -154,6 +154,8 @@ def train(
         raise SettingsError(
             f"trainer: {error}. Its keys are arguments of transformers.TrainingArguments"
         ) from error
+    # A process trains on one device; unasked, Trainer would spread it over all visible GPUs.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     trainer = OLoRATrainer(
         adapters=adapters,
         delta=job.delta,

@@ -36,6 +36,7 @@ def main(order: Path) -> int:
         result = run(read_job(content.config, CONF / "task"), Path(content.folder))
         if local_rank == 0:
             _write(exchange / "result.json", result)
+        _leave_group()
         status = 0
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
@@ -44,7 +45,8 @@ def main(order: Path) -> int:
         if status:
             _tell(exchange, rank, f"exit status {status}", status)
     except Exception as error:
-        traceback.print_exc()
+        # In one piece: the others write to the same log.
+        print(f"rank {rank}: {traceback.format_exc()}", file=sys.stderr, end="", flush=True)
         _tell(exchange, rank, f"{type(error).__name__}: {error}", None, _lost_partner(error))
         status = 1
     sys.stdout.flush()
@@ -85,6 +87,13 @@ def _write(path: Path, content: Any) -> None:
     os.replace(aside, path)
 
 
+def _leave_group() -> None:
+    from torch.distributed import destroy_process_group, is_initialized
+
+    if is_initialized():  # nccl warns of who does not
+        destroy_process_group()
+
+
 def _lost_partner(error: BaseException) -> bool:
     """Whether this is what a process raises whose partner in a collective is gone."""
     from torch.distributed import DistError
@@ -94,5 +103,4 @@ def _lost_partner(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    # Like the end of a job: tearing down torch takes a second, and nobody waits for more.
     sys.exit(main(Path(sys.argv[1])))

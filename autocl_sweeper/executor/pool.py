@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from autocl_sweeper.devices import Probe
 from autocl_sweeper.leases import Lease, LeaseFolder, Refusal, lease_free
 
+DEVICES = "AUTOCL_DEVICES"  # in a job's environment: what is leased to it, with commas
+THREADS = "AUTOCL_THREADS"  # likewise: the OMP_NUM_THREADS that we chose for the whole job
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -54,4 +57,13 @@ class Pool:
             self.refusal = str(found)
             return None
         self.refusal = ""
-        return Grant(found, self.probe.environment([lease.device_id for lease in found]))
+        ids = [lease.device_id for lease in found]
+        return Grant(found, told(ids, self.probe.environment(ids)))
+
+
+def told(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a job with these devices, and what a job of several processes divides."""
+    lease = {DEVICES: ",".join(ids)}
+    if "OMP_NUM_THREADS" in environment:  # ours, not the user's
+        lease[THREADS] = environment["OMP_NUM_THREADS"]
+    return {**environment, **lease}

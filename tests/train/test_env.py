@@ -7,13 +7,19 @@ import json
 import logging
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from train import env as env_room
 from train.env import EnvSettings, check_devices, command, threads
 from train.settings import SettingsError
 
@@ -232,3 +238,235 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
     left = {p.relative_to(tmp_path / "both").as_posix() for p in (tmp_path / "both").rglob("*")}
     assert {name for name in left if name.startswith(".node")} == {".node0", ".node0/order.yaml"}
     assert "checkpoint/task3/adapter_model.safetensors" in left
+
+
+# -- ends -------------------------------------------------------------------------------------------
+
+
+def running(mark: str) -> list[int]:
+    """Living processes with `mark` in their environment."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it ended
+                state = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[0]
+                if mark.encode() in Path(entry.path, "environ").read_bytes() and state != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def wait_until(happened: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+# Stands for torch.distributed.run: notes a SIGTERM, which ends it.
+AGENT = """
+import signal, sys, time
+def end(*_):
+    print("told to end", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(600)
+"""
+JOB = """
+import os, sys
+from train.env import _run
+print("status", _run([sys.executable, "-c", sys.argv[1]], os.environ), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGKILL, False)],
+)
+def test_a_signal_for_the_job_ends_its_workers_and_then_the_job(
+    tmp_path: Path, number: signal.Signals, told: bool
+) -> None:
+    mark = f"MARK={tmp_path}"
+    with open(tmp_path / "output", "wb") as output:
+        job = subprocess.Popen(
+            [sys.executable, "-c", JOB, AGENT],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "MARK": str(tmp_path)},
+            stdout=output,
+            stderr=output,
+        )
+    wait_until(lambda: b"ready" in (tmp_path / "output").read_bytes(), "the agent runs")
+    assert len(running(mark)) == 2
+    job.send_signal(number)
+    assert job.wait(60) == -number
+    wait_until(lambda: not running(mark), "nothing is left")
+    assert (b"told to end" in (tmp_path / "output").read_bytes()) is told
+    assert b"status" not in (tmp_path / "output").read_bytes()
+
+
+def test_a_worker_whose_job_is_gone_does_nothing(tmp_path: Path) -> None:
+    """It may find itself adopted before it could ask to die with its parent."""
+    order = tmp_path / "order.yaml"
+    order.write_text("parent: 1\n")  # not the parent of the process that starts it here
+    done = subprocess.run(
+        [sys.executable, "-m", "train.worker", str(order)],
+        cwd=ROOT,
+        env=os.environ | {"RANK": "0", "LOCAL_RANK": "0"},
+    )
+    assert done.returncode == 1 and not (tmp_path / "rank0.begun").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "begun", "reason"),
+    [
+        # (what workers wrote: rank -> (second, error, status, lost its partner)), begun, reason
+        ({1: (2, "ValueError: x", None, False)}, 2, "rank 1 of 2: ValueError: x"),
+        (
+            {0: (3, "RuntimeError: peer", None, True), 1: (2, "ValueError: x", None, False)},
+            2,
+            "rank 1 of 2: ValueError: x",
+        ),
+        # The one that said nothing was killed; the other only noticed.
+        ({0: (3, "RuntimeError: peer", None, True)}, 2, "rank 1 of 2 processes ended without"),
+        ({}, 2, "rank 0, 1 of 2 processes ended without"),
+        ({}, 0, "torch.distributed.run of 2 processes ended without"),
+        ({0: (3, "exit status 3", 3, False)}, 2, 3),
+    ],
+)
+def test_the_reason_is_what_went_wrong_first(
+    tmp_path: Path,
+    ends: dict[int, tuple[float, str, int | None, bool]],
+    begun: int,
+    reason: str | int,
+) -> None:
+    for rank in range(begun):
+        (tmp_path / f"rank{rank}.begun").touch()
+    for rank, (at, error, status, lost) in ends.items():
+        end = {"rank": rank, "time": at, "error": error, "status": status, "lost_partner": lost}
+        (tmp_path / f"rank{rank}.json").write_text(json.dumps(end))
+    failure = env_room._failure(tmp_path, 1, EnvSettings(nproc_per_node=2))
+    if isinstance(failure, SystemExit):
+        assert failure.code == reason
+    else:
+        assert str(failure).startswith(str(reason))
+
+
+# -- whole jobs, minutes on a busy machine ----------------------------------------------------------
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in curve((folder / "train.log").read_text())]
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_process_does(tmp_path: Path) -> None:
+    """Two launchers on the loopback, each started as a user does on its machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, str(ROOT / "train.py"), *SMALL, f"hydra.run.dir=node{rank}"),
+                *("env.nnodes=2", f"env.rank={rank}", "env.master_addr=127.0.0.1"),
+                *(f"env.port={port}", "trainer.per_device_train_batch_size=8"),
+            ],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    alone = app(tmp_path, "hydra.run.dir=alone", "trainer.per_device_train_batch_size=16")
+    assert alone.returncode == 0, alone.stderr
+    assert losses(tmp_path / "node0") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    # Rank 0 keeps the checkpoint; the other machine has only its log.
+    assert (tmp_path / "node0/checkpoint/node.json").exists()
+    assert not (tmp_path / "node1/checkpoint").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_of_a_job_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
+    with open(tmp_path / "output", "wb") as output:
+        job = subprocess.Popen(
+            [
+                *(sys.executable, str(ROOT / "train.py"), *SMALL, "env.nproc_per_node=2"),
+                *("hydra.run.dir=run", "trainer.num_train_epochs=100000"),
+            ],
+            cwd=tmp_path,
+            env=ENVIRONMENT | {"MARK": str(tmp_path)},
+            stdout=output,
+            stderr=output,
+        )
+    wait_until(lambda: b"step 3:" in (tmp_path / "output").read_bytes(), "it trains")
+    mark = f"MARK={tmp_path}"
+    assert len(running(mark)) == 4  # the job, torch.distributed.run, two workers
+    job.send_signal(number)
+    job.wait(120)
+    assert job.returncode in (-number, 1)
+    wait_until(lambda: not running(mark), "nothing is left")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_from_its_partners_complaint(tmp_path: Path) -> None:
+    with open(tmp_path / "output", "wb") as output:
+        job = subprocess.Popen(
+            [
+                *(sys.executable, str(ROOT / "train.py"), *SMALL, "env.nproc_per_node=2"),
+                *("hydra.run.dir=run", "trainer.num_train_epochs=100000"),
+            ],
+            cwd=tmp_path,
+            env=ENVIRONMENT | {"MARK": str(tmp_path)},
+            stdout=output,
+            stderr=output,
+        )
+    wait_until(lambda: b"step 3:" in (tmp_path / "output").read_bytes(), "it trains")
+    [second] = [pid for pid in running(f"MARK={tmp_path}") if b"\0RANK=1\0" in environ(pid)]
+    os.kill(second, signal.SIGKILL)
+    assert job.wait(120) == 1
+    wait_until(lambda: not running(f"MARK={tmp_path}"), "nothing is left")
+    said = (tmp_path / "output").read_text()
+    assert "rank 1 of 2 processes ended without a word" in said
+
+
+def environ(pid: int) -> bytes:
+    return b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_such_jobs_two_devices_and_tells_why_one_failed(
+    benches: Callable[..., Any],
+) -> None:
+    bench = benches(ROOT / "train.py")
+    common = [*SMALL, "hydra/sweeper=autocl", "hydra.launcher.cpu_slots=2", "env.nproc_per_node=2"]
+    printed = bench.run(
+        *common,
+        *("task=digits_01", "hydra.launcher.devices_per_job=2"),
+        *("trainer.learning_rate=1e-3,1e30", "trainer.max_grad_norm=0"),  # the second diverges
+    )
+    good, bad = (bench.finished()[number] for number in (0, 1))
+    assert good["state"] == "COMPLETE" and good["score"] > 0.8
+    assert bad["reason"].startswith("WorkerFailed: rank ")
+    assert "Diverged: the mean training loss is nan after" in bad["reason"]
+    log = (bench.sweep / "1_digits_01/1/job.log").read_text()
+    assert "train.trainer.Diverged: the mean" in log
+    assert bench.nothing_is_left(), printed
+
+
+@pytest.mark.slow
+def test_more_processes_than_leased_devices_is_an_error_that_names_both_keys(
+    benches: Callable[..., Any],
+) -> None:
+    bench = benches(ROOT / "train.py")
+    printed = bench.run(
+        *SMALL,
+        *("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2"),
+        *("env.nproc_per_node=2", "seed=0"),
+        status=1,
+    )
+    assert "SettingsError: env.nproc_per_node=2, but the launcher leased 1 (cpu-0)" in printed
+    assert "Set hydra.launcher.devices_per_job=2" in printed
