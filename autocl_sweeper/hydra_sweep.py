@@ -23,6 +23,7 @@ from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
+from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
@@ -83,6 +84,13 @@ def _run_sweep(
             f" hydra.sweeper.retries={launcher.settings['retries']}\n  (and"
             " hydra.sweeper.retry_delay_s) instead. No job was started."
         )
+    strategy = replace(
+        plan.strategy,
+        # A batch cannot be ended before its time, and its last job is what the stage waits for.
+        pipeline=settings.pipeline and streams,
+        work=work_of(launcher.settings if streams else {}, plan.configs),
+    )
+    plan = replace(plan, strategy=strategy)
     executor: Executor
     if streams:
         executor = launcher.executor(returns=not plan.ranked, files=files)
@@ -150,7 +158,10 @@ def launch(
     job_overrides: Sequence[Sequence[str]],
     initial_job_idx: int,
 ) -> Sequence[JobReturn]:
-    """The whole of `GPULauncher.launch`: every job ends in a JobReturn, in the order given."""
+    """The whole of `GPULauncher.launch`: every job ends in a JobReturn, in the order given.
+
+    They start longest first, unless `order` in the launcher's `settings` says otherwise.
+    """
     if not job_overrides:
         return []
     setup_globals()
@@ -160,8 +171,6 @@ def launch(
     files = JobFiles(JobFiles.of(folder).folder / f"launch-{os.getpid()}")
     jobs = [Job(initial_job_idx + i, tuple(texts)) for i, texts in enumerate(job_overrides)]
     waiting: Waiting[Job] = Waiting()
-    for job in jobs:
-        waiting.add(job)
     retried: Counter[int] = Counter()
     returned: dict[int, JobReturn] = {}
     with (
@@ -169,6 +178,9 @@ def launch(
         signals_stop_it(),
         contextlib.closing(executor(True, files)) as running,
     ):
+        work = work_of(settings)
+        for job in jobs if work is None else longest_first(jobs, work):
+            waiting.add(job)
         while len(returned) < len(jobs):
             while waiting.due() and running.free_slots():
                 job = waiting.pop()

@@ -164,6 +164,8 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.overrides[trial.number] = tuple(record["overrides"])
             case "finish":
                 state.history.finish(record["trial"], outcome_from_json(record))
+            case "give_up":
+                state.history.give_up(record["trial"], record["reason"])
             case "select":
                 state.history.select(record["stage"], record["beam"])
             case "end":

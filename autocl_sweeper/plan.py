@@ -49,6 +49,7 @@ class Settings:
     max_batch_size: int | None
     keep_checkpoints: str
     seed: int
+    pipeline: bool
     search: Mapping[str, Any]
 
 
@@ -89,8 +90,7 @@ class Plan:
         """Trials in all if every stage has `top_k` survivors."""
         total, parents = 0, 1
         for stage in self.stages:
-            sizes = [n for n in (stage.search.size, stage.limit) if n is not None]
-            trials = parents * min(sizes)
+            trials = parents * stage.suggestions
             total += trials
             parents = min(self.settings.top_k, trials)
         return total
@@ -191,7 +191,8 @@ def make_plan(
                 "  Set it, for instance hydra.sweeper.popsize=8, or give choices instead."
             )
         stages.append(Stage(number, task, search, None if listed else limit))
-    strategy = SequentialTopK(stages, TopK(settings.top_k, settings.direction == "maximize"))
+    selection = TopK(settings.top_k, settings.direction == "maximize")
+    strategy = SequentialTopK(stages, selection, settings.pipeline)
     plan = Plan(settings, strategy, tasks, template, knows_folders, {}, {})
     configs, variants = _compose_all(plan, space, compose)
     fingerprint = _fingerprint(plan, described, {**configs, **variants})

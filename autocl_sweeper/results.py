@@ -69,10 +69,10 @@ def chain_of(trial: Trial, history: History, tasks: Sequence[str]) -> Chain:
 
 def final_chains(plan: Plan, history: History) -> list[Chain]:
     """The chains that end in the last stage reached, best first."""
-    for stage in reversed(plan.stages):
+    for stage in reversed(plan.stages[: history.open_stage]):
         finished = [t for t in history.stage(stage.number) if t.score is not None]
         if finished:
-            finished.sort(key=plan.selection.rank)
+            finished.sort(key=lambda trial: (plan.selection.rank(trial), history.place(trial)))
             tasks = list(plan.tasks)[: stage.number]
             return [chain_of(trial, history, tasks) for trial in finished]
     return []
@@ -89,19 +89,46 @@ def continual_metrics(matrix: Sequence[Sequence[float]] | None) -> dict[str, flo
     return found
 
 
+@dataclass(frozen=True)
+class Waste:
+    """What trials cost that began early and were given up. `seconds` of jobs, `share` of all."""
+
+    trials: int
+    seconds: float
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"given up: {self.trials} trials that began before their parent was sure of its place,"
+            f" {self.seconds:.1f} s of jobs ({self.share:.1%} of all)"
+        )
+
+
+def waste(history: History) -> Waste:
+    def seconds(trials: Iterable[Trial]) -> float:
+        return sum(trial.outcome.seconds for trial in trials if trial.outcome is not None)
+
+    lost, spent = seconds(history[number] for number in history.given_up), seconds(history)
+    return Waste(len(history.given_up), lost, lost / spent if spent else 0.0)
+
+
 # -- autoCL_result.txt ------------------------------------------------------------------------------
 
 
 class ResultFile:
     """AutoCL's result file: its layout, our keys beside its own. Written by the sweep alone.
 
-    Lines follow the journal's events, so the file can be rebuilt from it at any time.
+    Lines follow the journal's events, so the file can be rebuilt from it at any time. A task's
+    lines stand together: those of trials that began before the stage before was over are held back
+    until it is, and trials given up are left out.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self._path = folder / RESULT_FILE
         self._plan = plan
-        self._stage = 0
+        self._open = 1  # the stage whose lines are written
+        self._titled = 0
+        self._held: list[tuple[str, Mapping[str, Any]]] = []
 
     def rebuild(self, records: Iterable[Record], history: History) -> None:
         lines: list[str] = []
@@ -116,19 +143,24 @@ class ResultFile:
                 file.writelines(lines)
 
     def lines(self, event: str, record: Mapping[str, Any], history: History) -> list[str]:
-        match event:
-            case "start" if record["stage"] > self._stage:
-                self._stage = record["stage"]
-                return [f"-------------{record['task']} beginner---------------\n"]
-            case "finish":
-                # The record's own outcome: a trial that failed may be running again by now.
-                outcome = outcome_from_json(record)
-                told = self._trial(replace(history[record["trial"]], outcome=outcome), history)
-            case "select":
-                told = self._selection(record["stage"], record["beam"], history)
-            case _:
-                return []
-        return [json.dumps(told, ensure_ascii=False) + "\n"]
+        if event == "select":
+            self._open = record["stage"] + 1
+            held, self._held = self._held, []
+            selection = self._selection(record["stage"], record["beam"], history)
+            later = [line for kind, one in held for line in self.lines(kind, one, history)]
+            return [_line(selection), *later]
+        if event not in ("start", "finish") or record["trial"] in history.given_up:
+            return []
+        trial = history[record["trial"]]
+        if trial.stage > self._open:
+            self._held.append((event, record))
+        elif event == "finish":
+            # The record's own outcome: a trial that failed may be running again by now.
+            return [_line(self._trial(replace(trial, outcome=outcome_from_json(record)), history))]
+        elif trial.stage > self._titled:
+            self._titled = trial.stage
+            return [f"-------------{trial.task} beginner---------------\n"]
+        return []
 
     def _trial(self, trial: Trial, history: History) -> dict[str, Any]:
         outcome = trial.outcome
@@ -161,6 +193,10 @@ class ResultFile:
             "task": self._plan.stages[stage - 1].task,
             "scores": [history[number].score for number in beam],
         }
+
+
+def _line(told: Mapping[str, Any]) -> str:
+    return json.dumps(told, ensure_ascii=False) + "\n"
 
 
 def training_params(config: Mapping[str, Any], searched: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,6 +261,12 @@ def write_best(
         }
     told["chain"] = best_chain(plan, history, overrides)
     told["beams"] = {stage: list(beam) for stage, beam in history.beams.items()}
+    lost = waste(history)
+    told["given_up"] = {
+        "trials": lost.trials,
+        "seconds": round(lost.seconds, 3),
+        "share": round(lost.share, 4),
+    }
     import yaml
 
     text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from autocl_sweeper.types import Cause, Outcome, State
@@ -36,6 +36,14 @@ class Waiting(Generic[Item]):
 
     def __bool__(self) -> bool:
         return bool(self._heap)
+
+    def __iter__(self) -> Iterator[Item]:
+        """All of it, in no order."""
+        return (item for _, _, item in self._heap)
+
+    def drop(self, unwanted: Callable[[Item], bool]) -> None:
+        self._heap = [entry for entry in self._heap if not unwanted(entry[2])]
+        heapq.heapify(self._heap)
 
     def add(self, item: Item, delay_s: float = 0.0) -> None:
         heapq.heappush(self._heap, (self._clock() + delay_s, next(self._places), item))

@@ -11,7 +11,7 @@ from autocl_sweeper.types import State, Trial
 
 @dataclass(frozen=True)
 class TopK:
-    """The k best complete trials by score, best first; ties go to the lower number."""
+    """The k best complete trials by score, best first; ties go to the one that stands before the other."""
 
     k: int
     maximize: bool = True
@@ -19,10 +19,10 @@ class TopK:
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
         return heapq.nsmallest(self.k, filter(_has_score, finished), key=self.rank)
 
-    def rank(self, trial: Trial) -> tuple[float, int]:
+    def rank(self, trial: Trial) -> float:
         """Sorts better trials first."""
         assert trial.score is not None
-        return (-trial.score if self.maximize else trial.score, trial.number)
+        return -trial.score if self.maximize else trial.score
 
 
 def _has_score(trial: Trial) -> bool:

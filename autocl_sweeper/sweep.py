@@ -33,7 +33,7 @@ from autocl_sweeper.journal import (
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.plan import Plan, changed
 from autocl_sweeper.retries import Waiting, delay_s, may_help
-from autocl_sweeper.strategy import Decision, Done, Select, Stage, Start
+from autocl_sweeper.strategy import Decision, Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import Cause, Executor, History, Job, Outcome, State, Suggestion, Trial
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Progress(Protocol):
     def started(self, trial: Trial) -> None: ...
     def finished(self, trial: Trial) -> None: ...
     def again(self, trial: Trial, reason: str) -> None: ...
+    def gave_up(self, trial: Trial) -> None: ...
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None: ...
     def end(self) -> None: ...
 
@@ -70,6 +71,7 @@ class Sweep:
         self._result_file = results.ResultFile(folder, plan)
         self._leaders = Leaders(plan)
         self._restart: Waiting[Trial] = Waiting()
+        self._submitted: set[int] = set()  # what the executor has not reported yet
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
             self._open()
@@ -87,9 +89,11 @@ class Sweep:
                 for job, outcome in self._executor.wait(0.0):
                     self._finish(job, outcome)
                 decision = self._plan.strategy.next(history)
-                if isinstance(decision, Done):
+                if isinstance(decision, Done) and not history.ending:
                     break
-                if isinstance(decision, Select) and not self._restart:
+                if isinstance(decision, GiveUp):
+                    self._give_up(decision)
+                elif isinstance(decision, Select) and not self._restarts(decision.stage):
                     self._select(decision)
                 elif self._restart.due() and self._executor.free_slots():
                     self._start(self._restart.pop())
@@ -146,8 +150,8 @@ class Sweep:
             unfinished.unlink()
         self._result_file.rebuild(records, self.history)
         for trial in self.history:
-            if trial.state is not State.RUNNING:
-                self._drop_checkpoints(self._leaders.add(trial))
+            if trial.state is not State.RUNNING and trial.stage <= self.history.open_stage:
+                self._drop_checkpoints(self._leaders.add(trial, self.history))
         for stage, beam in self.history.beams.items():
             self._drop_checkpoints(self._leaders.close(stage, beam, self.history))
 
@@ -169,8 +173,11 @@ class Sweep:
             )
 
     def _take_up_the_rest(self) -> None:
+        for number in list(self.history.ending):
+            self._end_alone(self.history[number])
         for trial in self.history.running():
-            self._take_up(trial)
+            if trial.number not in self.history.given_up:  # by what one before it had become
+                self._take_up(trial)
         for trial in self.history:
             open_stage = trial.stage not in self.history.beams
             if trial.state is State.FAIL and open_stage and self._may_retry(trial):
@@ -183,6 +190,7 @@ class Sweep:
             return
         job = Job(trial.number, tuple(self._overrides[trial.number]), trial.number in self._alone)
         if self._executor.adopt(job):
+            self._submitted.add(trial.number)
             log.info("the job of trial %d outlived its controller and goes on", trial.number)
             self._progress.started(trial)
             return
@@ -221,10 +229,15 @@ class Sweep:
         self.history.start(trial)
         self._append("start", **trial_to_json(trial), overrides=list(overrides))
         self._executor.submit(Job(trial.number, overrides, trial.number in self._alone))
+        self._submitted.add(trial.number)
         self._progress.started(trial)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
+        self._submitted.discard(job.number)
+        if job.number in self.history.ending:
+            self._end_given_up(trial, outcome.seconds)
+            return
         if outcome.lost:
             if outcome.cause is Cause.DEVICE_MEMORY:
                 self._alone.add(trial.number)
@@ -243,12 +256,49 @@ class Sweep:
         self._append("finish", trial=trial.number, **outcome_to_json(outcome))
         self._files.forget(trial.number)
         self._progress.finished(trial)
-        self._drop_checkpoints(self._leaders.add(trial))
+        if trial.stage == self.history.open_stage:
+            # Who starts from one that is out now must not find its checkpoint gone.
+            while isinstance(decision := self._plan.strategy.next(self.history), GiveUp):
+                self._give_up(decision)
+            self._drop_checkpoints(self._leaders.add(trial, self.history))
+        self._refuse_too_many_failures()
+
+    def _give_up(self, decision: GiveUp) -> None:
+        """A trial lost its parent: its job ends if it runs, and whatever it did counts no more."""
+        trial = self.history.give_up(decision.trial, decision.reason)
+        self._append("give_up", trial=trial.number, reason=decision.reason)
+        self._progress.gave_up(trial)
+        self._restart.drop(lambda again: again.number == trial.number)
+        if trial.number in self._submitted:
+            self._executor.cancel(Job(trial.number, self._overrides[trial.number]))
+        elif trial.number in self.history.ending:
+            self._end_alone(trial)
+        else:
+            self._drop_checkpoints([trial])
+
+    def _end_alone(self, trial: Trial) -> None:
+        """End what is left of a given-up trial that this controller did not start."""
+        end_recorded_group(self._files.group(trial.number))
+        outcome = self._files.read_outcome(trial.number)
+        self._end_given_up(trial, 0.0 if outcome is None else outcome.seconds)
+
+    def _end_given_up(self, trial: Trial, seconds: float) -> None:
+        assert trial.outcome is not None
+        if trial.folder:
+            link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
+        outcome = replace(trial.outcome, seconds=seconds)
+        trial = self.history.finish(trial.number, outcome)
+        self._append("finish", trial=trial.number, **outcome_to_json(outcome))
+        self._files.forget(trial.number)
+        self._drop_checkpoints([trial])
+
+    def _refuse_too_many_failures(self) -> None:
         limit = self._plan.settings.max_failures
         if limit is not None and self.history.failures > limit:
+            counted = [t for t in self.history if t.stage <= self.history.open_stage]
             raise TooManyFailuresError(
                 f"{self.history.failures} trials failed (hydra.sweeper.max_failures={limit}).\n"
-                f"{self._failures(self.history)}\n"
+                f"{self._failures(counted)}\n"
                 "  What finished is kept. Mend the cause, then rerun the same command; with a higher"
                 "\n  hydra.sweeper.retries the failed ones run again too."
             )
@@ -279,6 +329,9 @@ class Sweep:
                     if not outcome.lost:
                         self._finish(job, outcome)
 
+    def _restarts(self, stage: Stage) -> bool:
+        return any(trial.stage == stage.number for trial in self._restart)
+
     def _may_retry(self, trial: Trial) -> bool:
         return trial.attempt - self._lost[trial.number] <= self._plan.settings.retries
 
@@ -294,8 +347,12 @@ class Sweep:
         self.history.select(stage.number, decision.beam)
         self._append("select", stage=stage.number, beam=list(decision.beam))
         self._drop_checkpoints(self._leaders.close(stage.number, decision.beam, self.history))
+        for trial in self.history.stage(stage.number + 1):  # those that began early, and stay
+            if trial.state is not State.RUNNING:
+                self._drop_checkpoints(self._leaders.add(trial, self.history))
         self._write_results()
         self._progress.selected(stage, [self.history[number] for number in decision.beam])
+        self._refuse_too_many_failures()
 
     # -- rules --
 
@@ -405,13 +462,13 @@ class Leaders:
         """Whether any trial of the sweep was ever ranked."""
         return bool(self._stages)
 
-    def add(self, trial: Trial) -> list[Trial]:
-        """A trial ended: those that are out now."""
+    def add(self, trial: Trial, history: History) -> list[Trial]:
+        """A trial ended whose parents are in the beam for good: those that are out now."""
         if trial.score is None:
             return [trial]
         leaders = self._stages.setdefault(trial.stage, [])
         leaders.append(trial)
-        leaders.sort(key=self._selection.rank)
+        leaders.sort(key=lambda one: (self._selection.rank(one), history.place(one)))
         out = leaders[self._selection.k :]
         del leaders[self._selection.k :]
         self._kept[trial.number] = trial

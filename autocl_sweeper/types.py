@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 """What a hyper-parameter can be: anything JSON can say, so that the journal can hold it."""
@@ -114,8 +115,11 @@ class History:
         self._stage_of: dict[int, tuple[int, int]] = {}  # number -> (stage, place in the stage)
         self._stages: dict[int, list[Trial]] = {}
         self._running: dict[int, None] = {}
+        self._failures: Counter[int] = Counter()  # by stage
         self.beams: dict[int, tuple[int, ...]] = {}  # stage -> trial numbers, best first
-        self.failures = 0
+        self.given_up: dict[int, None] = {}
+        self.ending: dict[int, None] = {}  # given up, and their job is not over yet
+        self.changes: list[Trial] = []  # every trial as it was after each change of it, in order
 
     def __len__(self) -> int:
         return len(self._stage_of)
@@ -130,6 +134,16 @@ class History:
     def __contains__(self, number: int) -> bool:
         return number in self._stage_of
 
+    @property
+    def open_stage(self) -> int:
+        """The first stage without a beam. Trials of later ones may yet lose their parents."""
+        return len(self.beams) + 1
+
+    @property
+    def failures(self) -> int:
+        """Failed trials whose parents stay: those of other trials may never count."""
+        return sum(n for stage, n in self._failures.items() if stage <= self.open_stage)
+
     def running(self) -> list[Trial]:
         return [self[number] for number in self._running]
 
@@ -137,31 +151,51 @@ class History:
         """The trials of one stage in the order they started; a live view, not a copy."""
         return self._stages.get(stage, ())
 
+    def place(self, trial: Trial) -> tuple[int, int]:
+        """Where a trial stands in its stage, whenever it ran: suggestion, rank of its parent.
+
+        Sorts the trials of a stage as they start when one waits for the other. Parents outside
+        the beam, or before it is known, come last.
+        """
+        beam = self.beams.get(trial.stage - 1, ())
+        rank = beam.index(trial.parent) if trial.parent in beam else len(beam)
+        return trial.suggestion.index, rank
+
     def start(self, trial: Trial) -> None:
         """Add a running trial, or take one up again (running or failed) with its next attempt.
 
         Trials are numbered from 0 without gaps. Raises ValueError for any other number.
         """
         if trial.number in self._stage_of:
-            self.failures -= self[trial.number].state is State.FAIL
-            stage, place = self._stage_of[trial.number]
-            self._stages[stage][place] = trial
+            self._failures[trial.stage] -= self[trial.number].state is State.FAIL
         elif trial.number == len(self):
             trials = self._stages.setdefault(trial.stage, [])
             self._stage_of[trial.number] = (trial.stage, len(trials))
             trials.append(trial)
         else:
             raise ValueError(f"trial {trial.number} starts, but {len(self)} is next")
+        self._change(trial)
         self._running[trial.number] = None
 
     def finish(self, number: int, outcome: Outcome) -> Trial:
         """The trial with its outcome. Raises KeyError for a number that is not running."""
-        del self._running[number]
+        del (self.ending if number in self.ending else self._running)[number]
         trial = replace(self[number], outcome=replace(outcome, job_return=None))
-        stage, place = self._stage_of[number]
-        self._stages[stage][place] = trial
-        self.failures += outcome.state is State.FAIL
-        return trial
+        self._failures[trial.stage] += outcome.state is State.FAIL
+        return self._change(trial)
+
+    def give_up(self, number: int, reason: str) -> Trial:
+        """A trial that is over before its time, or over in vain: PRUNED, and never ranked.
+
+        A running one is `ending` until `finish` tells how long its job took.
+        """
+        before = self[number]
+        if number in self._running:
+            del self._running[number]
+            self.ending[number] = None
+        self._failures[before.stage] -= before.state is State.FAIL
+        self.given_up[number] = None
+        return self._change(replace(before, outcome=given_up(before.outcome, reason)))
 
     def select(self, stage: int, beam: Sequence[int]) -> None:
         """Close a stage: its survivors are the parents of the next one."""
@@ -173,6 +207,19 @@ class History:
         while chain[-1].parent is not None:
             chain.append(self[chain[-1].parent])
         return chain[::-1]
+
+    def _change(self, trial: Trial) -> Trial:
+        stage, place = self._stage_of[trial.number]
+        self._stages[stage][place] = trial
+        self.changes.append(trial)
+        return trial
+
+
+def given_up(outcome: Outcome | None, reason: str) -> Outcome:
+    """The outcome of a trial that counts no more; what its job cost is still told."""
+    if outcome is None:
+        return Outcome(State.PRUNED, reason)
+    return Outcome(State.PRUNED, reason, checkpoint=outcome.checkpoint, seconds=outcome.seconds)
 
 
 class Search(Protocol):
@@ -190,9 +237,25 @@ class Search(Protocol):
         ...
 
 
+@runtime_checkable
+class IndexedSearch(Search, Protocol):
+    """A search whose suggestions depend on their place alone, not on how others turned out.
+
+    It may be asked ahead and in any order, so its stages can begin early and longest first.
+    """
+
+    def suggestion(self, index: int) -> Suggestion:
+        """The suggestion at this place, from 0; there are `size` of them."""
+        ...
+
+
 class Selection(Protocol):
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
-        """The survivors, best first; ties go to the lower number."""
+        """The survivors, best first; ties go to the one that stands before the other.
+
+        Selecting from the survivors so far and a newcomer gives what selecting from all would: who
+        is out never returns. Trials that start from one are given up at once when it falls out.
+        """
         ...
 
 
@@ -210,7 +273,9 @@ class Executor(Protocol):
         """
         ...
 
-    def cancel(self, job: Job) -> None: ...
+    def cancel(self, job: Job) -> None:
+        """End a job before its time. Does not wait; `wait` reports the end like any other."""
+        ...
 
     def adopt(self, job: Job) -> bool:
         """Take over a job that outlived its controller: `wait` will give its outcome. False: none."""

@@ -33,8 +33,8 @@ from autocl_sweeper.types import Job, Outcome, State
 
 SETTINGS = Settings(
     sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={},
-    rounds=1, popsize=None, handover={}, max_failures=None, retries=0,
-    retry_delay_s=0.0, max_batch_size=None, keep_checkpoints="beam", seed=0, search={},
+    rounds=1, popsize=None, handover={}, max_failures=None, retries=0, retry_delay_s=0.0,
+    max_batch_size=None, keep_checkpoints="beam", seed=0, pipeline=True, search={},
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ FLOORS = [
         "layers",
         "retries",
     },
-    {"search", "selection", "executor"},
+    {"search", "selection", "order", "executor"},
     {"strategy", "plan", "results", "report"},
     {"sweep"},
     {"hydra_sweep"},  # what the plugin classes call

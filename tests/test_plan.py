@@ -29,6 +29,7 @@ SETTINGS = Settings(
     max_batch_size=None,
     keep_checkpoints="beam",
     seed=0,
+    pipeline=True,
     search=GRID,
 )
 

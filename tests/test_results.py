@@ -15,7 +15,7 @@ from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.results import training_params
 from autocl_sweeper.sweep import Leaders, Sweep
-from autocl_sweeper.types import Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 FAILED = Outcome(State.FAIL, reason="exit status 3", log_tail=("boom",))
 
@@ -193,7 +193,7 @@ def test_leaders_never_drop_what_selection_would_keep(seed):
         state = State.FAIL if score is None else State.COMPLETE
         outcome = Outcome(state, score=score)
         trials.append(Trial(number, 1, "a", Suggestion(number, {}), None, outcome=outcome))
-        dropped |= {trial.number for trial in leaders.add(trials[-1])}
+        dropped |= {trial.number for trial in leaders.add(trials[-1], History())}
     kept = {trial.number for trial in plan.selection(trials)}
     assert dropped == set(range(12)) - kept
 

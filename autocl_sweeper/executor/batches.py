@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from autocl_sweeper.outcome import JobFiles, failure
-from autocl_sweeper.types import Job, Outcome
+from autocl_sweeper.types import Cause, Job, Outcome, State
 
 
 class BatchExecutor:
@@ -23,6 +23,7 @@ class BatchExecutor:
         self._files = files
         self._batch_size = batch_size
         self._queued: list[Job] = []
+        self._cancelled: list[Job] = []
         self._suspects: set[int] = set()  # each runs in a batch of its own
 
     def free_slots(self) -> int:
@@ -36,6 +37,12 @@ class BatchExecutor:
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """Runs what is queued, to the end: launchers cannot be interrupted. With 0: nothing yet."""
+        if self._cancelled:
+            ended, self._cancelled = self._cancelled, []
+            return [
+                (job, Outcome(State.FAIL, reason="cancelled", cause=Cause.CANCELLED))
+                for job in ended
+            ]
         batch = self._take_batch() if timeout_s != 0.0 else []
         if not batch:
             time.sleep(timeout_s or 0.0)  # nothing runs; a trial waits for its next attempt
@@ -47,6 +54,8 @@ class BatchExecutor:
         return [(job, self._outcome(job, ret)) for job, ret in zip(batch, returns, strict=True)]
 
     def cancel(self, job: Job) -> None:
+        """Only a job that still waits for its batch."""
+        self._cancelled += [queued for queued in self._queued if queued.number == job.number]
         self._queued = [queued for queued in self._queued if queued.number != job.number]
 
     def adopt(self, job: Job) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from autocl_sweeper.devices import short
 from autocl_sweeper.plan import Plan
+from autocl_sweeper.results import waste
 from autocl_sweeper.strategy import Stage
 from autocl_sweeper.types import History, State, Trial, Value
 
@@ -61,13 +62,19 @@ class LogProgress:
     def again(self, trial: Trial, reason: str) -> None:
         self.say(f"{_name(trial)} runs again (attempt {trial.attempt + 1}): {reason}")
 
+    def gave_up(self, trial: Trial) -> None:
+        outcome = trial.outcome
+        assert outcome is not None
+        self.say(f"{_name(trial)} given up: {outcome.reason}")
+
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None:
         if beam:
             kept = ", ".join(f"{trial.number} ({trial.score:.4g})" for trial in beam)
             self.say(f"stage {stage.number} ({stage.task}) over; the beam: {kept}")
 
     def end(self) -> None:
-        """Nothing to put away."""
+        if self._history.given_up:
+            self.say(str(waste(self._history)))
 
     def say(self, text: str) -> None:
         log.info(text)
@@ -75,6 +82,7 @@ class LogProgress:
     def time_left_s(self) -> float | None:
         """What is left at the pace so far: mean duration of a trial, trials that ran side by side."""
         left = self._plan.size - len(self._history) + len(self._history.running())
+        left += len(self._history.given_up)
         if not self._ended or left <= 0:
             return None
         return left * self._seconds / self._ended / self._parallel
@@ -97,6 +105,7 @@ class LiveProgress(LogProgress):
         super().begin(plan, history)
 
     def end(self) -> None:
+        super().end()
         self._live.stop()
 
     def say(self, text: str) -> None:
@@ -111,7 +120,7 @@ class LiveProgress(LogProgress):
             return ""
         history, plan = self._history, self._plan
         running = history.running()
-        done = len(history) - len(running)
+        done = len(history) - len(running) - len(history.given_up)
         stage = plan.stages[min(len(history.beams), len(plan.stages) - 1)]
         best = plan.selection([t for t in history.stage(stage.number) if t.score is not None])
         left = self.time_left_s()

@@ -17,4 +17,7 @@ class ListedSearch:
 
     def ask(self, history: Sequence[Trial]) -> Suggestion | None:
         index = next_index(history)
-        return Suggestion(index, dict(self.listed[index])) if index < self.size else None
+        return self.suggestion(index) if index < self.size else None
+
+    def suggestion(self, index: int) -> Suggestion:
+        return Suggestion(index, dict(self.listed[index]))

@@ -33,9 +33,10 @@ class RandomSearch:
 
     def ask(self, history: Sequence[Trial]) -> Suggestion | None:
         index = next_index(history)
+        return self.suggestion(index) if self.size is None or index < self.size else None
+
+    def suggestion(self, index: int) -> Suggestion:
         if self._grid is not None:
-            if index >= self._grid.size:
-                return None
             return Suggestion(index, self._grid.suggestion(self._shuffled(index)).params)
         return Suggestion(
             index,

@@ -40,6 +40,7 @@ class AutoCLSweeperConf:
     max_batch_size: int | None = None
     keep_checkpoints: str = "beam"
     seed: int = 0
+    pipeline: bool = True
     search: Any = None
 
 
@@ -52,6 +53,8 @@ class GPULauncherConf:
     cpu_slots: Any = "auto"
     warm: bool | None = None
     preload: list[str] = field(default_factory=list)
+    order: str = "longest"
+    duration_keys: list[str] | None = None
     timeout_s: float | None = None
     stall_s: float | None = None
     grace_s: float = 10.0

@@ -5,6 +5,7 @@ to happen without changing the sweep's configuration comes by environment variab
 
 LASTS_S   how long a job takes
 HOLD      jobs wait while this file exists; HOLDS: only those with these learning rates
+FOREVER   the lineages, as lists of learning rates, whose jobs do not end by themselves
 FAILS     the learning rates that fail while this file exists are listed in it
 """
 
@@ -50,6 +51,8 @@ def main(cfg: Any) -> Any:
     hold = os.environ.get("HOLD")
     holds = json.loads(os.environ.get("HOLDS", "[]"))
     while hold and (not holds or cfg.lr in holds) and Path(hold).exists():
+        time.sleep(0.02)
+    while [lr for _, lr in lineage] in json.loads(os.environ.get("FOREVER", "[]")):
         time.sleep(0.02)
     fails = os.environ.get("FAILS")
     if fails and Path(fails).exists() and cfg.lr in json.loads(Path(fails).read_text()):

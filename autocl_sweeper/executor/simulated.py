@@ -1,0 +1,92 @@
+"""An executor whose jobs take no time: its clock jumps to the next end. For tests and benchmarks."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from autocl_sweeper.types import Cause, Job, Outcome, State
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A device was busy with a job. Times are seconds of the simulated clock."""
+
+    number: int
+    device: int
+    begin_s: float
+    end_s: float
+
+
+class SimulatedExecutor:
+    """`devices` alike, one job each. `run` says how a job ends, its duration in `Outcome.seconds`.
+
+    A cancelled job goes on for `grace_s`. `before_waiting` is called each time the clock is about
+    to move, when everything that may start has started.
+    """
+
+    def __init__(
+        self,
+        devices: int,
+        run: Callable[[Job], Outcome],
+        grace_s: float = 0.0,
+        before_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.clock_s = 0.0
+        self.busy: list[Interval] = []
+        self._free = list(range(devices))
+        self._run = run
+        self._grace_s = grace_s
+        self._before_waiting = before_waiting
+        self._running: dict[int, tuple[int, float, float, Job, Outcome]] = {}
+        self._ends: list[tuple[float, int]] = []
+
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def submit(self, job: Job) -> None:
+        device = heapq.heappop(self._free)
+        outcome = self._run(job)
+        self._plan_end(device, self.clock_s, self.clock_s + outcome.seconds, job, outcome)
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
+        """What has ended by now; with None, time passes until something does."""
+        if timeout_s != 0.0 and self._running:
+            self._before_waiting()
+            self.clock_s = max(self.clock_s, self._next_end())
+        ended = []
+        while self._running and self._next_end() <= self.clock_s:
+            _, number = heapq.heappop(self._ends)
+            device, begin, end, job, outcome = self._running.pop(number)
+            heapq.heappush(self._free, device)
+            self.busy.append(Interval(number, device, begin, end))
+            ended.append((job, replace(outcome, seconds=end - begin)))
+        return ended
+
+    def cancel(self, job: Job) -> None:
+        device, begin, end, job, _ = self._running[job.number]
+        end = min(end, self.clock_s + self._grace_s)
+        self._plan_end(
+            device, begin, end, job, Outcome(State.FAIL, reason="cancelled", cause=Cause.CANCELLED)
+        )
+
+    def adopt(self, job: Job) -> bool:
+        return False
+
+    def stop(self) -> list[tuple[Job, Outcome]]:
+        return []
+
+    def close(self) -> None: ...
+
+    def _plan_end(self, device: int, begin: float, end: float, job: Job, outcome: Outcome) -> None:
+        self._running[job.number] = device, begin, end, job, outcome
+        heapq.heappush(self._ends, (end, job.number))
+
+    def _next_end(self) -> float:
+        """Of the jobs that run; an end that a cancelled job was to have is forgotten."""
+        while True:
+            end, number = self._ends[0]
+            if number in self._running and self._running[number][2] == end:
+                return end
+            heapq.heappop(self._ends)

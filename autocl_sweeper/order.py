@@ -1,0 +1,198 @@
+"""Which of the jobs that may start goes first: the longest, as far as one can tell.
+
+Longest first keeps the last jobs of a stage short, so that devices run out of work together
+(Graham, "Bounds on multiprocessing timing anomalies", 1969).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.types import Job, Value
+
+DURATION_KEYS = (
+    "num_train_epochs",
+    "epochs",
+    "max_epochs",
+    "num_epochs",
+    "max_steps",
+    "num_steps",
+    "max_train_samples",
+    "train_rows",
+)
+"""Settings that the duration of a job grows with, unless `hydra.launcher.duration_keys` says else."""
+
+WINDOW = 1024  # suggestions looked at together; what a stage costs at its start does not grow
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much work a job is, in units of its own: the product of the settings it grows with.
+
+    `keys` are override keys or their last parts. `configs` tell, by task, what a job has that does
+    not set a key itself.
+    """
+
+    keys: Collection[str]
+    configs: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counting = {task: self._counting(config) for task, config in self.configs.items()}
+        object.__setattr__(self, "configs", counting)
+
+    def __call__(self, params: Mapping[str, Value], task: str = "") -> float:
+        product = 1.0
+        for value in {**self.configs.get(task, {}), **self._counting(params)}.values():
+            # max_steps=-1 and its like mean that something else says how long a job is.
+            if isinstance(value, (int, float)) and value > 0:
+                product *= value
+        return product
+
+    def _counting(self, params: Mapping[str, Value]) -> dict[str, Value]:
+        bare = ((key.lstrip("+"), value) for key, value in params.items())
+        return {
+            key: value
+            for key, value in bare
+            if key in self.keys or key.rpartition(".")[2] in self.keys
+        }
+
+
+def work_of(
+    launcher: Mapping[str, Any], configs: Mapping[str, Mapping[str, Value]] | None = None
+) -> Work | None:
+    """What `order` and `duration_keys` of a launcher ask for; None: in the order submitted.
+
+    Raises ConfigurationError.
+    """
+    order = launcher.get("order", "submitted")
+    if order not in ("longest", "submitted"):
+        raise ConfigurationError(
+            f"hydra.launcher.order={order!r} is not one of: longest, submitted.\n"
+            "  See docs/launcher.md for what they mean."
+        )
+    keys = launcher.get("duration_keys")
+    keys = DURATION_KEYS if keys is None else tuple(keys)
+    return Work(frozenset(keys), configs or {}) if order == "longest" else None
+
+
+def longest_first(jobs: Sequence[Job], work: Work) -> list[Job]:
+    """Jobs that are all known from the start, by the overrides whose values are plain numbers."""
+
+    def amount(job: Job) -> float:
+        found: dict[str, Value] = {}
+        for text in job.overrides:
+            key, _, value = text.partition("=")
+            with suppress(ValueError):
+                found[key] = float(value)
+        return work(found)
+
+    return sorted(jobs, key=amount, reverse=True)
+
+
+class Durations:
+    """What finished jobs of one stage took, and what that says of the others."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._work = 0.0
+        self._of: dict[int, tuple[float, int]] = {}  # suggestion -> seconds in all, jobs
+
+    def note(self, index: int, work: float, seconds: float) -> None:
+        self._seconds += seconds
+        self._work += work
+        before, jobs = self._of.get(index, (0.0, 0))
+        self._of[index] = (before + seconds, jobs + 1)
+
+    def of(self, index: int) -> float | None:
+        """Mean seconds of this suggestion with other parents; None before one of them finished."""
+        if index not in self._of:
+            return None
+        seconds, jobs = self._of[index]
+        return seconds / jobs
+
+    @property
+    def per_work(self) -> float:
+        """Seconds per unit of work; 1 before any job finished: the work alone decides then."""
+        return self._seconds / self._work if self._seconds else 1.0
+
+
+class Queue:
+    """The suggestions of a stage that miss one of `parents`, longest first.
+
+    What the same suggestion took with another parent is the best estimate; for the others it is
+    their work at the pace of the stage. Equal estimates keep the order of the suggestions. Without
+    `work` that order is all.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        parents: Sequence[int | None],
+        durations: Durations,
+        work: Callable[[int], float] | None,
+    ) -> None:
+        self._count = count
+        self._parents = parents
+        self._durations = durations
+        self._work = work
+        self._next_window = 0
+        self._waiting: set[int] = set()  # of the window looked at
+        self._by_work: list[tuple[float, int]] = []  # heaps; entries that are out of date stay
+        self._by_seconds: list[tuple[float, int]] = []
+
+    def next(self, begun: Collection[tuple[int, int | None]]) -> tuple[int, int | None] | None:
+        """The suggestion and the parent that start next; None when there is no other."""
+        while True:
+            index = self._longest()
+            if index is None:
+                if self._next_window >= self._count:
+                    return None
+                self._fill()
+                continue
+            for parent in self._parents:
+                if (index, parent) not in begun:
+                    return index, parent
+            self._waiting.remove(index)
+
+    def note(self, index: int) -> None:
+        """A job with this suggestion finished: its duration is known better."""
+        seconds = self._durations.of(index)
+        if index in self._waiting and self._work is not None and seconds is not None:
+            heapq.heappush(self._by_seconds, (-seconds, index))
+
+    def _fill(self) -> None:
+        window = range(self._next_window, min(self._next_window + WINDOW, self._count))
+        self._next_window = window.stop
+        self._waiting = set(window)
+        self._by_seconds = []
+        # Without work the list is a heap as it is.
+        self._by_work = [(-self._work(i) if self._work else 0.0, i) for i in window]
+        heapq.heapify(self._by_work)
+        for index in window:
+            self.note(index)
+
+    def _longest(self) -> int | None:
+        known = self._top(self._by_seconds, self._is_current)
+        guessed = self._top(self._by_work, self._is_guess)
+        if known is None or guessed is None:
+            best = known or guessed
+            return None if best is None else best[1]
+        return min(known, (guessed[0] * self._durations.per_work, guessed[1]))[1]
+
+    def _top(
+        self, heap: list[tuple[float, int]], valid: Callable[[tuple[float, int]], bool]
+    ) -> tuple[float, int] | None:
+        while heap and not (heap[0][1] in self._waiting and valid(heap[0])):
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def _is_current(self, entry: tuple[float, int]) -> bool:
+        return -entry[0] == self._durations.of(entry[1])
+
+    def _is_guess(self, entry: tuple[float, int]) -> bool:
+        return self._work is None or self._durations.of(entry[1]) is None
