@@ -26,7 +26,8 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.settings import SettingsError
+from train.settings import at_least
+from train.typed import SettingsError, build, option
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +47,18 @@ class WorkerFailed(RuntimeError):
 class EnvSettings:
     """Machines, processes and devices of one job."""
 
-    runner: str = "local"
-    nnodes: int = 1  # machines
-    nproc_per_node: int = 1  # processes on each of them, one per device
-    # null: leave the environment alone; "": hide all GPUs; "0,1": these. A launcher's lease wins.
-    cuda_visible_devices: str | None = None
-    rank: int = 0  # of this machine, from 0
-    master_addr: str = "localhost"  # of the machine with rank 0
-    port: int | None = None  # there; null on one machine: a free one
-    master_port: int | None = None  # another name of `port`
-    cli: str = "train.py"  # OFASys's key; this app has one program
+    runner: str = option("local", "how processes start; only 'local' is there")
+    nnodes: int = option(1, "machines", **at_least(1))
+    nproc_per_node: int = option(1, "processes per machine, one per device", **at_least(1))
+    cuda_visible_devices: str | list[str] | None = option(
+        None,
+        "'0,1' or [0,1]: these GPUs; '': none, train on the CPU; null: as the environment has it",
+    )
+    rank: int = option(0, "of this machine, from 0")
+    master_addr: str = option("localhost", "address of the machine with rank 0")
+    port: int | None = option(None, "of master_addr; null: on one machine a free one per job")
+    master_port: int | None = option(None, "another name of port")
+    cli: str = option("train.py", "accepted for OFASys's files: the program, which is train.py")
 
     def __post_init__(self) -> None:
         if self.runner != "local":
@@ -63,9 +66,8 @@ class EnvSettings:
                 f"env.runner={self.runner}: only 'local' is there, processes on this machine. "
                 "On a cluster let its own scheduler start `python train.py` on every machine"
             )
-        for key in ("nnodes", "nproc_per_node"):
-            if getattr(self, key) < 1:
-                raise SettingsError(f"env.{key}={getattr(self, key)}: must be at least 1")
+        if isinstance(self.cuda_visible_devices, list):
+            object.__setattr__(self, "cuda_visible_devices", ",".join(self.cuda_visible_devices))
         if not 0 <= self.rank < self.nnodes:
             raise SettingsError(
                 f"env.rank={self.rank} with env.nnodes={self.nnodes}: the rank is the number of "
@@ -95,6 +97,12 @@ class EnvSettings:
             )
 
     @property
+    def visible(self) -> str | None:
+        """CUDA_VISIBLE_DEVICES as asked for; null: leave it alone."""
+        assert not isinstance(self.cuda_visible_devices, list)
+        return self.cuda_visible_devices
+
+    @property
     def chosen_port(self) -> int | None:
         return self.port if self.port is not None else self.master_port
 
@@ -107,9 +115,10 @@ class EnvSettings:
 def read_env(cfg: DictConfig) -> EnvSettings:
     """The section `env` of a composed config. Raises SettingsError."""
     try:
-        return cast(EnvSettings, OmegaConf.to_object(OmegaConf.merge(EnvSettings, cfg.env)))
+        values = OmegaConf.to_container(cfg.get("env") or OmegaConf.create(), resolve=True)
     except OmegaConfBaseException as error:
         raise SettingsError(f"env: {error}") from error
+    return build(EnvSettings, cast("dict[str, Any]", values), "env")
 
 
 def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[], int]) -> None:
@@ -132,7 +141,7 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
                 f"{len(leased)}). Set hydra.launcher.devices_per_job={wanted}, or fewer processes"
             )
         return
-    visible = environ.get(VISIBLE) if env.cuda_visible_devices is None else env.cuda_visible_devices
+    visible = environ.get(VISIBLE) if env.visible is None else env.visible
     listed = _entries(visible)
     if wanted == 1 or listed == [] or (listed and listed[0] in ("-1", "NoDevFiles")):
         return
@@ -143,7 +152,7 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
             return
     else:
         count = len(listed)
-        key = VISIBLE if env.cuda_visible_devices is None else "env.cuda_visible_devices"
+        key = VISIBLE if env.visible is None else "env.cuda_visible_devices"
         named = f"{key}={visible} has {count}"
     if wanted > count:
         raise SettingsError(
@@ -214,7 +223,7 @@ def start(cfg: DictConfig, env: EnvSettings, folder: Path, here: Callable[[], An
 @contextmanager
 def _devices(env: EnvSettings) -> Iterator[None]:
     """CUDA_VISIBLE_DEVICES while the job runs: a multirun may have several jobs in one process."""
-    before, wanted = os.environ.get(VISIBLE), env.cuda_visible_devices
+    before, wanted = os.environ.get(VISIBLE), env.visible
     if wanted is None or wanted == before:
         yield
         return

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from train import env as env_room
-from train.env import EnvSettings, check_devices, command, threads
-from train.settings import SettingsError
+from train.env import EnvSettings, check_devices, command, read_env, start, threads
+from train.typed import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -39,9 +40,11 @@ MACHINES: dict[str, Any] = {"nnodes": 2, "master_addr": "10.0.0.1", "port": 2950
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"nproc_per_nodes": 2}, ["nproc_per_nodes", "did you mean nproc_per_node?"]),
+        ({"nnodes": "two"}, ["env.nnodes=two", "a whole number"]),
         ({"runner": "dlc"}, ["env.runner=dlc", "'local'"]),
-        ({"nnodes": 0}, ["env.nnodes=0", "at least 1"]),
-        ({"nproc_per_node": 0}, ["env.nproc_per_node=0", "at least 1"]),
+        ({"nnodes": 0}, ["env.nnodes=0", "1 or more"]),
+        ({"nproc_per_node": 0}, ["env.nproc_per_node=0", "1 or more"]),
         ({"rank": 1}, ["env.rank=1", "env.nnodes=1", "nnodes - 1 = 0"]),
         ({**MACHINES, "rank": 2}, ["env.rank=2", "env.nnodes=2", "nnodes - 1 = 1"]),
         ({"rank": -1}, ["env.rank=-1"]),
@@ -56,8 +59,44 @@ def test_a_setting_that_cannot_work_names_its_key_and_the_rule(
     settings: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(SettingsError) as caught:
-        EnvSettings(**settings)
+        read_env(OmegaConf.create({"env": settings}))
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("0,1", "0,1"), ([0, 1], "0,1"), (0, "0"), ("", ""), ([], ""), (None, None)],
+)
+def test_gpus_are_listed_as_text_or_as_a_list(written: Any, meant: str | None) -> None:
+    env = read_env(OmegaConf.create({"env": {"cuda_visible_devices": written}}))
+    assert env.visible == meant
+
+
+def test_without_the_section_a_job_is_one_process_in_the_environment_as_it_is() -> None:
+    assert read_env(OmegaConf.create({})) == EnvSettings()
+
+
+@pytest.mark.parametrize(
+    ("file", "processes", "visible"),
+    [
+        ("default", 1, None),
+        ("cpu", 1, ""),
+        ("one_gpu", 1, "0"),
+        ("gpus", 8, "0,1,2,3,4,5,6,7"),
+        ("nodes", 16, "0,1,2,3,4,5,6,7"),
+    ],
+)
+def test_every_file_of_the_group_is_an_environment(
+    file: str, processes: int, visible: str | None
+) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from train.main import VERSION_BASE
+
+    assert (ROOT / "conf/env" / f"{file}.yaml").is_file()
+    with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
+        env = read_env(compose("config", [f"env={file}"]))
+    assert (env.processes, env.visible) == (processes, visible)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +216,65 @@ def test_a_batch_is_shared_without_gap_or_overlap(
     from train.ranks import share
 
     assert [share(list(range(rows)), rank, size) for rank in range(size)] == shares
+
+
+@pytest.mark.parametrize(
+    ("leased", "wanted", "seen"),
+    [(None, None, "7"), (None, "2", "2"), (None, "", ""), ("GPU-1", "2", "7"), ("GPU-1", "", "7")],
+)
+def test_the_gpus_asked_for_are_those_of_the_job_alone_and_a_lease_wins(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    leased: str | None,
+    wanted: str | None,
+    seen: str,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.delenv("AUTOCL_DEVICES", raising=False)
+    if leased is not None:
+        monkeypatch.setenv("AUTOCL_DEVICES", leased)
+    env = EnvSettings(cuda_visible_devices=wanted)
+    with caplog.at_level(logging.INFO, "train.env"):
+        job = start(OmegaConf.create(), env, Path(), lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+    assert job == seen
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    refused = "is not exported: the launcher leased GPU-1 to this job" in caplog.text
+    assert refused is (leased is not None)
+
+
+def test_mixed_precision_goes_off_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from train.ranks import arguments
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fitting = arguments({"fp16": True, "bf16": False, "learning_rate": 0.5})
+    assert fitting["learning_rate"] == 0.5 and fitting["use_cpu"]
+    assert not {"fp16", "bf16"} & fitting.keys()
+    assert "trainer.fp16=true has no effect on the CPU" in caplog.text
+    assert "bf16" not in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert arguments({"fp16": True})["fp16"] and "use_cpu" not in arguments({})
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        env = EnvSettings(nproc_per_node=2, port=port)
+        with pytest.raises(SettingsError, match=rf"env\.port={port}: Address already in use"):
+            start(OmegaConf.create(), env, Path(), lambda: None)
+
+
+@pytest.mark.parametrize("text", ["${x}", "a ${b.c} d", "${oc.env:HOME}", "1e-3", "null", "é\n"])
+def test_resolved_text_means_the_same_to_the_workers(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "order.yaml"
+    OmegaConf.save(OmegaConf.create(env_room._escaped({"a": [text], "b": {"c": text}})), file)
+    read = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    assert read == {"a": [text], "b": {"c": text}}
 
 
 # -- real processes ---------------------------------------------------------------------------------
