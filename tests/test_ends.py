@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Grant, Pool
 from autocl_sweeper.executor.processes import OomKills, exit_reason
 from autocl_sweeper.executor.writing import LastWrite
-from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.journal import fold, outcome_from_json, outcome_to_json
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
 from autocl_sweeper.retries import Waiting, delay_s, may_help
@@ -296,6 +297,127 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         assert executor.free_slots() == 1
     finally:
         executor.close()
+
+
+# -- a sweep that is stopped, or whose controller dies ----------------------------------------------
+
+OURS = ("hydra/sweeper=autocl", "task=a")
+GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=3", "hydra.launcher.grace_s=1000")
+
+
+def start_and_hold(
+    bench: Bench, jobs: int, *arguments: str, answers: str = "{}"
+) -> tuple[subprocess.Popen[bytes], Path]:
+    hold = bench.folder / "hold"
+    hold.touch()
+    process = bench.start(*arguments, HOLD=str(hold), ANSWERS=answers)
+    wait_until(lambda: len(bench.ledger()) >= jobs, f"{jobs} jobs run")
+    return process, hold
+
+
+def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain: Bench) -> None:
+    command = (*OURS, *GPU, "lr=1,2,3,4")
+    answers = '{"1": "finish", "2": "ignore", "3": "raise"}'
+    process, hold = start_and_hold(chain, 3, *command, answers=answers)
+    process.send_signal(signal.SIGINT)
+    wait_until(chain.finished, "the job that came to its end is in the journal")
+    assert "3 running job(s) got SIGTERM and have 1000 s to end; another signal kills them now" in (
+        chain.printed(process)
+    )
+    log = chain.sweep / "1_a/2/job.log"
+    wait_until(lambda: "there is no end to this" in log.read_text(), "another raises")
+    assert process.poll() is None, "it did not wait for the one that does not listen"
+    process.send_signal(signal.SIGINT)
+    chain.finish(process)
+    assert process.returncode == 130
+    assert chain.nothing_is_left()
+    assert {n: event["state"] for n, event in chain.finished().items()} == {0: "COMPLETE"}
+    hold.unlink()
+    before = len(chain.ledger("start"))
+    chain.run(*command)
+    assert sorted(event["trial"] for event in chain.ledger("start")[before:]) == [1, 2, 3]
+    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
+    assert {event["lost"] for event in chain.events("attempt_failed")} == {True}
+
+
+def test_alone_the_launcher_ends_at_one_signal_and_kills_at_another(chain: Bench) -> None:
+    process, _ = start_and_hold(chain, 2, *GPU, "lr=1,2", answers='{"1": "ignore"}')
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: len(chain.leased()) == 1, "the job that does not answer is over")
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    chain.finish(process)
+    assert process.returncode == 143
+    assert chain.nothing_is_left()
+
+
+FINISH = "hydra.launcher.on_controller_death=finish"
+WARM_OR_FRESH = pytest.mark.parametrize("warm", ["true", "false"], ids=["warm", "fresh"])
+
+
+@pytest.mark.parametrize(
+    "warm, killed_again", [("true", True), ("false", False)], ids=["warm", "fresh"]
+)
+def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
+    chain: Bench, warm: str, killed_again: bool
+) -> None:
+    command = (
+        *OURS, "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", f"hydra.launcher.warm={warm}",
+        FINISH, "lr=1,2,3",
+    )  # fmt: skip
+    process, hold = start_and_hold(chain, 2, *command)
+    process.kill()
+    process.wait()
+    process, _ = start_and_hold(chain, 2, *command)
+    for number in (0, 1):
+        line = f"the job of trial {number} outlived its controller and goes on"
+        wait_until(lambda text=line: text in chain.printed(process), "it is waited for")
+    assert len(chain.leased()) == 2
+    if killed_again:
+        process.kill()
+        process.wait()
+        hold.unlink()
+        wait_until(chain.nothing_is_left, "jobs, templates and guardians end by themselves")
+        assert len(chain.ledger("end")) == 2
+        process, _ = start_and_hold(chain, 2, *command)
+    hold.unlink()
+    output = chain.finish(process)
+    assert process.returncode == 0, output
+    assert sorted(event["trial"] for event in chain.ledger("start")) == [0, 1, 2]
+    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
+    assert chain.events("attempt_failed") == []
+    assert chain.nothing_is_left()
+
+
+@WARM_OR_FRESH
+def test_alone_the_launchers_jobs_outlive_it_too_and_leave_nothing(
+    benches: Callable[..., Bench], warm: str
+) -> None:
+    bench = benches("warm")
+    process, hold = start_and_hold(
+        bench, 2, *GPU, f"hydra.launcher.warm={warm}", FINISH, "do=hold", "again=1,2"
+    )
+    process.kill()
+    process.wait()
+    hold.unlink()
+    wait_until(bench.nothing_is_left, "the jobs, and the children they leave, are gone")
+    for number in (0, 1):
+        told = next(bench.sweep.glob(f".autocl/launch-*/{number}.json")).read_text()
+        assert '"COMPLETE"' in told
+
+
+def test_a_trial_between_two_attempts_is_known_as_such_after_a_kill() -> None:
+    start = {
+        "event": "start", "trial": 0, "stage": 1, "task": "a", "suggestion": 0, "params": {},
+        "parent": None, "folder": "0", "attempt": 1, "overrides": [],
+    }  # fmt: skip
+    failed = {"event": "attempt_failed", "trial": 0, "attempt": 1, "reason": "", "lost": True}
+    memory = {**failed, "cause": "device_memory"}
+    assert (fold([start]).over, fold([start]).alone) == (set(), set())
+    assert (fold([start, failed]).over, fold([start, failed]).alone) == ({0}, set())
+    assert (fold([start, memory]).over, fold([start, memory]).alone) == ({0}, {0})
+    again = fold([start, memory, {**start, "attempt": 2}])
+    assert (again.over, again.alone) == (set(), {0})
 
 
 # -- stalls and deadlines ---------------------------------------------------------------------------

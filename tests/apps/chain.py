@@ -7,6 +7,7 @@ LASTS_S   how long a job takes
 HOLD      jobs wait while this file exists; HOLDS: only those with these learning rates
 FOREVER   the lineages, as lists of learning rates, whose jobs do not end by themselves
 FAILS     the learning rates that fail while this file exists are listed in it
+ANSWERS   what a job does at SIGTERM, by learning rate: "finish", "ignore" or "raise"
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,26 @@ def visible_devices() -> str | None:
     return None if value is None else value.decode()
 
 
+def prepare_answer(lr: Any) -> list[str]:
+    """Where what SIGTERM asks for will be noted."""
+    answer = json.loads(os.environ.get("ANSWERS", "{}")).get(str(lr))
+    asked: list[str] = []
+
+    def on_sigterm(*_: object) -> None:
+        if answer == "raise":
+            raise ValueError("there is no end to this")
+        asked.append(answer)
+
+    if answer:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return asked
+
+
 @hydra.main(version_base=None, config_path="conf", config_name="chain")
 def main(cfg: Any) -> Any:
     number = HydraConfig.get().job.num
     devices = visible_devices()
+    asked = prepare_answer(cfg.lr)
     note("start", trial=number, devices=devices, task=cfg.task.name, lr=cfg.lr)
     lineage = []
     if cfg.init_from is not None:
@@ -52,6 +70,8 @@ def main(cfg: Any) -> Any:
     holds = json.loads(os.environ.get("HOLDS", "[]"))
     while hold and (not holds or cfg.lr in holds) and Path(hold).exists():
         time.sleep(0.02)
+        if "finish" in asked:
+            break
     while [lr for _, lr in lineage] in json.loads(os.environ.get("FOREVER", "[]")):
         time.sleep(0.02)
     fails = os.environ.get("FAILS")
