@@ -326,7 +326,7 @@ class Sweep:
             for job, outcome in ended:
                 # What would stop the sweep does so when it is resumed: it is stopping already.
                 with suppress(ConfigurationError, SweepStoppedError):
-                    if not outcome.lost:
+                    if not outcome.lost or job.number in self.history.ending:
                         self._finish(job, outcome)
 
     def _restarts(self, stage: Stage) -> bool:

@@ -204,10 +204,9 @@ class LocalExecutor:
         running = self._running.get(job.number)
         if running is not None:
             self._end(running, "cancelled", Cause.CANCELLED)
-        elif job in self._wants_to_be_alone:
-            self._wants_to_be_alone.remove(job)
-            outcome = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
-            self._ended.put((job, outcome))
+        for waiting in [one for one in self._wants_to_be_alone if one.number == job.number]:
+            self._wants_to_be_alone.remove(waiting)
+            self._ended.put((waiting, Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)))
 
     def stop(self) -> None:
         """SIGTERM to all jobs, `grace_s` later SIGKILL; `wait` gives what they made of it.
