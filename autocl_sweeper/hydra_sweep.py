@@ -29,6 +29,7 @@ from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch
 from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.snapshot import Snapshot, install
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Cause, Executor, Job, Outcome, State
 
@@ -49,8 +50,9 @@ def run_sweep(
     Returns the best chain as in optimization_results.yaml's `chain`; without a sequence, Hydra's
     JobReturns in batches, as its basic sweeper does.
     """
-    with _errors_for_hydra(), signals_stop_it():
-        return _run_sweep(settings, arguments, hydra_context, config, launcher)
+    # All that composes from here on, jobs included, reads the files as they are now.
+    with _errors_for_hydra(), signals_stop_it(), install(Snapshot(_folders(config))) as snapshot:
+        return _run_sweep(settings, arguments, hydra_context, config, launcher, snapshot)
 
 
 def _run_sweep(
@@ -59,6 +61,7 @@ def _run_sweep(
     hydra_context: Any,
     config: DictConfig,
     launcher: Any,
+    snapshot: Snapshot,
 ) -> Any:
     settings = Settings(**{key: _plain(value) for key, value in raw.items()})
 
@@ -75,6 +78,7 @@ def _run_sweep(
         knows_folders=subdir["subdir"] == DEFAULT_SUBDIR,
     )
     folder = Path(str(config.hydra.sweep.dir)).absolute()
+    snapshot.complete(folder)
     files = JobFiles.of(folder)
     streams = hasattr(launcher, "executor")
     if streams and launcher.settings["retries"]:
@@ -98,7 +102,7 @@ def _run_sweep(
         executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
     try:
         progress = watch(executor.devices if isinstance(executor, LocalExecutor) else None)
-        sweep = Sweep(folder, plan, executor, files, progress)
+        sweep = Sweep(folder, plan, executor, files, progress, snapshot)
         if not (folder / "multirun.yaml").exists():
             OmegaConf.save(config, folder / "multirun.yaml")
         try:
@@ -114,6 +118,12 @@ def _run_sweep(
 
     print_summary(plan, history, folder, Console())
     return sweep.best_chain()
+
+
+def _folders(config: DictConfig) -> list[str]:
+    """The folders among the places where Hydra looks for configs."""
+    sources = config.hydra.runtime.config_sources
+    return [source.path for source in sources if source.schema == "file"]
 
 
 def _batch_size(plan: Plan, launcher: Any) -> int | None:

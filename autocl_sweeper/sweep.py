@@ -33,6 +33,8 @@ from autocl_sweeper.journal import (
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.plan import Plan, changed
 from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.snapshot import FOLDER as CONFIGURATION
+from autocl_sweeper.snapshot import Snapshot, copy_of
 from autocl_sweeper.strategy import Decision, Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import Cause, Executor, History, Job, Outcome, State, Suggestion, Trial
 
@@ -60,13 +62,21 @@ class Sweep:
     """
 
     def __init__(
-        self, folder: Path, plan: Plan, executor: Executor, files: JobFiles, progress: Progress
+        self,
+        folder: Path,
+        plan: Plan,
+        executor: Executor,
+        files: JobFiles,
+        progress: Progress,
+        snapshot: Snapshot | None = None,
     ) -> None:
+        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none."""
         self._folder = folder
         self._plan = plan
         self._executor = executor
         self._files = files
         self._progress = progress
+        self._snapshot = snapshot or Snapshot()
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._leaders = Leaders(plan)
@@ -142,7 +152,12 @@ class Sweep:
         self._over = state.over
         self._alone = state.alone
         if state.setup is None:
-            self._append("sweep", version=VERSION, fingerprint=dict(self._plan.fingerprint))
+            fingerprint = dict(self._plan.fingerprint)
+            configuration = self._snapshot.record(fingerprint.get("configuration"))
+            self._snapshot.keep(self._folder)
+            self._append(
+                "sweep", version=VERSION, fingerprint=fingerprint, configuration=configuration
+            )
         else:
             self._refuse_changes(state.setup)
         self._journal.open_session()
@@ -163,9 +178,13 @@ class Sweep:
                 "  Finish the sweep with the version it was begun with, or start in a new folder."
             )
         changes = changed(setup["fingerprint"], self._plan.fingerprint)
+        edited = self._snapshot.changes(setup.get("configuration", {}).get("files", {}))
+        changes += edited
         if changes:
             listed = "\n".join(f"    {change}" for change in changes[:20])
             more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
+            if edited:
+                more += f"\n  The files as they were: '{self._folder / CONFIGURATION}'."
             raise ChangedSweepError(
                 f"'{self._folder}' holds a sweep with another configuration:\n{listed}{more}\n"
                 "  Trials of both together could not be compared.\n"
@@ -438,6 +457,13 @@ class Sweep:
     # -- files --
 
     def _append(self, event: str, **fields: Any) -> None:
+        for path in self._snapshot.edits():
+            log.warning(
+                "'%s' changed while the sweep runs. Its jobs go on with the copy from its start, in"
+                " '%s'; the change takes a new hydra.sweep.dir",
+                path,
+                copy_of(self._folder, path),
+            )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)
 

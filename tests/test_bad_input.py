@@ -123,7 +123,8 @@ def test_a_mistake_is_named_with_its_remedy_before_any_job(
     assert not missing, f"the message lacks {missing}:\n{output}"
     assert "Traceback" not in output
     assert chain.ledger() == []
-    assert not [path for path in chain.sweep.rglob("*") if path.is_dir()], "a job folder was made"
+    folders = {path.name for path in chain.sweep.glob("*") if path.is_dir()}
+    assert folders <= {"configuration"}, "a job folder was made"
 
 
 def test_a_second_sweep_in_a_folder_is_refused_and_the_first_one_not_disturbed(

@@ -27,6 +27,7 @@ FLOORS = [
         "metrics",
         "layers",
         "retries",
+        "snapshot",
     },
     {"search", "selection", "order", "executor"},
     {"strategy", "plan", "results", "report"},
@@ -38,13 +39,14 @@ DOORS = {
     "leases": {"devices"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "hydra_job": {"outcome"},
+    "snapshot": {"layers", "journal"},
     "plan": {"strategy"},
     "results": {"plan"},
     "report": {"strategy", "plan", "results"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "hydra_job", "hydra_sweep"},
+    "hydra": {"space", "hydra_job", "hydra_sweep", "snapshot"},
     "omegaconf": {"space", "hydra_job", "hydra_sweep", "layers"},
     "yaml": {"results", "layers"},
     "optuna": {"search"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from autocl_sweeper.command_line import rewrite
-from autocl_sweeper.layers import expand_stars, load, load_layers, resolve
+from autocl_sweeper.errors import LayerError
+from autocl_sweeper.layers import expand_stars, load, load_layers, merge, parse, resolve
 
 Plugins.instance()
 
@@ -80,3 +84,228 @@ def test_a_recorded_case_comes_out_as_recorded(
         found = dict(zip(("merged", "final"), composed(case["argv"], home), strict=True))
     for stage, values in found.items():
         assert same(values, case[stage]), f"{stage}: {values}"
+
+
+# -- one file, as OmegaConf reads it ----------------------------------------------------------------
+
+SCALARS = [
+    "1",
+    "1.5",
+    "1e-5",
+    "1.5e3",
+    "1.e+3",
+    ".5",
+    "1_000",
+    "010",
+    "0x1F",
+    "0b1",
+    "0o7",
+    "1:30",
+    "1:30.5",
+    ".inf",
+    "-.INF",
+    ".nan",
+    "+1",
+    "-1",
+    "-",
+    "~",
+    "null",
+    "Null",
+    "true",
+    "Yes",
+    "on",
+    "OFF",
+    "n",
+    "y",
+    "2023-01-07",
+    "2023-01-07T10:00:00",
+    "abc",
+    "'1'",
+    '"a\\tb"',
+    "${x}",
+    "'${x.y}/z'",
+    "???",
+    "1e5",
+    "e5",
+    ".e5",
+    "1.",
+    ".",
+    "-.5e+3",
+    "1__0",
+    "_1",
+    "0.",
+    "00",
+    "08",
+    "0x",
+    "0.1e1",
+]
+plain = st.sampled_from(SCALARS) | st.text(st.characters(codec="utf-8", exclude_categories=["C"]))
+documents = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_1 é"), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def as_yaml(document: Any) -> str:
+    """Flow style, with some of the scalars as they stand."""
+    if isinstance(document, dict):
+        inner = (f"{json.dumps(key)}: {as_yaml(one)}" for key, one in document.items())
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(document, list):
+        return "[" + ", ".join(as_yaml(one) for one in document) + "]"
+    return document if document in SCALARS else json.dumps(document, ensure_ascii=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.text("abcdef", min_size=1), documents, max_size=4))
+def test_a_file_is_read_as_omegaconf_reads_it(document: dict[str, Any]) -> None:
+    text = "\n".join(f"{key}: {as_yaml(one)}" for key, one in document.items())
+    try:
+        theirs = OmegaConf.to_container(OmegaConf.load(StringIO(text)))
+    except Exception:
+        with pytest.raises(LayerError):
+            parse(text)
+    else:
+        ours = parse(text)
+        assert same(ours, theirs)
+        assert repr(ours) == repr(theirs), "the same types, too"
+
+
+def test_anchors_aliases_and_merge_keys_are_read_as_omegaconf_reads_them() -> None:
+    text = """
+        base: &base {x: 1, y: {z: [1, 2]}}
+        own: {<<: *base, x: 2}
+        both: {<<: [{w: 5}, *base]}
+        again: *base
+        path: !!python/object/apply:pathlib.PosixPath [a, b]
+    """
+    assert parse(text) == OmegaConf.to_container(OmegaConf.load(StringIO(text)))
+
+
+def test_a_node_that_merges_and_is_merged_has_no_key_twice() -> None:
+    text = "a: {inner: &m {<<: {x: 1}, x: 2}}\nb: {<<: *m}"
+    assert parse(text) == {"a": {"inner": {"x": 2}}, "b": {"x": 2}}
+
+
+# -- the rule ---------------------------------------------------------------------------------------
+
+
+Path_ = tuple[str, ...]
+
+
+def leaves(node: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Every leaf with its path; an empty mapping is one."""
+    if isinstance(node, dict) and node:
+        for key, child in node.items():
+            yield from leaves(child, (*path, key))
+    else:
+        yield path, node
+
+
+def at(node: Any, path: Path_) -> Any:
+    """The value at a path; None where there is none."""
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def naive_merge(old: Any, new: Any) -> Any:
+    """The rule leaf by leaf: whose leaves survive, and what each new text becomes."""
+
+    def replaced(path: Path_) -> bool:
+        """Whether the new side puts another thing at this path or above it."""
+        for length in range(len(path) + 1):
+            before, after = at(old, path[:length]), at(new, path[:length])
+            stands = length == 0 or path[length - 1] in (at(new, path[: length - 1]) or {})
+            if not stands:
+                return False
+            if not (isinstance(before, dict) and isinstance(after, dict)):
+                return True
+            if "_name" in before and "_name" in after and before["_name"] != after["_name"]:
+                return True
+        return False
+
+    result: dict[str, Any] = {}
+
+    def put(path: Path_, value: Any) -> None:
+        node = result
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        if path and not (value == {} and isinstance(node.get(path[-1]), dict)):
+            node[path[-1]] = json.loads(json.dumps(value))
+
+    for path, value in leaves(old):
+        if not replaced(path) or (value == {} and isinstance(at(new, path), dict)):
+            put(path, value)
+    for path, value in leaves(new):
+        before = at(old, path)
+        kept = path and not replaced(path[:-1])
+        if kept and isinstance(value, str) and isinstance(before, str):
+            value = before.join(value.split("${" + path[-1] + "}"))
+        put(path, value)
+    return result
+
+
+keys = st.sampled_from(["a", "b", "_name"])
+values = st.recursive(
+    st.sampled_from([None, "???", 0, 1.5, True, "", "x", "${a}", "${b}/y", "<${a}${a}>"])
+    | st.lists(st.integers(0, 2), max_size=2),
+    lambda inner: st.dictionaries(keys, inner, max_size=3),
+    max_leaves=10,
+)
+layers = st.dictionaries(keys, values, max_size=3)
+
+
+@settings(max_examples=500, deadline=None)
+@given(layers, layers)
+def test_the_merge_rule_agrees_with_a_naive_one(old: dict[str, Any], new: dict[str, Any]) -> None:
+    before = json.dumps([old, new])
+    merged = merge(old, new)
+    assert merged == naive_merge(old, new)
+    assert json.dumps([old, new]) == before, "neither side is changed"
+
+
+@settings(max_examples=200, deadline=None)
+@given(layers, layers)
+def test_a_merged_layer_shares_no_node_with_its_sides(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    def nodes(value: Any) -> set[int]:
+        inner = value.values() if isinstance(value, dict) else value
+        found = {id(value)} if isinstance(value, (dict, list)) else set()
+        if isinstance(value, (dict, list)):
+            found |= {one for child in inner for one in nodes(child)}
+        return found
+
+    assert not nodes(merge(old, new)) & (nodes(old) | nodes(new))
+
+
+@settings(max_examples=200, deadline=None)
+@given(layers)
+def test_nothing_over_a_layer_and_a_layer_over_nothing_is_that_layer(layer: dict[str, Any]) -> None:
+    assert merge(layer, {}) == layer == merge({}, layer)
+
+
+@pytest.mark.parametrize(
+    "old, new, merged",
+    [
+        ({"a": {"x": 1}}, {"a": {}}, {"a": {"x": 1}}),
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        ({"a": {"x": 1}}, {"a": [3]}, {"a": [3]}),
+        ({"a": 1}, {"a": "???"}, {"a": "???"}),
+        ({"o": {"_name": "adam", "b": 1}}, {"o": {"_name": "sgd"}}, {"o": {"_name": "sgd"}}),
+        ({"o": {"_name": "adam"}}, {"o": {"b": 1}}, {"o": {"_name": "adam", "b": 1}}),
+        ({"d": "root"}, {"d": "${d}/tail"}, {"d": "root/tail"}),
+        ({"d": "root"}, {"d": "${e}/tail"}, {"d": "${e}/tail"}),
+        ({"d": 1}, {"d": "${d}/tail"}, {"d": "${d}/tail"}),
+        ({"d": "root"}, {"d": "\\${d}/tail"}, {"d": "\\${d}/tail"}),
+        ({"d": "\\1\\g<0>"}, {"d": "${d}"}, {"d": "\\1\\g<0>"}),
+        ({"d.e": "x"}, {"d.e": "${d.e}!"}, {"d.e": "x!"}),
+    ],
+)
+def test_the_rule_by_hand(old: dict[str, Any], new: dict[str, Any], merged: dict[str, Any]) -> None:
+    assert merge(old, new) == merged

@@ -6,65 +6,143 @@ as Hydra's own class does unless a file has `_include` or a name joins several f
 
 from __future__ import annotations
 
+import builtins  # a method is called list
 import os
+import sys
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from hydra._internal.core_plugins import file_config_source as hydras
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
 from hydra.errors import ConfigCompositionException
-from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 
 
 class FileConfigSource(hydras.FileConfigSource):
     """Hydra's, with `_include`. The name must be the same, or its registry refuses the scheme."""
 
     def load_config(self, config_path: str) -> ConfigResult:
+        snapshot = _snapshot()
         paths = self._paths(config_path)
-        if not all(map(os.path.isfile, paths)):
-            return super().load_config(config_path)  # Hydra's own message
-        with open(paths[0], encoding="utf-8") as file:
-            text = file.read()
-        if len(paths) == 1 and "_include" not in text:
+        if snapshot is None:
+            if all(map(os.path.isfile, paths)):
+                with open(paths[0], encoding="utf-8") as file:
+                    text = file.read()
+                if len(paths) > 1 or "_include" in text:
+                    result = self._layered(config_path, paths, text)
+                    if result is not None:
+                        return result
             return super().load_config(config_path)
-        return self._layered(config_path, paths, text)
+        key = (self.path, config_path)
+        if key not in snapshot.composed:
+            result = self._recorded(config_path, paths, snapshot)
+            if not snapshot.is_complete:
+                return result
+            snapshot.composed[key] = result
+        # Hydra takes the defaults list out of what it gets.
+        known: ConfigResult = snapshot.composed[key]
+        return replace(known, config=deepcopy(known.config), header=dict(known.header))
 
     def is_config(self, config_path: str) -> bool:
-        return all(map(os.path.isfile, self._paths(config_path)))
+        return all(map(_is_file, self._paths(config_path)))
 
-    def _paths(self, config_path: str) -> list[str]:
+    def is_group(self, config_path: str) -> bool:
+        snapshot = _snapshot()
+        if snapshot is None:
+            return super().is_group(config_path)
+        return bool(snapshot.is_folder(os.path.join(self.path, config_path)))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> builtins.list[str]:
+        snapshot = _snapshot()
+        if snapshot is None:
+            return super().list(config_path, results_filter)
+        found: builtins.list[str] = []
+        for name in snapshot.names(os.path.join(self.path, config_path)):
+            self._list_add_result(found, os.path.join(config_path, name), name, results_filter)
+        return sorted(set(found))
+
+    def _paths(self, config_path: str) -> Sequence[str]:
         """The files of a config's name; a part that is an absolute path is just that."""
         whole = os.path.join(self.path, self._normalize_file_name(config_path))
-        if "+" not in config_path or os.path.isfile(whole):
+        if "+" not in config_path or _is_file(whole):
             return [whole]
         return [
             os.path.join(self.path, self._normalize_file_name(part))
             for part in config_path.split("+")
         ]
 
-    def _layered(self, config_path: str, paths: list[str], text: str) -> ConfigResult:
+    def _recorded(self, config_path: str, paths: Sequence[str], snapshot: Any) -> ConfigResult:
+        """As without a snapshot, from the texts it has."""
+        from io import StringIO
+
         from omegaconf import OmegaConf
 
         from autocl_sweeper.errors import LayerError
-        from autocl_sweeper.layers import load_layers, parse
+        from autocl_sweeper.layers import parse
 
         try:
-            if len(paths) == 1 and "_include" not in parse(text):  # in a comment or a value
-                return super().load_config(config_path)
-            values = load_layers(paths)
+            text = snapshot.text(paths[0])
+        except FileNotFoundError as error:
+            raise ConfigLoadError(f"Config not found : {paths[0]}") from error
+        result = None
+        if len(paths) > 1 or "_include" in text:
+            result = self._layered(config_path, paths, text, snapshot.text)
+        if result is not None:
+            return result
+        try:
+            config: Any = OmegaConf.create(dict(parse(text)))
+        except LayerError:  # with Hydra's own message, if it is an error to Hydra too
+            config = OmegaConf.load(StringIO(text))
+        return self._result(config, ConfigSource._get_header_dict(text[:512]))
+
+    def _layered(
+        self,
+        config_path: str,
+        paths: Sequence[str],
+        text: str,
+        read: Callable[[str], str] | None = None,
+    ) -> ConfigResult | None:
+        """Several files, or one that includes; None for one that does not, whatever it looks like."""
+        from omegaconf import OmegaConf
+
+        from autocl_sweeper.errors import LayerError
+        from autocl_sweeper.layers import load_layers, parse, read_text
+
+        try:
+            if len(paths) == 1 and "_include" not in parse(text):  # but in a comment or a value
+                return None
+            values = load_layers(paths, read or read_text)
         except LayerError as error:
             raise ConfigCompositionException(str(error)) from error
         if len(paths) > 1:
             values = _with_absolute_groups(values, os.path.dirname(config_path.split("+")[0]))
-        # Hydra would put it where the slashes of its name say: a group that no one meant.
         header = ConfigSource._get_header_dict(text[:512])
         if header.get("package") is None:
+            # Hydra would put it where the slashes of its name say: below a group that nobody meant.
             header["package"] = "_global_"
+        return self._result(OmegaConf.create(values), header)
+
+    def _result(self, config: Any, header: dict[str, str | None]) -> ConfigResult:
         return ConfigResult(
-            config=OmegaConf.create(values),
+            config=config,
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header=header,
         )
+
+
+def _snapshot() -> Any:
+    """The files of the sweep that this process works for (`autocl_sweeper.snapshot`), if any."""
+    module = sys.modules.get("autocl_sweeper.snapshot")  # only a sweep imports it
+    return None if module is None else module.installed()
+
+
+def _is_file(path: str) -> bool:
+    snapshot = _snapshot()
+    return bool(os.path.isfile(path) if snapshot is None else snapshot.is_file(path))
 
 
 def _with_absolute_groups(values: dict[Any, Any], home: str) -> dict[Any, Any]:

@@ -1,0 +1,129 @@
+"""What `_include` adds to the composition of a configuration.
+
+    python benchmarks/composition.py [repetitions]
+
+One app, configured by a file of one line, and in three ways that all give the same 20 sections: one
+long file, a file that includes 20, and Hydra's own defaults list of the 20. Each is composed in turns
+in one process, directly and from a sweep's snapshot, and started in turns as a process `app --cfg job`,
+so that other work on the machine meets all alike. The promise: against the file of one line, 20
+includes add less than 30 ms to Hydra's start.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from autocl_sweeper.snapshot import Snapshot, install
+
+INCLUDES = 20
+VERSION_BASE = "None" if hydra.__version__.startswith("1.3.") else ""
+APP = f"""
+import hydra
+@hydra.main({"version_base=None, " if VERSION_BASE else ""}config_path="conf", config_name="plain")
+def main(cfg): pass
+main()
+"""
+SECTION = """# one of the small files
+section_{n}:
+  _name: kind_{n}
+  learning_rate: 1e-{n}
+  betas: [0.9, 0.999]
+  dataset: {{num_workers: 4, micro_batch_size: 2, path: "data/${{name}}/{n}"}}
+  template: "[IMAGE:image] what is in it? -> [TEXT:label]"
+  save_dir: runs/${{name}}/{n}
+"""
+
+
+def write(conf: Path) -> None:
+    conf.mkdir()
+    sections = [SECTION.format(n=n) for n in range(INCLUDES)]
+    for n, text in enumerate(sections):
+        (conf / f"part_{n}.yaml").write_text(text)
+    parts = ", ".join(f"part_{n}" for n in range(INCLUDES))
+    (conf / "line.yaml").write_text("name: x\n")
+    (conf / "plain.yaml").write_text("name: x\n" + "".join(sections))
+    files = ", ".join(f"part_{n}.yaml" for n in range(INCLUDES))
+    (conf / "include.yaml").write_text(f"_include: [{files}]\nname: x\n")
+    (conf / "defaults.yaml").write_text(f"defaults: [{parts}, _self_]\nname: x\n")
+
+
+def composed(name: str) -> tuple[float, Any]:
+    """Milliseconds, and what came out."""
+    begin = time.perf_counter()
+    config = compose(name)
+    return 1000 * (time.perf_counter() - begin), OmegaConf.to_container(config)
+
+
+def started(folder: Path, name: str) -> tuple[float, float]:
+    """Milliseconds of a whole process: by the clock, and of processor time."""
+    before = os.times()
+    begin = time.perf_counter()
+    argv = [sys.executable, "app.py", "--config-name", name, "--cfg", "job"]
+    path = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run(argv, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
+    wall = 1000 * (time.perf_counter() - begin)
+    after = os.times()
+    return wall, 1000 * (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
+
+
+def main(repetitions: int = 15) -> None:
+    packages = ("hydra-core", "omegaconf", "PyYAML")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    print(f"{versions}, Python {sys.version.split()[0]}, {repetitions} repetitions, medians in ms")
+    names = ("line", "plain", "include", "defaults")
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        write(folder / "conf")
+        (folder / "app.py").write_text(APP)
+        options = {"version_base": None} if VERSION_BASE else {}
+        with initialize_config_dir(str(folder / "conf"), **options):
+            results = {name: composed(name)[1] for name in names}
+            assert results["plain"] == results["include"] == results["defaults"]
+            again = {name: [composed(name)[0]] for name in names}
+            for _ in range(repetitions):
+                for name in names:
+                    again[name].append(composed(name)[0])
+            snapshot = Snapshot([str(folder / "conf")])
+            with install(snapshot):
+                snapshot.complete(folder)
+                kept = {name: [composed(name)[0]] for name in names}
+                for _ in range(repetitions):
+                    for name in names:
+                        kept[name].append(composed(name)[0])
+        walls: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for repetition in range(repetitions + 1):
+            for name in names:
+                measured = started(folder, name)
+                if repetition:  # the first reads everything from disk
+                    walls[name].append(measured)
+    rows = {
+        "compose": {name: median(again[name]) for name in names},
+        "compose, from a snapshot": {name: median(kept[name][1:]) for name in names},
+        "process": {name: median(wall for wall, _ in walls[name]) for name in names},
+        "process, processor time": {name: median(cpu for _, cpu in walls[name]) for name in names},
+    }
+    print(f"{'':28}{'one line':>10}{'one file':>10}{'includes':>10}{'defaults':>10}{'add':>8}")
+    for label, row in rows.items():
+        cells = "".join(f"{row[name]:10.1f}" for name in names)
+        print(f"{label:28}{cells}{row['include'] - row['line']:8.1f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
