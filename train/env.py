@@ -273,6 +273,7 @@ def _run_workers(cfg: DictConfig, env: EnvSettings, folder: Path) -> Any:
     _write_order(cfg, folder, order)
     argv = command(env, order)
     log.info("%d x %d processes: %s", env.nnodes, env.nproc_per_node, shlex.join(argv))
+    kills = _oom_kills()
     status = _run(argv, worker_environment(env, os.environ, len(os.sched_getaffinity(0))))
     result = exchange / "result.json"
     if status == 0 and result.exists():
@@ -280,7 +281,14 @@ def _run_workers(cfg: DictConfig, env: EnvSettings, folder: Path) -> Any:
         for path in (result, *exchange.glob("rank*")):
             path.unlink()
         return returned
-    raise _failure(exchange, status, env)
+    raise _failure(exchange, status, env, _oom_kills() - kills)
+
+
+def _oom_kills() -> int:
+    """How many processes of this machine the kernel has killed for want of memory."""
+    with open("/proc/vmstat") as file:
+        counts = (line.split() for line in file)
+        return next((int(count) for name, count in counts if name == "oom_kill"), 0)
 
 
 def _write_order(cfg: DictConfig, folder: Path, order: Path) -> None:
@@ -353,8 +361,11 @@ def _run(argv: list[str], environment: Mapping[str, str]) -> int:
     return status
 
 
-def _failure(exchange: Path, status: int, env: EnvSettings) -> BaseException:
-    """What went wrong first: later failures are mostly of workers that lost their partner."""
+def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> BaseException:
+    """What went wrong first: later failures are mostly of workers that lost their partner.
+
+    `oom_kills`: processes that the kernel killed for want of memory meanwhile.
+    """
     told = sorted(
         (json.loads(path.read_text()) for path in exchange.glob("rank*.json")),
         key=lambda end: end["time"],
@@ -365,10 +376,18 @@ def _failure(exchange: Path, status: int, env: EnvSettings) -> BaseException:
         first = told[0]
         if first["status"] is not None:
             return SystemExit(first["status"])
-        return WorkerFailed(f"rank {first['rank']} of {env.processes}: {first['error']}")
+        failed = WorkerFailed(f"rank {first['rank']} of {env.processes}: {first['error']}")
+        if first["error"].startswith("MemoryError"):  # told by its kind alone
+            failed.__cause__ = MemoryError()
+        return failed
     who = f"rank {', '.join(map(str, silent))}" if silent else "torch.distributed.run"
-    return WorkerFailed(
+    failed = WorkerFailed(
         f"{who} of {env.processes} processes ended without a word (torch.distributed.run: exit "
         f"status {status}): killed by a signal, as the kernel does when memory runs out, or a "
         "crash in C code. The lines above tell the exit codes"
     )
+    if oom_kills > 0:
+        failed.__cause__ = MemoryError(
+            "the kernel's out-of-memory killer ended a process meanwhile"
+        )
+    return failed

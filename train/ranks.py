@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -74,6 +75,12 @@ def mean(values: torch.Tensor) -> torch.Tensor:
     return total / size()
 
 
+@cache
+def _patient_group() -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return group
+
+
 def on_first(work: Callable[[], Result]) -> Result:
     """Let the first process do `work` and give all of them what it returned; a collective.
 
@@ -81,9 +88,8 @@ def on_first(work: Callable[[], Result]) -> Result:
     """
     if size() == 1:
         return work()
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
     answer = [work() if rank() == 0 else None]
-    dist.broadcast_object_list(answer, src=0, group=group)
+    dist.broadcast_object_list(answer, src=0, group=_patient_group())
     return answer[0]  # type: ignore[return-value]
 
 

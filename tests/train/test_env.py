@@ -441,11 +441,35 @@ def test_the_reason_is_what_went_wrong_first(
     for rank, (at, error, status, lost) in ends.items():
         end = {"rank": rank, "time": at, "error": error, "status": status, "lost_partner": lost}
         (tmp_path / f"rank{rank}.json").write_text(json.dumps(end))
-    failure = env_room._failure(tmp_path, 1, EnvSettings(nproc_per_node=2))
+    failure = env_room._failure(tmp_path, 1, EnvSettings(nproc_per_node=2), oom_kills=0)
     if isinstance(failure, SystemExit):
         assert failure.code == reason
     else:
         assert str(failure).startswith(str(reason))
+
+
+@pytest.mark.parametrize(
+    ("error", "oom_kills", "memory"),
+    [
+        ("MemoryError: cannot allocate", 0, True),
+        ("ValueError: x", 1, False),  # somebody else's process, then
+        (None, 1, True),
+        (None, 0, False),
+    ],
+)
+def test_a_worker_that_lacked_memory_fails_the_job_for_want_of_memory(
+    tmp_path: Path, error: str | None, oom_kills: int, memory: bool
+) -> None:
+    """The launcher tells it by the error that led to the failure."""
+    from autocl_sweeper.outcome import cause_of
+    from autocl_sweeper.types import Cause
+
+    (tmp_path / "rank1.begun").touch()
+    if error is not None:
+        end = {"rank": 1, "time": 1, "error": error, "status": None, "lost_partner": False}
+        (tmp_path / "rank1.json").write_text(json.dumps(end))
+    failure = env_room._failure(tmp_path, 1, EnvSettings(nproc_per_node=2), oom_kills)
+    assert (cause_of(failure) is Cause.HOST_MEMORY) is memory
 
 
 # -- whole jobs, minutes on a busy machine ----------------------------------------------------------
