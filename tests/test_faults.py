@@ -57,6 +57,7 @@ FAULTS: dict[str, tuple[str, str, str] | None] = {
         "device_memory",
     ),
     "grandchildren": None,
+    "escaped": None,
     "workers": None,
     "huge": ("its score is inf", "", "result"),
     "returns_nan": ("its score is nan", "", "result"),
@@ -76,7 +77,14 @@ FAULTS: dict[str, tuple[str, str, str] | None] = {
     "metrics": None,
     "score_and_lock": None,
 }
-SCORES = {"fine": 1.0, "grandchildren": 1.0, "workers": 9.0, "metrics": 0.5, "score_and_lock": 1.0}
+SCORES = {
+    "fine": 1.0,
+    "grandchildren": 1.0,
+    "escaped": 1.0,
+    "workers": 9.0,
+    "metrics": 0.5,
+    "score_and_lock": 1.0,
+}
 
 
 def faults_choice(names: list[str]) -> str:

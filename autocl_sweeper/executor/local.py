@@ -25,6 +25,7 @@ from autocl_sweeper.executor.deadlines import Deadlines
 from autocl_sweeper.executor.fresh import FreshProcess
 from autocl_sweeper.executor.pool import Grant, Pool
 from autocl_sweeper.executor.processes import (
+    JOB,
     STRAGGLER_S,
     OomKills,
     end_group,
@@ -334,16 +335,21 @@ class LocalExecutor:
             file.write(GO)
         return running
 
+    def _mark(self, job: Job) -> str:
+        """The same for whichever controller has the job."""
+        return str(self._files.folder.absolute() / str(job.number))
+
     def _process(self, job: Job, stdin: int, output: int, grant: Grant) -> Process:
+        environment = {**grant.environment, JOB: self._mark(job)}
         if self._forks:
             assert self._template is not None
             arguments = self._template.arguments(job, self._returns)
             try:
-                return self._template.start(arguments, stdin, output, grant.fds, grant.environment)
+                return self._template.start(arguments, stdin, output, grant.fds, environment)
             except TemplateLostError as lost:
                 self._stop_forking(str(lost))
         argv = self._commands.argv(job, self._returns)
-        return FreshProcess(argv, stdin, output, grant.fds, grant.environment)
+        return FreshProcess(argv, stdin, output, grant.fds, environment)
 
     def _stop_forking(self, reason: str) -> None:
         if self._forks:
@@ -354,7 +360,8 @@ class LocalExecutor:
         """Runs in the job's thread: from here on nobody else reaps the process."""
         pid = running.process.pid
         running.process.wait()
-        end_group(pid, STRAGGLER_S, reaped=isinstance(running.process, AdoptedProcess))
+        adopted = isinstance(running.process, AdoptedProcess)
+        end_group(pid, STRAGGLER_S, reaped=adopted, mark=self._mark(running.job))
         with running.signalling:
             running.reaped = True
             for deadline in running.deadlines:
@@ -443,6 +450,8 @@ class LocalExecutor:
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
+                # Of a sweep inside a job: it has to outlive that job.
+                env={name: value for name, value in os.environ.items() if name != JOB},
                 start_new_session=True,
                 bufsize=0,
             )

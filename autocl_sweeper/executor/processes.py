@@ -12,6 +12,7 @@ from pathlib import Path
 
 from autocl_sweeper.types import Cause
 
+JOB = "AUTOCL_JOB"  # in a job's environment, and so in that of all it starts: which job it is
 STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to finish
 
 
@@ -112,16 +113,29 @@ def end_recorded_group(path: Path) -> bool:
     return True
 
 
-def end_group(group: int, patience_s: float, reaped: bool = False) -> None:
-    """Kill what is left of a group whose leader is dead.
+def end_group(group: int, patience_s: float, reaped: bool = False, mark: str = "") -> None:
+    """Kill what is left of a job whose process, the leader of `group`, is dead.
 
-    `reaped`: the leader's number is free again, so that nothing is signalled where nobody is left.
+    That is the group, and whoever left it (a daemon calls setsid) and has `JOB=<mark>` in the
+    environment it was started with. `reaped`: the leader's number is free again, so that nothing is
+    signalled where nobody is left.
     """
+    leader = _stat(group)
+    since = int(leader[19]) if leader else 0
     deadline = time.monotonic() + patience_s
-    while (left := _members(group)) and time.monotonic() < deadline:
+    while (left := _left(group, mark, since)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    if left or not reaped:
+    if not reaped or True in left.values():
         signal_group(group, signal.SIGKILL)
+    deadline = time.monotonic() + patience_s  # what the kernel holds does not end for us
+    while (gone := [pid for pid, member in left.items() if not member]) and (
+        time.monotonic() < deadline
+    ):
+        for pid in gone:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+        left = _left(group, mark, since)  # it may have started others meanwhile
 
 
 def signal_group(group: int, number: int) -> None:
@@ -129,14 +143,41 @@ def signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _members(group: int) -> bool:
-    """Whether a process besides the leader is in the group and alive."""
+def _left(group: int, mark: str, since: int) -> dict[int, bool]:
+    """The living processes of a job besides its leader -> whether they are in its group.
+
+    `since`: clock ticks since boot before which none of them was started.
+    """
+    found = {}
     for name in os.listdir("/proc"):
         if name.isdecimal() and int(name) != group:
             fields = _stat(int(name))
-            if fields and int(fields[2]) == group and fields[0] != "Z":
-                return True
-    return False
+            if not fields or fields[0] == "Z":
+                continue
+            if int(fields[2]) == group:
+                found[int(name)] = True
+            elif mark and int(fields[19]) >= since and _is_marked(int(name), mark):
+                found[int(name)] = False
+    return found
+
+
+def _is_marked(pid: int, mark: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return os.fsencode(f"{JOB}={mark}") in file.read().split(b"\0")
+    except OSError:  # it ended, or is not ours
+        return False
+
+
+def children(parent: int) -> list[int]:
+    """Its living children."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            fields = _stat(int(name))
+            if fields and int(fields[1]) == parent and fields[0] != "Z":
+                found.append(int(name))
+    return found
 
 
 def start_time(pid: int) -> str:

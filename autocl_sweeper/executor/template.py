@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from autocl_sweeper import hydra_job
-from autocl_sweeper.executor.processes import STRAGGLER_S, end_group
+from autocl_sweeper.executor.processes import STRAGGLER_S, children, end_group
 from autocl_sweeper.hydra_job import Unpacked
 
 # For the template alone; a job gets the environment of the controller.
@@ -282,6 +282,7 @@ class Server:
                         os.waitpid(message["reap"], 0)
                         del self._jobs[message["reap"]]
                         self._look_for_ends()
+                        self._end_those_who_left()
                     elif self._fork(message, fds):
                         arguments: list[str] = message["arguments"]
                         return arguments
@@ -303,6 +304,7 @@ class Server:
                     end_group(pid, STRAGGLER_S)
                     os.waitpid(pid, 0)
                     del self._jobs[pid]
+            self._end_those_who_left()
             if not self._jobs:
                 return
             select.select([self._wake], [], [])
@@ -318,12 +320,28 @@ class Server:
                     exited = found.si_code == os.CLD_EXITED
                     self._jobs[pid] = True
                     self.tell(ended=pid, status=found.si_status * (1 if exited else -1))
-        # Orphans of jobs come to us.
+        # Orphans of dead jobs come to us.
+        reaped = False
         with suppress(ChildProcessError):
             while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if found.si_pid in self._jobs:
                     break  # the kernel shows no others before this one is reaped
                 os.waitpid(found.si_pid, 0)
+                reaped = True
+        if reaped:  # it may have had children, which are ours now
+            self._end_those_who_left()
+
+    def _end_those_who_left(self) -> None:
+        """Kill what a dead job started and what then left its group: forks that called setsid.
+
+        Jobs are subreapers, so nothing of a living job ever comes to us. What is still in the group
+        of a job that was not reaped yet is its controller's to end.
+        """
+        for pid in children(os.getpid()):
+            if pid not in self._jobs:
+                with suppress(ProcessLookupError):
+                    if os.getpgid(pid) not in self._jobs:
+                        os.kill(pid, signal.SIGKILL)
 
     def _fork(self, message: dict[str, Any], fds: list[int]) -> bool:
         """Whether this is the new process."""
@@ -352,6 +370,7 @@ class Server:
     def _become_job(self, message: dict[str, Any], fds: list[int]) -> None:
         os.setsid()
         self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # what leaves it comes to us when it is dead
         if os.getppid() != self._pid:  # it died before it could take us with it
             os._exit(1)
         signal.set_wakeup_fd(-1)

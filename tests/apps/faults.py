@@ -147,6 +147,19 @@ def grandchildren() -> float:
     return 1.0
 
 
+def escaped() -> float:
+    """Leaves what left its session: a program as daemons do, and a fork of itself."""
+    code = "import os, time; os.fork(); os.setpgid(0, 0); time.sleep(1000)"
+    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.setpgid(0, 0)
+        time.sleep(1000)
+        os._exit(0)
+    return 1.0
+
+
 def square(n: int) -> int:
     return n * n
 
@@ -166,7 +179,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     for function in (
         fine, exception, two_arguments, speechless, exit_3, exit_words, exit_0, os_exit, os_exit_0,
         no_memory, no_device_memory, no_memory_behind, child_without_memory,
-        sigkill, segfault, stubborn, huge, grandchildren, workers,
+        sigkill, segfault, stubborn, huge, grandchildren, escaped, workers,
     )
 }  # fmt: skip
 VALUES: dict[str, Any] = {
