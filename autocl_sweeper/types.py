@@ -274,7 +274,10 @@ class Executor(Protocol):
         ...
 
     def cancel(self, job: Job) -> None:
-        """End a job before its time. Does not wait; `wait` reports the end like any other."""
+        """End a job before its time. Does not wait; `wait` reports the end like any other.
+
+        Nothing happens when `wait` has told its end already.
+        """
         ...
 
     def adopt(self, job: Job) -> bool:

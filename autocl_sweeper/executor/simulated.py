@@ -65,6 +65,8 @@ class SimulatedExecutor:
         return ended
 
     def cancel(self, job: Job) -> None:
+        if job.number not in self._running:
+            return
         device, begin, end, job, _ = self._running[job.number]
         end = min(end, self.clock_s + self._grace_s)
         self._plan_end(

@@ -1,20 +1,23 @@
 """What the controller spends per trial, from asking the strategy to the line in the journal.
 
-    python benchmarks/controller_cost.py            1,000 trials, no-op jobs in real processes
-    python benchmarks/controller_cost.py 10000 --inline   no processes: strategy, journal, results
+    python benchmarks/launchers/scale.py                 10,000 no-op jobs in real processes
+    python benchmarks/launchers/scale.py --inline        no processes: strategy, journal, results
 
 CPU time of the controller process alone (`time.process_time`: jobs are other processes), so a busy
-machine changes it little. The first and the last tenth of the trials are compared: the cost must
-not grow with the number of trials. Wall time is printed for orientation only.
+machine changes it little. The first and the last thousand trials are compared: neither the cost of
+a trial nor the memory beyond what is kept of each trial may grow. Wall time is for orientation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from autocl_sweeper.devices import CpuProbe
@@ -22,6 +25,7 @@ from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.leases import LeaseFolder
+from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
 from autocl_sweeper.report.progress import LogProgress
@@ -29,7 +33,7 @@ from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy import SequentialTopK, Stage
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Job, Outcome, State
+from autocl_sweeper.types import Job, Outcome, State, Trial
 
 SETTINGS = Settings(
     sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={},
@@ -72,11 +76,18 @@ class Inline:
 
 class Stopwatch(LogProgress):
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[float] = []  # CPU seconds of this process
+        self.memory_kib: list[int] = []
 
-    def finished(self, trial: object) -> None:
+    def finished(self, trial: Trial) -> None:
         super().finished(trial)
         self.ends.append(time.process_time())
+        self.memory_kib.append(resident_kib())
+
+
+def resident_kib() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 1024
 
 
 def noop(job: Job) -> Outcome:
@@ -86,18 +97,26 @@ def noop(job: Job) -> Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trials", type=int, nargs="?", default=1000)
+    parser.add_argument("trials", type=int, nargs="?", default=10000)
     parser.add_argument("--inline", action="store_true", help="jobs are calls, not processes")
     parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument("--order", choices=("longest", "submitted"), default="longest")
     options = parser.parse_args()
     # One parent in the first stage, two in the others.
     each = options.trials // (2 * options.stages - 1)
     stages = [
-        Stage(number, f"task{number}", ListedSearch([{"lr": i / each} for i in range(each)]))
+        Stage(
+            number,
+            f"task{number}",
+            ListedSearch([{"lr": i / each, "epochs": 1 + i % 7} for i in range(each)]),
+        )
         for number in range(1, options.stages + 1)
     ]
     tasks = {stage.task: stage.task for stage in stages}
-    plan = Plan(SETTINGS, SequentialTopK(stages, TopK(2)), tasks, {"task": None}, True, {}, {})
+    work = work_of({"order": options.order})
+    plan = Plan(
+        SETTINGS, SequentialTopK(stages, TopK(2), True, work), tasks, {"task": None}, True, {}, {}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "sweep"
         files = JobFiles.of(folder)
@@ -111,15 +130,26 @@ def main() -> None:
         wall = time.monotonic() - wall
         executor.close()
         size = (folder / "journal.jsonl").stat().st_size
-    tenth = len(watch.ends) // 10
-    first = (watch.ends[tenth] - start) / tenth
-    last = (watch.ends[-1] - watch.ends[-1 - tenth]) / tenth
+    part = min(1000, len(watch.ends) // 4)
+    first = (watch.ends[part] - watch.ends[0]) / part
+    last = (watch.ends[-1] - watch.ends[-1 - part]) / part
     mean = (watch.ends[-1] - start) / len(history)
+    grown = [watch.memory_kib[part] - watch.memory_kib[0],
+             watch.memory_kib[-1] - watch.memory_kib[-1 - part]]  # fmt: skip
     kind = "calls" if options.inline else "processes"
-    print(f"python {sys.version.split()[0]}, {len(history)} trials, jobs are {kind}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("hydra-core", "omegaconf"))
+    print(f"Python {sys.version.split()[0]}, {versions}, {os.cpu_count()} cores")
+    print(
+        f"{len(history)} trials in {options.stages} stages, jobs are {kind}, {options.order} first"
+    )
     print(f"controller CPU per trial: mean {1e3 * mean:.2f} ms")
-    print(f"  first tenth {1e3 * first:.2f} ms, last tenth {1e3 * last:.2f} ms", end=", ")
+    print(f"  first {part}: {1e3 * first:.2f} ms, last {part}: {1e3 * last:.2f} ms", end=", ")
     print(f"ratio last / first {last / first:.2f}")
+    print(f"controller memory: {watch.memory_kib[0] / 1024:.1f} MiB at the first end,", end=" ")
+    print(f"{watch.memory_kib[-1] / 1024:.1f} at the last;", end=" ")
+    print(
+        f"per trial {grown[0] / part:.2f} KiB in the first {part}, {grown[1] / part:.2f} in the last"
+    )
     print(f"wall {wall:.1f} s, journal {size / len(history):.0f} bytes per trial")
 
 
