@@ -170,6 +170,14 @@ def _told(chain: Sequence[str]) -> str:
 # -- the YAML of one file ---------------------------------------------------------------------------
 
 
+def includes(text: str) -> bool:
+    """Whether `load` would differ from Hydra on this text: by what it includes, or by its error."""
+    try:
+        return INCLUDE in parse(text)
+    except LayerError:
+        return True
+
+
 @lru_cache(maxsize=1024)
 def parse(text: str) -> Mapping[Any, Any]:
     """A file's text as values: what OmegaConf.load reads, checked. Not to be changed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -309,3 +310,131 @@ def test_nothing_over_a_layer_and_a_layer_over_nothing_is_that_layer(layer: dict
 )
 def test_the_rule_by_hand(old: dict[str, Any], new: dict[str, Any], merged: dict[str, Any]) -> None:
     assert merge(old, new) == merged
+
+
+# -- mistakes ---------------------------------------------------------------------------------------
+
+LAUGHS = "x0: &x0 [1]\n" + "\n".join(
+    f"x{n + 1}: &x{n + 1} [{', '.join([f'*x{n}'] * 10)}]" for n in range(7)
+)
+MISTAKES: dict[str, tuple[dict[str, str], list[str]]] = {
+    "a file that is not there": (
+        {"a": "x: 1\n_include: [base.yaml, gone.yaml k]", "base": ""},
+        ["no file '{}/gone.yaml'", "_include: 'gone.yaml k' in '{}/a.yaml', line 2", "as it is written"],
+    ),
+    "not there, three files down": (
+        {"a": "_include: b.yaml", "b": "_include: c.yaml", "c": "_include: ../$X/*.yaml"},
+        ["'../$X/*.yaml' in '{}/c.yaml', line 1", "from '{}/b.yaml'\n  included from '{}/a.yaml'"],
+    ),
+    "a folder": ({"a": "_include: ."}, ["'{}' cannot be read: Is a directory", "_include: '.'"]),
+    "not text": ({"a": "_include: b.yaml", "b": "x: \udcff"}, ["'{}/b.yaml' is not UTF-8", "'{}/a.yaml'"]),
+    "a cycle": (
+        {"a": "_include: b.yaml", "b": "_include: c.yaml", "c": "_include: b.yaml"},
+        ["in a cycle", "'{}/a.yaml'\n    includes '{}/b.yaml'\n    includes '{}/c.yaml'\n    includes"],
+    ),
+    "itself": ({"a": "_include: ./a.yaml"}, ["in a cycle", "'{}/a.yaml'\n    includes '{}/a.yaml'"]),
+    "a mapping": (
+        {"a": "x: 1\n\n_include: {b.yaml: 1}"},
+        ["_include: {'b.yaml': 1} in '{}/a.yaml', line 3 is not a text or a list", "Each entry is"],
+    ),
+    "a list of numbers": ({"a": "_include: [1]"}, ["_include: [1] in '{}/a.yaml'"]),
+    "an empty entry": ({"a": "_include: ['']"}, ["'{}/a.yaml', line 1 has an empty entry"]),
+    "below the top level": (
+        {"a": "_include: b.yaml", "b": "x:\n- y: 1\n- z:\n    _include: c.yaml"},
+        ["'{}/b.yaml', line 4: _include stands at 'x[1].z._include'", "included from '{}/a.yaml'"],
+    ),
+    "a key that is not there": (
+        {"a": "_include: b.yaml x.y z", "b": "x: {y: 1}\nw: 2"},
+        ["'b.yaml x.y z' in '{}/a.yaml', line 1 asks for 'x.y', 'z'", "are: x, w.", "whole top-level"],
+    ),
+    "a key of a file with spaces in its name": (
+        {"a": "_include: my file.yaml"},
+        ["no file '{}/my'", "_include: 'my file.yaml'"],
+    ),
+    "a key twice": (
+        {"a": "_include: b.yaml", "b": "x:\n  y: 1\n  z: 2\n  y: 3"},
+        ["'{}/b.yaml', line 4:", "'y' stands twice, first in line 2", "included from '{}/a.yaml'"],
+    ),
+    "bad YAML": ({"a": "x: 1\ny: [1"}, ["'{}/a.yaml', line 3: this is not valid YAML"]),
+    "a tab": ({"a": "x:\n\ty: 1"}, ["'{}/a.yaml', line 2: this is not valid YAML"]),
+    "an unclosed ${": (
+        {"a": "x: 1\ny: {z: ['${x']}"},
+        ["'{}/a.yaml', line 2: 'y.z[0]' is '${x'", "cannot be read", "Close it"],
+    ),
+    "a list at the top": ({"a": "- x"}, ["'{}/a.yaml', line 1: its top level is a list, not a mapping"]),
+    "a text at the top": ({"a": "x"}, ["top level is a text, not a mapping"]),
+    "two documents": ({"a": "x: 1\n---\ny: 2"}, ["'{}/a.yaml', line 2: this is not valid YAML"]),
+    "an alias of itself": ({"a": "x: &x {y: *x}"}, ["'{}/a.yaml', 'x.y' is an alias of a node"]),
+    "a million laughs": (
+        {"a": LAUGHS},
+        ["'{}/a.yaml', its values are more than"],
+    ),
+    "a set": ({"a": "x: !!set {y}"}, ["'{}/a.yaml', line 1: 'x' is a set; a configuration holds"]),
+    "a python object": ({"a": "x: !!python/name:os.system"}, ["line 1: this is not valid YAML", "tag"]),
+    "a defaults list in an included file": (
+        {"a": "_include: b.yaml", "b": "x: 1\ndefaults: [y]"},
+        ["'{}/b.yaml', line 2 has a `defaults:` list and is included", "from '{}/a.yaml'", "primary"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_told_with_file_line_rule_and_repair(
+    tmp_path: Path, files: dict[str, str], words: list[str]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(LayerError) as caught:
+        load(str(tmp_path / "a.yaml"))
+    for word in words:
+        assert word.replace("{}/", f"{tmp_path}/").replace("'{}'", f"'{tmp_path}'") in str(
+            caught.value
+        )
+
+
+def test_only_the_first_of_several_files_has_a_defaults_list(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("defaults: [x]\na: 1")
+    second.write_text("b: 1\ndefaults: [y]")
+    assert load_layers([str(first)]) == {"defaults": ["x"], "a": 1}
+    with pytest.raises(LayerError, match=r"second\.yaml', line 2 has a `defaults:` list"):
+        load_layers([str(first), str(second)])
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"p": {"d": "${p.d}/tail"}}, ["p.d: ${p.d}/tail", "refers to itself", "${d}"]),
+        ({"a": "${b}", "b": "${a}"}, ["a: ${b}", "b: ${a}"]),
+        ({"a": "${no.such}", "l": [1, "${gone}"]}, ["a: ${no.such}", "l[1]: ${gone}"]),
+        ({"a": "${unheard_of:1}"}, ["a: ${unheard_of:1}"]),
+        (
+            {"a": "???", "b": {"c": "???"}, "d": "${a}"},
+            ["  a\n", "  b.c\n", "d (${a})", "key=value"],
+        ),
+    ],
+)
+def test_all_that_cannot_be_resolved_is_told_at_once(values: Any, words: list[str]) -> None:
+    with pytest.raises(LayerError) as caught:
+        resolve(OmegaConf.create(values))
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_what_can_be_resolved_keeps_its_type_and_its_place() -> None:
+    config = OmegaConf.create(
+        {"i": 3, "s": "${i}", "t": "n${i}", "m": {"x": [1, {"y": "${i}"}]}, "copy": "${m}"}
+    )
+    m = {"x": [1, {"y": 3}]}
+    assert resolve(config) == {"i": 3, "s": 3, "t": "n3", "m": m, "copy": m}
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"g": {"*": 1, "a": {}}}, "'g.*' is 1, not a mapping"),
+        ({"g": {"*": {"x": 1}, "a": {}, "b": 2}}, "'g.b' is 2, not a mapping"),
+    ],
+)
+def test_a_star_that_cannot_be_expanded_is_named(values: Any, word: str) -> None:
+    with pytest.raises(LayerError, match=re.escape(word)):
+        expand_stars(values)

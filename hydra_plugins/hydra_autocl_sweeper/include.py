@@ -83,10 +83,10 @@ class FileConfigSource(hydras.FileConfigSource):
         from autocl_sweeper.errors import LayerError
         from autocl_sweeper.layers import parse
 
-        try:
-            text = snapshot.text(paths[0])
-        except FileNotFoundError as error:
-            raise ConfigLoadError(f"Config not found : {paths[0]}") from error
+        if not self.is_config(config_path):
+            path = os.path.join(self.path, self._normalize_file_name(config_path))
+            raise ConfigLoadError(f"Config not found : {os.path.realpath(path)}")
+        text = snapshot.text(paths[0])
         result = None
         if len(paths) > 1 or "_include" in text:
             result = self._layered(config_path, paths, text, snapshot.text)
@@ -109,11 +109,11 @@ class FileConfigSource(hydras.FileConfigSource):
         from omegaconf import OmegaConf
 
         from autocl_sweeper.errors import LayerError
-        from autocl_sweeper.layers import load_layers, parse, read_text
+        from autocl_sweeper.layers import includes, load_layers, read_text
 
+        if len(paths) == 1 and not includes(text):
+            return None
         try:
-            if len(paths) == 1 and "_include" not in parse(text):  # but in a comment or a value
-                return None
             values = load_layers(paths, read or read_text)
         except LayerError as error:
             raise ConfigCompositionException(str(error)) from error
