@@ -43,7 +43,7 @@ check: $(HYDRA13)
 	.venv/bin/mypy
 
 $(HYDRA13): constraints.txt
-$(HYDRA13): EXTRAS = train,test,check
+$(HYDRA13): EXTRAS = train,ray,test,check
 $(HYDRA14): constraints-hydra14.txt
 $(HYDRA14): EXTRAS = test
 

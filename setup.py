@@ -22,6 +22,7 @@ setup(
             "autocl = hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
             "gpu = hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
             "include = hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
+            "ray = hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
         ]
     },
     install_requires=[
@@ -33,6 +34,7 @@ setup(
         "rich>=13.0.0",
     ],
     extras_require={
+        "ray": ["ray>=2.50"],
         "train": [
             "accelerate>=1.15",
             "numpy>=2.0",
@@ -42,7 +44,13 @@ setup(
             "torch>=2.13",
             "transformers>=5.23",
         ],
-        "test": ["hypothesis>=6.100", "pytest>=8.2", "pytest-xdist>=3.6", "setuptools>=77"],
+        "test": [
+            "hydra-submitit-launcher>=1.2.0",
+            "hypothesis>=6.100",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "setuptools>=77",
+        ],
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
     },
     classifiers=[

@@ -197,10 +197,16 @@ class Package:
     import from (JSON, one line), then context, configuration, task function and Hydra's singletons.
     """
 
-    def __init__(self, files: JobFiles, hydra_context: Any, config: Any, function: Any) -> None:
+    def __init__(self, files: JobFiles, data: bytes, written: bool = False) -> None:
+        self.files = files
+        self.data = data
+        # Not on disk before the first job: the folder may turn out to be another sweep's.
+        self._written = written
+
+    @classmethod
+    def pack(cls, files: JobFiles, hydra_context: Any, config: Any, function: Any) -> Package:
         from hydra.core.singleton import Singleton
 
-        self.files = files
         header: dict[str, Any] = {
             "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
             "cwd": os.getcwd(),
@@ -213,15 +219,21 @@ class Package:
         except Exception as error:
             header["function"] = _importable_name(function, error)
             body = dumps((*shared, None))
-        self.data = json.dumps(header).encode() + b"\n" + body
-        # Not on disk before the first job: the folder may turn out to be another sweep's.
-        self._written = False
+        return cls(files, json.dumps(header).encode() + b"\n" + body)
 
-    def argv(self, job: Job, returns: bool) -> list[str]:
-        """The command of one job process; with `returns` it also leaves Hydra's JobReturn."""
+    @classmethod
+    def read(cls, files: JobFiles) -> Package:
+        """The one that the controller of these files has written, perhaps on another machine."""
+        return cls(files, files.package().read_bytes(), written=True)
+
+    def write(self) -> None:
         if not self._written:
             write_whole(self.files.package(), self.data)
             self._written = True
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        """The command of one job process; with `returns` it also leaves Hydra's JobReturn."""
+        self.write()
         return command(__name__, *self.arguments(job, returns))
 
     def arguments(self, job: Job, returns: bool) -> list[str]:

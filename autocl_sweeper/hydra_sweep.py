@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
+from autocl_sweeper.executor.cluster import RayExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
@@ -101,7 +102,9 @@ def _run_sweep(
     else:
         executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
     try:
-        progress = watch(executor.devices if isinstance(executor, LocalExecutor) else None)
+        progress = watch(
+            executor.devices if isinstance(executor, LocalExecutor | RayExecutor) else None
+        )
         sweep = Sweep(folder, plan, executor, files, progress, snapshot)
         if not (folder / "multirun.yaml").exists():
             OmegaConf.save(config, folder / "multirun.yaml")
@@ -155,14 +158,36 @@ def local_executor(
     files: JobFiles,
 ) -> LocalExecutor:
     """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
-    if isinstance(task_function, ReportingTask):
-        task_function = task_function.task_function  # our job processes report by themselves
-    package = Package(files, hydra_context, config, task_function)
+    package = _package(hydra_context, task_function, config, files)
     return from_settings(settings, package, files, str(files.folder.parent), returns)
 
 
+def ray_executor(
+    settings: Mapping[str, Any],
+    hydra_context: Any,
+    task_function: Any,
+    config: DictConfig,
+    returns: bool,
+    files: JobFiles,
+) -> RayExecutor:
+    """The same of `hydra/launcher=ray`. Raises ConfigurationError when Ray is not there."""
+    package = _package(hydra_context, task_function, config, files)
+    plain = {key: _plain(value) for key, value in settings.items()}
+    # What Hydra copies for jobs elsewhere; they compose where it is not there to be copied.
+    copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
+    return RayExecutor(plain["address"], plain, package, returns, copied)
+
+
+def _package(
+    hydra_context: Any, task_function: Any, config: DictConfig, files: JobFiles
+) -> Package:
+    if isinstance(task_function, ReportingTask):
+        task_function = task_function.task_function  # our job processes report by themselves
+    return Package.pack(files, hydra_context, config, task_function)
+
+
 def launch(
-    executor: Callable[[bool, JobFiles], LocalExecutor],
+    executor: Callable[[bool, JobFiles], LocalExecutor | RayExecutor],
     config: DictConfig,
     settings: Mapping[str, Any],
     job_overrides: Sequence[Sequence[str]],

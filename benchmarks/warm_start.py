@@ -80,7 +80,7 @@ def measure(folder: Path, count: int) -> tuple[dict[str, list[tuple[float, ...]]
 
             files = JobFiles.of(sweep)
             context = HydraContext(config_loader=loader, callbacks=Callbacks())
-            package = Package(files, context, config, task)
+            package = Package.pack(files, context, config, task)
         template = Template(package, PRELOAD) if kind == "warm" else None
         executors[kind] = LocalExecutor(package, files, pool, template=template)
         if kind == "warm":

@@ -54,6 +54,7 @@ OTHERS = {
     "pynvml": {"devices"},
     "cloudpickle": {"hydra_job"},
     "joblib": {"hydra_job"},
+    "ray": {"executor"},
 }
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
 

@@ -35,6 +35,7 @@ PACKAGES = {"autocl_sweeper", "hydra_plugins"}
 PLUGINS = {
     "hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
     "hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
+    "hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
     "hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
 }
 
@@ -204,7 +205,7 @@ def test_only_hydra_has_an_upper_bound(requirements: dict[str, list[Requirement]
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ["", "train", "test", "check"]),
+        ("constraints.txt", ["", "train", "ray", "test", "check"]),
         ("constraints-hydra14.txt", ["", "test"]),
     ],
 )
@@ -220,5 +221,6 @@ def test_every_requirement_has_a_pin_that_satisfies_it(
 def test_the_two_hydra_lines_differ_in_hydra_alone() -> None:
     line13, line14 = pins("constraints.txt"), pins("constraints-hydra14.txt")
     different = {name for name, version in line14.items() if line13.get(name) != version}
-    assert different == {"hydra-core", "hydra-joblib-launcher", "omegaconf"}
+    hydra = {"hydra-core", "hydra-joblib-launcher", "hydra-submitit-launcher", "omegaconf"}
+    assert different == hydra
     assert line13["hydra-core"].startswith("1.3.") and line14["hydra-core"].startswith("1.4.")

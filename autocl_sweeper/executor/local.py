@@ -129,6 +129,7 @@ class LocalExecutor:
         self._guardian: subprocess.Popen[bytes] | None = None
         self._template = template
         self._forks: bool | None = None  # whether jobs are forked; None: not known yet
+        self.on_end: Callable[[], None] = lambda: None  # called when `wait` has something to give
         if template is not None:
             self._tell_guardian("!", template.pid)
 
@@ -375,6 +376,7 @@ class LocalExecutor:
             outcome = failure(error, time.monotonic() - running.started)
         self._ended.put((running.job, outcome))
         running.over = True
+        self.on_end()
 
     def _outcome(self, running: _Running, status: int | None) -> Outcome:
         number = running.job.number

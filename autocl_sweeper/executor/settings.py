@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from autocl_sweeper.devices import find_probe
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.executor.local import Commands, Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Pool
-from autocl_sweeper.executor.warm import Template
-from autocl_sweeper.hydra_job import Package
+from autocl_sweeper.executor.warm import Shared, Template
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
+
+
+class Package(Commands, Shared, Protocol):
+    """What to run for a job, in a fresh process or in a forked one."""
 
 
 def from_settings(

@@ -63,6 +63,14 @@ class GPULauncherConf:
     on_controller_death: str = "kill"
 
 
+@dataclass
+class RayLauncherConf(GPULauncherConf):
+    """The keys of hydra/launcher=gpu, for every node."""
+
+    _target_: str = "hydra_plugins.hydra_autocl_sweeper.launcher.RayLauncher"
+    address: str = "auto"
+
+
 def _register() -> None:
     # Hydra 1.4 wants to know what a second registration means; 1.3 executes this file again and
     # again and has no such question.
@@ -72,6 +80,7 @@ def _register() -> None:
     store = partial(store, provider="autocl-sweeper")
     store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf)
     store(group="hydra/launcher", name="gpu", node=GPULauncherConf)
+    store(group="hydra/launcher", name="ray", node=RayLauncherConf)
     for name, factory in (
         ("grid", "autocl_sweeper.search.grid.GridSearch"),
         ("random", "autocl_sweeper.search.random.RandomSearch"),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from . import config as _config  # noqa: F401  (registers the groups, also by entry point alone)
 
 if TYPE_CHECKING:
+    from autocl_sweeper.executor.cluster import RayExecutor
     from autocl_sweeper.executor.local import LocalExecutor
     from autocl_sweeper.outcome import JobFiles
 
@@ -33,7 +34,7 @@ class GPULauncher(Launcher):
         self.task_function = task_function
         self.config = config
 
-    def executor(self, returns: bool, files: JobFiles) -> LocalExecutor:
+    def executor(self, returns: bool, files: JobFiles) -> LocalExecutor | RayExecutor:
         """Jobs one by one, for a sweeper that feeds devices as they free."""
         from autocl_sweeper.hydra_sweep import local_executor
 
@@ -49,3 +50,15 @@ class GPULauncher(Launcher):
 
         assert self.config is not None
         return launch(self.executor, self.config, self.settings, job_overrides, initial_job_idx)
+
+
+class RayLauncher(GPULauncher):
+    """The same on every node of a Ray cluster."""
+
+    def executor(self, returns: bool, files: JobFiles) -> RayExecutor:
+        from autocl_sweeper.hydra_sweep import ray_executor
+
+        assert self.config is not None
+        return ray_executor(
+            self.settings, self.hydra_context, self.task_function, self.config, returns, files
+        )

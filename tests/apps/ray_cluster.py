@@ -1,0 +1,34 @@
+"""Two Ray nodes on this machine, each with a lease folder of its own below the given one.
+
+Prints the address. A line on stdin removes the second node as a power cut would; the end of stdin
+ends the cluster.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+
+def node(folder: Path) -> dict[str, Any]:
+    return {
+        "num_cpus": 2,
+        "object_store_memory": 80 * 2**20,
+        "include_dashboard": False,
+        "env_vars": {"AUTOCL_LEASE_DIR": str(folder)},
+    }
+
+
+def main(folder: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args=node(folder / "head"))
+    second = cluster.add_node(**node(folder / "second"))
+    print(cluster.address, flush=True)
+    if sys.stdin.readline():
+        cluster.remove_node(second, allow_graceful=False)
+        sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
