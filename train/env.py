@@ -129,6 +129,7 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
     wanted = env.nproc_per_node
     leased = _entries(environ.get(LEASED))
     if leased is not None:
+        _check_mig(wanted, leased)
         if env.nnodes > 1:
             raise SettingsError(
                 f"env.nnodes={env.nnodes} in a job of a launcher that leases devices of its own "
@@ -151,6 +152,7 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
         if not count:  # a machine without GPUs: as many processes as one likes
             return
     else:
+        _check_mig(wanted, listed)
         count = len(listed)
         key = VISIBLE if env.visible is None else "env.cuda_visible_devices"
         named = f"{key}={visible} has {count}"
@@ -158,6 +160,15 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
         raise SettingsError(
             f"env.nproc_per_node={wanted}, but {named}: every process needs a GPU of its own. "
             'Take fewer processes, or hide the GPUs with env.cuda_visible_devices=""'
+        )
+
+
+def _check_mig(wanted: int, ids: list[str]) -> None:
+    parts = [one for one in ids if one.startswith("MIG-")]
+    if wanted > 1 and parts:
+        raise SettingsError(
+            f"env.nproc_per_node={wanted} on {','.join(parts)}: CUDA shows a process only one MIG "
+            "device, and nccl joins none. Take whole GPUs, or one process per job"
         )
 
 
@@ -294,11 +305,12 @@ def _oom_kills() -> int:
 def _write_order(cfg: DictConfig, folder: Path, order: Path) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    hydra = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
+    hydra = HydraConfig.get()
     content = {
         "config": _escaped(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)),
         "folder": str(folder),
-        "logging": _escaped(hydra),
+        "logging": _escaped(OmegaConf.to_container(hydra.job_logging, resolve=True)),
+        "verbose": hydra.verbose,
         "parent": os.getpid(),
     }
     OmegaConf.save(OmegaConf.create(content), order)
@@ -340,7 +352,9 @@ def _run(argv: list[str], environment: Mapping[str, str]) -> int:
 
     main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if main else ()
-    before = {number: signal.signal(number, end) for number in numbers}
+    # What is ignored, as under nohup, stays so.
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heard}
     try:
         process = subprocess.Popen(
             argv,

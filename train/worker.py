@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 import os
 import sys
 import time
@@ -26,8 +25,7 @@ def main(order: Path) -> int:
     exchange = order.parent
     _follow(content.parent)
     (exchange / f"rank{rank}.begun").touch()
-    logged = OmegaConf.to_container(content.logging, resolve=True)
-    _log(rank, logged)  # type: ignore[arg-type]
+    _log(rank, content)
     try:
         from train.job import run
         from train.main import CONF
@@ -64,10 +62,12 @@ def _follow(job: int) -> None:
         os._exit(1)
 
 
-def _log(rank: int, config: dict[str, Any]) -> None:
+def _log(rank: int, content: Any) -> None:
     """The first process logs as the job would alone; of the others only warnings are shown."""
     if rank == 0:
-        logging.config.dictConfig(config)
+        from hydra.core.utils import configure_log
+
+        configure_log(content.logging, content.verbose)
     else:
         logging.basicConfig(
             level=logging.WARNING, format=f"[rank {rank}][%(name)s][%(levelname)s] - %(message)s"

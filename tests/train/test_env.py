@@ -122,6 +122,9 @@ def test_every_file_of_the_group_is_an_environment(
             8,
             ["env.nproc_per_node=2", "GPU-1", "hydra.launcher.devices_per_job=2"],
         ),
+        (2, None, {"AUTOCL_DEVICES": "MIG-1,MIG-2"}, 8, ["env.nproc_per_node=2", "one MIG device"]),
+        (2, "MIG-1,MIG-2", {}, 8, ["env.nproc_per_node=2", "one MIG device"]),
+        (1, None, {"AUTOCL_DEVICES": "MIG-1"}, 8, None),
         (2, None, {"AUTOCL_DEVICES": "cpu-0"}, 0, ["hydra.launcher.devices_per_job=2"]),
     ],
 )
@@ -401,6 +404,16 @@ def test_a_signal_for_the_job_ends_its_workers_and_then_the_job(
     assert b"status" not in (tmp_path / "output").read_bytes()
 
 
+def test_a_hangup_under_nohup_ends_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from train.env import _run\n"
+        "kill = 'import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(5)'\n"
+        "sys.exit(_run([sys.executable, '-c', kill], os.environ))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 5
+
+
 def test_a_worker_whose_job_is_gone_does_nothing(tmp_path: Path) -> None:
     """It may find itself adopted before it could ask to die with its parent."""
     order = tmp_path / "order.yaml"
@@ -564,7 +577,8 @@ def test_a_sweep_gives_such_jobs_two_devices_and_tells_why_one_failed(
     benches: Callable[..., Any],
 ) -> None:
     bench = benches(ROOT / "train.py")
-    common = [*SMALL, "hydra/sweeper=autocl", "hydra.launcher.cpu_slots=2", "env.nproc_per_node=2"]
+    # Both at once: neither meets the workers of the other.
+    common = [*SMALL, "hydra/sweeper=autocl", "hydra.launcher.cpu_slots=4", "env.nproc_per_node=2"]
     printed = bench.run(
         *common,
         *("task=digits_01", "hydra.launcher.devices_per_job=2"),
