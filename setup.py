@@ -39,9 +39,11 @@ setup(
             "accelerate>=1.15",
             "numpy>=2.0",
             "peft>=0.21",
+            "pillow>=12",
             "safetensors>=0.8",
             "scikit-learn>=1.9",
             "torch>=2.13",
+            "torchmetrics>=1.9",
             "transformers>=5.23",
         ],
         "test": [

@@ -2,7 +2,7 @@
 
 A checkpoint holds what its own job trained and a pointer to its parent's checkpoint:
 
-    node.json                                              task and parent (null: the base)
+    node.json                                              task (a list: several), parent (null: the base)
     base/  config.json, model.safetensors                  the first task
     task3/ adapter_config.json, adapter_model.safetensors  a later one, named by its place
 
@@ -25,8 +25,12 @@ class Node:
     """One checkpoint of a chain."""
 
     folder: Path
-    task: str
+    tasks: tuple[str, ...]  # several, where they were trained together
     parent: Path | None
+
+    @property
+    def task(self) -> str:
+        return "+".join(self.tasks)
 
 
 def walk(folder: Path) -> list[Node]:
@@ -40,7 +44,8 @@ def walk(folder: Path) -> list[Node]:
             record = json.loads((here / "node.json").read_text())
             pointer = record["parent"]
             parent = None if pointer is None else (here / pointer).resolve()
-            node = Node(here, record["task"], parent)
+            task = record["task"]
+            node = Node(here, (task,) if isinstance(task, str) else tuple(task), parent)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = "no such folder" if not here.is_dir() else f"node.json: {error!r}"
             raise broken(here, reason, nodes[::-1]) from error

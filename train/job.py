@@ -1,9 +1,10 @@
-"""One job: train one task, keep its checkpoint, evaluate on all tasks seen so far."""
+"""One job: train one task or several together, keep the checkpoint, evaluate on all tasks seen."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,20 +15,29 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from train import ranks
-from train.data import Examples, split
-from train.evaluation import accuracy
-from train.models import adapter_name, build_base, load, save
+from train.batches import Training
+from train.evaluation import evaluate, means
+from train.models import adapter_name, build_base, load, meeting, save
 from train.olora import add_adapter
-from train.settings import Job
+from train.plan import micro_batch_size, plan_job, update_freq
+from train.rows import load as load_rows
+from train.settings import Job, SettingsError
 from train.trainer import train
 
 log = logging.getLogger(__name__)
+
+TASK_SEEDS = 1_000_003  # apart: tasks trained together draw different orders
 
 
 def run(job: Job, folder: Path) -> dict[str, Any]:
     """Train and evaluate `job` in `folder`; the numbers it returns are also in all_results.json."""
     start = time.perf_counter()
     disable_progress_bar()  # nobody watches; a job's output is a log file
+    plans = plan_job(job)
+    save_dir = _save_dir(job, folder)
+    rows = {name: load_rows(plan, job.evaluation) for name, plan in plans.items()}
+    tasks = {name: meeting(plan, job.model) for name, plan in plans.items()}
+
     parent = None if job.init_from is None else load(job.init_from)
     place = 1 if parent is None else len(parent.nodes) + 1
     # The same seed for every place would draw every adapter's A alike: the opposite of orthogonal.
@@ -39,28 +49,76 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     else:
         adapters = [*parent.adapters, adapter_name(place)]
         model = add_adapter(parent.model, adapters[-1], parent.adapters, job.delta)
-    splits = {task.name: split(task, job.evaluation) for task in job.seen_tasks}
+
+    own = [task.name for task in job.tasks]
+    score_of = {name: plan.logged[0] for name, plan in plans.items()}
+
+    def validate() -> dict[str, float]:
+        found = {name: score(name, "dev", job.extras.max_valid_steps, True) for name in own}
+        return means(found, {name: score_of[name] for name in own})
+
+    def score(
+        name: str, part: str, max_batches: int | None = None, with_loss: bool = False
+    ) -> dict[str, float]:
+        chosen = rows[name].dev if part == "dev" else rows[name].test
+        size = plans[name].task.dataset.micro_valid_batch_size or 256
+        return evaluate(model, tasks[name], chosen, part, size, max_batches, with_loss)
+
+    def keep(name: str) -> None:
+        save(model, save_dir / name, own, parent)
+        kept = sorted(save_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+        for old in kept[: -(job.trainer.get("save_total_limit") or len(kept))]:
+            shutil.rmtree(old)
 
     train_start = time.perf_counter()
-    train_rows = splits[job.task.name].train
-    report = train(model, Examples(job.task, train_rows), adapters, job, seed, folder)
+    trainings = [
+        Training(
+            tasks[task.name],
+            rows[task.name],
+            micro_batch_size(task, job.trainer),
+            update_freq(task, job.trainer),
+            seed + TASK_SEEDS * i,
+        )
+        for i, task in enumerate(job.tasks)
+    ]
+    report = train(model, trainings, adapters, job, seed, folder, validate, keep)
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:
-        save(model, folder / "checkpoint", job.task.name, parent)
-        dev = {t.name: accuracy(model, Examples(t, splits[t.name].dev)) for t in job.seen_tasks}
-        test = {t.name: accuracy(model, Examples(t, splits[t.name].test)) for t in job.seen_tasks}
+        save(model, save_dir, own, parent)
+        seen = [task.name for task in job.seen_tasks]
+        metrics = {name: score(name, "dev") for name in seen}
+        dev = {name: found[score_of[name]] for name, found in metrics.items()}
+        test = {n: score(n, "test")[score_of[n]] for n in seen if rows[n].test}
         results = {
             "score": sum(dev.values()) / len(dev),
-            "checkpoint": str(folder / "checkpoint"),
+            "checkpoint": str(save_dir),
             "eval": dev,
             "test": test,
             **asdict(report),
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - start,
         }
-        (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
-        log.info("%s: score %.3f on dev of %s", job.task.name, results["score"], ", ".join(dev))
+        everything = {**results, "metrics": metrics}
+        (folder / "all_results.json").write_text(json.dumps(everything, indent=2) + "\n")
+        log.info("%s: score %.3f on dev of %s", "+".join(own), results["score"], ", ".join(dev))
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def _save_dir(job: Job, folder: Path) -> Path:
+    """Where the checkpoint goes. Raises SettingsError where another run's lies already."""
+    if job.extras.save_dir is None:
+        return folder / "checkpoint"
+    if "://" in job.extras.save_dir:
+        raise SettingsError(
+            f"trainer.save_dir={job.extras.save_dir}: only local folders are written"
+        )
+    path = Path(job.extras.save_dir).absolute()
+    if (path / "node.json").exists():
+        raise SettingsError(
+            f"trainer.save_dir={path}: holds the checkpoint of another run. Give every run its own, "
+            "for instance ${hydra:runtime.output_dir}/checkpoint"
+        )
+    return path

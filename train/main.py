@@ -19,9 +19,11 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     from train.env import read_env, start
+    from train.plan import plan_job
     from train.settings import read_job
 
     job, env = read_job(cfg, CONF / "task"), read_env(cfg)
+    plan_job(job)  # templates, data strings and metrics: mistakes come before anything heavy
     folder = Path(HydraConfig.get().runtime.output_dir)
 
     def here() -> dict[str, Any]:

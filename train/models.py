@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from train.batches import Meeting
 from train.chain import Node, broken, walk
-from train.data import IMAGE_SIZE
+from train.classifier import ImageChoice
 from train.olora import activate
+from train.plan import TaskPlan
 from train.settings import CLASSES, ModelSettings
 
 if TYPE_CHECKING:
@@ -38,7 +41,45 @@ def adapter_name(place: int) -> str:
 
 
 def build_base(settings: ModelSettings) -> PreTrainedModel:
-    """A small vision transformer with random weights (torch's global generator) and a frozen head.
+    """A small model with random weights, from torch's global generator."""
+    return _build_unify(settings) if settings.kind == "unify" else _build_vit(settings)
+
+
+def meeting(plan: TaskPlan, settings: ModelSettings) -> Meeting:
+    """How a task meets the model of these settings."""
+    if settings.kind == "vit":
+        return ImageChoice(plan)
+    from train.seq2seq import TextAnswer
+
+    return TextAnswer(plan, (settings.image_size // settings.patch_size) ** 2)
+
+
+def _build_unify(settings: ModelSettings) -> PreTrainedModel:
+    from train.seq2seq import UnifyConfig, UnifyModel, tokens
+
+    vocabulary = tokens()
+    return UnifyModel(
+        UnifyConfig(
+            image_size=settings.image_size,
+            num_channels=settings.num_channels,
+            patch_size=settings.patch_size,
+            vocab_size=vocabulary.size,
+            d_model=settings.hidden_size,
+            d_kv=settings.hidden_size // settings.num_attention_heads,
+            d_ff=settings.intermediate_size,
+            num_layers=settings.num_hidden_layers,
+            num_decoder_layers=settings.num_decoder_layers or settings.num_hidden_layers,
+            num_heads=settings.num_attention_heads,
+            dropout_rate=settings.dropout,
+            pad_token_id=vocabulary.pad,
+            eos_token_id=vocabulary.eos,
+            decoder_start_token_id=vocabulary.bos,
+        )
+    )
+
+
+def _build_vit(settings: ModelSettings) -> PreTrainedModel:
+    """A vision transformer with a frozen head.
 
     The head's rows are orthonormal directions, one per digit. They stand for the embeddings of the
     label words, which O-LoRA does not train either: all that is learned lies in the transformer.
@@ -47,8 +88,8 @@ def build_base(settings: ModelSettings) -> PreTrainedModel:
 
     model = ViTForImageClassification(
         ViTConfig(
-            image_size=IMAGE_SIZE,
-            num_channels=1,
+            image_size=settings.image_size,
+            num_channels=settings.num_channels,
             num_labels=CLASSES,
             patch_size=settings.patch_size,
             hidden_size=settings.hidden_size,
@@ -64,7 +105,12 @@ def build_base(settings: ModelSettings) -> PreTrainedModel:
     return model
 
 
-def save(model: PreTrainedModel | PeftModel, folder: Path, task: str, parent: Chain | None) -> None:
+def save(
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    tasks: Sequence[str],
+    parent: Chain | None,
+) -> None:
     """Write what this job trained; node.json comes last and makes the checkpoint whole."""
     pointer = None
     if parent is None:
@@ -75,6 +121,7 @@ def save(model: PreTrainedModel | PeftModel, folder: Path, task: str, parent: Ch
         model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
         # Relative, so that a sweep folder can be moved as a whole.
         pointer = Path(os.path.relpath(parent.nodes[-1].folder, folder)).as_posix()
+    task = tasks[0] if len(tasks) == 1 else list(tasks)
     (folder / "node.json").write_text(json.dumps({"task": task, "parent": pointer}) + "\n")
 
 
@@ -99,11 +146,13 @@ def load(folder: Path) -> Chain:
 
 
 def _load_base(node: Node) -> PreTrainedModel:
-    from transformers import ViTForImageClassification
-
-    model = ViTForImageClassification.from_pretrained(
-        node.folder / "base", local_files_only=True, use_safetensors=True
-    )
+    base = node.folder / "base"
+    kind: type[PreTrainedModel]
+    if json.loads((base / "config.json").read_text())["model_type"] == "unify":
+        from train.seq2seq import UnifyModel as kind
+    else:
+        from transformers import ViTForImageClassification as kind
+    model = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
     return model.requires_grad_(False)
 
 

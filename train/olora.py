@@ -72,7 +72,7 @@ def add_adapter(
         r=delta.lora_dim,
         lora_alpha=delta.lora_alpha,  # type: ignore[arg-type]  # peft only divides it
         lora_dropout=delta.lora_dropout,
-        target_modules=list(delta.target_modules),
+        target_modules=[own_name(model, name) for name in delta.target_modules],
     )
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
@@ -84,6 +84,18 @@ def add_adapter(
     own = {n for n, _ in model.named_parameters() if "lora_" in n and f".{name}." in n}
     assert own and trainable == own, f"trainable besides '{name}': {sorted(trainable ^ own)[:5]}"
     return model
+
+
+# What the layers of T5 are called that other transformers name after their place.
+T5_NAMES = {
+    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "fc1": "wi", "fc2": "wo",
+}  # fmt: skip
+
+
+def own_name(model: PreTrainedModel | PeftModel, name: str) -> str:
+    """The name `model` has for a layer of `delta.target_modules`; T5's own are taken as they are."""
+    kind = model.config.model_type
+    return T5_NAMES.get(name, name) if kind in ("t5", "unify") else name
 
 
 def activate(model: PeftModel, names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -26,53 +26,45 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-class Shares(torch.utils.data.Sampler[list[int]]):
-    """The share of one process of every batch: contiguous, the first ones a row longer.
-
-    All processes draw the same batches, so a step sees the rows it would see in one process. A
-    batch of fewer rows than processes is everybody's, which leaves the mean over all rows alone.
-    """
-
-    def __init__(self, batches: torch.utils.data.Sampler[list[int]], rank: int, size: int) -> None:
-        self.batches = batches
-        self.rank, self.size = rank, size
-
-    def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for rows in self.batches:
-            yield share(rows, self.rank, self.size)
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes; a collective."""
+    if size() == 1:
+        return values
+    added = values.clone()
+    dist.all_reduce(added)
+    return added
 
 
-def share(rows: Sequence[int], rank: int, size: int) -> list[int]:
-    if len(rows) < size:
-        return list(rows)
-    each, longer = divmod(len(rows), size)
-    begin = rank * each + min(rank, longer)
-    return list(rows[begin : begin + each + (rank < longer)])
+def any_of(here: bool) -> bool:
+    """Whether it is so in any process; a collective."""
+    if size() == 1:
+        return here
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return bool(total(torch.tensor(int(here), device=device)) > 0)
 
 
-def weight(items: int, device: torch.device) -> float:
-    """What to multiply a mean over `items` of this process with.
+def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give every process the sum of the gradients of all; a collective, one message per dtype.
 
-    The mean of the products over all processes is then the mean over all items. A collective:
-    every process has to call it.
+    A parameter that this process did not use, because a task of another kind did, counts as 0.
     """
     if size() == 1:
-        return 1.0
-    total = torch.tensor(items, device=device)
-    dist.all_reduce(total)
-    return size() * items / int(total)
+        return
+    by_dtype: dict[torch.dtype, list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        by_dtype.setdefault(parameter.dtype, []).append(parameter)
+    for group in by_dtype.values():
+        together = torch.cat([p.grad.flatten() for p in group if p.grad is not None])
+        dist.all_reduce(together)
+        for p, part in zip(group, together.split([p.numel() for p in group]), strict=True):
+            p.grad = part.view_as(p)
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
     """The mean over all processes; a collective."""
-    if size() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / size()
+    return total(values) / size()
 
 
 @cache

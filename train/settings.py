@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,8 +21,9 @@ from train.typed import SettingsError, build, option
 __all__ = ["SettingsError"]
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
-# The app's own: the seed differs along a chain, and a job leaves no optimizer state behind.
-RESERVED_TRAINER_KEYS = ("output_dir", "seed", "data_seed", "save_strategy", "report_to")
+# The app's own: the seed differs along a chain, and the best weights come back whenever
+# metric_for_best_model is set.
+RESERVED_TRAINER_KEYS = ("output_dir", "seed", "data_seed", "report_to", "load_best_model_at_end")
 
 
 def at_least(least: float) -> dict[str, Any]:
@@ -61,15 +62,15 @@ class DatasetSettings:
     micro_batch_size: int | None = option(
         None, "null: trainer.per_device_train_batch_size", unit="rows", **at_least(1)
     )
-    micro_valid_batch_size: int | None = option(
-        None, "null: as micro_batch_size", unit="rows", **at_least(1)
-    )
+    micro_valid_batch_size: int | None = option(None, "null: 256", unit="rows", **at_least(1))
     update_freq: int | list[int] | None = option(
         None,
         "micro-batches per update, a list: per epoch; null: trainer.gradient_accumulation_steps",
     )
-    num_workers: int = option(2, "processes that read rows", **at_least(0))
-    prefetch_factor: int = option(5, "micro-batches each of them reads ahead", **at_least(1))
+    num_workers: int = option(
+        0, "processes that prepare rows; 0: the training itself", **at_least(0)
+    )
+    prefetch_factor: int = option(5, "updates each of them prepares ahead", **at_least(1))
     header: bool = option(False, "the first line of a file names its columns")
     separator: str = option("\t", "between columns")
     cached: bool = option(False, "keep the rows in memory")
@@ -189,13 +190,39 @@ class Task:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A small vision transformer, initialised at random; see conf/model."""
+    """A small model, initialised at random; see conf/model.
 
+    vit: one image, one answer of a closed set. unify: an encoder-decoder of text and images.
+    """
+
+    kind: Literal["vit", "unify"] = option("vit", "vit or unify", key="_name")
     hidden_size: int = option(64, "width", **at_least(1))
     num_hidden_layers: int = option(3, "layers", **at_least(1))
     num_attention_heads: int = option(4, "heads per layer", **at_least(1))
     intermediate_size: int = option(128, "width inside a layer's MLP", **at_least(1))
-    patch_size: int = option(2, "an image is cut into patches of this squared", unit="pixels")
+    patch_size: int = option(
+        2, "an image is cut into patches of this squared", unit="pixels", **at_least(1)
+    )
+    image_size: int = option(8, "side of the images", unit="pixels", **at_least(1))
+    num_channels: int = option(1, "1: grey, as the digits; 3: colour", **at_least(1))
+    num_decoder_layers: int | None = option(
+        None, "of unify; null: num_hidden_layers", **at_least(1)
+    )
+    dropout: float = option(0.0, "of unify")
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise SettingsError(
+                f"model.hidden_size={self.hidden_size}: must be a multiple of "
+                f"model.num_attention_heads={self.num_attention_heads}"
+            )
+        if self.image_size % self.patch_size:
+            raise SettingsError(
+                f"model.image_size={self.image_size}: must be a multiple of "
+                f"model.patch_size={self.patch_size}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise SettingsError(f"model.dropout={self.dropout}: must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -374,7 +401,7 @@ def _seen_tasks(
 ) -> tuple[Task, ...]:
     own = {task.name: task for task in current}
     if names is None:
-        ancestors = [] if init_from is None else [node.task for node in walk(init_from)]
+        ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
         names = [*dict.fromkeys([*ancestors, *own])]
     if not isinstance(names, list) or len(set(names)) < len(names) or not own.keys() <= set(names):
         raise SettingsError(

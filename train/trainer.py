@@ -1,21 +1,27 @@
-"""The Hugging Face Trainer with the O-LoRA loss."""
+"""The Hugging Face Trainer, taking an update from several tasks, with the O-LoRA loss."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from train import ranks
-from train.data import Examples, collate
-from train.evaluation import among_options
+from train.batches import Training, Updates, ends_of_epochs
+from train.criterion import loss_sum, n_right, sample_size
 from train.olora import Factors, a_norm, factors, l2_loss, orthogonal_loss
 from train.settings import DeltaSettings, Job, SettingsError
 
@@ -35,7 +41,7 @@ class TrainingReport:
     """What a training came to. The penalties are unweighted, and reported for lamda 0 as well."""
 
     steps: int
-    train_loss: float  # cross entropy alone, mean over the micro-batches
+    train_loss: float  # cross entropy alone, mean over the updates
     orthogonal_loss_first: float  # at the first step
     orthogonal_loss: float  # after the last step, like the following
     l2_loss: float
@@ -43,58 +49,102 @@ class TrainingReport:
 
 
 class OLoRATrainer(Trainer):
-    """Adds lamda_1 * L_orth + lamda_2 * L_l2 to the cross entropy of every micro-batch."""
+    """An item of its loader is one update: micro-batches of all tasks, in order.
 
-    # compute_loss returns plain means, to be divided by the number of micro-batches of a step.
-    # Unless told, Trainer takes a model whose forward has **kwargs for one that did so already.
-    loss_is_scaled_for_ga = False
+    The loss of an update is the sum over all its micro-batches, processes included, divided by all
+    that was summed over; to it come lamda_1 * L_orth + lamda_2 * L_l2, once.
+    """
 
-    def __init__(self, adapters: Sequence[str], delta: DeltaSettings, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        updates: Updates,
+        adapters: Sequence[str],
+        delta: DeltaSettings,
+        validate: Callable[[], dict[str, float]],
+        save: Callable[[str], None],
+        workers: int,
+        prefetch_factor: int,
+        **kwargs: Any,
+    ) -> None:
         """`adapters` is the chain, the one to train last; empty: the base is trained in full."""
         super().__init__(**kwargs)
+        self.updates = updates
+        self.validate, self.save_as = validate, save
+        self.workers, self.prefetch_factor = workers, prefetch_factor
         self.lamda_1, self.lamda_2 = delta.lamda_1, delta.lamda_2
         self.modules: list[Factors] = []
         if adapters:  # stacked only now, where Trainer has moved the model to its device
             self.modules = factors(kwargs["model"], adapters[-1], adapters[:-1])
-        self.losses: list[torch.Tensor] = []  # per micro-batch: task, orthogonal, l2
+        self.losses: list[torch.Tensor] = []  # per update: task, orthogonal, l2
+        self.by_task: list[torch.Tensor] = []  # per update: tasks x (loss sum, counted, right)
         self.logged = 0
+        self.best: dict[str, torch.Tensor] | None = None
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        if ranks.size() == 1:
-            return super().get_train_dataloader()
-        # The order that accelerate gives one process. Its own way to share batches would fill
-        # the last one of an epoch with rows from the beginning.
-        order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.seed)
-        batches = torch.utils.data.BatchSampler(
-            order, self.args.train_batch_size * ranks.size(), self.args.dataloader_drop_last
-        )
+        reading: dict[str, Any] = {}
+        if self.workers:
+            reading = {"num_workers": self.workers, "prefetch_factor": self.prefetch_factor}
         return torch.utils.data.DataLoader(
-            self.train_dataset,
-            batch_sampler=ranks.Shares(batches, ranks.rank(), ranks.size()),
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
+            self.updates,
+            batch_size=None,
             pin_memory=self.args.dataloader_pin_memory,
+            **reading,
         )
 
-    def compute_loss(
+    def training_step(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
+        inputs: Any,
         num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        outputs = model(pixel_values=inputs["pixel_values"])
-        # Rows of the head that are no option of an image get no gradient from it.
-        logits = among_options(outputs.logits.float(), inputs["options"])
-        task = torch.nn.functional.cross_entropy(logits, inputs["labels"])
-        task = task * ranks.weight(len(logits), task.device)
-        with torch.autocast(task.device.type, enabled=False):
-            orthogonal, l2 = orthogonal_loss(self.modules), l2_loss(self.modules)
-            loss = task + self.lamda_1 * orthogonal + self.lamda_2 * l2
+    ) -> torch.Tensor:
+        """Forward and backward of all micro-batches of an update; the loss without penalties.
+
+        Gradients are added up over micro-batches, then over processes: each weighs what it counts.
+        """
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        update = self.state.global_step + 1
+        tasks = [t.task for t in self.updates.tasks]
+        sums = torch.zeros(len(tasks), 3, device=self.args.device)
+        for micro in inputs:
+            if micro["batch"]:
+                settings = tasks[micro["task"]].plan.loss
+                sums[micro["task"], 1] += sample_size(micro["batch"]["labels"], settings, update)
+        total = ranks.total(sums[:, 1].sum())
+        orthogonal, l2 = self._penalties()
+        pending = (self.lamda_1 * orthogonal + self.lamda_2 * l2) / ranks.size()
+        # Gradients of all processes are added up below, at once and whatever each of them used.
+        with self.accelerator.no_sync(model):
+            for micro in inputs:
+                if not micro["batch"]:  # a short last micro-batch: others have all its rows
+                    continue
+                task, batch = tasks[micro["task"]], self._prepare_inputs(micro["batch"])
+                with self.compute_loss_context_manager():
+                    logits = task.logits(model, batch)
+                own = loss_sum(logits, batch["labels"], task.plan.loss, update)
+                sums[micro["task"], 0] += own.detach()
+                if task.plan.loss.report_accuracy:
+                    sums[micro["task"], 2] += n_right(logits.detach(), batch["labels"])
+                self.accelerator.backward(own / total + pending)
+                pending = torch.zeros((), device=pending.device)
+            if pending.requires_grad:
+                self.accelerator.backward(pending)
+        ranks.add_gradients([p for p in model.parameters() if p.requires_grad])
         if not self.losses:
             self._check_orthogonal(orthogonal.item())
-        self.losses.append(torch.stack([part.detach().to(task) for part in (task, orthogonal, l2)]))
-        return (loss, outputs) if return_outputs else loss
+        # Times the processes, over which a mean is taken when it is logged.
+        mean = sums[:, 0].sum() / total * ranks.size()
+        self.losses.append(torch.stack([part.detach().to(mean) for part in (mean, orthogonal, l2)]))
+        self.by_task.append(sums)
+        return mean
+
+    def _penalties(self) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(self.args.device.type, enabled=False):
+            return orthogonal_loss(self.modules), l2_loss(self.modules)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # transformers would look for input ids in an update
 
     def _check_orthogonal(self, value: float) -> None:
         if any(len(m.a_old) for m in self.modules) and not value > 0:
@@ -109,8 +159,67 @@ class OLoRATrainer(Trainer):
             recent = ranks.mean(torch.stack(self.losses[self.logged :]).mean(0)).tolist()
             logs |= dict(zip(("task_loss", "orthogonal_loss", "l2_loss"), recent, strict=True))
             logs["a_norm"] = a_norm(self.modules).item()
+            logs |= self._log_of_tasks(ranks.total(torch.stack(self.by_task).sum(0)).tolist())
+            self.by_task = []
             self.logged = len(self.losses)
+        if self.updates.single:  # Trainer counts all updates as one epoch
+            ends = sorted(self.ends)
+            done = [step for step in ends if step <= self.state.global_step]
+            begin = done[-1] if done else 0
+            later = ends[len(done)] if len(done) < len(ends) else self.updates.total + 1
+            part = (self.state.global_step - begin) / (later - begin)
+            self.state.epoch = len(done) + part
         super().log(logs, *args, **kwargs)
+
+    @property
+    def ends(self) -> dict[int, int]:
+        if not hasattr(self, "_ends"):
+            self._ends = ends_of_epochs(self.updates)
+        return self._ends
+
+    def _log_of_tasks(self, sums: list[list[float]]) -> dict[str, float]:
+        """Per task, where there are several: loss; accuracy of the training rows where wanted."""
+        made: dict[str, float] = {}
+        for training, (loss, counted, right) in zip(self.updates.tasks, sums, strict=True):
+            plan = training.task.plan
+            name = "" if self.updates.single else f"{plan.name}_"
+            if name and counted:
+                made[f"{name}loss"] = loss / counted
+            if plan.loss.report_accuracy and counted:
+                made[f"{name}train_accuracy"] = right / counted
+        return made
+
+    # What Trainer does at its own intervals, done our way.
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = {f"eval_{k}": v for k, v in ranks.on_first(self.validate).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        new = bool(super()._determine_best_metric(metrics, trial))
+        if new:
+            self.best = {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+        return new
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if ranks.rank() == 0:
+            self.save_as(f"checkpoint-{self.state.global_step}")
+
+    def restore_best(self) -> None:
+        """The weights of the best validation, where one was asked for; else those of the end."""
+        if self.best is not None:
+            own = dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name, value in self.best.items():
+                    own[name].copy_(value)
 
     def report(self) -> TrainingReport:
         losses = ranks.mean(torch.stack(self.losses)).cpu()
@@ -131,24 +240,55 @@ class LogLines(TrainerCallback):
         log.info("step %d: %s", state.global_step, logs)
 
 
+class Patience(EarlyStoppingCallback):
+    """Transformers', without its warning that the best weights were lost: they come back."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        return None
+
+
+class Intervals(TrainerCallback):
+    """Validates and saves at the ends of epochs, which Trainer cannot see, and stops in time."""
+
+    def __init__(self, ends: Callable[[], dict[int, int]], hours: float) -> None:
+        self.ends = ends
+        self.end_s = time.monotonic() + hours * 3600 if hours > 0 else math.inf
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.ends():
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+        if math.isfinite(self.end_s) and ranks.any_of(time.monotonic() > self.end_s):
+            log.warning("trainer.stop_time_hours is over: training ends at %d", state.global_step)
+            control.should_training_stop = True
+
+
 def train(
     model: torch.nn.Module,
-    examples: Examples,
+    tasks: Sequence[Training],
     adapters: Sequence[str],
     job: Job,
     seed: int,
     folder: Path,
+    validate: Callable[[], dict[str, float]] = dict,
+    save: Callable[[str], None] = lambda name: None,
 ) -> TrainingReport:
-    """Train the last of `adapters`, or without any the base. Raises Diverged on a loss of NaN."""
+    """Train the last of `adapters`, or without any the base, on all `tasks` together.
+
+    validate: logged name -> value, on dev data. save: keep the model as it is under a name.
+    Raises Diverged on a loss of NaN.
+    """
+    given = ranks.arguments(job.trainer)
+    epochs, limit = given.pop("num_train_epochs", 3.0), given.pop("max_steps", -1)
+    given.pop("gradient_accumulation_steps", None)  # an update arrives whole
     try:
         arguments = TrainingArguments(
             output_dir=str(folder),
             seed=seed,
-            save_strategy="no",
             report_to="none",
             remove_unused_columns=False,
             disable_tqdm=True,
-            **ranks.arguments(job.trainer),
+            **{"save_strategy": "no", **given},
         )
     except (TypeError, ValueError) as error:
         raise SettingsError(
@@ -156,19 +296,32 @@ def train(
         ) from error
     # A process trains on one device; unasked, Trainer would spread it over all visible GPUs.
     arguments._n_gpu = min(1, arguments.n_gpu)
+    # Only now the process group is there, and with it the share of this process.
+    updates = Updates(tasks, ranks.rank(), ranks.size(), epochs, limit)
+    arguments.max_steps = len(updates)
+    datasets = [t.task.plan.task.dataset for t in tasks]
     trainer = OLoRATrainer(
+        updates=updates,
         adapters=adapters,
         delta=job.delta,
+        validate=validate,
+        save=save,
+        workers=max(d.num_workers for d in datasets),
+        prefetch_factor=max(d.prefetch_factor for d in datasets),
         model=model,
         args=arguments,
-        train_dataset=examples,
-        data_collator=collate,
+        train_dataset=updates,
+        eval_dataset=updates,  # only so that Trainer believes there is something to validate on
         callbacks=[LogLines()],
     )
+    trainer.add_callback(Intervals(lambda: trainer.ends, job.extras.stop_time_hours))
+    if job.extras.patience > 0:
+        trainer.add_callback(Patience(job.extras.patience))
     if ranks.rank():  # the data is in the same order everywhere, what is dropped out is not
         torch.manual_seed(seed + ranks.rank())
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    trainer.restore_best()
     report = trainer.report()
     if not math.isfinite(report.train_loss):
         raise Diverged(

@@ -28,7 +28,7 @@ def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> tor
         job = make_job()
         torch.manual_seed(0)
         model: Any = build_base(job.model)
-        save(model, folder, "digits_01", None)
+        save(model, folder, ["digits_01"], None)
         return logits(model)
     chain = load(parent)
     name = adapter_name(len(chain.nodes) + 1)
@@ -36,7 +36,7 @@ def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> tor
     model = add_adapter(chain.model, name, chain.adapters, delta)
     for module in factors(model, name, chain.adapters):
         torch.nn.init.normal_(module.b_new, std=0.1)
-    save(model, folder, f"task_at_{folder.name}", chain)
+    save(model, folder, [f"task_at_{folder.name}"], chain)
     return logits(model)
 
 

@@ -10,29 +10,38 @@ import pytest
 TASKS = ["digits_01", "digits_23", "digits_45", "digits_67", "digits_89"]
 
 
-def parts(job: Any) -> dict[str, set[int]]:
-    from train.data import split
+def rows_of(job: Any) -> Any:
+    from train.plan import plan_job
+    from train.rows import load
 
-    made = split(job.task, job.evaluation)
-    return {name: set(getattr(made, name).tolist()) for name in ("train", "dev", "test")}
+    return load(plan_job(job)[job.task.name], job.evaluation)
+
+
+def parts(job: Any) -> dict[str, set[bytes]]:
+    rows = rows_of(job)
+    by_name = {"train": rows.train(0), "dev": rows.dev, "test": rows.test}
+    return {name: {row["image"].tobytes() for row in part} for name, part in by_name.items()}
 
 
 def test_the_five_tasks_use_every_image_once(make_job: Any) -> None:
+    from train.rows import digits
+
     rows = [r for task in TASKS for part in parts(make_job(f"task={task}")).values() for r in part]
-    assert sorted(rows) == list(range(1797))
+    images, _ = digits()
+    assert sorted(rows) == sorted(image.tobytes() for image in images)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_part_has_its_share_of_each_digit(make_job: Any, task: str) -> None:
-    from train.data import digits
+    from train.rows import digits
 
     _, labels = digits()
     job = make_job(f"task={task}", "evaluation.dev_share=0.3", "evaluation.test_share=0.2")
-    made = parts(job)
+    rows = rows_of(job)
     for digit in job.task.options:
         total = int((labels == digit).sum())
-        for name, share in (("train", 0.5), ("dev", 0.3), ("test", 0.2)):
-            count = int((labels[list(made[name])] == digit).sum())
+        for part, share in ((rows.train(0), 0.5), (rows.dev, 0.3), (rows.test, 0.2)):
+            count = sum(row["label"] == str(digit) for row in part)
             assert count == pytest.approx(share * total, abs=1)
 
 
@@ -51,40 +60,50 @@ def test_an_image_stays_in_its_part_whichever_task_asks(make_job: Any) -> None:
         assert pair[name] & crossing[name] and not pair[name] & others
 
 
-def test_a_row_in_two_parts_is_refused() -> None:
-    from train.data import DataOverlap, Split
+def test_a_copy_of_an_image_in_another_part_is_refused(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train import rows
 
-    with pytest.raises(DataOverlap, match="image 7 of the digits is in 'train' and in 'test'"):
-        Split(train=np.array([3, 7]), dev=np.array([4]), test=np.array([7]))
-
-
-def test_a_copy_of_an_image_in_another_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from train import data
-
-    images = np.zeros((3, 8, 8), np.float32)
-    images[1] = 1
-    monkeypatch.setattr(data, "digits", lambda: (images, np.zeros(3, np.int64)))
-    with pytest.raises(data.DataOverlap, match="image 2 of the digits is in 'dev' and in 'test'"):
-        data.Split(train=np.array([1]), dev=np.array([0]), test=np.array([2]))
+    images = np.random.default_rng(0).normal(size=(16, 8, 8)).astype(np.float32)
+    images[8:] = images[0]
+    monkeypatch.setattr(rows, "digits", lambda: (images, np.arange(16) // 8))
+    with pytest.raises(rows.DataOverlap, match=r"task digits_01: the row .*'label': '1'.* is in '"):
+        rows_of(make_job())
 
 
-def test_pixels_and_options_are_those_of_scikit_learn(make_job: Any) -> None:
+def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
     from sklearn.datasets import load_digits
 
-    from train.data import Examples
+    from train.models import meeting
+    from train.plan import plan_job
 
     bunch = load_digits()
-    item = Examples(make_job("task=digits_67").task, np.flatnonzero(bunch.target == 7))[0]
-    first = bunch.images[bunch.target == 7][0]
-    np.testing.assert_allclose((item["pixel_values"][0] + 1) * 8, first)
-    assert item["labels"] == 7 and item["options"].nonzero().flatten().tolist() == [6, 7]
+    job = make_job("task=digits_67")
+    row = next(r for r in rows_of(job).dev if r["label"] == "7")
+    task: Any = meeting(plan_job(job)["digits_67"], job.model)
+    made = task.example(row, np.random.default_rng(0), False, "row")
+    sevens = bunch.images[bunch.target == 7]
+    assert any(np.array_equal((made.pixels[0] + 1) * 8, image) for image in sevens)
+    assert task.classes == [6, 7] and made.label == 1
 
 
-def test_a_guess_is_always_one_of_the_options(make_job: Any) -> None:
+def test_an_answer_is_always_one_of_the_options(make_job: Any) -> None:
     import torch
 
-    from train.evaluation import among_options
+    from train.models import meeting
+    from train.plan import plan_job
 
-    logits = torch.tensor([[9.0, 1.0, 2.0], [0.0, 5.0, 4.0]])
-    options = torch.tensor([[False, True, True], [True, False, True]])
-    assert among_options(logits, options).argmax(-1).tolist() == [2, 2]
+    job = make_job("task=digits_67")
+    task = meeting(plan_job(job)["digits_67"], job.model)
+
+    class Head(torch.nn.Module):
+        """Ten logits per image; the highest are no options."""
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            self.logits = torch.tensor([[9.0, 0, 0, 0, 0, 0, 1, 2, 0, 0]] * len(pixel_values))
+            return self
+
+    rows = rows_of(job).dev[:3]
+    made = [task.example(r, np.random.default_rng(0), False, "row") for r in rows]
+    assert task.answers(Head(), made, torch.device("cpu")) == ["7"] * 3

@@ -203,25 +203,6 @@ def test_processes_divide_the_cores(
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "shares"),
-    [
-        (4, 2, [[0, 1], [2, 3]]),
-        (5, 2, [[0, 1, 2], [3, 4]]),
-        (8, 3, [[0, 1, 2], [3, 4, 5], [6, 7]]),
-        (2, 2, [[0], [1]]),
-        (1, 2, [[0], [0]]),  # everybody's: the mean stays that of the row
-        (2, 3, [[0, 1], [0, 1], [0, 1]]),
-    ],
-)
-def test_a_batch_is_shared_without_gap_or_overlap(
-    rows: int, size: int, shares: list[list[int]]
-) -> None:
-    from train.ranks import share
-
-    assert [share(list(range(rows)), rank, size) for rank in range(size)] == shares
-
-
-@pytest.mark.parametrize(
     ("leased", "wanted", "seen"),
     [(None, None, "7"), (None, "2", "2"), (None, "", ""), ("GPU-1", "2", "7"), ("GPU-1", "", "7")],
 )

@@ -1,0 +1,473 @@
+"""What a job's tasks come to, worked out before anything heavy is imported.
+
+Templates, data strings, answers, metrics and limits are read here once; every mistake that the
+configuration alone shows is a SettingsError that names the task.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from train.data_spec import Column, DataSpecError, Source, columns, ratios, sources
+from train.instruction import Template, TemplateError, parse_all
+from train.metrics import logged_names
+from train.settings import (
+    CLASSES,
+    CRITERIA,
+    ImagePreprocess,
+    Job,
+    LossSettings,
+    MetricSettings,
+    ModelSettings,
+    Task,
+    TextPreprocess,
+)
+from train.typed import SettingsError
+
+CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the files have
+    "arithmetic": ("question", "answer"),
+    "digits": ("image", "label"),
+    "parity": ("bits", "answer"),
+    "sentiment": ("review", "label"),
+    "text": None,
+}
+IMAGE_ADAPTORS = ("image_patches",)  # explicit names; without the attribute it is this one
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+# generator_args, by fairseq's names and Hugging Face's -> argument of `generate`
+GENERATION: Mapping[str, str] = {
+    "beam": "num_beams",
+    "num_beams": "num_beams",
+    "max_len_b": "max_new_tokens",
+    "max_new_tokens": "max_new_tokens",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "lenpen": "length_penalty",
+    "length_penalty": "length_penalty",
+    "min_len": "min_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+}
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Files a task is read from; without any its class makes up the rows."""
+
+    train: tuple[Source, ...]
+    valid: tuple[Source, ...]
+    test: tuple[Source, ...]
+    columns: tuple[Column, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task, ready to be trained."""
+
+    task: Task
+    templates: tuple[Template, ...]
+    data: DataPlan
+    answers: Mapping[str, int] | None  # of a closed set: text -> number
+    text: TextPreprocess
+    images: Mapping[str, ImagePreprocess]  # by the names the templates use
+    max_src_length: int
+    max_tgt_length: int
+    decoder_plain_with_loss: bool
+    loss: LossSettings
+    metrics: Mapping[str, MetricSettings]  # the first one's first name is the task's score
+    generation: Mapping[str, Any]  # arguments of Hugging Face's `generate`
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Names under which the task's metrics are logged; the first one is its score."""
+        return tuple(n for m, s in self.metrics.items() for n in logged_names(m, s.beta))
+
+    @property
+    def is_image_choice(self) -> bool:
+        """One image read, one answer of a closed set: what a classifier can do."""
+        read = [[s.type for s in t.side("encoder") if s.text is None] for t in self.templates]
+        return self.answers is not None and all(types == ["IMAGE"] for types in read)
+
+
+def plan_task(task: Task) -> TaskPlan:
+    """Raises SettingsError."""
+    try:
+        return _plan(task)
+    except (TemplateError, DataSpecError) as error:
+        raise SettingsError(f"task.{task.name}: {error}") from error
+
+
+def _plan(task: Task) -> TaskPlan:
+    where = f"task.{task.name}"
+    if task.instruction is None:
+        raise SettingsError(
+            f"{where}.instruction.template is missing: say what the model reads and answers, such "
+            "as '[TEXT:question] -> [TEXT:answer]'"
+        )
+    templates = parse_all(task.instruction.template)
+    data = _data(task, where)
+    known = _columns(task, data, where)
+    target = templates[0].target
+    for slot in (s for t in templates for s in t.slots if s.text is None):
+        if known is not None and slot.name not in known:
+            raise SettingsError(
+                f"{where}.instruction.template: {slot} names the column '{slot.name}', but rows "
+                f"have {', '.join(known)}"
+            )
+        _check_slot(task, slot.type, slot.preprocess, slot.attributes.get("adaptor"), str(slot))
+    answers = None
+    if any(t.target.has("closed_set") for t in templates):
+        answers = _answers(task, where)
+        _check_closed_set(templates, where)
+    metrics = dict(task.evaluation.metrics)
+    if not metrics:
+        metrics = {
+            "accuracy" if answers is not None else "exact_match": MetricSettings(target.name)
+        }
+    for name, settings in metrics.items():
+        try:
+            logged_names(name, settings.beta)
+        except ValueError as error:
+            raise SettingsError(f"{where}.evaluation.metrics.{name}: {error}") from None
+        if known is not None and settings.target_field not in known:
+            raise SettingsError(
+                f"{where}.evaluation.metrics.{name}.target_field={settings.target_field}: "
+                f"rows have {', '.join(known)}"
+            )
+        if settings.ans2label is None and answers is not None:
+            metrics[name] = replace(settings, ans2label=dict(answers))
+    return TaskPlan(
+        task=task,
+        templates=templates,
+        data=data,
+        answers=answers,
+        text=_text(task, where),
+        images={"image": task.preprocess.image, "imagenet": task.preprocess.imagenet},
+        max_src_length=task.preprocess.text.max_src_length or task.max_src_length,
+        max_tgt_length=min(task.max_tgt_length, task.preprocess.text.max_tgt_length),
+        decoder_plain_with_loss=task.instruction.decoder_plain_with_loss,
+        loss=_criterion(task, where),
+        metrics=metrics,
+        generation=_generation(task, where),
+    )
+
+
+def _data(task: Task, where: str) -> DataPlan:
+    settings = task.dataset
+    if task.kind not in CLASS_COLUMNS:
+        from train.typed import nearest
+
+        raise SettingsError(
+            f"{where}._name={task.kind}: no such task class{nearest(task.kind, CLASS_COLUMNS)} "
+            f"(there are {', '.join(CLASS_COLUMNS)}); without `_name` the class is called like the "
+            "task"
+        )
+    train, valid, test = (
+        sources(text) for text in (settings.train_data, settings.valid_data, settings.test_data)
+    )
+    from_files = CLASS_COLUMNS[task.kind] is None
+    if not from_files:
+        given = [k for k in ("train_data", "valid_data", "test_data") if getattr(settings, k)]
+        if given:
+            raise SettingsError(
+                f"{where}.dataset.{given[0]}: class {task.kind} makes its own rows; "
+                "set _name: text to read files"
+            )
+        return DataPlan((), (), (), (), ratios(settings.sample_ratios, 1))
+    if not train or not valid:
+        missing = "train_data" if not train else "valid_data"
+        raise SettingsError(
+            f"{where}.dataset.{missing} is not set: class text reads files, and a task is selected "
+            "by its score on valid_data"
+        )
+    files = {"train_data": train, "valid_data": valid, "test_data": test}
+    for key, part in files.items():
+        for file in (f for source in part for f in source):
+            if not Path(file).is_file():
+                raise SettingsError(
+                    f"{where}.dataset.{key}: no file {file} (looked from {Path.cwd()}; paths are "
+                    "relative to the working directory)"
+                )
+    for one, other in itertools.combinations(files, 2):
+        both = _paths(files[one]) & _paths(files[other])
+        if both:
+            raise SettingsError(
+                f"{where}.dataset: {min(both)} is in {one} and in {other}: training, selection and "
+                "the final test must not share rows"
+            )
+    if len(settings.separator) != 1:
+        raise SettingsError(
+            f"{where}.dataset.separator={settings.separator!r}: must be one character"
+        )
+    return DataPlan(
+        train,
+        valid,
+        test,
+        columns(settings.selected_cols),
+        ratios(settings.sample_ratios, len(train)),
+    )
+
+
+def _paths(part: Sequence[Source]) -> set[Path]:
+    return {Path(file).resolve() for source in part for file in source}
+
+
+def _columns(task: Task, data: DataPlan, where: str) -> tuple[str, ...] | None:
+    own = CLASS_COLUMNS[task.kind]
+    return own if own is not None else tuple(column.name for column in data.columns)
+
+
+def _check_slot(task: Task, kind: str, preprocess: str, adaptor: Any, shown: str) -> None:
+    where = f"task.{task.name}.instruction.template: {shown}"
+    known = ("text",) if kind == "TEXT" else ("digits", "image", "imagenet")
+    if preprocess not in known:
+        raise SettingsError(
+            f"{where}: preprocess={preprocess} does not go with {kind}; it can be {', '.join(known)}"
+        )
+    adaptors = ("text",) if kind == "TEXT" else IMAGE_ADAPTORS
+    if adaptor is not None and adaptor not in adaptors:
+        raise SettingsError(
+            f"{where}: adaptor={adaptor} is not supported; leave the attribute out, {kind} slots "
+            f"have {adaptors[0]}"
+        )
+    if preprocess == "digits" and task.kind != "digits":
+        raise SettingsError(f"{where}: preprocess=digits takes the images of class digits alone")
+    if kind == "IMAGE" and task.kind == "digits" and preprocess != "digits":
+        raise SettingsError(f"{where}: images of class digits are read by preprocess=digits")
+    if kind == "IMAGE" and preprocess != "digits":
+        settings: ImagePreprocess = getattr(task.preprocess, preprocess)
+        if settings.interpolation not in INTERPOLATIONS:
+            raise SettingsError(
+                f"task.{task.name}.preprocess.{preprocess}.interpolation="
+                f"{settings.interpolation}: must be one of {', '.join(INTERPOLATIONS)}"
+            )
+
+
+def _answers(task: Task, where: str) -> dict[str, int]:
+    """Text -> number of a closed set: a mapping, its JSON text, or lines `label<TAB>int`."""
+    key = f"{where}.preprocess.text.ans2label"
+    value = task.preprocess.text.ans2label
+    if value is None:
+        if task.kind == "digits":
+            return {str(option): option for option in task.options}
+        raise SettingsError(
+            f"{key} is not set, but the target of the instruction is closed_set: give its answers, "
+            "such as {no: 0, yes: 1}, JSON text, or a file with lines label<TAB>number"
+        )
+    if isinstance(value, str):
+        value = _answers_of_text(value, key)
+    if not value or len(set(value.values())) < len(value):
+        raise SettingsError(f"{key}={value}: must give every answer a number of its own")
+    return {str(k): v for k, v in value.items()}
+
+
+def _answers_of_text(text: str, key: str) -> dict[str, int]:
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+            return {str(k): int(v) for k, v in found.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SettingsError(
+                f"{key}={text!r}: is no JSON mapping to numbers: {error}"
+            ) from error
+    try:
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        pairs = [line.rsplit("\t", 1) for line in lines if line]
+        return {label: int(number) for label, number in pairs}
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{key}={text!r}: must be a mapping, its JSON text, or a file with lines "
+            f"label<TAB>number: {error}"
+        ) from error
+
+
+def _check_closed_set(templates: Sequence[Template], where: str) -> None:
+    for template in templates:
+        decoder = template.side("decoder")
+        place = decoder.index(template.target)
+        free = [s for s in decoder[:place] if s.text is None and not s.has("no_loss")]
+        if free or place + 1 < len(decoder) or not template.target.has("closed_set"):
+            raise SettingsError(
+                f"{where}.instruction.template: '{template}': an answer of a closed_set must come "
+                "last, behind nothing but plain text and no_loss slots, in all templates"
+            )
+
+
+def _text(task: Task, where: str) -> TextPreprocess:
+    settings, key = task.preprocess.text, f"{where}.preprocess.text"
+    if settings.mask_span_distribution not in ("span-poisson", "none"):
+        raise SettingsError(
+            f"{key}.mask_span_distribution={settings.mask_span_distribution}: must be "
+            "span-poisson, or none (every word by itself)"
+        )
+    if settings.replace_length not in (-1, 0, 1):
+        raise SettingsError(f"{key}.replace_length={settings.replace_length}: must be -1, 0 or 1")
+    if not 0 <= settings.random_ratio <= 1:
+        raise SettingsError(f"{key}.random_ratio={settings.random_ratio}: must lie in [0, 1]")
+    return settings
+
+
+def _criterion(task: Task, where: str) -> LossSettings:
+    """The options of the one criterion, from either form."""
+    settings, key = task.criterion, f"{where}.criterion"
+    nested = {name: getattr(settings, name) for name in CRITERIA}
+    given = {name: options for name, options in nested.items() if options is not None}
+    if len(given) + (settings.kind is not None) > 1:
+        forms = [*given, *([f"_name: {settings.kind}"] if settings.kind else [])]
+        raise SettingsError(f"{key}: {' and '.join(forms)} are both given; one criterion per task")
+    kind = settings.kind or next(iter(given), CRITERIA[0])
+    if kind not in CRITERIA:
+        raise SettingsError(f"{key}._name={kind}: there are {', '.join(CRITERIA)}")
+    chosen: LossSettings = next(iter(given.values()), settings)
+    if kind == "cross_entropy":
+        plain = LossSettings(sentence_avg=chosen.sentence_avg, weight=chosen.weight)
+        extra = [
+            name
+            for name in (
+                "label_smoothing",
+                "report_accuracy",
+                "drop_worst_ratio",
+                "drop_worst_after",
+            )
+            if getattr(chosen, name) != getattr(plain, name)
+        ]
+        if extra:
+            raise SettingsError(
+                f"{key}.{extra[0]}={getattr(chosen, extra[0])}: belongs to "
+                "label_smoothed_cross_entropy; set criterion._name to it"
+            )
+    if not 0 <= chosen.label_smoothing < 1:
+        raise SettingsError(
+            f"{key}.label_smoothing={chosen.label_smoothing}: must be 0 or more and below 1"
+        )
+    if not 0 <= chosen.drop_worst_ratio < 1:
+        raise SettingsError(
+            f"{key}.drop_worst_ratio={chosen.drop_worst_ratio}: must be 0 or more and below 1"
+        )
+    return chosen
+
+
+def _generation(task: Task, where: str) -> dict[str, Any]:
+    key = f"{where}.evaluation.generator_args"
+    value = task.evaluation.generator_args
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise SettingsError(f"{key}={value!r}: is no JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{key}={value!r}: must be a mapping")
+    made: dict[str, Any] = {}
+    for name, number in value.items():
+        if name not in GENERATION:
+            raise SettingsError(
+                f"{key}.{name}={number}: is not supported; there are {', '.join(GENERATION)}"
+            )
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise SettingsError(f"{key}.{name}={number!r}: must be a number")
+        if GENERATION[name] in made:
+            raise SettingsError(f"{key}.{name}: is given twice, under two names")
+        made[GENERATION[name]] = number
+    return made
+
+
+def plan_job(job: Job) -> dict[str, TaskPlan]:
+    """The tasks a job trains or is evaluated on, by name. Raises SettingsError."""
+    plans = {task.name: plan_task(task) for task in (*job.tasks, *job.seen_tasks)}
+    for plan in plans.values():
+        _check_model(plan, job.model)
+    _check_validation(job, plans)
+    limit = job.trainer.get("max_steps", -1)
+    if len(job.tasks) > 1 and not (isinstance(limit, int) and limit > 0):
+        names = ", ".join(task.name for task in job.tasks)
+        raise SettingsError(
+            f"trainer.max_steps={limit}: must be above 0, because the tasks {names} are trained "
+            "together and share no epoch that could end the training"
+        )
+    return plans
+
+
+def micro_batch_size(task: Task, trainer: Mapping[str, Any]) -> int:
+    """Rows per process in a micro-batch of this task."""
+    return task.dataset.micro_batch_size or int(trainer.get("per_device_train_batch_size", 8))
+
+
+def update_freq(task: Task, trainer: Mapping[str, Any]) -> tuple[int, ...]:
+    """Micro-batches of this task in an update, by epoch."""
+    value = task.dataset.update_freq or int(trainer.get("gradient_accumulation_steps", 1))
+    freq = (value,) if isinstance(value, int) else tuple(value)
+    if not freq or min(freq) < 1:
+        raise SettingsError(
+            f"task.{task.name}.dataset.update_freq={list(freq)}: must be at least 1 in every epoch"
+        )
+    return freq
+
+
+def _check_model(plan: TaskPlan, model: ModelSettings) -> None:
+    where = f"task.{plan.name}"
+    if model.kind == "vit":
+        if not plan.is_image_choice:
+            raise SettingsError(
+                f"{where}: model=vit_tiny reads one image and chooses one answer of a closed_set; "
+                f"'{plan.templates[0]}' asks for more. Take model=unify_tiny"
+            )
+        wrong = [n for n in (plan.answers or {}).values() if not 0 <= n < CLASSES]
+        if wrong:
+            raise SettingsError(
+                f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
+                f"numbers go from 0 to {CLASSES - 1}"
+            )
+        unread = [s for t in plan.templates for s in t.side("decoder") if s is not t.target]
+        if unread or plan.loss.drop_worst_ratio:
+            what = f"'{unread[0]}' before the answer" if unread else "criterion.drop_worst_ratio"
+            raise SettingsError(f"{where}: {what} needs model=unify_tiny")
+    for slot in (s for t in plan.templates for s in t.slots if s.type == "IMAGE"):
+        digits = slot.preprocess == "digits"
+        side = 8 if digits else plan.images[slot.preprocess].patch_image_size
+        channels = 1 if digits else 3
+        if side != model.image_size:
+            key = "" if digits else f"{where}.preprocess.{slot.preprocess}.patch_image_size="
+            raise SettingsError(
+                f"{where}: {slot} gives images of {key}{side} pixels, but "
+                f"model.image_size={model.image_size}; make them equal"
+            )
+        if channels != model.num_channels:
+            raise SettingsError(
+                f"{where}: {slot} gives images of {channels} channels, but "
+                f"model.num_channels={model.num_channels}; set it to {channels}"
+            )
+
+
+def _check_validation(job: Job, plans: Mapping[str, TaskPlan]) -> None:
+    """The metric for the best model must be logged, and something must ask for it."""
+    trainer = job.trainer
+    metric, validates = trainer.get("metric_for_best_model"), trainer.get("eval_strategy", "no")
+    own = [plans[task.name] for task in job.tasks]
+    logged = list(dict.fromkeys(["loss", "score", *(n for plan in own for n in plan.logged)]))
+    if len(own) > 1:
+        logged += [f"{plan.name}_{n}" for plan in own for n in ("loss", *plan.logged)]
+    if metric is not None and str(metric).removeprefix("eval_") not in logged:
+        raise SettingsError(
+            f"trainer.metric_for_best_model={metric}: is not logged; there are {', '.join(logged)}"
+        )
+    for key, value in (
+        ("metric_for_best_model", metric),
+        ("patience", job.extras.patience if job.extras.patience > 0 else None),
+    ):
+        if value is not None and str(validates) == "no":
+            raise SettingsError(
+                f"trainer.{key}={value}: nothing validates during training; set "
+                "trainer.eval_strategy to epoch or steps (and eval_steps)"
+            )
+    if job.extras.patience > 0 and metric is None:
+        raise SettingsError(
+            f"trainer.patience={job.extras.patience}: set trainer.metric_for_best_model, one of "
+            f"{', '.join(logged)}"
+        )
