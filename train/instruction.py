@@ -160,7 +160,8 @@ def parse(template: str) -> Template:
     slots: list[Slot] = []
     side: Side = "encoder"
     run, begin = "", 0  # plain text so far, and where what follows the last token begins
-    for token in (*tokens, None):
+    ends: list[re.Match[str] | None] = [*tokens, None]
+    for token in ends:
         run += template[begin : token.start() if token else None]
         if token and token[0].startswith("\\"):
             run += token[0][1]
