@@ -276,7 +276,7 @@ def write_best(
 def write_table(folder: Path, history: History) -> None:
     """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
     fixed = ["trial", "stage", "task", "state", "score", "parent", "selected", "attempt"]
-    fixed += ["seconds", "folder", "reason"]
+    fixed += ["seconds", "folder", "cause", "reason"]
     params: dict[str, None] = {}
     numbers: dict[str, None] = {}
     rows = []
@@ -298,7 +298,11 @@ def write_table(folder: Path, history: History) -> None:
             params[f"param/{key}"] = None
             row[f"param/{key}"] = value if isinstance(value, str) else json.dumps(value)
         if outcome is not None:
-            row |= {"seconds": round(outcome.seconds, 3), "reason": outcome.reason}
+            row |= {
+                "seconds": round(outcome.seconds, 3),
+                "cause": outcome.cause.value,
+                "reason": outcome.reason,
+            }
             for prefix, scores in (
                 ("eval/", outcome.evaluations),
                 ("test/", outcome.tests),

@@ -110,6 +110,14 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a", "hydra.launcher.devices_per_job=3"],
         ["DeviceError", "wants 3 devices, and 2 can serve it"],
     ),
+    "an unknown way for jobs to end": (
+        ["task=a", "hydra.launcher.on_controller_death=wait"],
+        ["on_controller_death='wait'", "kill, finish", "No job was started"],
+    ),
+    "the launcher's retries under our sweeper": (
+        ["task=a", "hydra.launcher.retries=2"],
+        ["hydra.launcher.retries=2", "hydra.sweeper.retries=2", "No job was started"],
+    ),
     "an unknown launcher setting": (["task=a", "hydra.launcher.cpus=2"], ["cpus"]),
 }  # fmt: skip
 

@@ -16,11 +16,13 @@ import pytest
 from conftest import Bench, wait_until
 
 from autocl_sweeper.devices import CpuProbe
+from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor import writing
 from autocl_sweeper.executor.deadlines import Deadlines
 from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Grant, Pool
 from autocl_sweeper.executor.processes import OomKills, exit_reason
+from autocl_sweeper.executor.settings import check
 from autocl_sweeper.executor.writing import LastWrite
 from autocl_sweeper.journal import fold, outcome_from_json, outcome_to_json
 from autocl_sweeper.leases import LeaseFolder
@@ -191,6 +193,34 @@ def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Caus
     hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED}
     assert may_help(Outcome(State.FAIL, cause=cause)) == (cause not in hopeless)
     assert not may_help(Outcome(State.COMPLETE, cause=cause))
+
+
+ENDS = {
+    "timeout_s": None, "stall_s": None, "grace_s": 10.0, "retries": 0, "retry_delay_s": 5.0,
+    "on_controller_death": "kill",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key, value, rule",
+    [
+        ("timeout_s", 0, "more than 0, or null"),
+        ("stall_s", -1.0, "more than 0, or null"),
+        ("stall_s", float("nan"), "more than 0, or null"),
+        ("grace_s", -1.0, "at least 0"),
+        ("grace_s", float("inf"), "at least 0"),
+        ("retries", -1, "at least 0"),
+        ("retry_delay_s", -0.5, "at least 0"),
+        ("on_controller_death", "wait", "kill, finish"),
+    ],
+)
+def test_a_launcher_setting_that_means_nothing_is_refused_by_name(
+    key: str, value: object, rule: str
+) -> None:
+    check(ENDS)
+    check({**ENDS, "grace_s": 0, "timeout_s": 1, "on_controller_death": "finish"})
+    with pytest.raises(ConfigurationError, match=f"hydra.launcher.{key}=.*{rule}"):
+        check({**ENDS, key: value})
 
 
 def test_while_a_retry_waits_for_its_time_other_trials_run(benches: Callable[..., Bench]) -> None:
