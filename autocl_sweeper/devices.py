@@ -18,6 +18,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 # How a parent says "no GPU from here on". Slurm writes NoDevFiles for a job that asked for none.
 _END = ("-1", "NoDevFiles")
 _MIB = 2**20
+# NVML's codes for a GPU that only a reset brings back: GPU_IS_LOST (an Xid 79) and RESET_REQUIRED.
+_LOST = (15, 16)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,17 @@ class Device:
     name: str
     total_mib: int | None = None  # None: not known (a CPU slot, or memory shared with the host)
     free_mib: int | None = None
-    processes: int | None = None  # computing on it, this process not counted; None: not known
+    # pid -> MiB (None: not told) of what computes on it, this process left out; None: not known.
+    processes: Mapping[int, int | None] | None = None
     problem: str = ""  # why it cannot be used now, in NVML's words
+    error: int = 0  # NVML's code, when the problem is that the device could not be asked
+    utilisation: int | None = None  # per cent of the last moments; None: not asked or not known
+    temperature_c: int | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether no job can go on there, and none will before somebody resets it."""
+        return self.error in _LOST
 
 
 def short(device_id: str) -> str:
@@ -39,8 +50,16 @@ def short(device_id: str) -> str:
 
 
 class Probe(Protocol):
-    def devices(self) -> list[Device]:
-        """A fresh reading of every device in the pool; the same order each time."""
+    @property
+    def measured(self) -> bool:
+        """Whether the devices have memory and figures of their own to look at."""
+        ...
+
+    def devices(self, load: bool = False) -> list[Device]:
+        """A fresh reading of every device in the pool; the same order each time.
+
+        With `load` also utilisation and temperature, which cost more calls.
+        """
         ...
 
     def environment(self, ids: Sequence[str]) -> dict[str, str]:
@@ -94,6 +113,8 @@ class NvmlProbe:
     driver cannot be asked at all or CUDA_VISIBLE_DEVICES does not fit.
     """
 
+    measured = True
+
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         environ = environ or {}
         try:
@@ -121,6 +142,7 @@ class NvmlProbe:
                 f'same. To run on CPU slots instead, set {VISIBLE}=""'
             ) from error
         self._seen: dict[int, tuple[str, str]] = {}  # number -> UUID and name of a GPU
+        self._parts: dict[str, dict[str, str]] = {}  # UUID of a GPU -> its MIG devices with names
         self._pool: list[str] | None = None
         found = self._read()
         visible = environ.get(VISIBLE)
@@ -129,8 +151,8 @@ class NvmlProbe:
         elif not found:
             raise _NoGPU("NVML shows no GPU that this account may use")
 
-    def devices(self) -> list[Device]:
-        found = self._read()
+    def devices(self, load: bool = False) -> list[Device]:
+        found = self._read(load)
         if self._pool is None:
             return [device for _, device in found]
         # A dictionary, because a pool may name a GPU and one of its MIG devices.
@@ -145,13 +167,15 @@ class NvmlProbe:
     def environment(self, ids: Sequence[str]) -> dict[str, str]:
         return _cuda_environment(ids)
 
-    def _read(self) -> list[tuple[str, Device]]:
+    def _read(self, load: bool = False) -> list[tuple[str, Device]]:
         """(UUID of the GPU, device) in PCI order; several for a GPU in MIG mode."""
         return [
-            (gpu, device) for number in range(self._count) for gpu, device in self._read_gpu(number)
+            (gpu, device)
+            for number in range(self._count)
+            for gpu, device in self._read_gpu(number, load)
         ]
 
-    def _read_gpu(self, number: int) -> Iterator[tuple[str, Device]]:
+    def _read_gpu(self, number: int, load: bool) -> Iterator[tuple[str, Device]]:
         nvml = self._nvml
         # A lost GPU does not even give its UUID: remember, so that it keeps its name and place.
         uuid, name = self._seen.get(number, (f"GPU number {number}", "unknown"))
@@ -171,19 +195,25 @@ class NvmlProbe:
                     nvml.NVML_COMPUTEMODE_PROHIBITED
                 ):
                     problem = "its compute mode is Prohibited (nvidia-smi -c 0 allows jobs)"
-                yield uuid, self._read_device(handle, uuid, name, problem)
+                device = self._read_device(handle, uuid, name, problem)
+                yield uuid, self._with_load(device, handle, handle) if load else device
                 return
             instances = list(self._mig_handles(handle))
         except nvml.NVMLError as error:
-            yield uuid, Device(uuid, name, problem=_words(error))
+            # The instances of a GPU are as lost as it is, and jobs know them by their own ids.
+            for part, title in (self._parts.get(uuid) or {uuid: name}).items():
+                yield uuid, Device(part, title, problem=_words(error), error=error.value)
             return
+        self._parts[uuid] = {}
         if not instances:
             yield uuid, Device(uuid, name, problem="in MIG mode without a compute instance")
-        for handle in instances:
+        for instance in instances:
             try:
-                part = nvml.nvmlDeviceGetUUID(handle)
-                title = self._optional(nvml.nvmlDeviceGetName, handle) or f"MIG of {name}"
-                yield uuid, self._read_device(handle, part, title)
+                part = nvml.nvmlDeviceGetUUID(instance)
+                title = self._optional(nvml.nvmlDeviceGetName, instance) or f"MIG of {name}"
+                self._parts[uuid][part] = title
+                device = self._read_device(instance, part, title)
+                yield uuid, self._with_load(device, instance, handle) if load else device
             except nvml.NVMLError as error:
                 # Destroyed while we looked; or the GPU is lost, which its parent tells next time.
                 log.debug("a MIG device of %s is left out: %s", uuid, error)
@@ -192,8 +222,19 @@ class NvmlProbe:
         try:
             total_mib, free_mib = self._memory_mib(handle)
         except self._nvml.NVMLError as error:
-            return Device(uuid, name, problem=problem or _words(error))
+            return Device(uuid, name, problem=problem or _words(error), error=error.value)
         return Device(uuid, name, total_mib, free_mib, self._processes(handle), problem)
+
+    def _with_load(self, device: Device, handle: Any, gpu: Any) -> Device:
+        """Utilisation is unknown under MIG, where the temperature is that of the whole GPU."""
+        nvml = self._nvml
+        rates = self._optional(nvml.nvmlDeviceGetUtilizationRates, handle)
+        temperature = None
+        # The old name goes with CUDA 14, the new one is unknown to old drivers and old modules.
+        for name in ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"):
+            if temperature is None and hasattr(nvml, name):
+                temperature = self._optional(getattr(nvml, name), gpu, nvml.NVML_TEMPERATURE_GPU)
+        return replace(device, utilisation=rates and int(rates.gpu), temperature_c=temperature)
 
     def _memory_mib(self, handle: Any) -> tuple[int | None, int | None]:
         nvml = self._nvml
@@ -215,7 +256,7 @@ class NvmlProbe:
         # `used` counts the driver's reserve in one version and not in the other: never read it.
         return memory.total // _MIB, memory.free // _MIB
 
-    def _processes(self, handle: Any) -> int | None:
+    def _processes(self, handle: Any) -> dict[int, int | None] | None:
         nvml = self._nvml
         try:
             try:
@@ -227,7 +268,11 @@ class NvmlProbe:
         except nvml.NVMLError:  # not permitted, not supported: memory has to tell
             return None
         # A script that touched CUDA while Hydra loaded it must not lock itself out for ever.
-        return len([process for process in running if process.pid != os.getpid()])
+        return {
+            process.pid: None if process.usedGpuMemory is None else process.usedGpuMemory // _MIB
+            for process in running
+            if process.pid != os.getpid()
+        }
 
     def _in_mig_mode(self, handle: Any) -> bool:
         try:
@@ -250,9 +295,9 @@ class NvmlProbe:
                 if error.value != nvml.NVML_ERROR_NOT_FOUND:  # places have gaps
                     raise
 
-    def _optional(self, function: Any, handle: Any) -> Any:
+    def _optional(self, function: Any, *arguments: Any) -> Any:
         try:
-            return function(handle)
+            return function(*arguments)
         except self._nvml.NVMLError:
             return None
 
@@ -316,6 +361,8 @@ class CpuProbe:
     `hide_gpus`: there may be GPUs, and jobs must not see them.
     """
 
+    measured = False
+
     def __init__(
         self, slots: int | None, environ: Mapping[str, str], hide_gpus: bool = False
     ) -> None:
@@ -329,7 +376,7 @@ class CpuProbe:
         self._hide_gpus = hide_gpus
         self._devices = [Device(f"cpu-{number}", "CPU slot") for number in range(self.slots)]
 
-    def devices(self) -> list[Device]:
+    def devices(self, load: bool = False) -> list[Device]:
         return list(self._devices)
 
     def environment(self, ids: Sequence[str]) -> dict[str, str]:
@@ -351,6 +398,8 @@ def _usable_cores() -> int:
 class FakeProbe:
     """Devices that are whatever a test or a simulation says they are."""
 
+    measured = True
+
     def __init__(self, devices: Iterable[Device]) -> None:
         self._devices = {device.id: device for device in devices}
 
@@ -358,9 +407,9 @@ class FakeProbe:
     def gpus(cls, count: int, total_mib: int = 81559) -> FakeProbe:
         """`count` idle GPUs; the last digits of the UUID are their number."""
         uuids = [f"GPU-fa{number:06x}-0000-0000-0000-{number:012x}" for number in range(count)]
-        return cls(Device(uuid, "Fake GPU", total_mib, total_mib - 500, 0) for uuid in uuids)
+        return cls(Device(uuid, "Fake GPU", total_mib, total_mib - 500, {}) for uuid in uuids)
 
-    def devices(self) -> list[Device]:
+    def devices(self, load: bool = False) -> list[Device]:
         return list(self._devices.values())
 
     def environment(self, ids: Sequence[str]) -> dict[str, str]:

@@ -14,12 +14,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.errors import JournalDamagedError, SweepFolderError, SweepLockedError
-from autocl_sweeper.types import Cause, History, Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import Cause, DeviceUse, History, Outcome, State, Suggestion, Trial
 
 VERSION = 1
 NAME = "journal.jsonl"
@@ -222,6 +222,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "log_tail": list(outcome.log_tail),
         "cause": outcome.cause.value,
+        "device": None if outcome.device is None else asdict(outcome.device),
     }
 
 
@@ -239,7 +240,12 @@ def outcome_from_json(record: Record) -> Outcome:
         seconds=float(record["seconds"]),
         log_tail=tuple(record["log_tail"]),
         cause=Cause(record.get("cause", "")),  # journals of earlier versions have none
+        device=_device_from_json(record.get("device")),  # nor this
     )
+
+
+def _device_from_json(record: Record | None) -> DeviceUse | None:
+    return None if record is None else DeviceUse(**{**record, "ids": tuple(record["ids"])})
 
 
 def _numbers_to_json(numbers: Mapping[str, float]) -> dict[str, float | str]:

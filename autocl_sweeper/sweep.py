@@ -247,7 +247,8 @@ class Sweep:
         self._overrides[trial.number] = overrides
         self.history.start(trial)
         self._append("start", **trial_to_json(trial), overrides=list(overrides))
-        self._executor.submit(Job(trial.number, overrides, trial.number in self._alone))
+        alone = trial.number in self._alone
+        self._executor.submit(Job(trial.number, overrides, alone, trial.stage))
         self._submitted.add(trial.number)
         self._progress.started(trial)
 

@@ -36,6 +36,7 @@ class Cause(str, Enum):
     RESULT = "result"  # what it returned cannot be ranked
     CANCELLED = "cancelled"  # nobody needs it any more
     STOPPED = "stopped"  # its sweep was stopped
+    DEVICE = "device"  # the device it ran on is lost or cannot be asked
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,17 @@ class Suggestion:
 
     index: int
     params: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """What a job had of its GPUs, sampled while it ran. None: nobody could tell, or it was short."""
+
+    ids: tuple[str, ...]
+    peak_mib: int | None = None  # of the job's own memory, on the device where it was largest
+    # Per cent, the mean of all samples; of the whole device, if the job shared it.
+    mean_utilisation: float | None = None
+    max_temperature_c: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ class Outcome:
     # Its end says nothing about the job: it runs again, and that is no retry. Not journaled.
     lost: bool = False
     returned: str = ""  # the type of what the task function returned; empty: it did not return
+    device: DeviceUse | None = None  # None: no GPU, or another launcher's job
     # Hydra's own JobReturn, for callers that must hand it on. Never journaled.
     job_return: Any = None
 
@@ -106,6 +119,7 @@ class Job:
     number: int
     overrides: tuple[str, ...]
     alone: bool = False  # it ran out of device memory beside others: no other on its devices now
+    stage: int = 0  # jobs of one stage are alike in what they need; 0: all there are
 
 
 class History:

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from fake_nvml import build as fake
 
 REPOSITORY = Path(__file__).parents[1]
 APPS = Path(__file__).with_name("apps")
@@ -171,3 +173,40 @@ def benches(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 @pytest.fixture
 def chain(benches: Callable[..., Bench]) -> Bench:
     return benches("chain")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake.build(tmp_path_factory.mktemp("nvml"))
+
+
+class Gpus:
+    """The fake GPUs of a test, and benches that see them."""
+
+    def __init__(self, library: Path, figures: Path) -> None:
+        self._library = library
+        self._figures = figures
+        self.gpus = fake.gpus(8)
+        self.write()
+
+    def write(self) -> None:
+        fake.write_figures(self._figures, self.gpus)
+
+    def change(self, number: int, **figures: Any) -> None:
+        self.gpus[number] = replace(self.gpus[number], **figures)
+        self.write()
+
+    def seen_by(self, bench: Bench) -> Bench:
+        bench.environment |= fake.environment(self._library, self._figures)
+        del bench.environment["CUDA_VISIBLE_DEVICES"]
+        return bench
+
+
+@pytest.fixture
+def gpus(library: Path, tmp_path: Path) -> Gpus:
+    return Gpus(library, tmp_path / "figures")
+
+
+@pytest.fixture
+def on_gpus(chain: Bench, gpus: Gpus) -> Bench:
+    return gpus.seen_by(chain)

@@ -20,7 +20,7 @@ from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor import writing
 from autocl_sweeper.executor.deadlines import Deadlines
 from autocl_sweeper.executor.local import Limits, LocalExecutor
-from autocl_sweeper.executor.pool import Grant, Pool
+from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.executor.processes import OomKills, exit_reason
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.executor.writing import LastWrite
@@ -256,25 +256,6 @@ def test_alone_the_launcher_retries_crashes_as_often_as_asked(
 # -- a device that others share ---------------------------------------------------------------------
 
 
-class SharedPool:
-    """One device for two jobs at once, or for one alone."""
-
-    def __init__(self) -> None:
-        self.pool = Pool(CpuProbe(3, {}), LeaseFolder())
-        self.refusal = ""
-        self.busy: Callable[[], int] = int
-        self.asked: list[bool] = []
-
-    def acquire(self, *, alone: bool = False) -> Grant | None:
-        self.asked.append(alone)
-        if self.busy() >= (1 if alone else 2):
-            self.refusal = "full"
-            return None
-        self.refusal = ""
-        grant = self.pool.acquire()
-        return None if grant is None else replace(grant, alone=alone)
-
-
 class Tells:
     """Job 1 is out of memory; job 0 is so too unless it is alone, and job 2 waits for a file."""
 
@@ -305,16 +286,16 @@ def ends(executor: LocalExecutor, count: int) -> dict[int, Outcome]:
 def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
     tmp_path: Path,
 ) -> None:
-    pool, hold, files = SharedPool(), tmp_path / "hold", JobFiles.of(tmp_path)
+    hold, files = tmp_path / "hold", JobFiles.of(tmp_path)
+    pool = Pool(CpuProbe(1, {}), LeaseFolder(), jobs_per_device=2)
     hold.touch()
-    executor = LocalExecutor(Tells(files, hold), files, pool)  # type: ignore[arg-type]
-    pool.busy = lambda: len(executor.devices())
+    executor = LocalExecutor(Tells(files, hold), files, pool)
     try:
         executor.submit(Job(2, ()))
         executor.submit(Job(0, ()))
         outcome = ends(executor, 1)[0]
         assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, True)
-        assert outcome.reason.endswith("[shared cpu-1]")
+        assert outcome.reason.endswith("[shared cpu-0]")
         executor.submit(Job(0, (), alone=True))
         assert set(executor.devices()) == {2}, "it started beside another"
         assert executor.free_slots() == 0, "the place it waits for would go to another"

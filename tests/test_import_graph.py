@@ -21,6 +21,7 @@ FLOORS = [
         "space",
         "journal",
         "devices",
+        "packing",
         "leases",
         "outcome",
         "hydra_job",
@@ -36,7 +37,8 @@ FLOORS = [
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
-    "leases": {"devices"},
+    "packing": {"devices"},
+    "leases": {"devices", "packing"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "hydra_job": {"outcome"},
     "snapshot": {"layers", "journal"},

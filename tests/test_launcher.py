@@ -5,53 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import Bench, wait_until
+from conftest import Bench, Gpus, wait_until
 from fake_nvml import build as fake
 
 OURS = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "task=a")
 GPUS = [gpu.uuid for gpu in fake.gpus(8)]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake.build(tmp_path_factory.mktemp("nvml"))
-
-
-class Gpus:
-    """The fake GPUs of a test, and benches that see them."""
-
-    def __init__(self, library: Path, figures: Path) -> None:
-        self._library = library
-        self._figures = figures
-        self.gpus = fake.gpus(8)
-        self.write()
-
-    def write(self) -> None:
-        fake.write_figures(self._figures, self.gpus)
-
-    def change(self, number: int, **figures: Any) -> None:
-        self.gpus[number] = replace(self.gpus[number], **figures)
-        self.write()
-
-    def seen_by(self, bench: Bench) -> Bench:
-        bench.environment |= fake.environment(self._library, self._figures)
-        del bench.environment["CUDA_VISIBLE_DEVICES"]
-        return bench
-
-
-@pytest.fixture
-def gpus(library: Path, tmp_path: Path) -> Gpus:
-    return Gpus(library, tmp_path / "figures")
-
-
-@pytest.fixture
-def on_gpus(chain: Bench, gpus: Gpus) -> Bench:
-    return gpus.seen_by(chain)
 
 
 def devices(bench: Bench) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Protocol
 
 from autocl_sweeper import hydra_job
 from autocl_sweeper.devices import short
+from autocl_sweeper.errors import DeviceError
 from autocl_sweeper.executor import guardian
 from autocl_sweeper.executor.adopted import AdoptedProcess
 from autocl_sweeper.executor.deadlines import Deadlines
@@ -33,6 +34,7 @@ from autocl_sweeper.executor.processes import (
     signal_group,
     write_group,
 )
+from autocl_sweeper.executor.sampling import Sampler
 from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
 from autocl_sweeper.executor.writing import LastWrite
 from autocl_sweeper.hydra_job import GO
@@ -84,6 +86,8 @@ class _Running:
     process: Process
     started: float
     writing: LastWrite
+    # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
+    base_mib: Mapping[str, int | None] = field(default_factory=dict)
     oom_kills: OomKills = field(default_factory=OomKills.now)
     ended_by: tuple[str, Cause] | None = None  # why we ended it
     deadlines: list[int] = field(default_factory=list)
@@ -123,6 +127,7 @@ class LocalExecutor:
         self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
         self._deadlines = Deadlines()
         self._wants_to_be_alone: deque[Job] = deque()
+        self._sampler = Sampler(pool, self._device_lost)
         self._ready: Grant | None = None
         self._refused = ""
         self._stopping = False
@@ -147,12 +152,22 @@ class LocalExecutor:
         if self._ready is None and not self._start_those_alone():
             return 0
         if self._ready is None:
-            self._ready = self._pool.acquire()
+            self._ready = self._acquire()
             refused = self._pool.refusal
             if refused != self._refused and refused and not self._running:
                 log.info("waiting for a device: %s", refused)
             self._refused = refused
         return int(self._ready is not None)
+
+    def _acquire(self, alone: bool = False) -> Grant | None:
+        """As the pool's, but an error of devices waits until the jobs on others have ended."""
+        try:
+            return self._pool.acquire(alone=alone)
+        except DeviceError as error:
+            if not self._running:
+                raise
+            self._pool.refusal = str(error)
+            return None
 
     def devices(self) -> dict[int, tuple[str, ...]]:
         """Trial number -> the devices it runs on."""
@@ -198,8 +213,12 @@ class LocalExecutor:
             ended.append(self._ended.get(timeout=timeout_s))
             while True:
                 ended.append(self._ended.get_nowait())
-        for job, _ in ended:
+        for job, outcome in ended:
             self._running.pop(job.number, None)
+            use = outcome.device
+            # One that never showed in NVML was too short to be measured.
+            if outcome.state is State.COMPLETE and use is not None and use.peak_mib:
+                self._pool.learn(job.stage, use.peak_mib)
         return ended
 
     def cancel(self, job: Job) -> None:
@@ -246,6 +265,7 @@ class LocalExecutor:
 
     def _close_helpers(self) -> None:
         self._deadlines.close()
+        self._sampler.close()
         if self._template is not None:
             self._template.close()
             self._tell_guardian("-", self._template.pid)
@@ -268,7 +288,7 @@ class LocalExecutor:
         Meanwhile no other job starts: those that share devices would be refilled for ever.
         """
         while self._wants_to_be_alone:
-            grant = self._pool.acquire(alone=True)
+            grant = self._acquire(alone=True)
             if grant is None:
                 return False
             self._run(self._wants_to_be_alone.popleft(), grant)
@@ -283,6 +303,7 @@ class LocalExecutor:
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
         self._running[number] = running
+        self._sampler.add(number, running.process.pid, running.devices, running.base_mib)
         running.thread.start()
         limits = self._limits
         if limits.timeout_s is not None:
@@ -317,6 +338,7 @@ class LocalExecutor:
         try:
             with open(self._files.log(job.number), "wb") as output:
                 process = self._process(job, stdin, output.fileno(), grant)
+            self._pool.began(grant, process.pid, job.stage)
         finally:
             os.close(stdin)
             # The job holds its own copy: the lease ends when the last of its processes does.
@@ -330,6 +352,7 @@ class LocalExecutor:
             process,
             time.monotonic(),
             LastWrite(self._files, job.number),
+            grant.base_mib,
         )
         # A job starts with this word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as file, suppress(BrokenPipeError):  # `_await` finds out
@@ -374,6 +397,7 @@ class LocalExecutor:
             outcome = self._outcome(running, status)
         except Exception as error:  # a result that can be read in the job's process alone
             outcome = failure(error, time.monotonic() - running.started)
+        outcome = replace(outcome, device=self._sampler.remove(running.job.number))
         self._ended.put((running.job, outcome))
         running.over = True
         self.on_end()
@@ -393,10 +417,17 @@ class LocalExecutor:
         outcome = replace(outcome, log_tail=tail or outcome.log_tail)
         if running.ended_by is not None:  # whatever it answered to that
             reason, cause = running.ended_by
-            outcome = replace(outcome, reason=reason, cause=cause, lost=cause is Cause.STOPPED)
+            outcome = replace(
+                outcome, reason=reason, cause=cause, lost=cause in (Cause.STOPPED, Cause.DEVICE)
+            )
         elif isinstance(running.process, ForkedProcess) and BAD_FORK in outcome.reason:
             self._stop_forking(f"job {number} could not use CUDA in a forked process")
             outcome = replace(outcome, lost=True)
+        elif outcome.cause is not Cause.CONFIGURATION and (
+            sick := self._pool.failed_on(running.devices)
+        ):
+            reason = f"{outcome.reason} [{sick}]"
+            outcome = replace(outcome, reason=reason, cause=Cause.DEVICE, lost=True)
         else:
             if outcome.cause is Cause.EXIT:
                 outcome = replace(outcome, cause=cause_in_log(outcome.log_tail))
@@ -427,6 +458,12 @@ class LocalExecutor:
         return replace(
             outcome, reason=f"{outcome.reason} [alone on {names}: once more would end the same]"
         )
+
+    def _device_lost(self, number: int, reason: str) -> None:
+        """Runs in the sampler's thread: a job whose device is gone may hang for ever."""
+        running = self._running.get(number)
+        if running is not None:
+            self._end(running, f"its device is lost: {reason}", Cause.DEVICE)
 
     def _end(self, running: _Running, reason: str, cause: Cause) -> None:
         """SIGTERM to all of a job, SIGKILL `grace_s` later; the job's thread reports its end."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from autocl_sweeper.devices import find_probe
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import Commands, Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.executor.warm import Shared, Template
-from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
 
 
@@ -28,15 +25,7 @@ def from_settings(
     Raises DeviceError when no device can ever be had, and ConfigurationError.
     """
     check(settings)
-    slots = settings["cpu_slots"]
-    pool = Pool(
-        find_probe(None if slots in (None, "auto") else int(slots), os.environ),
-        LeaseFolder(),
-        count=settings["devices_per_job"],
-        free_memory=settings["free_memory"],
-        max_devices=settings["max_devices"],
-        holder=holder,
-    )
+    pool = Pool.of(settings, holder)
     modules = list(settings["preload"])
     warm = settings["warm"] if settings["warm"] is not None else bool(modules)
     return LocalExecutor(

@@ -50,6 +50,9 @@ class GPULauncherConf:
     max_devices: int | None = None
     free_memory: float = 0.8
     devices_per_job: int = 1
+    jobs_per_device: int = 1
+    memory_per_job_mib: int | None = None
+    stagger_s: float = 0.0
     cpu_slots: Any = "auto"
     warm: bool | None = None
     preload: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +30,21 @@ SOURCE = Path(__file__).with_name("fake_nvml.c")
 class Gpu:
     """What the library says about one GPU, or one MIG instance of it.
 
-    `error` and `memory_error` are NVML's codes. `mig`: None for a board not in MIG mode, else the
-    instances, None standing for a gap.
+    `pids`: a mapping tells what each process uses in MiB. `error` and `memory_error` are NVML's
+    codes. `mig`: None for a board not in MIG mode, else the instances, None standing for a gap.
     """
 
     uuid: str
     name: str = "Fake H100 80GB"
     total_mib: int = 81559
     free_mib: int = 81000
-    pids: Sequence[int] = ()
+    pids: Sequence[int] | Mapping[int, int] = ()
     error: int = 0
     memory_error: int = 0
     compute_mode: int = 0
     mig: Sequence[Gpu | None] | None = None
+    utilisation: int = 0
+    temperature_c: int = 40
 
 
 def gpus(count: int = 8) -> list[Gpu]:
@@ -98,11 +100,13 @@ def write_figures(path: Path, devices: Sequence[Gpu], init_error: int = 0) -> Pa
 
 
 def _line(kind: str, gpu: Gpu) -> str:
-    pids = ",".join(map(str, gpu.pids)) or "-"
+    used = gpu.pids if isinstance(gpu.pids, Mapping) else {}
+    pids = ",".join(f"{pid}:{used[pid]}" if pid in used else str(pid) for pid in gpu.pids) or "-"
     figures = (gpu.total_mib, gpu.free_mib, pids, gpu.error, gpu.memory_error, gpu.compute_mode)
     # Most boards answer "not supported" when asked for their MIG mode: -1 in the file.
     mig_mode = -1 if gpu.mig is None else 1
-    return " ".join(map(str, (kind, gpu.uuid, *figures, mig_mode, gpu.name)))
+    load = (gpu.utilisation, gpu.temperature_c)
+    return " ".join(map(str, (kind, gpu.uuid, *figures, mig_mode, *load, gpu.name)))
 
 
 def environment(library: Path, figures: Path) -> dict[str, str]:

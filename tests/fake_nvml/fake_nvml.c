@@ -4,12 +4,14 @@
  * and processes, or loses a GPU, while a sweep runs. One line each (build.py writes them):
  *
  *     init <error>
- *     gpu <uuid> <total MiB> <free MiB> <pids> <error> <memory error> <compute mode> <MIG> <name>
+ *     gpu <uuid> <total MiB> <free MiB> <pids> <error> <memory error> <compute mode> <MIG>
+ *         <utilisation> <temperature> <name>     (on the same line)
  *     mig <the same fields>      an instance of the GPU above
  *     gap                        a place among its instances that is empty
  *
- * `pids` is 1,2,3 or -. An `error` is a code of NVML that every call about the device returns, 0
- * for none. MIG is 1, 0, or -1 for a board that knows no MIG.
+ * `pids` is 1,2:500,3 or -, with the MiB of a process where NVML tells them. An `error` is a code of
+ * NVML that every call about the device returns, 0 for none. MIG is 1, 0, or -1 for a board that
+ * knows no MIG. Utilisation (per cent) and temperature (Celsius) are -1 where not supported.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,8 +30,9 @@ typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; c
 typedef struct { unsigned gpu, memory; } utilization;
 
 typedef struct {
-    int exists, error, memory_error, compute_mode, mig_mode, pid_count;
+    int exists, error, memory_error, compute_mode, mig_mode, utilisation, temperature, pid_count;
     unsigned pids[PIDS];
+    unsigned long long pid_bytes[PIDS]; /* all ones: not available, as in a container */
     unsigned long long total_mib, free_mib;
     char uuid[96], name[96];
 } figures;
@@ -50,12 +53,16 @@ static int look(int gpu, int place, figures *out, unsigned *count) {
         figures f = {.exists = 1};
         if (sscanf(line, "init %d", &init) == 1) continue;
         if (!strncmp(line, "gap", 3)) { at_place++; continue; }
-        if (sscanf(line, "%7s %95s %llu %llu %255s %d %d %d %d %95[^\n]", kind, f.uuid, &f.total_mib, &f.free_mib,
-                   pids, &f.error, &f.memory_error, &f.compute_mode, &f.mig_mode, f.name) != 10) continue;
+        if (sscanf(line, "%7s %95s %llu %llu %255s %d %d %d %d %d %d %95[^\n]", kind, f.uuid, &f.total_mib,
+                   &f.free_mib, pids, &f.error, &f.memory_error, &f.compute_mode, &f.mig_mode, &f.utilisation,
+                   &f.temperature, f.name) != 12) continue;
         if (strcmp(kind, "mig")) { at_gpu++; at_place = 0; } else at_place++;
         if (!out || at_gpu != gpu || at_place != place) continue;
-        for (char *p = strtok(pids, ",-"); p && f.pid_count < PIDS; p = strtok(NULL, ",-"))
-            f.pids[f.pid_count++] = (unsigned)strtoul(p, NULL, 10);
+        for (char *p = strtok(pids, ",-"); p && f.pid_count < PIDS; p = strtok(NULL, ",-")) {
+            char *rest;
+            f.pids[f.pid_count] = (unsigned)strtoul(p, &rest, 10);
+            f.pid_bytes[f.pid_count++] = *rest == ':' ? strtoull(rest + 1, NULL, 10) << 20 : ~0ull;
+        }
         *out = f;
     }
     fclose(file);
@@ -149,7 +156,7 @@ EXPORT int nvmlDeviceGetComputeRunningProcesses_v2(void *d, unsigned *count, pro
     for (int i = 0; i < f.pid_count; i++) {
         memset(&list[i], 0, sizeof list[i]);
         list[i].pid = f.pids[i];
-        list[i].used = ~0ull; /* not available, as in a container */
+        list[i].used = f.pid_bytes[i];
         list[i].gpu_instance = list[i].compute_instance = ~0u;
     }
     return OK;
@@ -163,8 +170,14 @@ EXPORT int nvmlDeviceGetComputeMode(void *d, unsigned *mode) { ABOUT(d); *mode =
 EXPORT int nvmlDeviceGetCudaComputeCapability(void *d, int *major, int *minor) { ABOUT(d); *major = 9, *minor = 0; return OK; }
 EXPORT int nvmlDeviceGetUtilizationRates(void *d, utilization *u) {
     ABOUT(d);
-    if (f.mig_mode || place_of(d)) return NOT_SUPPORTED;
-    u->gpu = f.pid_count ? 90 : 0, u->memory = 0;
+    if (f.mig_mode > 0 || place_of(d) || f.utilisation < 0) return NOT_SUPPORTED;
+    u->gpu = (unsigned)f.utilisation, u->memory = 0;
+    return OK;
+}
+EXPORT int nvmlDeviceGetTemperature(void *d, int sensor, unsigned *celsius) {
+    ABOUT(d);
+    if (sensor || place_of(d) || f.temperature < 0) return NOT_SUPPORTED;
+    *celsius = (unsigned)f.temperature;
     return OK;
 }
 EXPORT int nvmlDeviceGetMigMode(void *d, unsigned *current, unsigned *pending) {
