@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import yaml
 from installed import ROOT, Environment, installed
 
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/README.md"))
+LAUNCHER_ALONE = "gpu_launcher"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def test_every_example_has_a_readme_with_its_command() -> None:
     assert EXAMPLES and folders == set(EXAMPLES)
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", sorted({*EXAMPLES} - {LAUNCHER_ALONE}))
 def test_the_command_of_the_readme_leaves_a_finished_sweep(
     swept: Callable[[str], Sweep], example: str
 ) -> None:
@@ -106,6 +108,19 @@ def test_the_minimal_app_learns_what_arithmetic_says(
             float(t["score"]) for t in sweep.trials if (t["stage"], t["selected"]) == (stage, "1")
         ]
         assert sorted(kept) == scores[-2:]
+
+
+def test_the_launcher_alone_runs_each_job_of_hydras_own_sweeper_in_its_own_process(
+    swept: Callable[[str], Sweep],
+) -> None:
+    folder = swept(LAUNCHER_ALONE).folder
+    logs = [(folder / str(number) / "job.log").read_text() for number in range(6)]
+    said = [
+        re.search(r"pi is about ([\d.]+), by process (\d+) on a processor core", x) for x in logs
+    ]
+    assert all(3 < float(match[1]) < 3.3 for match in said if match)
+    assert len({match[2] for match in said if match}) == 6
+    assert not (folder / "journal.jsonl").exists()
 
 
 def test_the_minimal_app_is_a_plain_hydra_app(environment: Environment, tmp_path: Path) -> None:
