@@ -24,6 +24,7 @@ from autocl_sweeper.executor.cluster import RayExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
+from autocl_sweeper.layers import below_files
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
@@ -80,6 +81,9 @@ def _run_sweep(
     )
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     snapshot.complete(folder)
+    name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
+    for sentence in below_files(name, arguments, groups, snapshot.text):
+        log.warning(sentence)
     files = JobFiles.of(folder)
     streams = hasattr(launcher, "executor")
     if streams and launcher.settings["retries"]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -497,4 +497,30 @@ def _unresolved(keys: Sequence[Any], text: Any, error: BaseException) -> str:
             f"\n    it refers to itself. To extend what an earlier file says: ${{{keys[-1]}}},"
             " in a file that goes over that one."
         )
+    return told
+
+
+def below_files(
+    config_name: str, chosen: Sequence[str], groups: Collection[str], read: ReadText = read_text
+) -> list[str]:
+    """Choices of a command line that its YAML files go over, one sentence each.
+
+    config_name: Hydra's, several files joined by `+`; chosen: overrides as typed; groups: config groups
+    in use. Hydra puts files after groups, so that `model=tiny` does not change what they say of `model`.
+    """
+    told = []
+    files = [part for part in config_name.split("+")[1:] if os.path.isabs(part)]
+    for text in chosen:
+        group, equals, _ = text.lstrip("+").partition("=")
+        for path in files if equals and group in groups else ():
+            node: Any = load(path, read)
+            for key in group.split("/"):
+                node = node.get(key) if isinstance(node, Mapping) else None
+            if node is not None:
+                keys = ", ".join(map(str, node)) if isinstance(node, Mapping) else "itself"
+                told.append(
+                    f"{text} chooses a group, and '{path}' goes over it with what it says of"
+                    f" {group.replace('/', '.')} ({keys}); to set one key from here: "
+                    f"{group.replace('/', '.')}.<key>=<value>"
+                )
     return told

@@ -22,7 +22,15 @@ from omegaconf import OmegaConf
 
 from autocl_sweeper.command_line import rewrite
 from autocl_sweeper.errors import LayerError
-from autocl_sweeper.layers import expand_stars, load, load_layers, merge, parse, resolve
+from autocl_sweeper.layers import (
+    below_files,
+    expand_stars,
+    load,
+    load_layers,
+    merge,
+    parse,
+    resolve,
+)
 
 Plugins.instance()
 
@@ -438,3 +446,27 @@ def test_what_can_be_resolved_keeps_its_type_and_its_place() -> None:
 def test_a_star_that_cannot_be_expanded_is_named(values: Any, word: str) -> None:
     with pytest.raises(LayerError, match=re.escape(word)):
         expand_stars(values)
+
+
+def test_a_group_chosen_on_the_command_line_below_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("model: {arch: large, drop: 0.1}\ndb: {main: {host: x}}")
+    (tmp_path / "mine.yaml").write_text("_include: base.yaml\ntask: {a: {}}")
+    chosen = [
+        "model=tiny",
+        "lr=1",
+        "model.arch=base",
+        "~task",
+        "+db/main=pg",
+        "task=a,b",
+        "delta=no",
+    ]
+    groups = ["model", "db/main", "task", "delta"]
+    mine = tmp_path / "mine.yaml"
+    told = below_files(f"config+{mine}", chosen, groups)
+    over = f"chooses a group, and '{mine}' goes over it with what it says of"
+    assert [sentence.partition("; ")[0] for sentence in told] == [
+        f"model=tiny {over} model (arch, drop)",
+        f"+db/main=pg {over} db.main (host)",
+        f"task=a,b {over} task (a)",
+    ]
+    assert below_files("config", chosen, groups) == []

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from autocl_sweeper.command_line import CommandLineError, rewrite
+from autocl_sweeper.layers import below_files
+
+log = logging.getLogger(__name__)
 
 
 def accept_yaml_files() -> None:
@@ -13,3 +20,12 @@ def accept_yaml_files() -> None:
         sys.argv[1:] = rewrite(sys.argv[1:], first="config")
     except CommandLineError as error:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
+
+
+def warn_of_choices_below_files(hydra: Any) -> None:
+    """Log which groups chosen on the command line its YAML files go over; a sweep does so itself."""
+    if OmegaConf.is_missing(hydra.job, "num"):
+        for sentence in below_files(
+            hydra.job.config_name, hydra.overrides.task, hydra.runtime.choices
+        ):
+            log.warning(sentence)

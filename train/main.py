@@ -18,10 +18,12 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Train the task of `cfg` in Hydra's output folder and return its scores."""
     from hydra.core.hydra_config import HydraConfig
 
+    from train.command import warn_of_choices_below_files
     from train.env import read_env, start
     from train.plan import plan_job
     from train.settings import read_job
 
+    warn_of_choices_below_files(HydraConfig.get())
     job, env = read_job(cfg, CONF / "task"), read_env(cfg)
     plan_job(job)  # templates, data strings and metrics: mistakes come before anything heavy
     folder = Path(HydraConfig.get().runtime.output_dir)
