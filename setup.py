@@ -17,13 +17,14 @@ setup(
     package_dir={"": "."},
     package_data={"autocl_sweeper": ["py.typed"]},
     entry_points={
+        "console_scripts": ["autocl = autocl_sweeper.cli:main"],
         # How Hydra 1.4 finds plugins; 1.3 scans hydra_plugins. Read at install time.
         "hydra.plugins": [
             "autocl = hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
             "gpu = hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
             "include = hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
             "ray = hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
-        ]
+        ],
     },
     install_requires=[
         "hydra-core>=1.3.8,<1.5",

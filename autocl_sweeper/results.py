@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,7 @@ def write_table(folder: Path, history: History) -> None:
     fixed += ["seconds", "folder", "cause", "reason"]
     params: dict[str, None] = {}
     numbers: dict[str, None] = {}
+    devices: dict[str, None] = {}
     rows = []
     selected = {number for beam in history.beams.values() for number in beam}
     for trial in history:
@@ -311,9 +312,13 @@ def write_table(folder: Path, history: History) -> None:
                 for key, number in scores.items():
                     numbers[prefix + key] = None
                     row[prefix + key] = number
+            if outcome.device is not None:
+                for key, figure in asdict(outcome.device).items():
+                    devices[f"device/{key}"] = None
+                    row[f"device/{key}"] = " ".join(figure) if key == "ids" else figure
         rows.append(row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*fixed, *params, *numbers], lineterminator="\n")
+    writer = csv.DictWriter(text, [*fixed, *params, *numbers, *devices], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))

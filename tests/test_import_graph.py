@@ -33,7 +33,8 @@ FLOORS = [
     {"search", "selection", "order", "executor"},
     {"strategy", "plan", "results", "report"},
     {"sweep"},
-    {"hydra_sweep"},  # what the plugin classes call
+    {"hydra_sweep", "cli"},  # what the plugin classes call, and the command `autocl`
+    {"__main__"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
@@ -52,7 +53,7 @@ OTHERS = {
     "omegaconf": {"space", "hydra_job", "hydra_sweep", "layers"},
     "yaml": {"results", "layers"},
     "optuna": {"search"},
-    "rich": {"report", "hydra_sweep"},
+    "rich": {"report", "hydra_sweep", "cli"},
     "pynvml": {"devices"},
     "cloudpickle": {"hydra_job"},
     "joblib": {"hydra_job"},

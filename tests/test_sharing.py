@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,10 +19,10 @@ from autocl_sweeper.executor import pool as pools
 from autocl_sweeper.executor import sampling
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.pool import Grant, Pool
-from autocl_sweeper.journal import outcome_to_json
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, State
 
 GIB = 1024
 
@@ -483,3 +484,13 @@ def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
     assert one.nothing_is_left()
     (event,) = one.finished().values()
     assert event["device"]["ids"] == [GPUS[0]]
+    with open(one.sweep / "trials.csv", newline="") as file:
+        assert [row["device/ids"] for row in csv.DictReader(file)] == [GPUS[0]]
+
+
+def test_what_a_job_used_survives_the_journal_and_old_journals_have_none() -> None:
+    use = DeviceUse(("GPU-a", "GPU-b"), 1234, 56.5, None)
+    told = json.loads(json.dumps(outcome_to_json(Outcome(State.COMPLETE, device=use))))
+    assert outcome_from_json(told).device == use
+    del told["device"]
+    assert outcome_from_json(told).device is None

@@ -1,0 +1,148 @@
+"""The command `autocl`: what the launcher sees, for people who wonder why a sweep waits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from autocl_sweeper.devices import Device, find_probe, short
+from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.leases import LeaseFolder, Occupied
+from autocl_sweeper.packing import Claim, refusal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 1 when the devices cannot be read, with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="autocl", description="Look at what sweeps work with.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    devices = commands.add_parser(
+        "devices",
+        help="what the launcher sees, who holds which device, and why one would be refused",
+        description="The devices that a sweep started here would see (CUDA_VISIBLE_DEVICES counts),"
+        " who of this account holds which, and why a job would not get one.",
+    )
+    devices.add_argument("--json", action="store_true", help="the same for programs")
+    devices.add_argument(
+        "--free-memory",
+        type=float,
+        default=0.8,
+        metavar="SHARE",
+        help="as hydra.launcher.free_memory (default: 0.8)",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        leases = LeaseFolder()
+        seen = look(leases, given.free_memory)
+    except AutoCLError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    if given.json:
+        print(as_json(leases, seen))
+    else:
+        show(leases, seen)
+    return 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A device, who has it, and why a job that wants it alone would not get it."""
+
+    device: Device
+    occupied: Occupied
+    refused: str
+
+
+def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
+    """Raises DeviceError when there are GPUs that cannot be read."""
+    found = []
+    for device in find_probe(None, os.environ).devices(load=True):
+        occupied = leases.look(device.id)
+        if occupied is None:
+            occupied, refused = Occupied(), "is being looked at by another sweep"
+        else:
+            refused = refusal(device, occupied.claims, Claim(), free_memory)
+        found.append(Seen(device, occupied, refused))
+    return found
+
+
+def as_json(leases: LeaseFolder, seen: Sequence[Seen]) -> str:
+    wanted = [one.occupied.wanted_by for one in seen]
+    told = [
+        {
+            **asdict(one.device),
+            "leases": [asdict(claim) for claim in one.occupied.claims],
+            "wanted_by": None if claim is None else asdict(claim),
+            "refused": one.refused,
+        }
+        for one, claim in zip(seen, wanted, strict=True)
+    ]
+    return json.dumps({"lease_folder": str(leases.path), "devices": told}, indent=2)
+
+
+def show(leases: LeaseFolder, seen: Sequence[Seen]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_devices(seen))
+    if any(one.occupied.claims for one in seen):
+        console.print(_leases(leases, seen))
+    console.print(f"leases: {leases.path}", style="dim", highlight=False)
+
+
+def _devices(seen: Sequence[Seen]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Devices", title_justify="left")
+    for column in ("device", "name", "MiB free", "load", "temp.", "processes", "a job alone"):
+        table.add_column(column, overflow="fold")
+    for one in seen:
+        device = one.device
+        processes = "?" if device.processes is None else "none"
+        if device.processes:
+            processes = "\n".join(
+                f"{pid}" if mib is None else f"{pid}: {mib} MiB"
+                for pid, mib in device.processes.items()
+            )
+        memory = f"{device.free_mib} of {device.total_mib}"
+        table.add_row(
+            short(device.id),
+            device.name,
+            "-" if device.total_mib is None else memory,
+            "-" if device.utilisation is None else f"{device.utilisation} %",
+            "-" if device.temperature_c is None else f"{device.temperature_c} °C",
+            "-" if device.total_mib is None and device.processes is None else processes,
+            Text(one.refused or "gets it", "yellow" if one.refused else "green"),
+        )
+    return table
+
+
+def _leases(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Leases", title_justify="left")
+    for column in ("device", "holder", "since", "reserves", "shares"):
+        table.add_column(column, overflow="fold")
+    for one in seen:
+        for claim in one.occupied.claims:
+            since = datetime.fromtimestamp(claim.since).strftime("%Y-%m-%d %H:%M:%S")
+            shares = "by memory" if claim.limit is None else f"up to {claim.limit} jobs"
+            table.add_row(
+                short(one.device.id),
+                leases.words(one.device.id, claim),
+                since if claim.since else "-",
+                "-" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB",
+                "no" if claim.limit == 1 else shares,
+            )
+        if one.occupied.wanted_by is not None:
+            table.add_row(short(one.device.id), f"{one.occupied.wanted_by} waits to have it alone")
+    return table
