@@ -28,7 +28,7 @@ from autocl_sweeper.layers import below_files
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
-from autocl_sweeper.report.progress import watch
+from autocl_sweeper.report.progress import watch, watch_launch
 from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.retries import Waiting, delay_s, may_help
 from autocl_sweeper.snapshot import Snapshot, install
@@ -106,9 +106,7 @@ def _run_sweep(
     else:
         executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
     try:
-        progress = watch(
-            executor.devices if isinstance(executor, LocalExecutor | RayExecutor) else None
-        )
+        progress = watch(executor)
         sweep = Sweep(folder, plan, executor, files, progress, snapshot)
         if not (folder / "multirun.yaml").exists():
             OmegaConf.save(config, folder / "multirun.yaml")
@@ -216,30 +214,33 @@ def launch(
         _errors_for_hydra(),
         signals_stop_it(),
         contextlib.closing(executor(True, files)) as running,
+        contextlib.ExitStack() as stack,
     ):
         work = work_of(settings)
         for job in jobs if work is None else longest_first(jobs, work):
             waiting.add(job)
+        progress = watch_launch(running, len(jobs))
+        progress.begin()
+        stack.callback(progress.end)
         while len(returned) < len(jobs):
             while waiting.due() and running.free_slots():
                 job = waiting.pop()
-                log.info("#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
+                progress.started(job, " ".join(filter_overrides(job.overrides)))
                 running.submit(job)
             for job, outcome in running.wait(waiting.wait_s()):
                 if outcome.lost:
-                    log.info("#%d runs again: %s", job.number, outcome.reason)
+                    progress.again(job, outcome.reason)
                     alone = job.alone or outcome.cause is Cause.DEVICE_MEMORY
                     waiting.add(replace(job, alone=alone))
                     continue
                 if may_help(outcome) and retried[job.number] < settings["retries"]:
                     retried[job.number] += 1
                     pause_s = delay_s(settings["retry_delay_s"], retried[job.number])
-                    log.info("#%d runs again in %g s: %s", job.number, pause_s, outcome.reason)
+                    progress.again(job, outcome.reason, pause_s)
                     waiting.add(job, pause_s)
                     continue
                 returned[job.number] = _job_return(job, outcome)
-                log.info("#%d %s in %.1f s %s", job.number, outcome.state.value, outcome.seconds,
-                         outcome.reason)  # fmt: skip
+                progress.finished(job, outcome)
                 files.forget(job.number)
     files.package().unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # logs that belong to no folder stay

@@ -159,7 +159,7 @@ class History:
         return sum(n for stage, n in self._failures.items() if stage <= self.open_stage)
 
     def running(self) -> list[Trial]:
-        return [self[number] for number in self._running]
+        return [self[number] for number in list(self._running)]  # a display may ask meanwhile
 
     def stage(self, stage: int) -> Sequence[Trial]:
         """The trials of one stage in the order they started; a live view, not a copy."""

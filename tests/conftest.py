@@ -55,8 +55,13 @@ class Bench:
             ),
         }
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        """The app with `-m`, in the background, in a session of its own as under nohup."""
+    def start(
+        self, *arguments: str, terminal: int | None = None, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """The app with `-m`, in the background, in a session of its own as under nohup.
+
+        `terminal`: a file descriptor for what it writes to stderr.
+        """
         output = self.folder / f"output-{len(self.started)}"
         argv = [sys.executable, str(self.app), "-m", f"hydra.sweep.dir={self.sweep}", *arguments]
         with open(output, "wb") as file:
@@ -66,7 +71,7 @@ class Bench:
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT if terminal is None else terminal,
                 start_new_session=True,
             )
         self.started.append(process)

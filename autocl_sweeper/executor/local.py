@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autocl_sweeper import hydra_job
-from autocl_sweeper.devices import short
+from autocl_sweeper.devices import Device, short
 from autocl_sweeper.errors import DeviceError
 from autocl_sweeper.executor import guardian
 from autocl_sweeper.executor.adopted import AdoptedProcess
@@ -171,7 +171,11 @@ class LocalExecutor:
 
     def devices(self) -> dict[int, tuple[str, ...]]:
         """Trial number -> the devices it runs on."""
-        return {number: running.devices for number, running in self._running.items()}
+        return {number: running.devices for number, running in list(self._running.items())}
+
+    def readings(self) -> dict[str, Device]:
+        """What the devices say of themselves now, by id."""
+        return {device.id: device for device in self._pool.probe.devices()}
 
     def submit(self, job: Job) -> None:
         """Start it now, or, where it has to be alone, as soon as its devices are empty."""

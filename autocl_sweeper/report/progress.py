@@ -1,33 +1,55 @@
-"""The state of a running sweep: a live line on a terminal, log lines everywhere else."""
+"""The state of a running sweep or launch: live lines on a terminal, log lines everywhere else."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
-from autocl_sweeper.devices import short
+from autocl_sweeper.devices import Device, short
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results import waste
 from autocl_sweeper.strategy import Stage
-from autocl_sweeper.types import History, State, Trial, Value
+from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value
 
 log = logging.getLogger(__name__)
 
-Devices = Callable[[], Mapping[int, tuple[str, ...]]]
+READ_AGAIN_S = 2.0  # a look at all devices costs milliseconds
+MOST_DEVICES = 16  # lines of a panel
 
 
-def watch(devices: Devices | None) -> LogProgress:
-    """A live display when stderr is a terminal and jobs keep their output to themselves.
+@runtime_checkable
+class Watched(Protocol):
+    """An executor whose jobs keep their output to themselves, so that nothing tears a panel."""
 
-    `devices` tells which trial runs where; None means that jobs print into this process's output,
-    where a live line would be torn.
-    """
-    if devices is not None and sys.stderr.isatty():
-        return LiveProgress(devices)
-    return LogProgress()
+    def devices(self) -> Mapping[int, tuple[str, ...]]:
+        """Job number -> the devices it runs on. May be called from any thread, as `readings`."""
+        ...
+
+
+@runtime_checkable
+class Measured(Watched, Protocol):
+    """One that can also look at its devices."""
+
+    def readings(self) -> Mapping[str, Device]:
+        """What the devices say of themselves now, by id."""
+        ...
+
+
+def watch(executor: object) -> LogProgress:
+    """A panel when stderr is a terminal and the executor can be watched; else log lines alone."""
+    return LiveProgress(executor) if _panel_for(executor) else LogProgress()
+
+
+def watch_launch(executor: object, jobs: int) -> LaunchProgress:
+    """The same for the jobs of a launcher, under any sweeper."""
+    return LiveLaunch(executor, jobs) if _panel_for(executor) else LaunchProgress(jobs)
+
+
+def _panel_for(executor: object) -> TypeGuard[Watched]:
+    return isinstance(executor, Watched) and sys.stderr.isatty()
 
 
 class LogProgress:
@@ -40,6 +62,7 @@ class LogProgress:
         self._seconds = 0.0
         self._ended = 0
         self._parallel = 1
+        self._best = next(iter(plan.selection(history.stage(history.open_stage))), None)
         if len(history):
             self.say(f"continuing: {len(history) - len(history.running())} trials are finished")
 
@@ -53,6 +76,10 @@ class LogProgress:
         assert outcome is not None
         self._ended += 1
         self._seconds += outcome.seconds
+        if trial.stage == self._history.open_stage:
+            self._best = next(
+                iter(self._plan.selection([*filter(None, [self._best]), trial])), None
+            )
         if trial.state is State.FAIL:
             self.say(f"{_name(trial)} FAILED after {outcome.seconds:.0f} s: {outcome.reason}")
         else:
@@ -68,6 +95,10 @@ class LogProgress:
         self.say(f"{_name(trial)} given up: {outcome.reason}")
 
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None:
+        early = [
+            trial for trial in self._history.stage(stage.number + 1) if trial.score is not None
+        ]
+        self._best = next(iter(self._plan.selection(early)), None)
         if beam:
             kept = ", ".join(f"{trial.number} ({trial.score:.4g})" for trial in beam)
             self.say(f"stage {stage.number} ({stage.task}) over; the beam: {kept}")
@@ -91,57 +122,207 @@ class LogProgress:
 class LiveProgress(LogProgress):
     """The same lines above a live panel of rich."""
 
-    def __init__(self, devices: Devices) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._devices = devices
-        self._live = Live(
-            console=Console(stderr=True), get_renderable=self._panel, refresh_per_second=4
-        )
+    def __init__(self, executor: Watched) -> None:
+        self._panel = Panel(executor, self._figures, self._told)
 
     def begin(self, plan: Plan, history: History) -> None:
-        self._live.start()
         super().begin(plan, history)
+        self._panel.start()
 
     def end(self) -> None:
         super().end()
-        self._live.stop()
+        self._panel.stop()
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False)
+        self._panel.say(text)
 
-    def _panel(self) -> Any:
+    def _figures(self) -> list[Any]:
         from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        history, plan = self._history, self._plan
+        running = len(history.running())
+        done = len(history) - running - len(history.given_up)
+        stage = plan.stages[min(len(history.beams), len(plan.stages) - 1)]
+        return [
+            Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (stage.task, "bold")),
+            ProgressBar(total=plan.size, completed=done, width=20),
+            *_counts(running, max(0, plan.size - done - running), done, history.failures),
+            *([f"{len(history.given_up)} given up"] if history.given_up else []),
+            f"best {self._best.score:.4g} (#{self._best.number})" if self._best else "best -",
+            *_times(time.monotonic() - self._since, self.time_left_s()),
+        ]
+
+    def _told(self, number: int) -> str:
+        trial = self._history[number]
+        return f"{_name(trial)} {settings_text(trial)}"
+
+
+class LaunchProgress:
+    """The jobs of one launch: an INFO line per change of state."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._running: dict[int, str] = {}
+        self._done = 0
+        self._failed = 0
+        self._seconds = 0.0
+        self._parallel = 1
+        self._since = time.monotonic()
+
+    def begin(self) -> None:
+        """Nothing to show before a job runs."""
+
+    def started(self, job: Job, settings: str) -> None:
+        self._running[job.number] = settings
+        self._parallel = max(self._parallel, len(self._running))
+        self.say(f"#{job.number} : {settings}")
+
+    def again(self, job: Job, reason: str, pause_s: float = 0.0) -> None:
+        self._running.pop(job.number, None)
+        when = f" in {pause_s:g} s" if pause_s else ""
+        self.say(f"#{job.number} runs again{when}: {reason}")
+
+    def finished(self, job: Job, outcome: Outcome) -> None:
+        self._running.pop(job.number, None)
+        self._done += 1
+        self._failed += outcome.state is State.FAIL
+        self._seconds += outcome.seconds
+        told = f"#{job.number} {outcome.state.value} in {outcome.seconds:.1f} s {outcome.reason}"
+        self.say(told.rstrip())
+
+    def end(self) -> None:
+        """Nothing to put away."""
+
+    def say(self, text: str) -> None:
+        log.info(text)
+
+    def time_left_s(self) -> float | None:
+        """At the pace so far, as of a sweep."""
+        if not self._done:
+            return None
+        return (self._jobs - self._done) * self._seconds / self._done / self._parallel
+
+
+class LiveLaunch(LaunchProgress):
+    """The same lines above a live panel of rich."""
+
+    def __init__(self, executor: Watched, jobs: int) -> None:
+        super().__init__(jobs)
+        self._panel = Panel(executor, self._figures, self._told)
+
+    def begin(self) -> None:
+        self._panel.start()
+
+    def end(self) -> None:
+        self._panel.stop()
+
+    def say(self, text: str) -> None:
+        self._panel.say(text)
+
+    def _figures(self) -> list[Any]:
+        from rich.progress_bar import ProgressBar
+
+        running = len(self._running)
+        queued = self._jobs - self._done - running
+        return [
+            ProgressBar(total=self._jobs, completed=self._done, width=20),
+            *_counts(running, queued, self._done, self._failed),
+            *_times(time.monotonic() - self._since, self.time_left_s()),
+        ]
+
+    def _told(self, number: int) -> str:
+        return f"#{number} {self._running.get(number, '')}"
+
+
+class Panel:
+    """Lines that stay below what is said: one of figures, one per device with memory and job."""
+
+    def __init__(
+        self,
+        executor: Watched,
+        figures: Callable[[], Sequence[Any]],
+        told: Callable[[int], str],
+    ) -> None:
+        """`told`: a job in short, by its number."""
+        from rich.console import Console
+
+        self._executor = executor
+        self._figures = figures
+        self._told = told
+        self._readings: Mapping[str, Device] = {}
+        self._read_at: float | None = None
+        self._console = Console(stderr=True)
+        self._live: Any = None
+
+    def start(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=self._console, get_renderable=self.lines, refresh_per_second=4)
+        self._live.start()
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def lines(self) -> Any:
         from rich.table import Table
         from rich.text import Text
 
-        if not hasattr(self, "_plan"):
-            return ""
-        history, plan = self._history, self._plan
-        running = history.running()
-        done = len(history) - len(running) - len(history.given_up)
-        stage = plan.stages[min(len(history.beams), len(plan.stages) - 1)]
-        best = plan.selection([t for t in history.stage(stage.number) if t.score is not None])
-        left = self.time_left_s()
-        grid = Table.grid(padding=(0, 2))
-        grid.add_row(
-            Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (stage.task, "bold")),
-            ProgressBar(total=plan.size, completed=done, width=30),
-            f"{done}/{plan.size} done",
-            f"{len(running)} running",
-            Text(f"{history.failures} failed", "red" if history.failures else ""),
-            f"best {best[0].score:.4g} (#{best[0].number})" if best else "best -",
-            f"{clock(time.monotonic() - self._since)} gone",
-            f"about {clock(left)} left" if left is not None else "",
-        )
-        rows = Table.grid()
-        rows.add_row(grid)
-        for number, ids in sorted(self._devices().items()):
-            trial = history[number]
-            where = " ".join(short(device_id) for device_id in ids)
-            rows.add_row(Text(f"  {where}  {_name(trial)}  {settings_text(trial)}", "dim"))
-        return rows
+        head = Table.grid(padding=(0, 2))
+        head.add_row(*self._figures())
+        lines = Table.grid()
+        lines.add_row(head)
+        rows = list(self._device_rows())
+        for row in rows[:MOST_DEVICES]:
+            lines.add_row(Text(f"  {row}", "dim", no_wrap=True, overflow="ellipsis"))
+        if len(rows) > MOST_DEVICES:
+            lines.add_row(Text(f"  and {len(rows) - MOST_DEVICES} more devices", "dim"))
+        return lines
+
+    def _device_rows(self) -> Iterator[str]:
+        jobs: dict[str, list[int]] = {}
+        for number, ids in sorted(self._executor.devices().items()):
+            for device_id in ids:
+                jobs.setdefault(device_id, []).append(number)
+        readings = self._read()
+        # A CPU slot is worth a line only while a job has it.
+        known = [name for name, device in readings.items() if device.total_mib is not None]
+        for device_id in dict.fromkeys([*known, *jobs]):
+            memory = memory_text(readings.get(device_id))
+            told = ", ".join(self._told(number) for number in jobs.get(device_id, ())) or "-"
+            yield "  ".join(filter(None, (short(device_id), memory, told)))
+
+    def _read(self) -> Mapping[str, Device]:
+        now = time.monotonic()
+        if not isinstance(self._executor, Measured):
+            return {}
+        if self._read_at is None or now - self._read_at >= READ_AGAIN_S:
+            self._read_at = now
+            self._readings = self._executor.readings()
+        return self._readings
+
+
+def memory_text(device: Device | None) -> str:
+    """Used and total; empty where NVML tells neither."""
+    if device is None or device.total_mib is None or device.free_mib is None:
+        return ""
+    used = device.total_mib - device.free_mib
+    return f"{used / 1024:.1f}/{device.total_mib / 1024:.1f} GiB"
+
+
+def _counts(running: int, queued: int, done: int, failed: int) -> list[Any]:
+    from rich.text import Text
+
+    counts: list[Any] = [f"{running} running", f"{queued} queued", f"{done} done"]
+    return [*counts, Text(f"{failed} failed", "red" if failed else "")]
+
+
+def _times(gone_s: float, left_s: float | None) -> list[str]:
+    return [f"{clock(gone_s)} gone", f"about {clock(left_s)} left" if left_s is not None else ""]
 
 
 def settings_text(trial: Trial) -> str:
