@@ -103,6 +103,15 @@ def test_cpu_slots_have_a_line_while_they_are_busy_and_many_devices_do_not_fill_
     assert len(lines) == 1 + 16 + 1 and lines[-1] == "and 4 more devices"
 
 
+def test_jobs_elsewhere_have_a_line_each_with_their_node():
+    class Cluster:
+        def devices(self):
+            return {0: ("node-1", "GPU-aaaa1111-x"), 1: ("node-2", "GPU-aaaa1111-x")}
+
+    progress = LiveLaunch(Cluster(), 2)
+    assert drawn(progress._panel)[1:] == ["node-1 GPU-aaaa1111 #0", "node-2 GPU-aaaa1111 #1"]
+
+
 def test_devices_are_not_asked_at_every_frame():
     executor = Executor()
     panel = LiveLaunch(executor, 1)._panel

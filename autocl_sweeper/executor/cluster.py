@@ -158,8 +158,8 @@ class RayExecutor:
         """Trial number -> the node and the devices it runs on."""
         return {
             number: (node.name, *ids)
-            for node in self._nodes.values()
-            for number, ids in node.devices.items()
+            for node in list(self._nodes.values())  # a display may ask meanwhile
+            for number, ids in list(node.devices.items())
         }
 
     def adopt(self, job: Job) -> bool:

@@ -284,11 +284,16 @@ class Panel:
         return lines
 
     def _device_rows(self) -> Iterator[str]:
+        where = sorted(self._executor.devices().items())
+        if not isinstance(self._executor, Measured):
+            for number, ids in where:
+                yield f"{' '.join(map(short, ids))}  {self._told(number)}"
+            return
         jobs: dict[str, list[int]] = {}
-        for number, ids in sorted(self._executor.devices().items()):
+        for number, ids in where:
             for device_id in ids:
                 jobs.setdefault(device_id, []).append(number)
-        readings = self._read()
+        readings = self._read(self._executor)
         # A CPU slot is worth a line only while a job has it.
         known = [name for name, device in readings.items() if device.total_mib is not None]
         for device_id in dict.fromkeys([*known, *jobs]):
@@ -296,13 +301,11 @@ class Panel:
             told = ", ".join(self._told(number) for number in jobs.get(device_id, ())) or "-"
             yield "  ".join(filter(None, (short(device_id), memory, told)))
 
-    def _read(self) -> Mapping[str, Device]:
+    def _read(self, executor: Measured) -> Mapping[str, Device]:
         now = time.monotonic()
-        if not isinstance(self._executor, Measured):
-            return {}
         if self._read_at is None or now - self._read_at >= READ_AGAIN_S:
             self._read_at = now
-            self._readings = self._executor.readings()
+            self._readings = executor.readings()
         return self._readings
 
 
