@@ -277,8 +277,11 @@ def unpack(data: bytes) -> Unpacked:
     from hydra.core.singleton import Singleton
     from hydra.core.utils import setup_globals
 
+    from autocl_sweeper.composition import remembering
+
     Singleton.set_state(singletons)
     setup_globals()
+    context = replace(context, config_loader=remembering(context.config_loader))
     if function is None:
         function = _import_function(*header["function"])
     return context, config, function
@@ -315,13 +318,30 @@ def _import_function(module: str, name: str) -> Any:
     return getattr(function, "__wrapped__", function)
 
 
-def job_process(folder: str, request_path: str, unpacked: Unpacked | None = None) -> NoReturn:
+def compose_ahead(unpacked: Unpacked, request_path: str) -> Any:
+    """The configuration of a requested job, for a process that is about to be forked.
+
+    None where the job has to compose it: what cannot be composed fails there, and `env_copy` means
+    the environment there.
+    """
+    context, master, _ = unpacked
+    try:
+        request = json.loads(Path(request_path).read_text("utf-8", "surrogatepass"))
+        config = compose(context, master, request["overrides"])
+        return None if config.hydra.job.env_copy else config
+    except Exception:
+        return None
+
+
+def job_process(
+    folder: str, request_path: str, unpacked: Unpacked | None = None, composed: Any = None
+) -> NoReturn:
     """The life of a job process, from the controller's word to its end."""
     if os.read(0, len(GO)) != GO:
         raise SystemExit("the controller died before it knew this job")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(OOM_SCORE)
-    run_job_process(Path(folder), Path(request_path), unpacked)
+    run_job_process(Path(folder), Path(request_path), unpacked, composed)
     # The result is on disk. Tearing down an interpreter that holds torch takes about a second;
     # waiting for the user's threads and exit hooks is all of it that anybody needs.
     threading._shutdown()  # type: ignore[attr-defined]
@@ -331,10 +351,12 @@ def job_process(folder: str, request_path: str, unpacked: Unpacked | None = None
     os._exit(0)
 
 
-def run_job_process(folder: Path, request_path: Path, unpacked: Unpacked | None = None) -> None:
+def run_job_process(
+    folder: Path, request_path: Path, unpacked: Unpacked | None = None, composed: Any = None
+) -> None:
     """Compose and run one job in this process; leave its outcome and, if asked, its JobReturn.
 
-    `unpacked`: the package, where the process has it already.
+    `unpacked`, `composed`: the package and the configuration, where the process has them already.
     """
     start = time.monotonic()
     files = JobFiles(folder)
@@ -344,7 +366,9 @@ def run_job_process(folder: Path, request_path: Path, unpacked: Unpacked | None 
     job_return: Any = None
     try:
         context, master, function = unpacked or unpack(files.package().read_bytes())
-        config = _compose_job(context, master, overrides, number)
+        if composed is None:
+            composed = compose(context, master, overrides)
+        config = _as_job(composed, number)
         output_dir = _claim_folder(config, files.log(number))
         files.output(number).write_text(str(output_dir), "utf-8", "surrogateescape")
     except Exception as error:
@@ -375,16 +399,16 @@ def run_job_process(folder: Path, request_path: Path, unpacked: Unpacked | None 
     files.write_outcome(number, outcome)
 
 
-def _compose_job(context: Any, master: Any, overrides: Sequence[str], number: int) -> Any:
+def _as_job(config: Any, number: int) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    config = compose(context, master, overrides)
     with open_dict(config):
         config.hydra.job.id = str(number)
         config.hydra.job.num = number
-    # `${hydra:...}` in sweep.subdir has to mean this job, not the configuration of the sweep.
-    HydraConfig.instance().set_config(config)
+    # `${hydra:...}` in sweep.subdir has to mean this job, not the configuration of the sweep. Hydra's
+    # `set_config` would copy it all; `run_job` does that soon enough.
+    HydraConfig.instance().cfg = config
     return config
 
 

@@ -18,6 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
+from autocl_sweeper.composition import remembering
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.cluster import RayExecutor
@@ -67,8 +68,10 @@ def _run_sweep(
 ) -> Any:
     settings = Settings(**{key: _plain(value) for key, value in raw.items()})
 
+    composing = replace(hydra_context, config_loader=remembering(hydra_context.config_loader))
+
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
-        return compose_task_config(hydra_context, config, overrides, meant_for)
+        return compose_task_config(composing, config, overrides, meant_for)
 
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)

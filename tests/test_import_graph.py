@@ -24,6 +24,7 @@ FLOORS = [
         "packing",
         "leases",
         "outcome",
+        "composition",
         "hydra_job",
         "metrics",
         "layers",
@@ -41,7 +42,8 @@ DOORS = {
     "packing": {"devices"},
     "leases": {"devices", "packing"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
-    "hydra_job": {"outcome"},
+    "composition": {"layers"},
+    "hydra_job": {"outcome", "composition"},
     "snapshot": {"layers", "journal"},
     "plan": {"strategy"},
     "results": {"plan"},
@@ -49,7 +51,7 @@ DOORS = {
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "hydra_job", "hydra_sweep", "snapshot"},
+    "hydra": {"space", "composition", "hydra_job", "hydra_sweep", "snapshot"},
     "omegaconf": {"space", "hydra_job", "hydra_sweep", "layers"},
     "yaml": {"results", "layers"},
     "optuna": {"search"},

@@ -24,6 +24,7 @@ import struct
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -234,11 +235,18 @@ def _restore_threads(openblas: Sequence[Callable[[int], Any]]) -> None:
 
 
 class Server:
-    """Forks jobs and tells of their ends. `serve` returns in the jobs: their arguments."""
+    """Forks jobs and tells of their ends. `serve` returns in the jobs: their arguments.
 
-    def __init__(self, control: socket.socket, changed: dict[str, str | None]) -> None:
+    A job's configuration is composed before the fork: that is cheaper here, where nothing has to be
+    copied to be written to, and the next jobs find it begun.
+    """
+
+    def __init__(
+        self, control: socket.socket, unpacked: Unpacked, changed: dict[str, str | None]
+    ) -> None:
         """`changed`: what importing did to the environment; None: it removed the variable."""
         self._control = control
+        self._unpacked = unpacked
         self._changed = changed
         self._pid = os.getpid()
         self._jobs: dict[int, bool] = {}  # pid -> whether its end was told
@@ -262,8 +270,8 @@ class Server:
     def tell(self, **message: Any) -> None:
         self._control.sendall(json.dumps(message).encode() + b"\n")
 
-    def serve(self) -> list[str] | None:
-        """The arguments of a job, in the process that is to run it; None when all is over."""
+    def serve(self) -> tuple[list[str], Any] | None:
+        """In a process that is to run a job: its arguments and its configuration. None: all is over."""
         try:
             while True:
                 readable, _, _ = select.select([self._control.fileno(), self._wake], [], [])
@@ -283,9 +291,11 @@ class Server:
                         del self._jobs[message["reap"]]
                         self._look_for_ends()
                         self._end_those_who_left()
-                    elif self._fork(message, fds):
-                        arguments: list[str] = message["arguments"]
-                        return arguments
+                        continue
+                    arguments: list[str] = message["arguments"]
+                    composed = hydra_job.compose_ahead(self._unpacked, arguments[1])
+                    if self._fork(message, fds):
+                        return arguments, composed
         except (BrokenPipeError, ConnectionResetError):
             pass
         if os.getpid() == self._pid and self._outlives:
@@ -408,11 +418,18 @@ def _reseed() -> None:
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     if "torch" in sys.modules:
-        sys.modules["torch"].seed()
+        # Those of devices do not exist yet: they are made, and seeded, when CUDA starts.
+        sys.modules["torch"].default_generator.seed()
 
 
-def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unpacked] | None:
-    """Serve until the controller goes (None), or return as a job."""
+def _keep_what_is_shared() -> None:
+    """Finalizers of objects that imports made (a temporary folder) are not a job's to run at exit."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+
+
+def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unpacked, Any] | None:
+    """Serve until the controller goes (None), or return as a job: what `job_process` wants."""
     begin = time.monotonic()
     environment = dict(os.environ)
     changed: dict[str, str | None]
@@ -420,8 +437,9 @@ def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unp
         unpacked = preload(modules, sys.stdin.buffer.read())
         changed = {k: v for k, v in os.environ.items() if environment.get(k) != v}
         changed |= {k: None for k in environment.keys() - os.environ.keys()}
+        _keep_what_is_shared()
         gc.freeze()  # a collection in a job would write to, and so copy, all that is shared
-        server = Server(control, changed)
+        server = Server(control, unpacked, changed)
         server.tell(preloaded=", ".join(modules), seconds=time.monotonic() - begin)
     except (UnfitError, MissingError) as error:
         key = "missing" if isinstance(error, MissingError) else "unfit"
@@ -429,8 +447,8 @@ def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unp
         with suppress(OSError):
             control.sendall(json.dumps({key: what, "because": because}).encode() + b"\n")
         return None
-    arguments = server.serve()
-    return None if arguments is None else (arguments, unpacked)
+    job = server.serve()
+    return None if job is None else (job[0], unpacked, job[1])
 
 
 if __name__ == "__main__":
@@ -441,4 +459,4 @@ if __name__ == "__main__":
     if job is None:
         os._exit(0)
     # At the top of the stack, as in a fresh interpreter: so an exit or a KeyboardInterrupt ends alike.
-    hydra_job.job_process(job[0][0], job[0][1], unpacked=job[1])
+    hydra_job.job_process(job[0][0], job[0][1], unpacked=job[1], composed=job[2])
