@@ -332,6 +332,30 @@ def test_a_mig_instance_is_leased_by_its_own_memory(machine: Machine) -> None:
     assert "only 1 % of 9728 MiB free" in said[1][SECOND]
 
 
+def test_mig_instances_keep_their_ids_when_their_gpu_is_lost(machine: Machine) -> None:
+    machine.show([MIG])
+    said = machine.run(
+        "probe = find_probe(None, os.environ)\n"
+        "figures([replace(fake.Gpu(probe.devices()[0].id), uuid=EIGHT[1].uuid, error=15)])\n"
+        "say([[d.id, d.problem, d.lost] for d in probe.devices()])"
+    )
+    assert said == [[name, "NVML: GPU is lost", True] for name in (FIRST, SECOND)]
+
+
+def test_figures_of_load_are_read_when_asked_for_and_unknown_where_not_supported(
+    machine: Machine,
+) -> None:
+    loaded = replace(EIGHT[0], utilisation=87, temperature_c=66, pids={11: 5000, 12: 300})
+    machine.show([loaded, replace(MIG, temperature_c=50), replace(EIGHT[2], temperature_c=-1)])
+    said = machine.run(
+        "probe = find_probe(None, os.environ)\n"
+        "say([[d.utilisation, d.temperature_c] for d in probe.devices(load=True)])\n"
+        "say([d.processes for d in probe.devices()][:2])"
+    )
+    assert said[0] == [[87, 66], [None, 50], [None, 50], [0, None]]
+    assert said[1] == [{"11": 5000, "12": 300}, {}]
+
+
 def test_a_gpu_in_mig_mode_without_instances_says_so(machine: Machine) -> None:
     machine.show([replace(MIG, mig=[])])
     said = machine.run("say(str(lease_free(find_probe(None, os.environ), LeaseFolder())))")

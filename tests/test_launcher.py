@@ -152,11 +152,18 @@ def test_a_sweep_waits_for_a_device_and_says_for_which(on_gpus: Bench, gpus: Gpu
     assert devices(on_gpus) == GPUS[7:]
 
 
-def test_a_device_that_is_lost_does_not_stop_the_others(on_gpus: Bench, gpus: Gpus) -> None:
+def test_a_device_that_is_lost_costs_its_job_an_attempt_and_the_sweep_nothing(
+    on_gpus: Bench, gpus: Gpus
+) -> None:
     process, hold = run_while_held(on_gpus, 2, *OURS, choices(6), "hydra.launcher.max_devices=2")
     gpus.change(0, error=fake.GPU_IS_LOST)
+    (event,) = wait_until(lambda: on_gpus.events("attempt_failed"), "its job is ended")
+    assert (event["cause"], event["lost"]) == ("device", True)
+    assert event["reason"] == "its device is lost: NVML: GPU is lost"
     ends_well(on_gpus, process, hold)
-    assert devices(on_gpus)[2:] == [GPUS[1]] * 4
+    assert devices(on_gpus)[2:] == [GPUS[1]] * 5
+    told = [line for line in on_gpus.printed(process).splitlines() if "out of service" in line]
+    assert len(told) == 1 and "GPU-00000000 is out of service for this sweep" in told[0]
 
 
 def test_cpu_slots_bound_the_jobs_side_by_side(chain: Bench) -> None:

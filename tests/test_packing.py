@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocl_sweeper.devices import Device
@@ -137,6 +137,7 @@ def test_the_balance_is_that_of_a_ledger_kept_by_hand(
     assert (decide(board, claims, claim(reserved=wanted), 0.5) == "") == fits
 
 
+@settings(max_examples=40)  # each of them draws a hundred numbers
 @given(st.data(), st.booleans())
 def test_jobs_that_keep_to_their_reservation_never_run_out_of_memory(
     data: st.DataObject, told: bool

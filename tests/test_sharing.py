@@ -203,6 +203,22 @@ def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> 
     assert len(taken(pool, stage=2)) == 6  # nothing is known of these but their number
 
 
+def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_counts(
+    make_pool: Callable[..., Pool],
+) -> None:
+    pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
+    pool.learn(1, 70 * GIB)
+    pool.learn(2, 10 * GIB)
+    (first,) = taken(pool, 1, stage=1)
+    pool.began(first, os.getpid(), 1)
+    first.close()
+    (second,) = taken(pool, 1)
+    pool.began(second, os.getpid(), 2)  # it turned out to need 11 of the 77
+    assert second.leases[0].claim.reserved_mib == 11 * GIB
+    assert taken(pool) == [], "the next one may be of stage 1"
+    assert len(taken(pool, stage=2)) == 6  # 77 of 79.5, the first included
+
+
 def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empty_one(
     make_pool: Callable[..., Pool],
 ) -> None:
@@ -494,3 +510,26 @@ def test_what_a_job_used_survives_the_journal_and_old_journals_have_none() -> No
     assert outcome_from_json(told).device == use
     del told["device"]
     assert outcome_from_json(told).device is None
+
+
+def test_declared_memory_packs_a_whole_sweep(on_gpus: Bench) -> None:
+    """Two of 40000 MiB fit into 81559 with 559 in use; the third waits for one of them."""
+    hold = on_gpus.folder / "hold"
+    hold.touch()
+    process = on_gpus.start(
+        *OURS, choices(3), "hydra.launcher.memory_per_job_mib=40000",
+        HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
+    )  # fmt: skip
+    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "two jobs run")
+    hold.unlink()
+    output = on_gpus.finish(process)
+    assert process.returncode == 0, output
+    assert crowd(on_gpus.ledger()) == 2
+    assert len(on_gpus.ledger("end")) == 3
+
+
+def test_more_memory_than_any_gpu_has_is_an_error_before_any_job(on_gpus: Bench) -> None:
+    output = on_gpus.run(*OURS, "lr=1", "hydra.launcher.memory_per_job_mib=81560", status=1)
+    assert "DeviceError: hydra.launcher.memory_per_job_mib=81560 is more than any device" in output
+    assert "\n  GPU-00000007 Fake H100 80GB: 81559 MiB\n" in output
+    assert on_gpus.ledger() == [] and not on_gpus.sweep.joinpath("journal.jsonl").exists()

@@ -81,7 +81,8 @@ class Pool:
     clock: Callable[[], float] = time.monotonic
     retired: dict[str, str] = field(default_factory=dict)  # id -> why it is out of service
     lost: set[str] = field(default_factory=set)  # those of them on which no job can go on
-    _stage: int = 0  # of the last job that started: the next one is most likely of the same
+    # Stages that jobs were last started of, the newest last: the next one is most likely of these.
+    _latest: list[int] = field(default_factory=lambda: [0])
     _peaks: dict[int, tuple[int, int]] = field(default_factory=dict)  # stage -> largest, how many
     _trouble: dict[str, float] = field(default_factory=dict)  # id -> when it began
     _watching: threading.Lock = field(default_factory=threading.Lock)
@@ -164,19 +165,22 @@ class Pool:
         """Devices for one job, or None while none is free.
 
         `alone`: nobody else on them, whatever sharing the pool allows; while it is asked for, the
-        emptiest shared device takes no further jobs. `stage`: of the job; None: as the last one.
+        emptiest shared device takes no further jobs. `stage`: of the job; None: not known yet, so
+        that the larger reservation of the last two stages counts.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
         if alone or not self.shares:
             claim = Claim(os.getpid(), self.holder)
         else:
+            stages = self._latest if stage is None else [stage]
+            known = [mib for one in stages if (mib := self.reservation_mib(one)) is not None]
             claim = Claim(
                 os.getpid(),
                 self.holder,
                 limit=self.jobs_per_device if self.jobs_per_device > 1 else None,
-                reserved_mib=self.reservation_mib(self._stage if stage is None else stage),
+                reserved_mib=max(known, default=self.memory_per_job_mib),
                 declared_mib=self.memory_per_job_mib,
-                stage=self._stage if stage is None else stage,
+                stage=stages[-1],
             )
         found = lease_free(
             self,
@@ -214,7 +218,8 @@ class Pool:
 
     def began(self, grant: Grant, session: int, stage: int) -> None:
         """A job of `stage` runs on these devices, in this session."""
-        self._stage = stage
+        others = [one for one in self._latest if one != stage]
+        self._latest = [*others[-1:], stage]
         grant.began(session, stage, self.reservation_mib(stage) if self.shares else None)
 
     def learn(self, stage: int, peak_mib: int) -> None:
