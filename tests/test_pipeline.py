@@ -17,14 +17,17 @@ from conftest import Bench, wait_until
 from test_plan import plan_of
 
 from autocl_sweeper import results
+from autocl_sweeper.errors import TooManyFailuresError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import fold
 from autocl_sweeper.order import Work
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.report.progress import LogProgress
-from autocl_sweeper.strategy import PARENT_LEFT, SequentialTopK
+from autocl_sweeper.search.listed import ListedSearch
+from autocl_sweeper.selection import TopK
+from autocl_sweeper.strategy import PARENT_LEFT, Select, SequentialTopK, Stage, Start, Wait
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Outcome, State
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 SEEDS = range(200)
 
@@ -278,6 +281,70 @@ def test_the_result_file_keeps_each_tasks_lines_together_and_leaves_out_what_was
             told += [record["trial"]] if "trial" in record else []
     counting = {trial.number for trial in run.history} - set(run.history.given_up)
     assert sorted(told) == sorted(counting)
+
+
+class Script(World):
+    """Three trials, then one from the best: seconds, score and failure by lineage."""
+
+    def __init__(self, told):
+        super().__init__(0)
+        self.sizes, self.top_k, self.devices, self.maximize = [3, 1], 1, 3, True
+        self.retries, self.failing, self.grace_s = 0, 0.0, 0.0
+        self.told = told
+
+    def plan(self, pipeline, longest=False):
+        plan = super().plan(pipeline)
+        return replace(plan, settings=replace(plan.settings, max_failures=0))
+
+    def outcome(self, lineage, attempt):
+        seconds, score = self.told[lineage]
+        state = State.FAIL if score is None else State.COMPLETE
+        numbers = {} if score is None else {"score": score}
+        return Outcome(state, numbers=numbers, returned="float", seconds=seconds)
+
+
+def test_failures_of_trials_that_are_given_up_count_for_nothing(tmp_path):
+    told = {(0,): (1, 0.1), (1,): (2, 0.2), (2,): (9, 0.9), (2, 0): (1, 0.5)}
+    fails_early = {(0, 0): (0.5, None), (1, 0): (0.5, None)}
+    run = Run(Script(told | fails_early), tmp_path / "stays", pipeline=True)
+    assert run.history.failures == 0
+    assert [run.chain(run.history[n]) for n in run.history.given_up] == [(0, 0), (1, 0)]
+    assert results.waste(run.history).seconds == 1.0
+
+    told[(2,)] = (9, 0.0)  # now 1 stays the best, and so the failure of its child counts
+    with pytest.raises(TooManyFailuresError, match=r"1 trials failed .*max_failures=0"):
+        Run(Script(told | fails_early), tmp_path / "counts", pipeline=True)
+
+
+class Learner:
+    """A search that looks at the trials of its stage, so it has no suggestion for a place alone."""
+
+    size = None
+    asked = 0
+
+    def ask(self, history):
+        self.asked += 1
+        return Suggestion(len(history), {"x": max((t.score or 0 for t in history), default=0)})
+
+
+def test_a_stage_whose_search_learns_begins_when_its_parents_are_sure(tmp_path):
+    listed, learner = ListedSearch([{"x": 0}, {"x": 1}]), Learner()
+    for search in (listed, learner):
+        stages = [Stage(1, "a", listed), Stage(2, "b", search, limit=2)]
+        strategy, history = SequentialTopK(stages, TopK(1), pipeline=True), History()
+        for number in range(2):
+            suggestion = strategy.next(history).suggestion
+            history.start(Trial(number, 1, "a", suggestion, None))
+        history.finish(0, Outcome(State.COMPLETE, score=0.5))
+        early = strategy.next(history)
+        if search is listed:
+            assert early == Start(stages[1], listed.suggestion(0), parent=0)
+            continue
+        assert isinstance(early, Wait) and not learner.asked
+        history.finish(1, Outcome(State.COMPLETE, score=0.9))
+        assert strategy.next(history) == Select(stages[0], (1,))
+        history.select(1, (1,))
+        assert strategy.next(history) == Start(stages[1], Suggestion(0, {"x": 0}), parent=1)
 
 
 # -- with real jobs ---------------------------------------------------------------------------------

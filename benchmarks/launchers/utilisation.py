@@ -20,16 +20,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
+from autocl_sweeper import results
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.order import Work
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
 from autocl_sweeper.report.progress import LogProgress
-from autocl_sweeper.results import waste
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy import SequentialTopK, Stage
@@ -101,7 +102,7 @@ class Tree:
         worked = max(begins)
         busy = sum(min(span.end_s, worked) - span.begin_s for span in executor.busy)
         self.idle_share = 1 - busy / (DEVICES * worked) if worked else 0.0
-        self.wasted_share = waste(self.history).share
+        self.wasted_share = results.waste(self.history).share
 
     def _run(self, job: Job) -> Outcome:
         """The score comes from the chain of suggestions, so that every way to run it agrees."""
@@ -273,10 +274,12 @@ def main() -> None:
     logging.disable()
     versions = ", ".join(f"{name} {version(name)}" for name in ("hydra-core", "omegaconf"))
     print(f"Python {sys.version.split()[0]}, {versions}, {os.cpu_count()} cores")
-    sync: Callable[[int], None] = os.fsync
-    os.fsync = lambda fd: None  # virtual time does not wait for a disk
-    virtual(options.seeds)
-    os.fsync = sync
+    with (  # virtual time does not wait for a disk
+        mock.patch("os.fsync"),
+        mock.patch.object(results, "write_best"),
+        mock.patch.object(results, "write_table"),
+    ):
+        virtual(options.seeds)
     if options.real:
         real(options.repeats)
 
