@@ -302,6 +302,7 @@ def lease_free(
     claim: Claim | None = None,
     stagger_s: float = 0.0,
     retired: Mapping[str, str] | None = None,
+    insist: bool = False,
 ) -> list[Lease] | Refusal:
     """`count` devices that are free, or none at all and the reasons. Never waits.
 
@@ -309,9 +310,10 @@ def lease_free(
     and, unless `allow_processes`, no foreign process computing on it. What a device does not tell
     does not count against it. A `claim` whose limit is not 1 is content with a place beside others
     (`packing.refusal` decides), and the emptiest devices come first. Devices on which a job
-    started less than `stagger_s` ago wait. Only the first `max_devices` are considered, and of
-    them not the `retired` (id -> why). Raises DeviceError when waiting cannot help: there are
-    fewer devices than `count`.
+    started less than `stagger_s` ago wait. Who wants a device alone, and gets none because others
+    share them, has one emptied if it has no device at all, or with `insist`. Only the first
+    `max_devices` are considered, and of them not the `retired` (id -> why). Raises DeviceError
+    when waiting cannot help: there are fewer devices than `count`.
     """
     claim = claim or Claim(os.getpid(), holder)
     retired = retired or {}
@@ -363,7 +365,7 @@ def lease_free(
                 reasons[device.id] = taken
                 continue
             held[device.id] = taken
-            taken.note(replace(dated, base_mib=base_of(device, seen[device.id].claims)))
+            taken.note(replace(taken.claim, base_mib=base_of(device, seen[device.id].claims)))
             if len(held) == count:
                 # The reading is older than the leases: a job of another sweep may have
                 # come and gone between them and left memory behind.
@@ -387,11 +389,16 @@ def lease_free(
     for device in untried:
         reason = unfit(device, Occupied())
         reasons[device.id] = reason or "was not tried: it could not suffice"
-    if claim.limit == 1:
+    if claim.limit == 1 and (insist or not _has_any(claim.pid, seen)):
         _want_shared(leases, able, seen, count, claim)
     return Refusal(
         count, {d.id: retired.get(d.id) or reasons[d.id] for d in considered if d.id in reasons}
     )
+
+
+def _has_any(pid: int, seen: Mapping[str, Occupied]) -> bool:
+    """Whether a sweep has a device: it will free, and nobody has to make room for a second one."""
+    return any(other.pid == pid for occupied in seen.values() for other in occupied.claims)
 
 
 def _want_shared(

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from autocl_sweeper.executor import sampling
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.pool import Grant, Pool
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
-from autocl_sweeper.leases import LeaseFolder
+from autocl_sweeper.leases import Lease, LeaseFolder, Occupied
 from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.packing import Claim
 from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, State
 
 GIB = 1024
@@ -98,11 +100,24 @@ def test_a_sweep_that_never_shares_is_never_joined(make_pool: Callable[..., Pool
     assert len(taken(many)) == 9
 
 
+class AnotherController(LeaseFolder):
+    """Leases as a process with another number takes them."""
+
+    def take(
+        self,
+        device_id: str,
+        claim: Claim,
+        objection: Callable[[Occupied], str] = lambda occupied: "",
+    ) -> Lease | str:
+        return super().take(device_id, replace(claim, pid=1), objection)
+
+
 def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_ever(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    make_pool: Callable[..., Pool],
 ) -> None:
     probe = FakeProbe.gpus(2)
     many, alone = make_pool(probe, "many", jobs_per_device=2), make_pool(probe, "alone")
+    many.leases = AnotherController(many.leases.path)
     running = taken(many)
     running.pop().close()  # GPU 1 has one job left, GPU 0 has two
     assert alone.acquire() is None
@@ -111,9 +126,10 @@ def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_e
     running[0].close()
     assert numbers(taken(many)) == ["0"], "and no other device"
     running[1].close()
-    assert numbers(taken(alone)) == ["1"]
-    monkeypatch.setattr("autocl_sweeper.leases.WANTED_S", 0.0)
-    assert many.acquire() is None
+    assert numbers(taken(alone, 1)) == ["1"]
+    assert alone.acquire() is None
+    running[2].close()
+    assert numbers(taken(many)) == ["0"], "who has a device has no second one emptied for it"
 
 
 def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(

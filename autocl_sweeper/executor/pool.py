@@ -165,7 +165,7 @@ class Pool:
         """Devices for one job, or None while none is free.
 
         `alone`: nobody else on them, whatever sharing the pool allows; while it is asked for, the
-        emptiest shared device takes no further jobs. `stage`: of the job; None: not known yet, so
+        shared device with the fewest jobs takes no further ones. `stage`: of the job; None: not known yet, so
         that the larger reservation of the last two stages counts.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
@@ -191,6 +191,7 @@ class Pool:
             claim=claim,
             stagger_s=self.stagger_s,
             retired=dict(self.retired),
+            insist=alone,
         )
         if isinstance(found, Refusal):
             self.refusal = str(found)
