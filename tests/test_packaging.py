@@ -100,6 +100,18 @@ def test_every_plugin_has_its_entry_point(environment: Environment, tmp_path: Pa
     assert isinstance(found, list) and set(found) == PLUGINS and len(found) == len(PLUGINS)
 
 
+def test_the_command_shows_devices(environment: Environment, tmp_path: Path) -> None:
+    code = (
+        "import sys; from importlib.metadata import distribution as d\n"
+        "(main,) = [p.load() for p in d('autocl-sweeper').entry_points if p.name == 'autocl'"
+        " and p.group == 'console_scripts']\n"
+        "sys.argv = ['autocl', 'devices', '--json']\n"
+        "sys.exit(main())"
+    )
+    told = printed_by(environment, code, tmp_path)
+    assert isinstance(told, dict) and told["devices"]
+
+
 @pytest.mark.parametrize("launcher", ["gpu", "joblib", "basic"])
 def test_an_app_in_another_folder_is_swept(
     environment: Environment, app: Path, launcher: str

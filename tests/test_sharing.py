@@ -16,9 +16,9 @@ from test_launcher import GPUS, OURS, choices
 
 from autocl_sweeper.devices import CpuProbe, Device, FakeProbe
 from autocl_sweeper.errors import ConfigurationError, DeviceError
+from autocl_sweeper.executor import local, sampling
 from autocl_sweeper.executor import pool as pools
-from autocl_sweeper.executor import sampling
-from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Grant, Pool
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.leases import Lease, LeaseFolder, Occupied
@@ -319,7 +319,7 @@ class Machine:
         self.ids = [device.id for device in probe.devices()]
         self.shell = Shell(folder, files)
         self.pool = Pool(probe, LeaseFolder(folder / "leases"), holder=str(folder), **keys)
-        self.executor = LocalExecutor(self.shell, files, self.pool)
+        self.executor = LocalExecutor(self.shell, files, self.pool, Limits(grace_s=0.1))
         self.ended: dict[int, Outcome] = {}
 
     def start(self, *jobs: int) -> None:
@@ -420,6 +420,24 @@ def test_a_lost_device_is_out_of_service_and_its_job_runs_elsewhere(
     assert here.executor.devices()[0] == (here.ids[1],)
     here.probe.change(here.ids[0], problem="", error=0)
     assert here.executor.free_slots() == 0
+
+
+def test_a_job_that_hangs_in_a_lost_device_beyond_sigkill_does_not_hold_up_the_sweep(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "signal_group", lambda group, number: None)
+    monkeypatch.setattr(local, "UNKILLABLE_S", 0.1)
+    here = machine(FakeProbe.gpus(1))
+    here.start(0)
+    thread = here.executor._running[0].thread
+    here.probe.change(here.ids[0], problem="NVML: GPU is lost", error=15)
+    outcome = here.end_of(0)
+    assert (outcome.cause, outcome.lost) == (Cause.DEVICE, True)
+    with pytest.raises(DeviceError, match="a job wants 1 devices, and 0 can serve it"):
+        here.executor.free_slots()
+    here.shell.end(0)
+    thread.join()
+    assert here.executor.wait(0.0) == [], "each job ends once"
 
 
 def test_when_no_device_is_left_the_error_names_each_and_why_after_the_last_job(

@@ -44,6 +44,7 @@ from autocl_sweeper.types import Cause, Job, Outcome, State
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # how often devices that others hold are looked at again
+UNKILLABLE_S = 30.0  # after SIGKILL; a process that waits for a lost device may never die
 TEMPLATE_DIED = "the process it was forked from died"
 STATUS_LOST = "it ended without a result after its controller had died"
 BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
@@ -95,6 +96,7 @@ class _Running:
     signalling: threading.RLock = field(default_factory=threading.RLock)
     reaped: bool = False
     over: bool = False  # its outcome is there for `wait`
+    abandoned: bool = False  # though its processes are not dead
     thread: threading.Thread = field(init=False)
 
 
@@ -397,6 +399,8 @@ class LocalExecutor:
             running.deadlines.clear()
             status = running.process.reap()
         self._tell_guardian("-", pid)
+        if running.abandoned:
+            return
         try:
             outcome = self._outcome(running, status)
         except Exception as error:  # a result that can be read in the job's process alone
@@ -467,7 +471,24 @@ class LocalExecutor:
         """Runs in the sampler's thread: a job whose device is gone may hang for ever."""
         running = self._running.get(number)
         if running is not None:
-            self._end(running, f"its device is lost: {reason}", Cause.DEVICE)
+            reason = f"its device is lost: {reason}"
+            self._end(running, reason, Cause.DEVICE)
+            due = time.monotonic() + self._limits.grace_s + UNKILLABLE_S
+            self._later(running, due, lambda: self._abandon(running, reason))
+
+    def _abandon(self, running: _Running, reason: str) -> None:
+        """Go on without a job that even SIGKILL does not end. What is left of it keeps its lease."""
+        with running.signalling:
+            if running.reaped:
+                return
+            running.abandoned = True
+        log.warning("job %d cannot be killed (pid %d)", running.job.number, running.process.pid)
+        seconds = time.monotonic() - running.started
+        use = self._sampler.remove(running.job.number)
+        outcome = Outcome(State.FAIL, reason, seconds=seconds, cause=Cause.DEVICE, lost=True)
+        self._ended.put((running.job, replace(outcome, device=use)))
+        running.over = True
+        self.on_end()
 
     def _end(self, running: _Running, reason: str, cause: Cause) -> None:
         """SIGTERM to all of a job, SIGKILL `grace_s` later; the job's thread reports its end."""
