@@ -2,9 +2,10 @@
 
 A controller can be killed in a way it cannot answer, and its jobs run in sessions of their own. So
 each executor starts one of these, in its own session too, and tells it every process group it
-starts (`+pgid`) and has reaped (`-pgid`). When the pipe breaks, the groups still known are killed;
-with `finish`, each only after its job has ended, so that nothing of it is left. What is no job
-(`!pgid`) is killed either way.
+starts (`+pgid started mark`) and has reaped (`-pgid`). When the pipe breaks, the groups still known
+are killed, and with them all that have their mark in the environment they were started with; with
+`finish`, each only after its job has ended, so that nothing of it is left. What is no job
+(`!pgid started mark`) is killed either way.
 """
 
 import os
@@ -16,32 +17,57 @@ LOOK_S = 1.0  # also what a dead job's own helpers get to finish
 
 
 def main(finish: bool) -> None:
-    groups: dict[int, str] = {}
+    known: dict[int, list[str]] = {}  # group -> what it is, when it was started, its mark
     for line in sys.stdin:
-        change, group = line[0], int(line[1:])
-        if change == "-":
-            groups.pop(group, None)
+        group, *more = line[1:].split()
+        if line[0] == "-":
+            known.pop(int(group), None)
         else:
-            groups[group] = start_time(group) if change == "+" else ""
+            known[int(group)] = [line[0], *more]
     if finish:
-        for group in [group for group, started in groups.items() if not started]:
-            kill(group)
-            del groups[group]
-        while groups:
-            ended = [group for group, started in groups.items() if start_time(group) != started]
+        end({group: told for group, told in known.items() if told[0] == "!"})
+        jobs = {group: told for group, told in known.items() if told[0] == "+"}
+        while jobs:
+            ended = {g: told for g, told in jobs.items() if start_time(g) != told[1]}
             time.sleep(LOOK_S)
+            end(ended)
             for group in ended:
-                kill(group)
-                del groups[group]
-    for group in groups:
-        kill(group)
+                del jobs[group]
+    else:
+        end(known)
 
 
-def kill(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:  # all of it has ended by itself
-        return
+def end(groups: dict[int, list[str]]) -> None:
+    """Kill these groups, and what left them: it has the mark, and so has all that it starts."""
+    for group, (_, started, _) in groups.items():
+        try:
+            if start_time(group) in ("", started):  # else the number is a stranger's by now
+                os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:  # all of it has ended by itself
+            continue
+    deadline = time.monotonic() + LOOK_S  # what the kernel holds does not end for us
+    marks = {bytes.fromhex(mark) for _, _, mark in groups.values()}
+    while marks and (left := marked(marks)) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+        time.sleep(0.02)
+
+
+def marked(marks: set[bytes]) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    environment = file.read().split(b"\0")
+            except OSError:  # it ended, or is not ours
+                continue
+            if not marks.isdisjoint(environment) and start_time(int(name)):
+                found.append(int(name))
+    return found
 
 
 def start_time(pid: int) -> str:

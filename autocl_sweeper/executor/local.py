@@ -32,6 +32,7 @@ from autocl_sweeper.executor.processes import (
     end_group,
     exit_reason,
     signal_group,
+    start_time,
     write_group,
 )
 from autocl_sweeper.executor.sampling import Sampler
@@ -138,7 +139,7 @@ class LocalExecutor:
         self._forks: bool | None = None  # whether jobs are forked; None: not known yet
         self.on_end: Callable[[], None] = lambda: None  # called when `wait` has something to give
         if template is not None:
-            self._tell_guardian("!", template.pid)
+            self._tell_guardian("!", template.pid, template.mark)
 
     def free_slots(self) -> int:
         """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`.
@@ -200,7 +201,7 @@ class LocalExecutor:
         process = AdoptedProcess.find(self._files.group(job.number))
         if process is None or not self._jobs_outlive:
             return False
-        self._tell_guardian("+", process.pid)
+        self._tell_guardian("+", process.pid, self._mark(job))
         begun = time.monotonic() - process.age_s
         writing = LastWrite(self._files, job.number)
         self._watch(_Running(job, process.devices, job.alone, process, begun, writing))
@@ -349,7 +350,7 @@ class LocalExecutor:
             os.close(stdin)
             # The job holds its own copy: the lease ends when the last of its processes does.
             grant.close()
-        self._tell_guardian("+", process.pid)
+        self._tell_guardian("+", process.pid, self._mark(job))
         write_group(self._files.group(job.number), process.pid, grant.ids)
         running = _Running(
             job,
@@ -505,7 +506,7 @@ class LocalExecutor:
             if not running.reaped:
                 signal_group(running.process.pid, signal.SIGKILL)
 
-    def _tell_guardian(self, change: str, group: int) -> None:
+    def _tell_guardian(self, change: str, group: int, mark: str = "") -> None:
         if self._guardian is None:
             self._guardian = subprocess.Popen(
                 [
@@ -521,4 +522,5 @@ class LocalExecutor:
             )
         assert self._guardian is not None and self._guardian.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it; resuming still ends what is left
-            self._guardian.stdin.write(f"{change}{group}\n".encode())
+            told = f"{start_time(group) or 0} {os.fsencode(f'{JOB}={mark}').hex()}" if mark else ""
+            self._guardian.stdin.write(f"{change}{group} {told}\n".encode())

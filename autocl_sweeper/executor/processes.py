@@ -13,6 +13,7 @@ from pathlib import Path
 from autocl_sweeper.types import Cause
 
 JOB = "AUTOCL_JOB"  # in a job's environment, and so in that of all it starts: which job it is
+NO_GROUP = -1
 STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to finish
 
 
@@ -127,15 +128,18 @@ def end_group(group: int, patience_s: float, reaped: bool = False, mark: str = "
         time.sleep(0.02)
     if not reaped or True in left.values():
         signal_group(group, signal.SIGKILL)
-    deadline = time.monotonic() + patience_s  # what the kernel holds does not end for us
-    while (gone := [pid for pid, member in left.items() if not member]) and (
-        time.monotonic() < deadline
-    ):
-        for pid in gone:
+    if False in left.values():
+        end_marked(mark, since)
+
+
+def end_marked(mark: str, since: int = 0) -> None:
+    """Kill all that have `JOB=<mark>` in the environment they were started with."""
+    deadline = time.monotonic() + STRAGGLER_S  # what the kernel holds does not end for us
+    while (left := _left(NO_GROUP, mark, since)) and time.monotonic() < deadline:
+        for pid in left:  # it may have started others since the last look
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-        left = _left(group, mark, since)  # it may have started others meanwhile
 
 
 def signal_group(group: int, number: int) -> None:

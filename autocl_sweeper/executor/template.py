@@ -316,10 +316,14 @@ class Server:
                     del self._jobs[pid]
             self._end_those_who_left()
             if not self._jobs:
-                return
+                break
             select.select([self._wake], [], [])
             with suppress(BlockingIOError):
                 os.read(self._wake, 4096)
+        deadline = time.monotonic() + STRAGGLER_S  # what the kernel holds does not end for us
+        while children(os.getpid()) and time.monotonic() < deadline:
+            self._end_those_who_left()
+            time.sleep(0.02)  # children of those come to us only now
 
     def _look_for_ends(self) -> None:
         """Tell of dead jobs and leave them: their number stays taken until the controller is done."""

@@ -11,13 +11,14 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor import template
-from autocl_sweeper.executor.processes import exit_reason, signal_group
+from autocl_sweeper.executor.processes import JOB, end_marked, exit_reason, signal_group
 from autocl_sweeper.hydra_job import command
 from autocl_sweeper.types import Job
 
@@ -76,6 +77,8 @@ class Template:
         self._answers = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._lost = ""
+        # Forks of it show its environment, whatever became of theirs: so none can hide.
+        self.mark = f"template of {os.getpid()} at {time.monotonic_ns()}"
         self._control, theirs = socket.socketpair()
         # Files without names: nothing to remove, whoever is killed.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
@@ -87,7 +90,7 @@ class Template:
                 stdin=package,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **template.WHILE_IMPORTING},
+                env={**os.environ, **template.WHILE_IMPORTING, JOB: self.mark},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -201,6 +204,7 @@ class Template:
         for pid, process in list(self._jobs.items()):
             signal_group(pid, signal.SIGKILL)
             process.end(None)
+        end_marked(self.mark)
         self._answers.put(None)
 
     def _last_output(self) -> str:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -55,10 +56,17 @@ def look() -> None:
 
 
 def hold() -> None:
-    """With a child process, while the file HOLD exists."""
+    """With a child process, and some that left its session, while the file HOLD exists."""
     child = os.fork()
     if child == 0:
         time.sleep(1000)
+    if os.fork() == 0:
+        os.setsid()
+        os.fork()
+        time.sleep(1000)
+    subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True
+    )
     note(job=HydraConfig.get().job.num, child=child)
     while Path(os.environ["HOLD"]).exists():
         time.sleep(0.02)
