@@ -111,6 +111,10 @@ def _run_sweep(
     try:
         progress = watch(executor)
         sweep = Sweep(folder, plan, executor, files, progress, snapshot)
+        if isinstance(executor, LocalExecutor):  # what is continued knows what its jobs need
+            for trial in sweep.history:
+                if trial.outcome is not None:
+                    executor.learn(trial.stage, trial.outcome)
         if not (folder / "multirun.yaml").exists():
             OmegaConf.save(config, folder / "multirun.yaml")
         try:

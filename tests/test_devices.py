@@ -691,12 +691,55 @@ def start(code: str, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
 
 def test_of_processes_that_race_for_a_lease_one_has_it(tmp_path: Path) -> None:
     # The folder does not exist: creating it is part of the race.
-    racers = [start(RACER, tmp_path / "new", tmp_path / "witness", 3000) for _ in range(4)]
+    racers = [start(RACER, tmp_path / "new", tmp_path / "witness", 1500) for _ in range(4)]
     for racer in racers:
         assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
     answers = [racer.communicate("go\n", timeout=60)[0].split() for racer in racers]
     assert [int(clashes) for _, clashes in answers] == [0] * 4
     assert all(int(won) > 0 for won, _ in answers)
+
+
+SHARERS = """
+import os, sys
+from pathlib import Path
+from autocl_sweeper.leases import Lease, LeaseFolder
+from autocl_sweeper.packing import Claim, refusal
+from autocl_sweeper.devices import Device
+folder, witness, limit = LeaseFolder(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+mine, device = witness / f"{os.getpid()}-{limit}", Device("GPU-a", "")
+claim = Claim(os.getpid(), str(limit), limit=limit)
+most = won = 0
+print("ready", flush=True)
+sys.stdin.readline()
+while won < 60:
+    lease = folder.take("GPU-a", claim, lambda there: refusal(device, there.claims, claim, 0.8))
+    if isinstance(lease, Lease):
+        won += 1
+        mine.touch()
+        os.sched_yield()
+        there = os.listdir(witness)
+        most = max(most, len(there))
+        assert len(there) <= min(int(name.partition("-")[2]) for name in there), there
+        mine.unlink()
+        lease.close()
+print(won, most)
+"""
+
+
+def test_of_processes_that_race_for_places_the_strictest_on_a_device_decides(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "witness").mkdir()
+    racers = [start(SHARERS, tmp_path / "new", tmp_path / "witness", n) for n in (1, 2, 3, 3, 3)]
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    answers = [racer.communicate(timeout=60)[0].split() for racer in racers]
+    assert [int(won) for won, _ in answers] == [60] * 5
+    assert int(answers[0][1]) == 1 and max(int(most) for _, most in answers) >= 2
 
 
 PAIRS = """
@@ -722,10 +765,12 @@ def test_sweeps_that_want_several_devices_each_do_not_starve_each_other(tmp_path
 
 
 CREATOR = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
+from autocl_sweeper.packing import Claim
 from autocl_sweeper.leases import LeaseFolder
-lease = LeaseFolder(Path(sys.argv[1])).try_lease("GPU-a", "a job that outlives its sweep")
+claim = Claim(os.getpid(), "a job that outlives its sweep", limit=int(sys.argv[3]))
+lease = LeaseFolder(Path(sys.argv[1])).take("GPU-a", claim)
 job = subprocess.Popen(["sleep", "600"], pass_fds=lease.filenos(), stdout=subprocess.DEVNULL)
 other = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
 if sys.argv[2] == "close":
@@ -745,11 +790,11 @@ def pids() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("ours", ["close", "keep"])
+@pytest.mark.parametrize(("ours", "limit"), [("close", 1), ("keep", 1), ("close", 2)])
 def test_a_lease_lives_as_long_as_the_job_that_inherited_it(
-    leases: LeaseFolder, pids: list[int], ours: str
+    leases: LeaseFolder, pids: list[int], ours: str, limit: int
 ) -> None:
-    creator = start(CREATOR, leases.path, ours)
+    creator = start(CREATOR, leases.path, ours, limit)
     assert creator.stdout is not None
     job, other = map(int, creator.stdout.readline().split())
     pids += [job, other]
@@ -757,7 +802,9 @@ def test_a_lease_lives_as_long_as_the_job_that_inherited_it(
     creator.kill()
     creator.communicate()
     assert leases.try_lease("GPU-a", "") is None
-    said = leases.holder("GPU-a") or ""
+    there = leases.look("GPU-a")
+    assert there is not None and len(there.claims) == 1
+    said = leases.words("GPU-a", there.claims[0])
     assert said.startswith(f"pid {creator.pid}: a job that outlives its sweep (ended; 'fuser ")
     os.kill(job, signal.SIGKILL)
     lease = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -194,8 +195,9 @@ def test_declared_memory_alone_says_how_many_share_a_device(
 
 
 def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
-    make_pool: Callable[..., Pool],
+    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), memory_per_job_mib=30 * GIB)
     assert pool.reservation_mib(1) == 30 * GIB
     pool.learn(1, 10_000)
@@ -206,6 +208,10 @@ def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
     assert pool.reservation_mib(2) == 30 * GIB  # another stage is another model
     pool.learn(2, 40_000)
     assert pool.reservation_mib(2) == 44_000  # more than declared counts at once
+    assert caplog.messages == [
+        "jobs of stage 1 reserve 11000 MiB from now on: the largest of 3 used 10000",
+        "jobs of stage 2 reserve 44000 MiB from now on: the largest of 1 used 40000",
+    ]
 
 
 def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> None:

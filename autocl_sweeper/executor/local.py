@@ -222,11 +222,15 @@ class LocalExecutor:
                 ended.append(self._ended.get_nowait())
         for job, outcome in ended:
             self._running.pop(job.number, None)
-            use = outcome.device
-            # One that never showed in NVML was too short to be measured.
-            if outcome.state is State.COMPLETE and use is not None and use.peak_mib:
-                self._pool.learn(job.stage, use.peak_mib)
+            self.learn(job.stage, outcome)
         return ended
+
+    def learn(self, stage: int, outcome: Outcome) -> None:
+        """What a finished job used says what the next ones of its stage reserve."""
+        use = outcome.device
+        # One that never showed in NVML was too short to be measured.
+        if outcome.state is State.COMPLETE and use is not None and use.peak_mib:
+            self._pool.learn(stage, use.peak_mib)
 
     def cancel(self, job: Job) -> None:
         running = self._running.get(job.number)

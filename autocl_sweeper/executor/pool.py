@@ -225,8 +225,18 @@ class Pool:
 
     def learn(self, stage: int, peak_mib: int) -> None:
         """A job of the stage finished, and this is what it used at most on one device."""
+        before_mib = self.reservation_mib(stage)
         largest_mib, finished = self._peaks.get(stage, (0, 0))
         self._peaks[stage] = max(largest_mib, peak_mib), finished + 1
+        now_mib = self.reservation_mib(stage)
+        if self.shares and now_mib != before_mib:
+            log.info(
+                "jobs%s reserve %d MiB from now on: the largest of %d used %d",
+                f" of stage {stage}" if stage else "",
+                now_mib,
+                finished + 1,
+                max(largest_mib, peak_mib),
+            )
 
     # -- health --
 
