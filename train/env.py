@@ -141,6 +141,12 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
                 f"({','.join(leased)}) to this job (hydra.launcher.devices_per_job="
                 f"{len(leased)}). Set hydra.launcher.devices_per_job={wanted}, or fewer processes"
             )
+        if wanted < len(leased) and not leased[0].startswith("cpu-"):  # slots may mean threads
+            log.warning(
+                "env.nproc_per_node=%d leaves %d of the %d leased devices idle: "
+                "set env.nproc_per_node=%d or hydra.launcher.devices_per_job=%d",
+                *(wanted, len(leased) - wanted, len(leased), len(leased), wanted),
+            )
         return
     visible = environ.get(VISIBLE) if env.visible is None else env.visible
     listed = _entries(visible)

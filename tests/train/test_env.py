@@ -144,6 +144,17 @@ def test_every_process_has_a_device_or_the_error_names_what_to_change(
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize(
+    ("processes", "leased", "warned"),
+    [(1, "GPU-1,GPU-2", True), (2, "GPU-1,GPU-2", False), (1, "cpu-0,cpu-1", False)],
+)
+def test_leased_gpus_that_no_process_uses_are_told(
+    caplog: pytest.LogCaptureFixture, processes: int, leased: str, warned: bool
+) -> None:
+    check_devices(EnvSettings(nproc_per_node=processes), {"AUTOCL_DEVICES": leased}, lambda: 8)
+    assert ("leaves 1 of the 2 leased devices idle" in caplog.text) is warned
+
+
 def test_a_job_of_several_machines_is_refused_under_a_lease() -> None:
     with pytest.raises(SettingsError, match="once on every machine"):
         check_devices(EnvSettings(**MACHINES), {"AUTOCL_DEVICES": "GPU-1"}, lambda: 1)
@@ -338,7 +349,7 @@ def running(mark: str) -> list[int]:
 
 
 def wait_until(happened: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not happened():
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.02)
