@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Bench, wait_until
+from fake_nvml import build as fake
 
 from autocl_sweeper.devices import CpuProbe
 from autocl_sweeper.errors import ConfigurationError
@@ -29,6 +30,8 @@ from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
 from autocl_sweeper.retries import Waiting, delay_s, may_help
 from autocl_sweeper.types import Cause, Job, Outcome, State
+
+OURS = ("hydra/sweeper=autocl", "task=a")
 
 # -- out of memory, or something else ---------------------------------------------------------------
 
@@ -313,9 +316,30 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         executor.close()
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["our sweeper", "Hydra's"])
+def test_a_job_of_a_shared_gpu_that_ran_out_of_memory_runs_once_more_and_that_is_no_retry(
+    benches: Callable[..., Bench], tmp_path: Path, ours: bool
+) -> None:
+    bench = benches("faults")
+    gpus = fake.write_figures(tmp_path / "figures", fake.gpus(1))
+    bench.environment |= fake.environment(fake.build(tmp_path), gpus)
+    del bench.environment["CUDA_VISIBLE_DEVICES"]
+    attempts = tmp_path / "attempts"
+    output = bench.run(
+        *(OURS if ours else ["task=a"]), "hydra/launcher=gpu", "hydra.launcher.jobs_per_device=2",
+        "fault=no_device_memory_at_first,fine", ATTEMPTS=str(attempts),
+    )  # fmt: skip
+    assert attempts.read_text().splitlines() == [fake.gpus(1)[0].uuid] * 2
+    assert "[shared GPU-" in output
+    assert bench.nothing_is_left()
+    if ours:
+        (again,) = bench.events("attempt_failed")
+        assert (again["trial"], again["cause"], again["lost"]) == (0, "device_memory", True)
+        assert {event["state"] for event in bench.finished().values()} == {"COMPLETE"}
+
+
 # -- a sweep that is stopped, or whose controller dies ----------------------------------------------
 
-OURS = ("hydra/sweeper=autocl", "task=a")
 GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=3", "hydra.launcher.grace_s=1000")
 
 
@@ -333,6 +357,9 @@ def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain:
     command = (*OURS, *GPU, "lr=1,2,3,4")
     answers = '{"1": "finish", "2": "ignore", "3": "raise"}'
     process, hold = start_and_hold(chain, 3, *command, answers=answers)
+    for number in range(3):  # what tells the launcher where a job may be writing
+        told = (chain.sweep / f".autocl/{number}.output").read_text()
+        assert told == str(chain.sweep / f"1_a/{number}")
     process.send_signal(signal.SIGINT)
     wait_until(chain.finished, "the job that came to its end is in the journal")
     assert "3 running job(s) got SIGTERM and have 1000 s to end; another signal kills them now" in (

@@ -107,6 +107,17 @@ def no_device_memory() -> None:
     raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
 
 
+def no_device_memory_at_first() -> float:
+    """Notes in the file ATTEMPTS how often it was tried."""
+    attempts = Path(os.environ["ATTEMPTS"])
+    first = not attempts.exists()
+    with open(attempts, "a") as file:
+        print(os.environ["CUDA_VISIBLE_DEVICES"], file=file)
+    if first:
+        no_device_memory()
+    return 1.0
+
+
 def no_memory_behind() -> None:
     """While it tidies up, the job stumbles over what it could not make."""
     batch: dict[str, int] = {}
@@ -178,7 +189,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     function.__name__: function
     for function in (
         fine, exception, two_arguments, speechless, exit_3, exit_words, exit_0, os_exit, os_exit_0,
-        no_memory, no_device_memory, no_memory_behind, child_without_memory,
+        no_memory, no_device_memory, no_device_memory_at_first, no_memory_behind, child_without_memory,
         sigkill, segfault, stubborn, huge, grandchildren, escaped, workers,
     )
 }  # fmt: skip
