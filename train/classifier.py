@@ -19,7 +19,7 @@ from train.rows import Row
 
 @dataclass(frozen=True)
 class Image:
-    """One row: its image, and its answer as an index into the task's answers."""
+    """One row: its image, and the number of its answer; -1 where it has none."""
 
     pixels: Pixels
     label: int
@@ -32,16 +32,16 @@ class ImageChoice:
     def __init__(self, plan: TaskPlan) -> None:
         assert plan.answers is not None
         self.plan = plan
-        by_number = sorted(plan.answers.items(), key=lambda pair: pair[1])
-        self.texts = [text for text, _ in by_number]
-        self.classes = [number for _, number in by_number]
+        self.numbers = plan.answers
+        self.texts = {number: text for text, number in plan.answers.items()}
+        self.classes = sorted(self.texts)
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Image:
         template = self.plan.templates[int(rng.integers(len(self.plan.templates)))]
         [slot] = [s for s in template.side("encoder") if s.text is None]
         pixels = pixels_of(self.plan, slot, row, training, where)
         truth = row.get(template.target.name)
-        return Image(pixels, -1 if truth is None else self.texts.index(str(truth)), row)
+        return Image(pixels, -1 if truth is None else self.numbers[str(truth)], row)
 
     def batch(self, examples: Sequence[Image]) -> dict[str, torch.Tensor]:
         return {
@@ -50,9 +50,11 @@ class ImageChoice:
         }
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """n x answers: rows of the head that are no answer get no gradient."""
+        """n x rows of the head; what is no answer is ruled out and gets no gradient."""
         logits: torch.Tensor = model(pixel_values=batch["pixel_values"]).logits
-        return logits[:, self.classes]
+        other = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        other[self.classes] = False
+        return logits.float().masked_fill(other, float("-inf"))
 
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Image], device: torch.device

@@ -25,17 +25,18 @@ def loss_sum(
     """Cross entropy in nats, smoothed and without the worst, summed over what counts.
 
     logits: n x classes, or n x length x vocabulary; labels: IGNORED where nothing counts.
-    Smoothing as in torch: `label_smoothing` is spread evenly over all classes. Of `drop_worst_ratio`
+    `label_smoothing` is spread evenly over all classes that are not ruled out. Of `drop_worst_ratio`
     the tokens with the highest loss are left out, after `drop_worst_after` updates.
     """
     flat, wanted = logits.float().flatten(0, -2), labels.flatten()
     counts = wanted != IGNORED
-    losses = torch.nn.functional.cross_entropy(
-        flat[counts],
-        wanted[counts],
-        reduction="none",
-        label_smoothing=settings.label_smoothing,
-    )
+    losses = torch.nn.functional.cross_entropy(flat[counts], wanted[counts], reduction="none")
+    if settings.label_smoothing > 0:
+        # Torch's own smoothing is infinite where a class is ruled out by a logit of -inf.
+        possible = flat[counts].isfinite()
+        logs = flat[counts].log_softmax(-1).masked_fill(~possible, 0.0)
+        spread = -logs.sum(-1) / possible.sum(-1)
+        losses = (1 - settings.label_smoothing) * losses + settings.label_smoothing * spread
     kept = _kept(len(losses), settings, update)
     if kept < len(losses):
         losses = losses.topk(kept, largest=False).values

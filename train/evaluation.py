@@ -97,7 +97,7 @@ def _keep_answers(
             {
                 "answer": answer,
                 "target": row.get(target),
-                **{k: v for k, v in row.items() if isinstance(v, (str, int, float))},
+                "row": {k: v for k, v in row.items() if isinstance(v, (str, int, float))},
             }
         )
         for row, answer in zip(rows, answers, strict=True)

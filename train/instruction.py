@@ -161,20 +161,20 @@ def parse(template: str) -> Template:
     side: Side = "encoder"
     run, begin = "", 0  # plain text so far, and where what follows the last token begins
     ends: list[re.Match[str] | None] = [*tokens, None]
-    for token in ends:
-        run += template[begin : token.start() if token else None]
-        if token and token[0].startswith("\\"):
-            run += token[0][1]
+    for end in ends:
+        run += template[begin : end.start() if end else None]
+        if end and end[0].startswith("\\"):
+            run += end[0][1]
         else:
             text = _MARKS.sub(" ", run).strip()
             if text:
                 slots.append(Slot(side, "TEXT", len(slots), str(len(slots)), text, {}))
             run = ""
-            if token and token[0] == "->":
+            if end and end[0] == "->":
                 side = "decoder"
-            elif token:
-                slots.append(_slot(template, token, side, len(slots)))
-        begin = token.end() if token else 0
+            elif end:
+                slots.append(_slot(template, end, side, len(slots)))
+        begin = end.end() if end else 0
     answers = [s for s in slots if s.side == "decoder" and s.text is None]
     targets = [s for s in answers if not s.has("no_loss")]
     if not targets:

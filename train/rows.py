@@ -210,15 +210,15 @@ MAKERS: Mapping[str, Callable[[Sequence[str]], list[Row]]] = {
 
 
 def _of_class(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
-    """Rows by rule in three parts, stratified: those of every answer are divided apart.
+    """Rows by rule in three parts; those of every answer of a closed set are divided apart.
 
-    Which part a row goes to depends on the rows with its own answer alone, so it stays the same
+    There, which part a row goes to depends on the rows with its own answer alone, so it stays the same
     whichever task the answer occurs in.
     """
     answer = CLASS_COLUMNS[plan.task.kind][-1]  # type: ignore[index]  # null: read from files
     groups: dict[str, list[Row]] = {}
     for row in MAKERS[plan.task.kind](tuple(plan.answers or ())):
-        groups.setdefault(str(row[answer]), []).append(row)
+        groups.setdefault(str(row[answer]) if plan.answers else "", []).append(row)
     parts: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
     for label in sorted(groups):
         group = groups[label]

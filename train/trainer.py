@@ -258,9 +258,14 @@ class Intervals(TrainerCallback):
         if state.global_step in self.ends():
             control.should_evaluate |= args.eval_strategy == "epoch"
             control.should_save |= args.save_strategy == "epoch"
+            control.should_log |= args.logging_strategy == "epoch"
         if math.isfinite(self.end_s) and ranks.any_of(time.monotonic() > self.end_s):
             log.warning("trainer.stop_time_hours is over: training ends at %d", state.global_step)
             control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Trainer's one epoch is the whole training, whose last update was an end of its own.
+        control.should_evaluate = control.should_save = False
 
 
 def train(

@@ -85,7 +85,7 @@ def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
     made = task.example(row, np.random.default_rng(0), False, "row")
     sevens = bunch.images[bunch.target == 7]
     assert any(np.array_equal((made.pixels[0] + 1) * 8, image) for image in sevens)
-    assert task.classes == [6, 7] and made.label == 1
+    assert task.classes == [6, 7] and made.label == 7
 
 
 def test_an_answer_is_always_one_of_the_options(make_job: Any) -> None:
