@@ -24,6 +24,7 @@ from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.cluster import RayExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
+from autocl_sweeper.executor.warm import KeptTemplate
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
 from autocl_sweeper.layers import below_files
 from autocl_sweeper.order import longest_first, work_of
@@ -165,10 +166,11 @@ def local_executor(
     config: DictConfig,
     returns: bool,
     files: JobFiles,
+    kept: KeptTemplate | None = None,
 ) -> LocalExecutor:
     """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
     package = _package(hydra_context, task_function, config, files)
-    return from_settings(settings, package, files, str(files.folder.parent), returns)
+    return from_settings(settings, package, files, str(files.folder.parent), returns, kept)
 
 
 def ray_executor(

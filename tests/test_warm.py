@@ -208,6 +208,34 @@ def test_a_data_loader_with_workers_works_in_a_forked_job(bench: Bench) -> None:
     assert [event["total"] for event in bench.ledger()] == [28.0] * 2
 
 
+# -- one template for all ---------------------------------------------------------------------------
+
+
+def test_batches_of_a_launcher_are_forked_from_one_template(bench: Bench) -> None:
+    output = bench.run(
+        *GPU, "hydra.sweeper.max_batch_size=2", "do=look", "again=1,2,3,4,5", preload("helper")
+    )
+    assert len(bench.ledger()) == 5 and len(parents(bench)) == 1
+    assert output.count("preloaded helper in ") == 1
+    assert bench.nothing_is_left()
+
+
+def test_a_template_ends_with_a_sweeper_that_raises_between_batches(bench: Bench) -> None:
+    bench.run(
+        *GPU, "hydra.sweeper.max_batch_size=1", "do=look,nothing", "again=1", preload("helper"),
+        status=1,
+    )  # fmt: skip
+    assert len(bench.ledger()) == 1
+    wait_until(bench.nothing_is_left, "the template is gone")
+
+
+def test_a_finished_sweep_run_again_imports_nothing(bench: Bench) -> None:
+    sweep = (*OURS, "do=look", "again=1,2", preload("helper"))
+    assert "preloaded helper in " in bench.run(*sweep)
+    assert "preloaded" not in bench.run(*sweep)
+    assert len(bench.ledger()) == 2
+
+
 # -- when it cannot be ------------------------------------------------------------------------------
 
 UNFIT = {

@@ -105,9 +105,9 @@ class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. Jobs are forked from `template` while that works, and are fresh
-    interpreters otherwise. The creator calls `close`, which closes `template` too. If it dies
-    before, its jobs end with it, or with `jobs_outlive` run to their end.
+    ends what it started. Jobs are forked from what `template` starts while that works, and are
+    fresh interpreters otherwise. The creator calls `close`, which closes the template too unless
+    `keeps_template`. If it dies before, its jobs end with it, or with `jobs_outlive` run to their end.
     """
 
     def __init__(
@@ -117,7 +117,8 @@ class LocalExecutor:
         pool: Pool,
         limits: Limits | None = None,
         returns: bool = False,
-        template: Template | None = None,
+        template: Callable[[], Template] | None = None,
+        keeps_template: bool = False,
         jobs_outlive: bool = False,
     ) -> None:
         self._commands = commands
@@ -135,11 +136,11 @@ class LocalExecutor:
         self._refused = ""
         self._stopping = False
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._template = template
+        self._start_template = template
+        self._keeps_template = keeps_template
+        self._template: Template | None = None  # started when a job wants a device
         self._forks: bool | None = None  # whether jobs are forked; None: not known yet
         self.on_end: Callable[[], None] = lambda: None  # called when `wait` has something to give
-        if template is not None:
-            self._tell_guardian("!", template.pid, template.mark)
 
     def free_slots(self) -> int:
         """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`.
@@ -148,10 +149,9 @@ class LocalExecutor:
         should import does not exist, before a device is touched.
         """
         if self._forks is None:
-            self._forks = self._template is not None and self._template.ready()
-            if self._template is not None and self._forks and self._jobs_outlive:
-                self._template.outlive()
-                self._tell_guardian("-", self._template.pid)  # it ends after its last job
+            self._forks = self._start_template is not None and self._forks_from(
+                self._start_template()
+            )
         if self._ready is None and not self._start_those_alone():
             return 0
         if self._ready is None:
@@ -161,6 +161,16 @@ class LocalExecutor:
                 log.info("waiting for a device: %s", refused)
             self._refused = refused
         return int(self._ready is not None)
+
+    def _forks_from(self, template: Template) -> bool:
+        self._template = template
+        self._tell_guardian("!", template.pid, template.mark)
+        if not template.ready():
+            return False
+        if self._jobs_outlive:
+            template.outlive()
+            self._tell_guardian("-", template.pid)  # it ends after its last job
+        return True
 
     def _acquire(self, alone: bool = False) -> Grant | None:
         """As the pool's, but an error of devices waits until the jobs on others have ended."""
@@ -278,7 +288,8 @@ class LocalExecutor:
         self._deadlines.close()
         self._sampler.close()
         if self._template is not None:
-            self._template.close()
+            if not self._keeps_template:
+                self._template.close()
             self._tell_guardian("-", self._template.pid)
             self._template = None
         if self._guardian is not None:
@@ -387,8 +398,9 @@ class LocalExecutor:
         return FreshProcess(argv, stdin, output, grant.fds, environment)
 
     def _stop_forking(self, reason: str) -> None:
-        if self._forks:
+        if self._forks and self._template is not None:
             self._forks = False
+            self._template.retire()
             log.warning("%s: further jobs start in fresh interpreters", reason)
 
     def _await(self, running: _Running) -> None:

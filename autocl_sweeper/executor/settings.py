@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import Commands, Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Pool
-from autocl_sweeper.executor.warm import Shared, Template
+from autocl_sweeper.executor.warm import KeptTemplate, Shared, Template
 from autocl_sweeper.outcome import JobFiles
 
 
@@ -18,11 +19,17 @@ class Package(Commands, Shared, Protocol):
 
 
 def from_settings(
-    settings: Mapping[str, Any], package: Package, files: JobFiles, holder: str, returns: bool
+    settings: Mapping[str, Any],
+    package: Package,
+    files: JobFiles,
+    holder: str,
+    returns: bool,
+    kept: KeptTemplate | None = None,
 ) -> LocalExecutor:
     """An executor for the devices of this machine; `holder` names it to who looks at its leases.
 
-    Raises DeviceError when no device can ever be had, and ConfigurationError.
+    `kept`: where its template comes from, and stays when the executor is closed. Raises DeviceError
+    when no device can ever be had, and ConfigurationError.
     """
     check(settings)
     pool = Pool.of(settings, holder)
@@ -34,8 +41,8 @@ def from_settings(
         pool,
         Limits(settings["timeout_s"], settings["stall_s"], settings["grace_s"]),
         returns=returns,
-        # Begun here, so that its imports overlap with what the sweep does before its first job.
-        template=Template(package, modules) if warm else None,
+        template=partial(kept.get if kept else Template, package, modules) if warm else None,
+        keeps_template=kept is not None,
         jobs_outlive=settings["on_controller_death"] == "finish",
     )
 

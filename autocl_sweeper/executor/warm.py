@@ -79,6 +79,7 @@ class Template:
         self._lost = ""
         # Forks of it show its environment, whatever became of theirs: so none can hide.
         self.mark = f"template of {os.getpid()} at {time.monotonic_ns()}"
+        self._is_ready: bool | None = None  # None: nobody has waited for it yet
         self._control, theirs = socket.socketpair()
         # Files without names: nothing to remove, whoever is killed.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
@@ -99,10 +100,20 @@ class Template:
         self._listener.start()
 
     def ready(self) -> bool:
-        """Wait for the imports, once. False: jobs cannot be forked, and a log line says why.
+        """Wait for the imports. False: jobs cannot be forked, and a log line has said why.
 
         Raises ConfigurationError when a module of `preload` does not exist.
         """
+        if self._is_ready is None:
+            self._is_ready = False
+            self._is_ready = self._wait_for_imports()
+        return self._is_ready and not self._lost
+
+    def retire(self) -> None:
+        """Its forks are no good: `ready` says so from now on."""
+        self._is_ready = False
+
+    def _wait_for_imports(self) -> bool:
         try:
             answer = self._answers.get(timeout=READY_S)
         except queue.Empty:
@@ -211,3 +222,20 @@ class Template:
         self._output.seek(max(0, os.fstat(self._output.fileno()).st_size - 2000))
         lines = self._output.read().decode("utf-8", "replace").splitlines()[-10:]
         return "\n".join(f"  | {line}" for line in lines)
+
+
+class KeptTemplate:
+    """The template of a launcher that runs batches: the first starts it, all later ones have it."""
+
+    def __init__(self) -> None:
+        self._template: Template | None = None
+
+    def get(self, shared: Shared, preload: Sequence[str]) -> Template:
+        if self._template is None:
+            self._template = Template(shared, preload)
+        return self._template
+
+    def close(self) -> None:
+        if self._template is not None:
+            self._template.close()
+            self._template = None

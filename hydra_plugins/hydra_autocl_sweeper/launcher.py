@@ -15,6 +15,7 @@ from . import config as _config  # noqa: F401  (registers the groups, also by en
 if TYPE_CHECKING:
     from autocl_sweeper.executor.cluster import RayExecutor
     from autocl_sweeper.executor.local import LocalExecutor
+    from autocl_sweeper.executor.warm import KeptTemplate
     from autocl_sweeper.outcome import JobFiles
 
 
@@ -26,6 +27,7 @@ class GPULauncher(Launcher):
         self.hydra_context: HydraContext | None = None
         self.task_function: TaskFunction | None = None
         self.config: DictConfig | None = None
+        self._kept: KeptTemplate | None = None  # between the batches of `launch`
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -40,15 +42,27 @@ class GPULauncher(Launcher):
 
         assert self.config is not None
         return local_executor(
-            self.settings, self.hydra_context, self.task_function, self.config, returns, files
+            self.settings,
+            self.hydra_context,
+            self.task_function,
+            self.config,
+            returns,
+            files,
+            self._kept,
         )
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
+        from weakref import finalize
+
+        from autocl_sweeper.executor.warm import KeptTemplate
         from autocl_sweeper.hydra_sweep import launch
 
         assert self.config is not None
+        if self._kept is None:
+            self._kept = KeptTemplate()
+            finalize(self, self._kept.close)  # with the launcher, or when the process ends
         return launch(self.executor, self.config, self.settings, job_overrides, initial_job_idx)
 
 
