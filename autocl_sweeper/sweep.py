@@ -207,7 +207,8 @@ class Sweep:
         if trial.number in self._over:
             self._restart.add(replace(trial, attempt=trial.attempt + 1))
             return
-        job = Job(trial.number, tuple(self._overrides[trial.number]), trial.number in self._alone)
+        alone = trial.number in self._alone
+        job = Job(trial.number, tuple(self._overrides[trial.number]), alone, trial.stage)
         if self._executor.adopt(job):
             self._submitted.add(trial.number)
             log.info("the job of trial %d outlived its controller and goes on", trial.number)

@@ -7,7 +7,7 @@ JSON object a line each:
     {"slots": true}                      ->  {"slots": 0 or 1}    a free slot is kept until it is
     {"release": true}                                             given back or filled by
     {"submit": 3, "overrides": [...],    ->  {"on": 3, "devices": [...]}, and some day
-     "alone": false}                         {"ended": 3, "outcome": {...}, "lost": false}
+     "alone": false, "stage": 1}             {"ended": 3, "outcome": {...}, "lost": false}
     {"cancel": 3}
     {"stop": true}                       ->  {"stopped": true} after the ends of its jobs
     {"close": true}                      ->  ends its jobs and itself
@@ -86,7 +86,8 @@ class Agent:
         elif "release" in request:
             self._slot_kept = False
         elif "submit" in request:
-            job = Job(request["submit"], tuple(request["overrides"]), request["alone"])
+            overrides, stage = tuple(request["overrides"]), request.get("stage", 0)
+            job = Job(request["submit"], overrides, request["alone"], stage)
             self._slot_kept = False
             self._executor.submit(job)
             self._jobs[job.number] = job

@@ -122,7 +122,12 @@ class RayExecutor:
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
         node.actor.tell.remote(
-            {"submit": job.number, "overrides": list(job.overrides), "alone": job.alone}
+            {
+                "submit": job.number,
+                "overrides": list(job.overrides),
+                "alone": job.alone,
+                "stage": job.stage,
+            }
         )
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
