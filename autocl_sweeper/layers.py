@@ -213,6 +213,7 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    resolving: list[tuple[tuple[Any, ...], str]] = []
     for place, (keys, value) in enumerate(_walk(values, (), ())):
         if place > MOST_NODES:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
@@ -229,21 +230,25 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
                 " itself."
             )
         if isinstance(value, str):
-            if "${" not in value:
-                continue
+            if "${" in value:
+                resolving.append((keys, value))
+        elif not isinstance(value, (dict, list, int, float, bytes, os.PathLike, type(None))):
+            raise LayerError(
+                f"{_line(text, keys)}: '{_dotted(keys)}' is a {_kind(value)}; a configuration holds"
+                " mappings, lists, texts, numbers, booleans and null."
+            )
+    try:
+        OmegaConf.create([value for _, value in resolving])
+    except OmegaConfBaseException:
+        for keys, value in resolving:
             try:
-                OmegaConf.create({"value": value})
+                OmegaConf.create([value])
             except OmegaConfBaseException as error:
                 raise LayerError(
                     f"{_line(text, keys)}: '{_dotted(keys)}' is {value!r}, and its ${{...}} cannot be"
                     f" read: {str(error).partition(chr(10))[0]}.\n"
                     "  Close it, or write \\${ for the two characters themselves."
                 ) from error
-        elif not isinstance(value, (dict, list, int, float, bytes, os.PathLike, type(None))):
-            raise LayerError(
-                f"{_line(text, keys)}: '{_dotted(keys)}' is a {_kind(value)}; a configuration holds"
-                " mappings, lists, texts, numbers, booleans and null."
-            )
 
 
 def _walk(

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FOLDER = "configuration"  # below the sweep folder: a copy of each file under its absolute path
 # A search path can be a whole project with its data: looking through it must not cost a sweep's start.
 MOST_ENTRIES = 10_000
-MOST_BYTES = 16 * 2**20
+MOST_BYTES = 4 * 2**20
 
 
 class Snapshot:

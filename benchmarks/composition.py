@@ -5,8 +5,8 @@
 One app, configured by a file of one line, and in three ways that all give the same 20 sections: one
 long file, a file that includes 20, and Hydra's own defaults list of the 20. Each is composed in turns
 in one process, directly and from a sweep's snapshot, and started in turns as a process `app --cfg job`,
-so that other work on the machine meets all alike. The promise: against the file of one line, 20
-includes add less than 30 ms to Hydra's start.
+so that other work on the machine meets all alike. The promise: 20 includes add less than 30 ms to
+Hydra's start, against the same values in one file; the last column is what these values themselves cost.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def write(conf: Path) -> None:
 
 
 def composed(name: str) -> tuple[float, Any]:
-    """Milliseconds, and what came out."""
-    begin = time.perf_counter()
+    """Milliseconds of processor time, and what came out."""
+    begin = time.process_time()
     config = compose(name)
-    return 1000 * (time.perf_counter() - begin), OmegaConf.to_container(config)
+    return 1000 * (time.process_time() - begin), OmegaConf.to_container(config)
 
 
 def started(folder: Path, name: str) -> tuple[float, float]:
@@ -86,7 +86,10 @@ def started(folder: Path, name: str) -> tuple[float, float]:
 def main(repetitions: int = 15) -> None:
     packages = ("hydra-core", "omegaconf", "PyYAML")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(f"{versions}, Python {sys.version.split()[0]}, {repetitions} repetitions, medians in ms")
+    print(
+        f"{versions}, Python {sys.version.split()[0]}, {repetitions} repetitions, ms:"
+        " the least processor time (what else runs only adds to it), the median by the clock"
+    )
     names = ("line", "plain", "include", "defaults")
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
@@ -114,15 +117,19 @@ def main(repetitions: int = 15) -> None:
                 if repetition:  # the first reads everything from disk
                     walls[name].append(measured)
     rows = {
-        "compose": {name: median(again[name]) for name in names},
-        "compose, from a snapshot": {name: median(kept[name][1:]) for name in names},
-        "process": {name: median(wall for wall, _ in walls[name]) for name in names},
-        "process, processor time": {name: median(cpu for _, cpu in walls[name]) for name in names},
+        "compose, processor time": {name: min(again[name]) for name in names},
+        "the same, from a snapshot": {name: min(kept[name][1:]) for name in names},
+        "process, by the clock": {name: median(wall for wall, _ in walls[name]) for name in names},
+        "process, processor time": {name: min(cpu for _, cpu in walls[name]) for name in names},
     }
-    print(f"{'':28}{'one line':>10}{'one file':>10}{'includes':>10}{'defaults':>10}{'add':>8}")
+    print(
+        f"{'':28}{'one line':>10}{'one file':>10}{'includes':>10}{'defaults':>10}{'includes add':>14}{'values':>8}"
+    )
     for label, row in rows.items():
         cells = "".join(f"{row[name]:10.1f}" for name in names)
-        print(f"{label:28}{cells}{row['include'] - row['line']:8.1f}")
+        print(
+            f"{label:28}{cells}{row['include'] - row['plain']:14.1f}{row['plain'] - row['line']:8.1f}"
+        )
 
 
 if __name__ == "__main__":
