@@ -26,6 +26,7 @@ from train.settings import (
     ModelSettings,
     Task,
     TextPreprocess,
+    TrainerExtras,
 )
 from train.typed import SettingsError
 
@@ -384,6 +385,7 @@ def plan_job(job: Job) -> dict[str, TaskPlan]:
     for plan in plans.values():
         _check_model(plan, job.model)
     _check_validation(job, plans)
+    _check_extras(job.extras)
     limit = job.trainer.get("max_steps", -1)
     if len(job.tasks) > 1 and not (isinstance(limit, int) and limit > 0):
         names = ", ".join(task.name for task in job.tasks)
@@ -443,6 +445,15 @@ def _check_model(plan: TaskPlan, model: ModelSettings) -> None:
                 f"{where}: {slot} gives images of {channels} channels, but "
                 f"model.num_channels={model.num_channels}; set it to {channels}"
             )
+
+
+def _check_extras(extras: TrainerExtras) -> None:
+    """Options that have no effect here are refused, unless they say what happens anyway."""
+    if extras.log_format not in (None, "json", "none", "simple"):
+        raise SettingsError(
+            f"trainer.log_format={extras.log_format}: a job's log is a file; choose simple, json or "
+            "none"
+        )
 
 
 def _check_validation(job: Job, plans: Mapping[str, TaskPlan]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -23,7 +24,7 @@ from train import ranks
 from train.batches import Training, Updates, ends_of_epochs
 from train.criterion import loss_sum, n_right, sample_size
 from train.olora import Factors, a_norm, factors, l2_loss, orthogonal_loss
-from train.settings import DeltaSettings, Job, SettingsError
+from train.settings import DeltaSettings, Job, SettingsError, TrainerExtras
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class OLoRATrainer(Trainer):
         self.updates = updates
         self.validate, self.save_as = validate, save
         self.workers, self.prefetch_factor = workers, prefetch_factor
+        self.min_loss_scale = 0.0
         self.lamda_1, self.lamda_2 = delta.lamda_1, delta.lamda_2
         self.modules: list[Factors] = []
         if adapters:  # stacked only now, where Trainer has moved the model to its device
@@ -131,6 +133,13 @@ class OLoRATrainer(Trainer):
             if pending.requires_grad:
                 self.accelerator.backward(pending)
         ranks.add_gradients([p for p in model.parameters() if p.requires_grad])
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() < self.min_loss_scale:
+            raise Diverged(
+                f"the loss scale of fp16 is {scaler.get_scale()} before update {update}, below "
+                f"trainer.min_loss_scale={self.min_loss_scale}: gradients overflow again and again; "
+                "try a smaller learning rate, or trainer.bf16=true"
+            )
         if not self.losses:
             self._check_orthogonal(orthogonal.item())
         # Times the processes, over which a mean is taken when it is logged.
@@ -236,8 +245,21 @@ class OLoRATrainer(Trainer):
 class LogLines(TrainerCallback):
     """Trainer's log entries as log lines, so that they stand in the job's log."""
 
+    def __init__(self, log_format: str | None = None) -> None:
+        self.log_format = log_format
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        log.info("step %d: %s", state.global_step, logs)
+        if self.log_format == "json":
+            log.info("%s", json.dumps({"step": state.global_step, **(logs or {})}))
+        elif self.log_format != "none":
+            log.info("step %d: %s", state.global_step, logs)
+
+
+def loss_scaler(extras: TrainerExtras, device: str) -> torch.amp.GradScaler:
+    """What keeps gradients of fp16 above underflow, as `trainer` asks for it."""
+    window = extras.fp16_scale_window
+    growth = {} if window is None else {"growth_interval": window}
+    return torch.amp.GradScaler(device, init_scale=extras.fp16_init_scale, **growth)
 
 
 class Patience(EarlyStoppingCallback):
@@ -317,8 +339,11 @@ def train(
         args=arguments,
         train_dataset=updates,
         eval_dataset=updates,  # only so that Trainer believes there is something to validate on
-        callbacks=[LogLines()],
+        callbacks=[LogLines(job.extras.log_format)],
     )
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler = loss_scaler(job.extras, arguments.device.type)
+        trainer.min_loss_scale = job.extras.min_loss_scale
     trainer.add_callback(Intervals(lambda: trainer.ends, job.extras.stop_time_hours))
     if job.extras.patience > 0:
         trainer.add_callback(Patience(job.extras.patience))

@@ -202,6 +202,7 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
         (["task=parity", "+trainer.patience=2", "+trainer.eval_strategy=epoch"],
          ["trainer.patience=2", "metric_for_best_model"]),
         (["task=parity", "+task.parity.dataset={update_freq:[1,0]}"], ["update_freq=[1, 0]"]),
+        (["+trainer.log_format=tqdm"], ["trainer.log_format=tqdm", "simple, json or none"]),
         (["+model.image_size=16"], ["images of 8 pixels", "model.image_size=16"]),
     ],
 )  # fmt: skip

@@ -246,6 +246,15 @@ def test_a_mean_over_tasks_is_plain_and_takes_those_that_have_the_metric() -> No
     )  # fmt: skip
 
 
+def test_the_loss_scale_of_fp16_is_what_was_asked_for() -> None:
+    from train.settings import TrainerExtras
+    from train.trainer import loss_scaler
+
+    made = loss_scaler(TrainerExtras(fp16_scale_window=512, fp16_init_scale=64.0), "cpu")
+    assert made.get_scale() == 64.0 and made.get_growth_interval() == 512
+    assert loss_scaler(TrainerExtras(), "cpu").get_growth_interval() == 2000
+
+
 # -- whole jobs ---------------------------------------------------------------------------------------
 
 QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.04", "evaluation.test_share=0.04"]
