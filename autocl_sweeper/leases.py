@@ -339,9 +339,9 @@ def lease_free(
             wanted_by = occupied.wanted_by
             if wanted_by is not None and claim.limit != 1:
                 return f"is kept for {wanted_by}, which waits to have it alone"
-            ago_s = time.time() - occupied.last_start
-            if 0 <= ago_s < stagger_s:
-                return f"started a job {ago_s:.1f} s ago (stagger_s={stagger_s:g})"
+            # The same words each time: who waits logs a reason when it changes.
+            if 0 <= time.time() - occupied.last_start < stagger_s:
+                return f"had a start less than {stagger_s:g} s ago (stagger_s)"
             return unfit(device, occupied)
 
         return object_to
