@@ -1,0 +1,58 @@
+"""The training app's command line with YAML files on it, in processes as users start them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from test_train_app import train
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/base.yaml").write_text(
+        "trainer: {learning_rate: 2e-3, num_train_epochs: 9, weight_decay: 0.5}\nseed: 3\n"
+    )
+    (tmp_path / "scripts/a.yaml").write_text("_include: base.yaml trainer\nseed: 4\n")
+    (tmp_path / "scripts/b.yaml").write_text("trainer: {weight_decay: 0.25}\n")
+    (tmp_path / "env_local.yaml").write_text("env: {nnodes: 1, port: 29501}\n")
+    return tmp_path
+
+
+def test_files_options_and_overrides_make_one_configuration(scripts: Path) -> None:
+    done = train(
+        scripts, "scripts/a.yaml", "scripts/b.yaml", "--cfg", "job", "env_local.yaml",
+        "--trainer.num_train_epochs=3", "env.nnodes=2", "task=digits_23", "--resolve",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    trainer = config["trainer"]
+    assert (trainer["learning_rate"], trainer["num_train_epochs"]) == (2e-3, 3)
+    assert (trainer["weight_decay"], config["seed"]) == (0.25, 4)
+    assert (config["env"]["nnodes"], config["env"]["port"]) == (2, 29501)
+    assert list(config["task"]) == ["digits_23"]
+
+
+def test_a_missing_file_ends_the_command_before_hydra_starts(scripts: Path) -> None:
+    done = train(scripts, "scripts/a.yaml", "gone.yaml")
+    assert done.returncode == 1
+    assert "'gone.yaml': there is no such file" in done.stderr
+    assert f"It was looked for as {scripts}/gone.yaml" in done.stderr
+    assert "Traceback" not in done.stderr and not (scripts / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_files_trains_every_job_as_they_were(scripts: Path) -> None:
+    done = train(
+        scripts, "scripts/a.yaml", "-m", "scripts/b.yaml", "hydra/sweeper=autocl",
+        "task=digits_01,digits_23", "--trainer.num_train_epochs=1", "hydra.sweep.dir=swept",
+        "hydra.sweeper.top_k=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for number, stage in enumerate(("1_digits_01", "2_digits_23")):
+        used = yaml.safe_load((scripts / f"swept/{stage}/{number}/.hydra/config.yaml").read_text())
+        assert (used["trainer"]["weight_decay"], used["seed"]) == (0.25, 4)
+    copies = scripts / "swept/configuration" / str(scripts)[1:]
+    assert (copies / "scripts/base.yaml").read_text() == (scripts / "scripts/base.yaml").read_text()
