@@ -54,6 +54,10 @@ setup(
             "pytest-xdist>=3.6",
             "setuptools>=77",
         ],
+        "bench": [
+            "hydra-submitit-launcher>=1.2.0",
+            "ray>=2.50",
+        ],  # benchmarks/launchers/overhead.py
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
     },
     classifiers=[

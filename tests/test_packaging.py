@@ -217,7 +217,7 @@ def test_only_hydra_has_an_upper_bound(requirements: dict[str, list[Requirement]
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ["", "train", "ray", "test", "check"]),
+        ("constraints.txt", ["", "train", "ray", "test", "bench", "check"]),
         ("constraints-hydra14.txt", ["", "test"]),
     ],
 )

@@ -208,6 +208,38 @@ def test_a_data_loader_with_workers_works_in_a_forked_job(bench: Bench) -> None:
     assert [event["total"] for event in bench.ledger()] == [28.0] * 2
 
 
+SCRATCH = """
+import atexit, json, os, tempfile
+assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+FOLDER = tempfile.TemporaryDirectory()
+def tell():
+    told = {"event": "exit", "there": os.path.isdir(FOLDER.name)}
+    told["checks"] = "PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ
+    with open(os.environ["LEDGER"], "a") as ledger:
+        ledger.write(json.dumps(told) + "\\n")
+atexit.register(tell)
+"""
+
+
+def test_what_an_import_made_for_all_jobs_stays_and_its_exit_hook_runs_in_each(
+    bench: Bench,
+) -> None:
+    write_module(bench, "scratch", SCRATCH)
+    one_by_one = (*GPU, "hydra.launcher.cpu_slots=1", "do=look", "again=1,2", preload("scratch"))
+    output = bench.run(*one_by_one, TMPDIR=str(bench.folder))
+    assert COLD not in output
+    assert bench.ledger("exit") == [{"event": "exit", "there": True, "checks": False}] * 2
+
+
+@pytest.mark.slow  # a spawned worker imports torch
+@with_torch
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_data_loader_with_other_workers_works_in_a_forked_job(bench: Bench, method: str) -> None:
+    output = bench.run(*GPU, "do=loader", "again=1", preload("torch"), WORKERS=method)
+    assert COLD not in output
+    assert [event["total"] for event in bench.ledger()] == [28.0]
+
+
 # -- one template for all ---------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ Up the socket go JSON lines, down it go JSON messages with the descriptors a job
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -430,6 +431,9 @@ def _keep_what_is_shared() -> None:
     """Finalizers of objects that imports made (a temporary folder) are not a job's to run at exit."""
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
+    if "torch._dynamo.utils" in sys.modules and "TORCH_LOGS" not in os.environ:
+        # It gathers compile times at exit for a log that nobody asked for, in 2000 pages of its own.
+        atexit.unregister(sys.modules["torch._dynamo.utils"].dump_compile_times)
 
 
 def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unpacked, Any] | None:

@@ -108,7 +108,10 @@ def loader() -> None:
     import torch
 
     rows = torch.utils.data.TensorDataset(torch.arange(8.0))
-    batches = torch.utils.data.DataLoader(rows, batch_size=2, num_workers=2)
+    how = os.environ.get("WORKERS")
+    batches = torch.utils.data.DataLoader(
+        rows, batch_size=2, num_workers=2, multiprocessing_context=how
+    )
     note(total=sum(float(part.sum()) for (part,) in batches))
 
 
