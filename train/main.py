@@ -8,9 +8,13 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from train.compose import install
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
+install()
 
 
 @hydra.main(**VERSION_BASE, config_path=str(CONF), config_name="config")

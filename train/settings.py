@@ -10,20 +10,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from train.chain import walk
-from train.typed import SettingsError, build, option
+from train.hf_arguments import HFArguments, SchedulerType
+from train.refused import REFUSED
+from train.typed import SettingsError, build, default_of, option, options
 
 __all__ = ["SettingsError"]
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
-# The app's own: the seed differs along a chain, and the best weights come back whenever
-# metric_for_best_model is set.
-RESERVED_TRAINER_KEYS = ("output_dir", "seed", "data_seed", "report_to", "load_best_model_at_end")
 
 
 def at_least(least: float) -> dict[str, Any]:
@@ -282,20 +280,6 @@ class MemorySettings:
     budget_mib: int | None = option(None, "null: no limit", unit="MiB", **at_least(1))
 
 
-# Where the app's default is not that of transformers.TrainingArguments.
-TRAINER_DEFAULTS: Mapping[str, Any] = {
-    "learning_rate": 1e-3,
-    "num_train_epochs": 5,
-    "per_device_train_batch_size": 16,
-    "gradient_accumulation_steps": 1,
-    "lr_scheduler_type": "constant",
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "logging_steps": 20,
-    "dataloader_pin_memory": False,
-}
-
-
 @dataclass(frozen=True)
 class TrainerExtras:
     """Options of `trainer` that transformers.TrainingArguments has no name for."""
@@ -312,6 +296,33 @@ class TrainerExtras:
     )
     fp16_init_scale: float = option(128.0, "first loss scale of fp16", **at_least(0))
     min_loss_scale: float = option(1e-4, "a loss scale below it ends the training", **at_least(0))
+
+
+@dataclass(frozen=True)
+class TrainerSettings(TrainerExtras, HFArguments):
+    """How a job trains: arguments of transformers.TrainingArguments by their names, and some more."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = REFUSED
+
+    learning_rate: float = option(1e-3, "the highest of the schedule", **at_least(0))
+    num_train_epochs: float = option(5.0, "unless max_steps is set", unit="epochs", **at_least(0))
+    per_device_train_batch_size: int = option(
+        16, "where a task has no micro_batch_size of its own", unit="rows", **at_least(1)
+    )
+    gradient_accumulation_steps: int = option(
+        1, "where a task has no update_freq of its own", unit="micro-batches", **at_least(1)
+    )
+    lr_scheduler_type: SchedulerType = option("constant", "how the learning rate goes on")
+    logging_steps: float = option(20, "log every so many updates", unit="updates")
+    dataloader_pin_memory: bool = option(False, "page-locked memory for batches")
+
+
+# Where the app's default is not that of transformers.
+TRAINER_DEFAULTS: Mapping[str, Any] = {
+    name: default_of(one)
+    for name, one in options(TrainerSettings).items()
+    if name in options(HFArguments) and default_of(one) != default_of(options(HFArguments)[name])
+}
 
 
 @dataclass(frozen=True)
@@ -337,16 +348,16 @@ class Job:
 
 
 def read_job(cfg: DictConfig, task_dir: Path) -> Job:
-    """The job a composed config describes; `task_dir` holds one YAML file per known task."""
-    values = _plain(cfg)
-    trainer = {**TRAINER_DEFAULTS, **values.get("trainer", {})}
-    for key in RESERVED_TRAINER_KEYS:
-        if key in trainer:
-            raise SettingsError(
-                f"trainer.{key}: the app decides this itself; remove it "
-                "(to change the randomness of a job set the top-level key `seed`)"
-            )
-    extras = {key: trainer.pop(key) for key in list(trainer) if key in _EXTRAS}
+    """The job a composed config describes; `task_dir` holds one YAML file per known task.
+
+    Raises SettingsError.
+    """
+    from train.expand import settle
+
+    values = settle(cfg)
+    trainer = build(TrainerSettings, values.get("trainer", {}), "trainer")
+    # Only what somebody set: what Hugging Face makes of the others is its own affair.
+    named = {*TRAINER_DEFAULTS, *values.get("trainer", {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task", {}))
     init_from = values.get("init_from")
     if init_from is not None:
@@ -361,29 +372,16 @@ def read_job(cfg: DictConfig, task_dir: Path) -> Job:
         raise SettingsError(f"seed={seed}: must be a whole number, 0 or more")
     return Job(
         tasks=tasks,
-        seen_tasks=_seen_tasks(values.get("seen_tasks"), tasks, init_from, task_dir),
+        seen_tasks=_seen_tasks(cfg, values.get("seen_tasks"), tasks, init_from, task_dir),
         init_from=init_from,
         model=build(ModelSettings, values.get("model", {}), "model"),
         delta=build(DeltaSettings, values.get("delta", {}), "delta"),
-        trainer=trainer,
-        extras=build(TrainerExtras, extras, "trainer"),
+        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named},
+        extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
         memory=build(MemorySettings, values.get("memory", {}), "memory"),
         evaluation=build(EvaluationSettings, values.get("evaluation", {}), "evaluation"),
         seed=seed,
     )
-
-
-_EXTRAS = TrainerExtras.__dataclass_fields__
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    try:
-        app = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        values = OmegaConf.to_container(app, resolve=True)
-    except OmegaConfBaseException as error:
-        raise SettingsError(str(error)) from error
-    assert isinstance(values, dict)
-    return values  # type: ignore[return-value]
 
 
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
@@ -397,7 +395,7 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
 
 
 def _seen_tasks(
-    names: Any, current: tuple[Task, ...], init_from: Path | None, task_dir: Path
+    cfg: DictConfig, names: Any, current: tuple[Task, ...], init_from: Path | None, task_dir: Path
 ) -> tuple[Task, ...]:
     own = {task.name: task for task in current}
     if names is None:
@@ -415,10 +413,21 @@ def _seen_tasks(
             f"seen_tasks={list(names)}: no config for {missing}. Known tasks: {', '.join(known)}; "
             f"a new one needs a file {task_dir}/<name>.yaml"
         )
-    return tuple(own[name] if name in own else _read_task(name, task_dir) for name in names)
+    return tuple(own[name] if name in own else _group_task(cfg, name, task_dir) for name in names)
 
 
-def _read_task(name: str, task_dir: Path) -> Task:
-    """The one task of a group file, for tasks that an earlier job of the chain trained."""
-    (task,) = read_tasks(_plain(OmegaConf.load(task_dir / f"{name}.yaml")))  # type: ignore[arg-type]
+def _group_task(cfg: DictConfig, name: str, task_dir: Path) -> Task:
+    """A task an earlier job of the chain trained: its group file, under the star of this config."""
+    from autocl_sweeper.layers import load
+    from train.expand import settle, unresolved
+
+    whole = unresolved(cfg)
+    star = {key: node for key, node in whole.get("task", {}).items() if key == "*"}
+    found = load(str(task_dir / f"{name}.yaml"))
+    if list(found) != [name]:
+        raise SettingsError(
+            f"{task_dir / name}.yaml: must hold the task '{name}' alone, to be found again by its "
+            f"name later in a chain; it holds {', '.join(map(str, found))}"
+        )
+    (task,) = read_tasks(settle({**whole, "task": {**star, **found}})["task"])
     return task

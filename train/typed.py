@@ -84,10 +84,10 @@ def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any)
 
     Raises SettingsErrors with every mistake below `key`.
     """
-    problems: list[Problem] = []
-    made = _build(kind, values, key, problems, more)
-    if problems:
-        raise SettingsErrors(problems)
+    reader = _Reader([], partial=False)
+    made = reader.section(kind, values, key, more)
+    if reader.problems:
+        raise SettingsErrors(reader.problems)
     assert isinstance(made, kind)
     return made
 
@@ -98,105 +98,145 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def unknown(key: str, value: Any, name: str, known: Iterable[str]) -> Problem:
-    names = sorted(known)
+def unknown(key: str, value: Any, name: str, kind: type) -> Problem:
+    """`key` is no option of `kind`, which may know why: its REFUSED names what to do instead."""
+    refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
+    if name in refused:
+        return Problem(key, f"{key}={_shown(value)}: not an option here: {refused[name]}")
+    names = sorted(options(kind))
     said = nearest(name, names) or f". Known here: {', '.join(names)}"
     return Problem(key, f"{key}={_shown(value)}: there is no option '{name}'{said}")
+
+
+def values_of(section: Any) -> Any:
+    """A section as plain values by their YAML keys: what `build` would make it from."""
+    if dataclasses.is_dataclass(section) and not isinstance(section, type):
+        return {
+            key: values_of(getattr(section, f.name)) for key, f in options(type(section)).items()
+        }
+    if isinstance(section, Mapping):
+        return {key: values_of(value) for key, value in section.items()}
+    if isinstance(section, (list, tuple)):
+        return [values_of(value) for value in section]
+    return section
 
 
 class _Wrong(Exception):
     """A value is not of the wanted type."""
 
 
-def _build(
-    kind: type, values: Any, key: str, problems: list[Problem], more: Mapping[str, Any]
-) -> Any:
-    known = options(kind)
-    if not isinstance(values, Mapping):
-        problems.append(
-            Problem(key, f"{key}={_shown(values)}: must be a mapping of {', '.join(known)}")
-        )
-        return None
-    made: dict[str, Any] = dict(more)
-    before = len(problems)
-    for name, value in values.items():
-        if name not in known:
-            problems.append(unknown(f"{key}.{name}", value, str(name), known))
-            continue
-        one = known[name]
-        made[one.name] = convert(value, hints(kind)[one.name], f"{key}.{name}", problems)
-        check = one.metadata["check"]
-        if len(problems) == before and check is not None and not check(made[one.name]):
-            problems.append(
-                Problem(f"{key}.{name}", f"{key}.{name}={_shown(value)}: {one.metadata['rule']}")
-            )
-    for name, one in known.items():
-        if name not in values and default_of(one) is MISSING:
-            problems.append(Problem(f"{key}.{name}", f"{key}.{name} is missing: {_help(one)}"))
-    if len(problems) > before:
-        return None
-    try:
-        return kind(**made)
-    except SettingsErrors as error:
-        problems.extend(error.problems)
-    except SettingsError as error:
-        problems.append(Problem(key, str(error)))
-    return None
+@dataclass
+class _Reader:
+    """Reads values by annotations; collects what is wrong with them."""
 
+    problems: list[Problem]
+    partial: bool  # one layer of several: what is not there may come from another
 
-def _help(one: dataclasses.Field[Any]) -> str:
-    return str(one.metadata["help"])
-
-
-def convert(value: Any, wanted: Any, key: str, problems: list[Problem]) -> Any:
-    """`value` as the annotation `wanted` says; mistakes are added to `problems`."""
-    try:
-        return _convert(value, wanted, key, problems)
-    except _Wrong:
-        problems.append(Problem(key, f"{key}={_shown(value)}: must be {type_text(wanted)}"))
-        return None
-
-
-def _convert(value: Any, wanted: Any, key: str, problems: list[Problem]) -> Any:
-    origin, inner = get_origin(wanted), get_args(wanted)
-    if wanted is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        return _one_of(value, inner, key, problems)
-    if origin is Literal:
-        if value in inner:
-            return value
-        raise _Wrong
-    if wanted is None or wanted is type(None):
-        if value is None:
+    def section(self, kind: type, values: Any, key: str, more: Mapping[str, Any]) -> Any:
+        known, problems = options(kind), self.problems
+        if not isinstance(values, Mapping):
+            text = f"{key}={_shown(values)}: must be a mapping of {', '.join(known)}"
+            problems.append(Problem(key, text))
             return None
-        raise _Wrong
-    if dataclasses.is_dataclass(wanted):
-        assert isinstance(wanted, type)
-        return _build(wanted, value, key, problems, {})
-    if origin is tuple or origin is list:
-        if not isinstance(value, (list, tuple)):
-            raise _Wrong
-        made = [convert(v, inner[0], f"{key}[{i}]", problems) for i, v in enumerate(value)]
-        return tuple(made) if origin is tuple else made
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise _Wrong
-        return {str(k): convert(v, inner[1], f"{key}.{k}", problems) for k, v in value.items()}
-    return _scalar(value, wanted)
-
-
-def _one_of(value: Any, wanted: Iterable[Any], key: str, problems: list[Problem]) -> Any:
-    # The exact type first: 3 is an int in `int | str`, and "3" is text in it.
-    for one in sorted(wanted, key=lambda t: type(value) is not t):
-        tried: list[Problem] = []
+        made: dict[str, Any] = dict(more)
+        before = len(problems)
+        for name, value in values.items():
+            here = f"{key}.{name}"
+            if name not in known:
+                problems.append(unknown(here, value, str(name), kind))
+                continue
+            one, count = known[name], len(problems)
+            made[one.name] = made_value = self.value(value, hints(kind)[one.name], here)
+            check = one.metadata["check"]
+            if len(problems) > count or check is None or self._open(value):
+                continue
+            if not check(made_value):
+                problems.append(Problem(here, f"{here}={_shown(value)}: {one.metadata['rule']}"))
+        if self.partial:
+            return None
+        for name, one in known.items():
+            if name not in values and default_of(one) is MISSING:
+                text = f"{key}.{name} is missing: {one.metadata['help']}"
+                problems.append(Problem(f"{key}.{name}", text))
+        if len(problems) > before:
+            return None
         try:
-            made = _convert(value, one, key, tried)
+            return kind(**made)
+        except SettingsErrors as error:
+            problems.extend(error.problems)
+        except SettingsError as error:
+            problems.append(Problem(key, str(error)))
+        return None
+
+    def _open(self, value: Any) -> bool:
+        """Whether only the whole configuration tells what this is."""
+        return self.partial and isinstance(value, str) and ("${" in value or value == "???")
+
+    def value(self, value: Any, wanted: Any, key: str) -> Any:
+        if self._open(value):
+            return value
+        try:
+            return self._convert(value, wanted, key)
         except _Wrong:
-            continue
-        # A mapping is meant for the section among the types, and so are its mistakes.
-        problems.extend(tried)
-        return made
+            text = f"{key}={_shown(value)}: must be {type_text(wanted)}"
+            self.problems.append(Problem(key, text))
+            return None
+
+    def _convert(self, value: Any, wanted: Any, key: str) -> Any:
+        origin, inner = get_origin(wanted), get_args(wanted)
+        if wanted is Any:
+            return value
+        if origin in (Union, types.UnionType):
+            return self._one_of(value, inner, key)
+        if origin is Literal:
+            return _literal(value, inner)
+        if wanted is type(None):
+            if value is None:
+                return None
+            raise _Wrong
+        if dataclasses.is_dataclass(wanted):
+            assert isinstance(wanted, type)
+            return self.section(wanted, value, key, {})
+        if origin in (tuple, list):
+            if not isinstance(value, (list, tuple)):
+                raise _Wrong
+            made = [self.value(v, inner[0], f"{key}[{i}]") for i, v in enumerate(value)]
+            return tuple(made) if origin is tuple else made
+        if origin is dict:
+            if not isinstance(value, Mapping):
+                raise _Wrong
+            return {str(k): self.value(v, inner[1], f"{key}.{k}") for k, v in value.items()}
+        return _scalar(value, wanted)
+
+    def _one_of(self, value: Any, wanted: Iterable[Any], key: str) -> Any:
+        # The exact type first: 3 is an int in `int | str`, and "3" is text in it.
+        for one in sorted(wanted, key=lambda t: type(value) is not t):
+            try:
+                return self._convert(value, one, key)
+            except _Wrong:
+                continue
+        raise _Wrong
+
+
+def check(kind: type, values: Any, key: str) -> list[Problem]:
+    """What is wrong with one layer of a section, whatever other layers add to it."""
+    reader = _Reader([], partial=True)
+    reader.section(kind, values, key, {})
+    return reader.problems
+
+
+def check_value(wanted: Any, value: Any, key: str) -> list[Problem]:
+    """As `check`, for a value of any type."""
+    reader = _Reader([], partial=True)
+    reader.value(value, wanted, key)
+    return reader.problems
+
+
+def _literal(value: Any, known: tuple[Any, ...]) -> Any:
+    # YAML reads a bare `no` as false, and Hugging Face's strategies are called "no".
+    text = "no" if value is False and "no" in known else value
+    if text in known:
+        return text
     raise _Wrong
 
 

@@ -26,6 +26,7 @@ from train.typed import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
+    "task=digits_01",
     "model.hidden_size=16",
     "model.num_hidden_layers=2",
     "model.num_attention_heads=2",

@@ -145,11 +145,8 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     assert report.a_norm == pytest.approx(a_norm(modules).item())
 
 
-def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any, tmp_path: Path) -> None:
+def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any) -> None:
     from train.settings import SettingsError
-    from train.trainer import train
 
-    job = make_job("+trainer.learning_rates=0.1")
-    model, _modules = second_task(job)
-    with pytest.raises(SettingsError, match=r"trainer: .*learning_rates"):
-        train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
+    with pytest.raises(SettingsError, match=r"'learning_rates'; did you mean learning_rate\?"):
+        make_job("+trainer.learning_rates=0.1")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+EPOCH = "trainer.num_train_epochs=1"
 ROOT = Path(__file__).resolve().parents[2]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
 
@@ -113,7 +114,7 @@ def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: P
 
 
 def test_a_multirun_forks_its_jobs_from_a_process_that_imported_the_app(tmp_path: Path) -> None:
-    done = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "seed=0,1", "trainer.num_train_epochs=1")
+    done = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "task=digits_01", "seed=0,1", EPOCH)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in done.stdout
     assert "fresh interpreters" not in done.stdout

@@ -1,0 +1,170 @@
+"""Hydra's composition, held against the sections: every mistake at once, each with its file and line.
+
+Hydra stops at the first mistake and names neither file nor line. `install` wraps what composes
+a configuration, so that runs, sweeps (in the controller, before any job) and `--cfg` are all told
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from train.expand import settle, unresolved
+from train.ofasys import OFASYS, ModelKeys
+from train.origins import Composition, Layer, origin
+from train.schema import NAME, SECTIONS, TopLevel, drop_unset, register
+from train.settings import Task
+from train.typed import (
+    Problem,
+    SettingsError,
+    SettingsErrors,
+    check,
+    check_value,
+    hints,
+    nearest,
+    options,
+)
+
+KINDS: Mapping[str, type] = {**SECTIONS, "model": ModelKeys, **OFASYS}
+TOP: Mapping[str, Any] = {key: hints(TopLevel)[f.name] for key, f in options(TopLevel).items()}
+
+
+class Refused(ConfigCompositionException, SettingsError):
+    """A configuration that cannot be run; Hydra prints it without a traceback."""
+
+
+def install() -> None:
+    """Register the schema, and have compositions that use it checked. May be called again."""
+    register()
+    if not hasattr(ConfigLoaderImpl._load_configuration_impl, "checks"):
+        checked = _checked(ConfigLoaderImpl._load_configuration_impl)
+        ConfigLoaderImpl._load_configuration_impl = checked  # type: ignore[method-assign]
+
+
+def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    @wraps(compose)
+    def load(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+        names = ("config_name", "overrides", "run_mode")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        composition = Composition(self, *(given[name] for name in names))
+        try:
+            config = compose(self, *args, **kwargs)
+        except (HydraException, OmegaConfBaseException) as error:
+            if mistakes := _mistakes(composition):
+                raise Refused(mistakes) from error
+            raise
+        if _is_ours(config):
+            _finish(config, composition)
+        return config
+
+    load.checks = True  # type: ignore[attr-defined]
+    return load
+
+
+def _is_ours(config: DictConfig) -> bool:
+    return getattr(config._metadata.object_type, "__name__", "") == "TrainSchema"
+
+
+def _finish(config: DictConfig, composition: Composition) -> None:
+    drop_unset(config)
+    if composition.run_mode is not RunMode.RUN:
+        return  # of a sweep; its jobs are composed, and checked, one by one
+    try:
+        verify(config)
+    except SettingsErrors as error:
+        raise Refused(_located(list(error.problems), composition.layers())) from error
+    except SettingsError as error:
+        raise Refused(str(error)) from error
+
+
+def verify(config: DictConfig) -> None:
+    """Hold a composed configuration against everything but what lies on disk. Raises SettingsError."""
+    # Hydra's own values are known once the job has its folder; until then they are text.
+    values = settle(_without_hydras(unresolved(config)))
+    problems: list[Problem] = []
+    for name, node in values.items():
+        problems += _check(name, node)
+    if problems:
+        raise SettingsErrors(problems)
+
+
+def _without_hydras(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without_hydras(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_hydras(value) for value in node]
+    if isinstance(node, str) and ("${hydra:" in node or "${hydra." in node):
+        return node.replace("${", "\\${")
+    return node
+
+
+def _check(name: str, node: Any) -> list[Problem]:
+    """What is wrong with one top-level key."""
+    if name in TOP:
+        problems = check_value(TOP[name], node, name)
+        one = options(TopLevel)[name].metadata
+        if not problems and one["check"] and isinstance(node, int) and not one["check"](node):
+            problems.append(Problem(name, f"{name}={node}: {one['rule']}"))
+        return problems
+    if name not in KINDS:
+        known = [*KINDS, *TOP]
+        near = nearest(name, known) or f". There are {', '.join(known)}"
+        return [Problem(name, f"{name}: there is no section or key of this name{near}")]
+    if KINDS[name] is not Task:
+        return check(KINDS[name], node, name) if node is not None else []
+    if not isinstance(node, Mapping):
+        return [Problem(name, f"{name}={node}: must be a mapping of task names to tasks")]
+    return [
+        problem
+        for instance, task in node.items()
+        if isinstance(task, Mapping)  # what else there is, the star's own rule is about
+        for problem in check(Task, task, f"{name}.{instance}")
+    ]
+
+
+def _mistakes(composition: Composition) -> str:
+    """What is wrong with the layers of a composition that failed; empty: it is not theirs."""
+    try:
+        layers = composition.layers()
+    except Exception:  # the composition failed before it had layers: Hydra's message says why
+        return ""
+    if not any(NAME in _defaults(layer) for layer in layers):
+        return ""
+    told = []
+    for layer in layers:
+        for name, node in layer.values.items():
+            if name != "hydra":
+                told += [_line(problem, [layer]) for problem in _check(str(name), node)]
+    return _together(told)
+
+
+def _defaults(layer: Layer) -> str:
+    """The text of the file where it may have a defaults list."""
+    if not layer.file or layer.prefix:
+        return ""
+    with open(layer.file, encoding="utf-8") as file:
+        return file.read()
+
+
+def _located(problems: list[Problem], layers: list[Layer]) -> str:
+    return _together([_line(problem, layers) for problem in problems])
+
+
+def _line(problem: Problem, layers: list[Layer]) -> str:
+    place = origin(layers, problem.key)
+    return f"{place}: {problem.message}" if place else problem.message
+
+
+def _together(told: list[str]) -> str:
+    unique = list(dict.fromkeys(told))
+    if len(unique) < 2:
+        return "".join(unique)
+    return "\n".join([f"{len(unique)} mistakes in the configuration:", *unique])

@@ -1,0 +1,149 @@
+"""The schema Hydra composes against: `train_schema` of its ConfigStore, made from the sections.
+
+Every field is MISSING here. A schema that filled defaults into each task node would make them look
+as if somebody had said them, and they would beat the star. So typos and wrong types die while Hydra
+composes, `task.a.max_src_length=5` needs no plus, and `drop_unset` takes away what nobody set;
+the real defaults are filled in last (`train.expand`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache, partial
+from inspect import signature
+from typing import Any, Dict, Literal, Optional, Union, get_args, get_origin  # noqa: UP035
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING as UNSET
+from omegaconf import DictConfig, OmegaConf
+
+from train.env import EnvSettings
+from train.ofasys import OFASYS
+from train.settings import (
+    DeltaSettings,
+    EvaluationSettings,
+    MemorySettings,
+    ModelSettings,
+    Task,
+    TrainerSettings,
+)
+from train.typed import hints, option, options
+
+NAME = "train_schema"
+
+
+@dataclass(frozen=True)
+class TopLevel:
+    """Keys of the configuration that are no section."""
+
+    seed: int = option(
+        0, "of all that is random", check=lambda v: v >= 0, rule="must be a whole number, 0 or more"
+    )
+    init_from: str | None = option(None, "checkpoint folder of the parent; null: the first task")
+    seen_tasks: list[str] | None = option(
+        None, "tasks to evaluate on; null: those of the chain in init_from, and the current one"
+    )
+
+
+# Name -> type; `task` holds one such node per instance.
+SECTIONS: Mapping[str, type] = {
+    "task": Task,
+    "model": ModelSettings,
+    "delta": DeltaSettings,
+    "trainer": TrainerSettings,
+    "env": EnvSettings,
+    "memory": MemorySettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+def register() -> None:
+    """Put `train_schema` into the ConfigStore; again, where singletons were restored."""
+    store: Any = ConfigStore.instance().store
+    if "replace" in signature(store).parameters:  # Hydra 1.4 asks what a second time means
+        store = partial(store, replace=True)
+    store(name=NAME, node=_root(), provider="train")
+
+
+@cache
+def _root() -> type:
+    sections = [
+        (name, _node(kind), field(default_factory=_node(kind)))
+        for name, kind in {**SECTIONS, **OFASYS}.items()
+        if kind is not Task
+    ]
+    tasks: Any = ("task", Dict[str, _node(Task)], field(default_factory=dict))  # type: ignore[misc]  # noqa: UP006
+    top = [
+        (name, _type(hints(TopLevel)[f.name]), field(default=UNSET))
+        for name, f in options(TopLevel).items()
+    ]
+    return _named("TrainSchema", [tasks, *sections, *top])
+
+
+@cache
+def _node(kind: type) -> type:
+    """`kind` with nothing set, in types that OmegaConf knows."""
+    fields: list[Any] = []
+    for key, one in options(kind).items():
+        wanted = _type(hints(kind)[one.name])
+        if dataclasses.is_dataclass(wanted):
+            fields.append((key, wanted, field(default_factory=wanted)))  # type: ignore[arg-type]
+        elif get_origin(wanted) is dict:
+            fields.append((key, wanted, field(default_factory=dict)))
+        else:
+            fields.append((key, wanted, field(default=UNSET)))
+    return _named(f"{kind.__name__}Node", fields)
+
+
+def _named(name: str, fields: list[Any]) -> type:
+    """A dataclass of this module, found again by its name where a job process unpickles it."""
+    made = make_dataclass(name, fields)
+    made.__module__ = __name__
+    globals()[name] = made
+    return made
+
+
+def _type(wanted: Any) -> Any:
+    """What is too much for OmegaConf is Any to it; `train.typed` reads it all again afterwards."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        others = [one for one in inner if one is not type(None)]
+        made = _type(others[0])
+        if len(others) > 1 or get_origin(made) is dict:
+            return Any
+        if dataclasses.is_dataclass(made) or len(others) == len(inner):
+            return made
+        return Any if made is Any else Optional[made]  # noqa: UP045
+    if origin is Literal:
+        return str if all(isinstance(one, str) and one != "no" for one in inner) else Any
+    if wanted in (bool, int, float, str):
+        return wanted
+    if dataclasses.is_dataclass(wanted):
+        return _node(wanted)  # type: ignore[arg-type]
+    if origin is dict and dataclasses.is_dataclass(inner[1]):
+        return Dict[str, _node(inner[1])]  # type: ignore[misc,arg-type]  # noqa: UP006
+    return Any
+
+
+def drop_unset(config: DictConfig) -> None:
+    """Take away what nobody set, and sections with nothing else in them."""
+    # Deleting by the front door visits every node below, for flags that do not matter here.
+    content = config.__dict__["_content"]
+    for key in [key for key in content if key != "hydra"]:
+        if OmegaConf.is_missing(config, key):
+            del content[key]
+        elif isinstance(node := config._get_node(key), DictConfig) and node._is_none() is False:
+            if node._is_interpolation():
+                continue
+            drop_unset(node)
+            # Not what somebody wrote: `generator_args: {}`, or `metrics: {accuracy: {}}` in a Dict.
+            sections = (OmegaConf.get_type(node), node._metadata.element_type)
+            within = dataclasses.is_dataclass(OmegaConf.get_type(config))
+            if within and not node and any(map(dataclasses.is_dataclass, sections)):
+                del content[key]
+
+
+_root()  # job processes import the classes by name
