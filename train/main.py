@@ -25,12 +25,15 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     from train.command import warn_of_choices_below_files
     from train.env import read_env, start
     from train.plan import plan_job
-    from train.settings import read_job
+    from train.schema import drop_unset
+    from train.settings import read_job, write_resolved
 
+    drop_unset(cfg)  # a job process of a sweep composes without `install`
     warn_of_choices_below_files(HydraConfig.get())
     job, env = read_job(cfg, CONF / "task"), read_env(cfg)
     plan_job(job)  # templates, data strings and metrics: mistakes come before anything heavy
     folder = Path(HydraConfig.get().runtime.output_dir)
+    write_resolved(job, env, folder / (HydraConfig.get().output_subdir or "."))
 
     def here() -> dict[str, Any]:
         # Takes seconds to import, so `--help` and mistakes in the config are answered before.

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import yaml
 from omegaconf import DictConfig
 
 from train.chain import walk
 from train.hf_arguments import HFArguments, SchedulerType
 from train.refused import REFUSED
-from train.typed import SettingsError, build, default_of, option, options
+from train.typed import SettingsError, build, default_of, option, options, values_of
 
 __all__ = ["SettingsError"]
 
@@ -382,6 +383,25 @@ def read_job(cfg: DictConfig, task_dir: Path) -> Job:
         evaluation=build(EvaluationSettings, values.get("evaluation", {}), "evaluation"),
         seed=seed,
     )
+
+
+def write_resolved(job: Job, env: Any, folder: Path) -> None:
+    """All that a run uses, defaults filled in, as resolved.yaml: a configuration like any other."""
+    values = {
+        "task": {task.name: values_of(task) for task in job.tasks},
+        **{
+            name: values_of(getattr(job, name))
+            for name in ("model", "delta", "memory", "evaluation")
+        },
+        "trainer": {**job.trainer, **values_of(job.extras)},
+        "env": values_of(env),
+        "seed": job.seed,
+        "init_from": None if job.init_from is None else str(job.init_from),
+        "seen_tasks": [task.name for task in job.seen_tasks],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:

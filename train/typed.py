@@ -111,9 +111,8 @@ def unknown(key: str, value: Any, name: str, kind: type) -> Problem:
 def values_of(section: Any) -> Any:
     """A section as plain values by their YAML keys: what `build` would make it from."""
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
-        return {
-            key: values_of(getattr(section, f.name)) for key, f in options(type(section)).items()
-        }
+        found = {key: getattr(section, f.name) for key, f in options(type(section)).items()}
+        return {key: values_of(value) for key, value in found.items() if value is not None}
     if isinstance(section, Mapping):
         return {key: values_of(value) for key, value in section.items()}
     if isinstance(section, (list, tuple)):
