@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from train.expand import settle, unresolved
-from train.ofasys import OFASYS, ModelKeys
+from train.ofasys import OFASYS
 from train.origins import Composition, Layer, origin
 from train.schema import NAME, SECTIONS, TopLevel, drop_unset, register
 from train.settings import Task
@@ -33,7 +33,7 @@ from train.typed import (
     options,
 )
 
-KINDS: Mapping[str, type] = {**SECTIONS, "model": ModelKeys, **OFASYS}
+KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
 TOP: Mapping[str, Any] = {key: hints(TopLevel)[f.name] for key, f in options(TopLevel).items()}
 
 

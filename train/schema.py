@@ -21,12 +21,11 @@ from omegaconf import MISSING as UNSET
 from omegaconf import DictConfig, OmegaConf
 
 from train.env import EnvSettings
-from train.ofasys import OFASYS
+from train.ofasys import OFASYS, ModelKeys
 from train.settings import (
     DeltaSettings,
     EvaluationSettings,
     MemorySettings,
-    ModelSettings,
     Task,
     TrainerSettings,
 )
@@ -51,7 +50,7 @@ class TopLevel:
 # Name -> type; `task` holds one such node per instance.
 SECTIONS: Mapping[str, type] = {
     "task": Task,
-    "model": ModelSettings,
+    "model": ModelKeys,
     "delta": DeltaSettings,
     "trainer": TrainerSettings,
     "env": EnvSettings,
@@ -119,7 +118,7 @@ def _type(wanted: Any) -> Any:
         return Any if made is Any else Optional[made]  # noqa: UP045
     if origin is Literal:
         return str if all(isinstance(one, str) and one != "no" for one in inner) else Any
-    if wanted in (bool, int, float, str):
+    if wanted in (bool, int, str):  # a float field would make `${key}` of 3 the text 3.0
         return wanted
     if dataclasses.is_dataclass(wanted):
         return _node(wanted)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""`python train.py --info trainer`: the options of a section, from the same dataclasses as its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from train.ofasys import OFASYS
+from train.schema import SECTIONS, TopLevel
+from train.typed import MISSING, default_of, hints, nearest, options, type_text
+
+KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
+HYDRAS = ("all", "aliases", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAGS = ("--info", "-i")
+
+
+def answer(argv: Sequence[str]) -> str | None:
+    """What `--info` asks of us in `argv`; None: it is not there, or asks Hydra.
+
+    Without a value, and with the name of a section (`trainer`, `task.dataset`), it is ours.
+    Raises ValueError for what neither of us knows.
+    """
+    for place, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag not in FLAGS:
+            continue
+        if not equals:
+            following = argv[place + 1] if place + 1 < len(argv) else ""
+            # The next word may be an override or a file: then there is no value.
+            value = "" if following.startswith("-") or _no_section(following) else following
+        if value in HYDRAS:
+            return None
+        return overview() if not value else describe(value)
+    return None
+
+
+def _no_section(word: str) -> bool:
+    return "=" in word or word.endswith((".yaml", ".yml"))
+
+
+def overview() -> str:
+    """The sections, a line each."""
+    lines = ["Sections (python train.py --info SECTION lists the options of one):", ""]
+    for name, kind in SECTIONS.items():
+        lines.append(f"  {name:22}{_first_line(kind)}")
+    lines += ["", "Other keys at the top:", ""]
+    lines += _rows(TopLevel, "")
+    lines += ["", "Sections of OFASys, taken over by other names (see docs/configuration.md):", ""]
+    lines.append(f"  {', '.join(OFASYS)}")
+    lines += ["", f"Of Hydra: --info {', '.join(HYDRAS)}"]
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """The options of a section, or of one inside it: 'task.dataset'. Raises ValueError."""
+    first, *below = name.split(".")
+    if first not in KINDS:
+        raise ValueError(
+            f"--info {name}: there is no section '{first}'{nearest(first, KINDS)}. Sections: {', '.join(KINDS)}; "
+            f"Hydra's own: {', '.join(HYDRAS)}"
+        )
+    kind = KINDS[first]
+    for key in below:
+        inner = _section(hints(kind)[options(kind)[key].name]) if key in options(kind) else None
+        if inner is None:
+            raise ValueError(f"--info {name}: '{key}' is no section of {kind.__name__}")
+        kind = inner
+    where = name.replace("task", "task.<name>", 1) if first == "task" else name
+    told = "of OFASys; what each key is here" if first in OFASYS else _first_line(kind)
+    head = f"{where}: {told}"
+    return "\n".join([head, "", *_rows(kind, "")])
+
+
+def _rows(kind: type, prefix: str) -> list[str]:
+    lines: list[str] = []
+    for key, one in options(kind).items():
+        wanted = hints(kind)[one.name]
+        inner = _section(wanted)
+        if inner is not None:
+            several = (
+                ".<name>" if not dataclasses.is_dataclass(wanted) and _of_names(wanted) else ""
+            )
+            lines += ["", f"  {prefix}{key}{several}: {one.metadata['help']}"]
+            lines += _rows(inner, f"{prefix}{key}{several}.")
+            continue
+        lines += list(_option(f"{prefix}{key}", one, wanted))
+    return lines
+
+
+def _option(key: str, one: dataclasses.Field[Any], wanted: Any) -> Iterator[str]:
+    default = default_of(one)
+    shown = "required" if default is MISSING else json.dumps(default, default=list)
+    unit = f" [{one.metadata['unit']}]" if one.metadata["unit"] else ""
+    kind = textwrap.shorten(type_text(wanted), 100, placeholder=" ...")
+    yield f"  {key} = {shown}{unit}"
+    yield from textwrap.wrap(
+        f"{one.metadata['help']} ({kind})", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
+    )
+
+
+def _of_names(wanted: Any) -> bool:
+    return any(one is str for one in get_args(wanted)[:1])
+
+
+def _section(wanted: Any) -> type | None:
+    """The section inside an annotation: of `X`, `X | None` and `dict[str, X]`."""
+    for one in (wanted, *get_args(wanted)):
+        if dataclasses.is_dataclass(one):
+            assert isinstance(one, type)
+            return one
+    return None
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def answer_and_exit() -> None:
+    """Answer `--info` on this process's command line, if it is ours to answer."""
+    try:
+        text = answer(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    if text is not None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us without a traceback
+        print(text)
+        raise SystemExit(0)
