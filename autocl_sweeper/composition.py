@@ -28,9 +28,12 @@ Stamp = tuple[int, int, int]  # of a file: inode, time of its last change in ns,
 def remembering(config_loader: Any) -> Any:
     """The same loader with a memory, for use in one thread. Its answers are Hydra's.
 
-    A loader that is not exactly Hydra's own comes back as it is.
+    A loader that is not exactly Hydra's own comes back as it is, and so it does where an app has
+    wrapped Hydra's composition: what it adds belongs to the answer.
     """
-    return _Loader(config_loader) if type(config_loader) is ConfigLoaderImpl else config_loader
+    wrapped = hasattr(ConfigLoaderImpl._load_configuration_impl, "__wrapped__")
+    own = type(config_loader) is ConfigLoaderImpl and not wrapped
+    return _Loader(config_loader) if own else config_loader
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 import hydra
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -279,3 +282,19 @@ def test_a_searchpath_is_searched(app: Path, tmp_path: Path) -> None:
 def test_a_loader_of_another_kind_stays_what_it_is() -> None:
     other = object()
     assert remembering(other) is other
+
+
+def test_a_composition_that_an_app_has_wrapped_is_left_to_the_app(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the training app does to check what was composed: jobs are to be checked as well."""
+    own = ConfigLoaderImpl._load_configuration_impl
+
+    @functools.wraps(own)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    loader = ConfigLoaderImpl(ConfigSearchPathImpl())
+    assert remembering(loader) is not loader
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", checked)
+    assert remembering(loader) is loader
