@@ -6,7 +6,7 @@ No I/O and no clock, so resuming a sweep is replaying its history, and a test ne
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ from autocl_sweeper.types import (
 )
 
 PARENT_LEFT = "its parent left the beam"
+AHEAD = 2  # stages that may begin early; a third kept devices no busier (benchmarks/launchers)
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ class SequentialTopK:
     finds work while a stage has any. When it has none and its last trials still run, `pipeline`
     begins the next stage from the provisional beam, the best of those that finished. More can only
     come above them, so who drops out never returns, and its children are given up at once; those
-    that stay are the ones that would have started later, so the tree is the same either way. It
-    looks one stage ahead: a grandchild of a provisional parent does not exist.
+    that stay are the ones that would have started later, so the tree is the same either way.
+
+    A stage further ahead begins likewise from the best of the trials that began early. Those may
+    lose their own parents, which lets others return to the beam, so its trials are given up when
+    their parent is, or when the stage of their parent is the open one.
 
     The stages of a search that depends on its history begin when the stage before is over, and
     their suggestions come in their order. The others go longest first by `work`, (parameters, task)
@@ -104,9 +108,12 @@ class SequentialTopK:
         if history.open_stage > len(self.stages):
             return Done()
         view = self._view(history)
-        stage, after = view.stage(history.open_stage), view.stage(history.open_stage + 1)
+        stage = view.stage(history.open_stage)
         beam = stage.beam()
-        orphan = after.orphan(beam)
+        ahead = [view.stage(history.open_stage + place) for place in range(1, AHEAD + 1)]
+        orphan = ahead[0].orphan({trial.number for trial in beam})
+        for later in ahead[1:]:
+            orphan = later.bereaved() if orphan is None else orphan
         if orphan is not None:
             return GiveUp(orphan, PARENT_LEFT)
         start = stage.start(history.beams.get(history.open_stage - 1, (None,)))
@@ -114,7 +121,12 @@ class SequentialTopK:
             return start
         if not stage.running:
             return Select(self.stages[history.open_stage - 1], tuple(t.number for t in beam))
-        return (self.pipeline and after.start_early(beam)) or Wait()
+        for later in ahead if self.pipeline else ():
+            early = later.start_early(beam)
+            if early is not None:
+                return early
+            beam = later.provisional_beam()
+        return Wait()
 
     def _view(self, history: History) -> _View:
         """What this history says, brought up to date: the same as read from its beginning."""
@@ -157,6 +169,7 @@ class _StageView:
         self._children: defaultdict[int | None, set[int]] = defaultdict(set)  # not given up
         self._beam: list[Trial] = []
         self._newcomers: dict[int, Trial] = {}  # complete, and not compared with the beam yet
+        self._provisional: list[Trial] | None = None  # the best of them; None: to be worked out
         self._durations = Durations()
         self._queue: Queue | None = None
         self._early: dict[int, Queue] = {}  # by parent
@@ -171,9 +184,14 @@ class _StageView:
             self._children[trial.parent].add(trial.number)
         elif trial.state is State.PRUNED:
             self._children[trial.parent].discard(trial.number)
-            self._newcomers.pop(trial.number, None)
+            if not self._children[trial.parent]:
+                del self._children[trial.parent]
+            if self._newcomers.pop(trial.number, None) is not None:
+                self._provisional = None
         elif trial.state is State.COMPLETE:
             self._newcomers[trial.number] = trial
+            if self._provisional is not None:
+                self._provisional = self._best([*self._provisional, trial])
             assert trial.outcome is not None
             work = self._work_of(suggestion)
             self._durations.note(suggestion.index, work, trial.outcome.seconds)
@@ -184,18 +202,32 @@ class _StageView:
     def beam(self) -> list[Trial]:
         """The survivors if nothing more finished, best first. Needs the beam of the stage before."""
         if self._newcomers:
-            both = [*self._beam, *self._newcomers.values()]
-            self._beam = self._strategy.selection(sorted(both, key=self._history.place))
+            self._beam = self._best([*self._beam, *self._newcomers.values()])
             self._newcomers.clear()
         return self._beam
 
-    def orphan(self, beam: Sequence[Trial]) -> int | None:
+    def provisional_beam(self) -> list[Trial]:
+        """The same while the beam of the stage before may change, and with it who belongs here."""
+        if self._provisional is None:
+            self._provisional = self._best(self._newcomers.values())
+        return self._provisional
+
+    def orphan(self, beam: Collection[int]) -> int | None:
         """A trial whose parent is not in the beam of the stage before."""
-        kept = {trial.number for trial in beam}
         for parent, children in self._children.items():
-            if parent not in kept and children:
+            if parent not in beam:
                 return min(children)
         return None
+
+    def bereaved(self) -> int | None:
+        """A trial whose parent was given up."""
+        for parent, children in self._children.items():
+            if parent in self._history.given_up:
+                return min(children)
+        return None
+
+    def _best(self, trials: Iterable[Trial]) -> list[Trial]:
+        return self._strategy.selection(sorted(trials, key=self._history.place))
 
     def start(self, parents: Sequence[int | None]) -> Start | None:
         """What is to start next, given the beam of the stage before."""

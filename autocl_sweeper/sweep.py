@@ -279,10 +279,13 @@ class Sweep:
         self._progress.finished(trial)
         if trial.stage == self.history.open_stage:
             # Who starts from one that is out now must not find its checkpoint gone.
-            while isinstance(decision := self._plan.strategy.next(self.history), GiveUp):
-                self._give_up(decision)
+            self._give_up_orphans()
             self._drop_checkpoints(self._leaders.add(trial, self.history))
         self._refuse_too_many_failures()
+
+    def _give_up_orphans(self) -> None:
+        while isinstance(decision := self._plan.strategy.next(self.history), GiveUp):
+            self._give_up(decision)
 
     def _give_up(self, decision: GiveUp) -> None:
         """A trial lost its parent: its job ends if it runs, and whatever it did counts no more."""
@@ -367,6 +370,7 @@ class Sweep:
             )
         self.history.select(stage.number, decision.beam)
         self._append("select", stage=stage.number, beam=list(decision.beam))
+        self._give_up_orphans()
         self._drop_checkpoints(self._leaders.close(stage.number, decision.beam, self.history))
         for trial in self.history.stage(stage.number + 1):  # those that began early, and stay
             if trial.state is not State.RUNNING:

@@ -165,15 +165,15 @@ class History:
         """The trials of one stage in the order they started; a live view, not a copy."""
         return self._stages.get(stage, ())
 
-    def place(self, trial: Trial) -> tuple[int, int]:
+    def place(self, trial: Trial) -> tuple[int, int, int]:
         """Where a trial stands in its stage, whenever it ran: suggestion, rank of its parent.
 
         Sorts the trials of a stage as they start when one waits for the other. Parents outside
-        the beam, or before it is known, come last.
+        the beam come last; before it is known the number decides.
         """
         beam = self.beams.get(trial.stage - 1, ())
         rank = beam.index(trial.parent) if trial.parent in beam else len(beam)
-        return trial.suggestion.index, rank
+        return trial.suggestion.index, rank, trial.number
 
     def start(self, trial: Trial) -> None:
         """Add a running trial, or take one up again (running or failed) with its next attempt.

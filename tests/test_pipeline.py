@@ -162,7 +162,10 @@ def permitted(history, world, plan):
     ranked.sort(key=lambda t: (sign * t.score, t.suggestion.index, order.get(t.parent, 0)))
     now = history.beams.get(stage - 1, (None,))
     later = [trial.number for trial in ranked[: world.top_k]] if plan.strategy.pipeline else []
-    for number, parents in ((stage, now), (stage + 1, later)):
+    early = [trial for trial in history.stage(stage + 1) if trial.score is not None]
+    early.sort(key=lambda t: (sign * t.score, t.suggestion.index, t.number))
+    latest = [trial.number for trial in early[: world.top_k]] if plan.strategy.pipeline else []
+    for number, parents in ((stage, now), (stage + 1, later), (stage + 2, latest)):
         if number <= len(world.sizes):
             for index in range(world.sizes[number - 1]):
                 if any((number, index, parent) not in begun for parent in parents):
