@@ -100,6 +100,7 @@ class Run:
         )
         self.lineages = {}
         self.idle = []
+        self.late = []
         self.executor = SimulatedExecutor(
             world.devices, self.run, world.grace_s, before_waiting=self.look
         )
@@ -121,9 +122,13 @@ class Run:
         return tuple(t.suggestion.params["x"] for t in self.sweep.history.lineage(trial))
 
     def look(self):
-        """Time is about to pass: is a device idle although a trial may run?"""
+        """Time is about to pass: is a device idle although a trial may run, or busy in vain?"""
         if self.executor.free_slots() and permitted(self.sweep.history, self.world, self.plan):
             self.idle.append(self.executor.clock_s)
+        given_up = self.sweep.history.given_up
+        for trial in self.sweep.history.running():
+            if not given_up.keys().isdisjoint(t.number for t in self.sweep.history.lineage(trial)):
+                self.late.append(trial.number)
 
     def table(self):
         """Every trial that counts, by its chain: state, reason, score, whether it survived."""
@@ -191,6 +196,7 @@ def test_the_tree_is_that_of_the_sweep_that_waits_at_every_stage(world, tmp_path
         assert ranks == sorted(ranks)
 
     assert early.idle == [] and waiting.idle == []
+    assert early.late == []
     orphans = {
         trial.number
         for trial in early.history

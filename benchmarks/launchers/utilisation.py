@@ -101,7 +101,7 @@ class Tree:
         # Work exists until the last job has started; what comes then is the end of the last one.
         worked = max(begins)
         busy = sum(min(span.end_s, worked) - span.begin_s for span in executor.busy)
-        self.idle_share = 1 - busy / (DEVICES * worked) if worked else 0.0
+        self.idle_share = max(0.0, 1 - busy / (DEVICES * worked)) if worked else 0.0
         self.wasted_share = results.waste(self.history).share
 
     def _run(self, job: Job) -> Outcome:
