@@ -691,7 +691,7 @@ def start(code: str, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
 
 def test_of_processes_that_race_for_a_lease_one_has_it(tmp_path: Path) -> None:
     # The folder does not exist: creating it is part of the race.
-    racers = [start(RACER, tmp_path / "new", tmp_path / "witness", 1500) for _ in range(4)]
+    racers = [start(RACER, tmp_path / "new", tmp_path / "witness", 800) for _ in range(4)]
     for racer in racers:
         assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
     answers = [racer.communicate("go\n", timeout=60)[0].split() for racer in racers]
