@@ -332,6 +332,27 @@ def test_a_mig_instance_is_leased_by_its_own_memory(machine: Machine) -> None:
     assert "only 1 % of 9728 MiB free" in said[1][SECOND]
 
 
+@pytest.mark.parametrize(
+    ("mask", "expected"), [(None, [FIRST, SECOND] * 2), (SECOND, [SECOND] * 2)]
+)
+def test_mig_instances_are_shared_by_their_own_memory(
+    machine: Machine, mask: str | None, expected: list[str]
+) -> None:
+    parts = [replace(part, free_mib=9700) for part in MIG.mig or () if part]
+    machine.show([replace(MIG, mig=parts)])
+    said = machine.run(
+        "from autocl_sweeper.executor.pool import Pool\n"
+        "pool = Pool(find_probe(None, os.environ), LeaseFolder(), memory_per_job_mib=4800)\n"
+        "held = []\n"
+        "while grant := pool.acquire(): held.append(grant)\n"
+        "say([grant.environment['CUDA_VISIBLE_DEVICES'] for grant in held])\n"
+        "say(pool.refusal)",
+        **({} if mask is None else {"CUDA_VISIBLE_DEVICES": mask}),
+    )
+    assert said[0] == expected
+    assert "has 100 of 9728 MiB to give, and a job reserves 4800" in said[1]
+
+
 def test_mig_instances_keep_their_ids_when_their_gpu_is_lost(machine: Machine) -> None:
     machine.show([MIG])
     said = machine.run(
