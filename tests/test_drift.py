@@ -76,8 +76,11 @@ def test_an_edit_during_a_sweep_is_told_and_reaches_no_job(bench: Bench, launche
     assert copy in told[0] and Path(copy).read_text() == "momentum: 0.9\nsaves: true\n"
 
 
-def test_the_journal_names_every_file_with_its_hash_and_the_folder_has_it(bench: Bench) -> None:
-    bench.run(OURS, "task=a,b", "lr=1", "optimizer=adam,sgd", *LAUNCHERS["basic"])
+def test_every_file_is_in_the_journal_and_the_folder_and_a_project_that_moved_goes_on(
+    bench: Bench,
+) -> None:
+    command = (OURS, "task=a,b", "lr=1", "optimizer=adam,sgd", *LAUNCHERS["basic"])
+    bench.run(*command)
     (setup,) = bench.events("sweep")
     names = ["chain.yaml", "base.yaml", "task/a.yaml", "optimizer/adam.yaml", "task/b.yaml"]
     files = {str(conf(bench) / name) for name in (*names, "optimizer/sgd.yaml")}
@@ -87,6 +90,11 @@ def test_the_journal_names_every_file_with_its_hash_and_the_folder_has_it(bench:
         assert copy == Path(path).read_bytes()
         assert hashlib.sha256(copy).hexdigest() == digest
     assert len(setup["configuration"]["composed"]) == 64
+
+    bench.ledger_file.unlink()
+    bench.app = shutil.move(bench.app.parent, bench.folder / "moved") / bench.app.name
+    bench.run(*command)
+    assert bench.ledger() == []
 
 
 def test_after_a_kill_an_edited_file_is_listed_and_refused_and_undone_the_sweep_goes_on(
@@ -117,15 +125,6 @@ def test_after_a_kill_an_edited_file_is_listed_and_refused_and_undone_the_sweep_
     shutil.copytree(bench.sweep / FOLDER / str(conf(bench))[1:], conf(bench), dirs_exist_ok=True)
     bench.run(*command)
     assert sorted(bench.finished()) == [0, 1]
-
-
-def test_a_project_that_moved_goes_on(bench: Bench) -> None:
-    command = (OURS, "task=a", "lr=1,2", *LAUNCHERS["basic"])
-    bench.run(*command)
-    bench.ledger_file.unlink()
-    bench.app = shutil.move(bench.app.parent, bench.folder / "moved") / bench.app.name
-    bench.run(*command)
-    assert bench.ledger() == []
 
 
 # -- the snapshot itself ----------------------------------------------------------------------------

@@ -278,8 +278,11 @@ def test_an_app_is_given_another_folder_and_name(app: Path) -> None:
 
 @pytest.mark.parametrize(
     "launcher",
-    [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=gpu"]],
-    ids=["joblib", "gpu"],
+    [
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib"),
+        # Our own job processes are tried with sweeps, in test_drift.py.
+        pytest.param(["hydra/launcher=gpu"], id="gpu", marks=pytest.mark.slow),
+    ],
 )
 def test_worker_processes_of_a_multirun_include_too(app: Path, launcher: list[str]) -> None:
     run(app, "layer.yaml", "-m", "lr=5,6", *launcher, "hydra.sweep.dir=swept")
