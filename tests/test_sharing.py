@@ -6,6 +6,8 @@ import csv
 import json
 import logging
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -573,3 +575,25 @@ def test_more_memory_than_any_gpu_has_is_an_error_before_any_job(on_gpus: Bench)
     assert "DeviceError: hydra.launcher.memory_per_job_mib=81560 is more than any device" in output
     assert "\n  GPU-00000007 Fake H100 80GB: 81559 MiB\n" in output
     assert on_gpus.ledger() == [] and not on_gpus.sweep.joinpath("journal.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_is_measured_through_nvml(on_gpus: Bench, gpus: Gpus) -> None:
+    hold = on_gpus.folder / "hold"
+    hold.touch()
+    process = on_gpus.start(
+        *OURS, choices(2), "hydra.launcher.jobs_per_device=2",
+        HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
+    )  # fmt: skip
+    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "two jobs run")
+    used = {event["pid"]: 9000 + 1000 * event["trial"] for event in on_gpus.ledger("start")}
+    gpus.change(2, pids=used, free_mib=81_559 - 19_559, utilisation=70, temperature_c=71)
+    time.sleep(5 * sampling.PERIOD_S)
+    hold.unlink()
+    output = on_gpus.finish(process)
+    assert process.returncode == 0, output
+    for trial, event in on_gpus.finished().items():
+        use = event["device"]
+        assert (use["ids"], use["peak_mib"]) == ([GPUS[2]], 9000 + 1000 * trial)
+        assert use["max_temperature_c"] == 71 and 0 < use["mean_utilisation"] <= 70
+    assert re.search("jobs of stage 1 reserve (9900|11000) MiB from now on", output)
