@@ -337,10 +337,10 @@ class Sweep:
         event = {"trial": trial.number, "attempt": trial.attempt, "reason": reason, "lost": lost}
         self._append("attempt_failed", **event, cause=cause.value)
         self._lost[trial.number] += lost
-        self._progress.again(trial, reason)
         self._files.forget(trial.number)
         retry = trial.attempt - self._lost[trial.number]
         pause_s = 0.0 if lost else delay_s(self._plan.settings.retry_delay_s, retry)
+        self._progress.again(trial, f"{reason} (in {pause_s:g} s)" if pause_s else reason)
         self._restart.add(replace(trial, attempt=trial.attempt + 1), pause_s)
 
     def _stop(self) -> None:

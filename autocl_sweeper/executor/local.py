@@ -279,8 +279,13 @@ class LocalExecutor:
         finally:  # also when a signal comes in between
             for running in list(self._running.values()):
                 self._kill(running)
+            deadline = time.monotonic() + UNKILLABLE_S
+            for running in self._running.values():
                 if running.thread.is_alive():
-                    running.thread.join()
+                    running.thread.join(max(0.0, deadline - time.monotonic()))
+                if running.thread.is_alive():  # it hangs in the kernel; its end frees its lease
+                    number, pid = running.job.number, running.process.pid
+                    log.warning("job %d cannot be killed (pid %d)", number, pid)
             self._running.clear()
             self._close_helpers()
 
