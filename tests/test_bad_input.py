@@ -114,6 +114,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a", "hydra.launcher.on_controller_death=wait"],
         ["on_controller_death='wait'", "kill, finish", "No job was started"],
     ),
+    "jobs on a cluster that outlive their sweep": (
+        ["task=a", "hydra/launcher=ray", "hydra.launcher.on_controller_death=finish"],
+        ["on_controller_death=finish is not possible on a Ray cluster", "Leave it at 'kill'"],
+    ),
     "the launcher's retries under our sweeper": (
         ["task=a", "hydra.launcher.retries=2"],
         ["hydra.launcher.retries=2", "hydra.sweeper.retries=2", "No job was started"],
