@@ -8,6 +8,7 @@ function itself tells its outcome (`ReportingTask`).
 from __future__ import annotations
 
 import atexit
+import copy
 import importlib
 import json
 import os
@@ -316,6 +317,22 @@ def _import_function(module: str, name: str) -> Any:
     else:
         function = getattr(importlib.import_module(module), name)
     return getattr(function, "__wrapped__", function)
+
+
+def rehearse(unpacked: Unpacked) -> None:
+    """What the parsers, OmegaConf and logging learn the first time; better once than in every job."""
+    import logging.config  # noqa: F401
+
+    from omegaconf import OmegaConf
+
+    context, config, _ = unpacked
+    # Not the app's own interpolations: those may run code that only a job should.
+    texts = {"a": "${now:%Y-%m-%d}/${b}/${c.d}", "b": "${oc.env:HOME,x}", "c": {"d": 1}}
+    with suppress(Exception):  # an app may need overrides to compose; jobs bring them
+        OmegaConf.to_container(OmegaConf.create(texts), resolve=True)
+        composed = compose(context, config, ["hydra.job.num=0"])
+        copy.deepcopy(composed)
+        OmegaConf.to_yaml(composed)
 
 
 def compose_ahead(unpacked: Unpacked, request_path: str) -> Any:

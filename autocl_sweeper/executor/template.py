@@ -106,10 +106,7 @@ def preload(modules: Sequence[str], data: bytes) -> Unpacked:
         with _refusing(what, name):
             importlib.import_module(name)
         _check(what, known)
-    # Hydra's parser learns its grammar while it parses; better here than in every job.
-    context, config, _ = unpacked
-    with suppress(Exception):  # an app may need overrides to compose; jobs bring them
-        hydra_job.compose(context, config, ["hydra.job.num=0"])
+    hydra_job.rehearse(unpacked)
     return unpacked
 
 
@@ -446,6 +443,7 @@ def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unp
         changed = {k: v for k, v in os.environ.items() if environment.get(k) != v}
         changed |= {k: None for k in environment.keys() - os.environ.keys()}
         _keep_what_is_shared()
+        gc.collect()
         gc.freeze()  # a collection in a job would write to, and so copy, all that is shared
         server = Server(control, unpacked, changed)
         server.tell(preloaded=", ".join(modules), seconds=time.monotonic() - begin)
