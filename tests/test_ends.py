@@ -316,7 +316,9 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         executor.close()
 
 
-@pytest.mark.parametrize("ours", [True, False], ids=["our sweeper", "Hydra's"])
+@pytest.mark.parametrize(
+    "ours", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["our sweeper", "Hydra's"]
+)
 def test_a_job_of_a_shared_gpu_that_ran_out_of_memory_runs_once_more_and_that_is_no_retry(
     benches: Callable[..., Bench], tmp_path: Path, ours: bool
 ) -> None:
@@ -393,7 +395,6 @@ def test_alone_the_launcher_ends_at_one_signal_and_kills_at_another(chain: Bench
 
 
 FINISH = "hydra.launcher.on_controller_death=finish"
-WARM_OR_FRESH = pytest.mark.parametrize("warm", ["true", "false"], ids=["warm", "fresh"])
 
 
 @pytest.mark.parametrize(
@@ -430,7 +431,9 @@ def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
     assert chain.nothing_is_left()
 
 
-@WARM_OR_FRESH
+@pytest.mark.parametrize(
+    "warm", ["true", pytest.param("false", marks=pytest.mark.slow)], ids=["warm", "fresh"]
+)
 def test_alone_the_launchers_jobs_outlive_it_too_and_leave_nothing(
     benches: Callable[..., Bench], warm: str
 ) -> None:
