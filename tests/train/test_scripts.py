@@ -1,0 +1,109 @@
+"""The YAML layers of scripts/ and the blocks of OFASys's guide, composed and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.plugins import Plugins
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.yaml") if path.stem != "base")
+BLOCKS = ROOT / "tests/golden/layered_config/inputs/docs/blocks"
+
+
+def settled(*files: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    from train.expand import settle
+    from train.main import CONF, VERSION_BASE
+
+    Plugins.instance()
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        return settle(compose("+".join(["config", *map(str, files)]), list(overrides)))
+
+
+def argv(script: Path) -> list[str]:
+    line = script.read_text().splitlines()[0]
+    assert line.startswith("# python train.py scripts/")
+    return shlex.split(line)[3:]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from train.main import CONF
+    from train.plan import plan_job
+    from train.settings import read_job
+
+    words = argv(script)
+    assert f"scripts/{script.name}" in words
+    files = [ROOT / word for word in words if word.endswith(".yaml")]
+    typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
+    job = read_job(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+    assert list(plan_job(job)) == [task.name for task in job.tasks]
+
+
+def test_the_scripts_train_two_tasks_together(tmp_path: Path) -> None:
+    """As typed, but for the number of updates and the size of the data."""
+    command = [*argv(ROOT / "scripts/multitask.yaml"), "--optimization.max_update=2"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *command, f"hydra.run.dir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert list(results["eval"]) == ["parity", "sentiment"] and results["steps"] == 2
+
+
+def test_the_blocks_of_the_guide_mean_what_they_say() -> None:
+    files = [BLOCKS / f"{name}.yaml" for name in ("task_image_classify", "model_large", "env_cpu")]
+    values = settled(*files, BLOCKS / "trainer.yaml")
+    assert values["trainer"] == {
+        "fp16": True,
+        "fp16_scale_window": 512,
+        "log_format": "simple",
+        "logging_steps": 10,
+        "ddp_find_unused_parameters": True,
+        "num_train_epochs": 2,
+        "max_grad_norm": 1.0,
+        "learning_rate": 1e-5,
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "polynomial",
+        "lr_scheduler_kwargs": {"lr_end": 0.0, "power": 1.0},
+        "warmup_steps": 0.06,
+        "save_strategy": "steps",
+        "save_steps": 500,
+        "eval_strategy": "steps",
+        "eval_steps": 500,
+    }
+    model = values["model"]
+    assert (model["_name"], model["hidden_size"], model["num_decoder_layers"]) == (
+        "unify",
+        1024,
+        12,
+    )
+    task = values["task"]["image_classify"]
+    assert task["criterion"]["label_smoothed_cross_entropy"] == {"label_smoothing": 0.1}
+    assert (
+        task["criterion"]["sentence_avg"] is False and values["env"]["cuda_visible_devices"] == ""
+    )
+
+
+def test_the_arguments_of_the_trainer_are_those_of_the_installed_transformers() -> None:
+    from train.hf_names import FILE, source
+
+    assert FILE.read_text() == source(), "write it again: python -m train.hf_names"
