@@ -58,7 +58,7 @@ def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     for group in by_dtype.values():
         together = torch.cat([p.grad.flatten() for p in group if p.grad is not None])
         dist.all_reduce(together)
-        for p, part in zip(group, together.split([p.numel() for p in group]), strict=True):
+        for p, part in zip(group, torch.split(together, [p.numel() for p in group]), strict=True):
             p.grad = part.view_as(p)
 
 

@@ -96,10 +96,13 @@ def read_table(path: Path, selected: Sequence[Column], separator: str, header: b
 
     Quotes mean something only where the separator is not a tab. Raises DataError.
     """
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file, delimiter=separator, quoting=quoting, strict=True))
+            if separator == "\t":
+                table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            else:
+                table = csv.reader(file, delimiter=separator, strict=True)
+            lines = list(table)
     except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
         raise DataError(
             f"data file {path} (from {Path.cwd()}): {error}. Paths are relative to the working "

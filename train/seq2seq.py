@@ -6,6 +6,7 @@ at the places of the `<image>` ids. Text is bytes (ByT5's tokenizer needs no voc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -19,6 +20,9 @@ from train.criterion import IGNORED
 from train.plan import TaskPlan
 from train.preprocess import Example, example
 from train.rows import Row
+from train.settings import SettingsError
+
+log = logging.getLogger(__name__)
 
 
 class ByteTokens:
@@ -214,9 +218,27 @@ class TextAnswer:
     def __init__(self, plan: TaskPlan, patches: int) -> None:
         self.plan = plan
         self.patches = patches  # ids an image takes
+        self.cut = False
+        longest = max(plan.answers or ("",), key=lambda answer: len(tokens().encode(answer)))
+        length = len(tokens().encode(" " + longest)) + 1  # with the end mark
+        if plan.answers is not None and length > plan.max_tgt_length:
+            raise SettingsError(
+                f"task.{plan.name}.max_tgt_length={plan.max_tgt_length}: the answer '{longest}' has "
+                f"{length} ids (bytes, one space and the end mark) and would be learned cut short"
+            )
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Example:
-        return example(self.plan, tokens(), self.patches, row, rng, training, where)
+        made = example(self.plan, tokens(), self.patches, row, rng, training, where)
+        whole = (tokens().eos, tokens().image)
+        if not self.cut and made.source and made.source[-1] not in whole:
+            self.cut = True
+            log.warning(
+                "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
+                where,
+                self.plan.name,
+                self.plan.max_src_length,
+            )
+        return made
 
     def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         return collate(examples)

@@ -104,8 +104,9 @@ class OLoRATrainer(Trainer):
         Gradients are added up over micro-batches, then over processes: each weighs what it counts.
         """
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        schedule_free = getattr(self.optimizer, "train", None)
+        if callable(schedule_free):
+            schedule_free()
         update = self.state.global_step + 1
         tasks = [t.task for t in self.updates.tasks]
         sums = torch.zeros(len(tasks), 3, device=self.args.device)
@@ -258,8 +259,10 @@ class LogLines(TrainerCallback):
 def loss_scaler(extras: TrainerExtras, device: str) -> torch.amp.GradScaler:
     """What keeps gradients of fp16 above underflow, as `trainer` asks for it."""
     window = extras.fp16_scale_window
-    growth = {} if window is None else {"growth_interval": window}
-    return torch.amp.GradScaler(device, init_scale=extras.fp16_init_scale, **growth)
+    made = torch.amp.GradScaler(device, init_scale=extras.fp16_init_scale)
+    if window is not None:
+        made.set_growth_interval(window)
+    return made
 
 
 class Patience(EarlyStoppingCallback):

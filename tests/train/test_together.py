@@ -166,6 +166,49 @@ def test_what_is_forced_before_an_answer_is_not_part_of_it_and_lengths_may_diffe
     assert answers == alone and set(answers) <= {"even", "odd"}
 
 
+def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for n, (part, colours) in enumerate({"train": ("red", "blue"), "dev": ("green",)}.items()):
+        lines = []
+        for colour in colours:
+            Image.new("RGB", (9 + n, 7), colour).save(tmp_path / f"{colour}.png")
+            lines.append(f"{tmp_path / colour}.png\t{colour}\n")
+        (tmp_path / f"{part}.tsv").write_text("".join(lines))
+    job = make_job(
+        *UNIFY, "+model.num_channels=3", "~task.digits_01",
+        "+task.c={_name:text,instruction:{template:'[IMAGE:p] and [IMAGE:p]? -> [TEXT:a]'},"
+        f"dataset:{{train_data:{tmp_path}/train.tsv,valid_data:{tmp_path}/dev.tsv,"
+        'selected_cols:"0:p,1:a"},preprocess:{image:{patch_image_size:8}}}',
+    )  # fmt: skip
+    [training] = trainings(job)
+    one, other = (
+        training.task.example(r, np.random.default_rng(0), False, "")
+        for r in training.rows.train(0)
+    )
+    assert one.images[0][:, 0, 0].tolist() == [1, -1, -1] and len(one.images) == 2
+    model = model_of(job)
+    batch = training.task.batch([one, other])
+    assert batch["pixel_values"].shape == (4, 3, 8, 8)
+    assert training.task.logits(model, batch).isfinite().all()
+    assert len(training.task.answers(model.eval(), [one, other], torch.device("cpu"))) == 2
+
+
+def test_an_answer_that_would_be_learned_cut_short_is_refused(make_job: Any) -> None:
+    from train.settings import SettingsError
+
+    job = make_job(*UNIFY, "task=parity", "+task.parity.max_tgt_length=5")
+    with pytest.raises(SettingsError, match=r"max_tgt_length=5: the answer 'even' has 6 ids"):
+        trainings(job)
+
+
+def test_text_that_is_cut_is_told_once(make_job: Any, caplog: pytest.LogCaptureFixture) -> None:
+    [training] = trainings(make_job(*UNIFY, "task=parity", "+task.parity.max_src_length=20"))
+    for row in training.rows.dev[:3]:
+        training.task.example(row, np.random.default_rng(0), False, "row 7")
+    assert caplog.text.count("row 7: the text is cut to task.parity.max_src_length=20") == 1
+
+
 def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any) -> None:
     job = make_job(*UNIFY, "task=digits_01")
     [training], model = trainings(job), model_of(job).eval()
