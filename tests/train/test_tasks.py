@@ -44,7 +44,7 @@ def of_files(folder: Path, **dataset: Any) -> str:
     }
     text = ",".join(f"{key}:{value}" for key, value in node.items())
     template = "'[TEXT:q] -> [TEXT:a]'"
-    return f"+task.t={{_name:text,instruction:{{template:{template}}},dataset:{{{text}}}}}"
+    return f"+task={{t:{{_name:text,instruction:{{template:{template}}},dataset:{{{text}}}}}}}"
 
 
 @pytest.fixture
@@ -54,9 +54,6 @@ def files(tmp_path: Path) -> Path:
     table(tmp_path / "dev.tsv", "6\tsix")
     table(tmp_path / "test.tsv", "7\tseven")
     return tmp_path
-
-
-FILES_ONLY = ("~task.digits_01",)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -89,15 +86,12 @@ def test_what_made_up_rows_say_is_true(make_job: Any) -> None:
 def test_files_take_turns_by_epoch_and_sources_mix_in_proportion(
     make_job: Any, files: Path
 ) -> None:
-    turns = loaded(
-        make_job, *FILES_ONLY, of_files(files, train_data=f'"{files}/a.tsv,{files}/b.tsv"')
-    )
+    turns = loaded(make_job, of_files(files, train_data=f'"{files}/a.tsv,{files}/b.tsv"'))
     assert [[row["q"] for row in turns.train(epoch)] for epoch in (0, 1, 2)] == [
         ["1", "2", "3"], ["4", "5"], ["1", "2", "3"],
     ]  # fmt: skip
     mixed = loaded(
         make_job,
-        *FILES_ONLY,
         of_files(
             files,
             train_data=f"[{files}/a.tsv,{files}/b.tsv]",
@@ -126,7 +120,7 @@ def test_a_row_that_training_and_selection_share_is_refused(make_job: Any, files
     with pytest.raises(
         DataOverlap, match=r"task t: the row \{'q': '2', 'a': 'two'\} is in 'train'"
     ):
-        loaded(make_job, *FILES_ONLY, of_files(files))
+        loaded(make_job, of_files(files))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +149,7 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
 
     given = {key: value.format(files) for key, value in dataset.items()}
     with pytest.raises((SettingsError, DataError)) as caught:
-        loaded(make_job, *FILES_ONLY, of_files(files, **given))
+        loaded(make_job, of_files(files, **given))
     for word in words:
         assert word in str(caught.value)
 
@@ -174,7 +168,7 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
         (["task.digits_01.instruction.template="
           "'[IMAGE:image,preprocess=digits,adaptor=image_resnet] -> [TEXT:label]'"],
          ["adaptor=image_resnet is not supported"]),
-        (["task=parity", "~task.parity.preprocess"], ["ans2label is not set", "closed_set"]),
+        (["task=parity", "task.parity.preprocess.text.ans2label=null"], ["ans2label is not set", "closed_set"]),
         (["task=parity", "task.parity.preprocess.text.ans2label={even:0,odd:0}"],
          ["a number of its own"]),
         (["task=parity", "task.parity.instruction.template='[TEXT:bits] -> [TEXT:answer,closed_set] !'"],
@@ -188,7 +182,7 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
         (["task=parity", "+task.parity.evaluation={generator_args:{beams:3}}"],
          ["generator_args.beams=3", "not supported"]),
         (["task=parity", "+task.parity.criterion={_name:focal}"], ["criterion._name=focal"]),
-        (["task=parity", "+task.parity.criterion={_name:cross_entropy,label_smoothed_cross_entropy:{}}"],
+        (["task=parity", "+task.parity.criterion={_name:cross_entropy,label_smoothed_cross_entropy:{weight:2}}"],
          ["both given"]),
         (["task=parity", "+task.parity.criterion={label_smoothing:0.1}"],
          ["label_smoothing=0.1", "belongs to label_smoothed_cross_entropy"]),

@@ -176,10 +176,10 @@ def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> No
             lines.append(f"{tmp_path / colour}.png\t{colour}\n")
         (tmp_path / f"{part}.tsv").write_text("".join(lines))
     job = make_job(
-        *UNIFY, "+model.num_channels=3", "~task.digits_01",
-        "+task.c={_name:text,instruction:{template:'[IMAGE:p] and [IMAGE:p]? -> [TEXT:a]'},"
+        *UNIFY, "+model.num_channels=3",
+        "+task={c:{_name:text,instruction:{template:'[IMAGE:p] and [IMAGE:p]? -> [TEXT:a]'},"
         f"dataset:{{train_data:{tmp_path}/train.tsv,valid_data:{tmp_path}/dev.tsv,"
-        'selected_cols:"0:p,1:a"},preprocess:{image:{patch_image_size:8}}}',
+        'selected_cols:"0:p,1:a"},preprocess:{image:{patch_image_size:8}}}}',
     )  # fmt: skip
     [training] = trainings(job)
     one, other = (
