@@ -44,7 +44,8 @@ def make_job() -> MakeJob:
 
     def make(*overrides: str) -> Any:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-            task = [] if any(o.startswith(("task=", "+task=")) for o in overrides) else ["task=digits_01"]
+            named = any(o.startswith(("task=", "+task=")) for o in overrides)
+            task = [] if named else ["task=digits_01"]
             cfg = compose("config", overrides=[*task, *small, *quick, *overrides])
         return read_job(cfg, ROOT / "conf" / "task")
 
