@@ -311,15 +311,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["AUTOCL_LEASE_DIR"] = f"{scratch}/leases"
         kinds = [kind for kind in KINDS if chosen(kind.name) or kind.name == "subprocess"]
-        single = single_jobs(Path(scratch), kinds, options.rounds)
+        print(f"{date.today()}, python {sys.version.split()[0]}, {os.cpu_count()} cores, ", end="")
+        print(", ".join(f"{name} {number}" for name, number in installed.items()), flush=True)
+        show_single(single_jobs(Path(scratch), kinds, options.rounds))
+        chosen_many = [kind for kind in MANY if chosen(kind.name)]
         rounds = min(2, options.rounds)
-        many = many_jobs(
-            Path(scratch) / "many", [k for k in MANY if chosen(k.name)], rounds, options.jobs
+        show_many(
+            many_jobs(Path(scratch) / "many", chosen_many, rounds, options.jobs), options.jobs
         )
-    print(f"{date.today()}, python {sys.version.split()[0]}, {os.cpu_count()} cores, ", end="")
-    print(", ".join(f"{name} {number}" for name, number in installed.items()))
-    show_single(single)
-    show_many(many, options.jobs)
 
 
 def show_single(found: dict[str, list[Row]]) -> None:
@@ -333,7 +332,7 @@ def show_single(found: dict[str, list[Row]]) -> None:
     for name, (ready, end, mib) in medians.items():
         ratios = [b / m for b, m in zip(baseline, (ready, end, mib), strict=True)]
         print(f"{name:24}{ready * 1e3:10.1f}{ratios[0]:7.1f}{end * 1e3:10.1f}{ratios[1]:7.1f}"
-              f"{mib:8.1f}{ratios[2]:7.1f}{len(found[name]):6}")  # fmt: skip
+              f"{mib:8.1f}{ratios[2]:7.1f}{len(found[name]):6}", flush=True)  # fmt: skip
 
 
 def show_many(found: dict[str, list[float]], jobs: int) -> None:
