@@ -21,7 +21,7 @@ from train.models import adapter_name, build_base, load, meeting, save
 from train.olora import add_adapter
 from train.plan import micro_batch_size, plan_job, update_freq
 from train.rows import load as load_rows
-from train.settings import Job, SettingsError
+from train.settings import Job, MemorySettings, SettingsError
 from train.trainer import train
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     """Train and evaluate `job` in `folder`; the numbers it returns are also in all_results.json."""
     start = time.perf_counter()
     disable_progress_bar()  # nobody watches; a job's output is a log file
+    limit_memory(job.memory)
     plans = plan_job(job)
     save_dir = _save_dir(job, folder)
     rows = {name: load_rows(plan, job.evaluation) for name, plan in plans.items()}
@@ -105,6 +106,19 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def limit_memory(memory: MemorySettings) -> None:
+    """Hold this process to its share of the GPU. Raises SettingsError where there is none."""
+    if memory.budget_mib is None:
+        return
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            f"memory.budget_mib={memory.budget_mib}: limits the memory of a GPU, and this job has "
+            "none. Leave it null on the CPU"
+        )
+    total_mib = torch.cuda.get_device_properties(0).total_memory / 2**20
+    torch.cuda.set_per_process_memory_fraction(min(1.0, memory.budget_mib / total_mib))
 
 
 def _save_dir(job: Job, folder: Path) -> Path:

@@ -72,7 +72,7 @@ class DatasetSettings:
     prefetch_factor: int = option(5, "updates each of them prepares ahead", **at_least(1))
     header: bool = option(False, "the first line of a file names its columns")
     separator: str = option("\t", "between columns")
-    cached: bool = option(False, "keep the rows in memory")
+    cached: bool = option(False, "of old files: rows are kept in memory either way")
     shuffle: bool = option(True, "a new order every epoch")
     interleaved_multiple_reader: bool = option(
         False, "take from the sources in proportion instead of one after another"
@@ -276,9 +276,14 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """What training may take."""
+    """What training may take of a device."""
 
-    budget_mib: int | None = option(None, "null: no limit", unit="MiB", **at_least(1))
+    budget_mib: int | None = option(
+        None,
+        "GPU memory of a process; more is an out-of-memory error of its own. null: no limit",
+        unit="MiB",
+        **at_least(1),
+    )
 
 
 @dataclass(frozen=True)
