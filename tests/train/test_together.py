@@ -351,12 +351,11 @@ def test_a_folder_with_the_checkpoint_of_another_run_is_not_written_over(
 
 
 @pytest.mark.slow
-def test_the_encoder_decoder_learns_its_tasks(make_job: Any, tmp_path: Path) -> None:
-    """Far above chance on rows it has not seen: two answers each."""
+def test_the_encoder_decoder_learns_to_answer_about_images(make_job: Any, tmp_path: Path) -> None:
+    """Far above chance, 0.5, on images it has not seen; 1.0 when this was written."""
     from train.job import run
 
     job = make_job("model=unify_tiny", "model.hidden_size=64", "model.num_attention_heads=4",
-                   "model.intermediate_size=256", "model.patch_size=2", "task=[digits_01,sentiment]",
-                   "trainer.learning_rate=2e-3", "+trainer.max_steps=400")  # fmt: skip
-    result = run(job, tmp_path)
-    assert min(result["test"].values()) > 0.8
+                   "model.intermediate_size=256", "model.patch_size=2", "task=digits_01",
+                   "trainer.learning_rate=3e-3", "trainer.max_steps=60")  # fmt: skip
+    assert run(job, tmp_path)["eval"]["digits_01"] > 0.9
