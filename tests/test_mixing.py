@@ -83,6 +83,7 @@ def test_processes_together_see_the_rows_that_one_process_would_see(
         ([stream(10, 4, 2, 1)], 1, 3, -1, 2 + 3 + 3),
         ([stream(10, 4)], 2, 3, -1, 6),
         ([stream(10, 4)], 1, 3, 7, 7),
+        ([stream(10, 4)], 1, 3, 20, 20),
         ([stream(10, 4)], 1, 0.5, -1, 2),
         ([stream(10, 4), stream(10, 4)], 1, 3, 7, 7),
     ],

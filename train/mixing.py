@@ -88,10 +88,12 @@ def updates(
 def total_updates(
     streams: Sequence[Stream], sizes: Callable[[int], int], world: int, epochs: float, limit: int
 ) -> int:
-    """The real number of updates. `sizes`: rows by epoch; `limit` 0: none. Raises ValueError."""
-    if len(streams) > 1:
-        if limit <= 0:
-            raise ValueError("several tasks")
+    """The real number of updates. `sizes`: rows by epoch.
+
+    A `limit` above 0 counts instead of the epochs, as transformers' max_steps does.
+    """
+    assert limit > 0 or len(streams) == 1, "several tasks share no epoch"
+    if limit > 0:
         return limit
     [stream] = streams
     total, whole = 0, math.ceil(epochs)
@@ -100,7 +102,7 @@ def total_updates(
             math.ceil(sizes(epoch) / (stream.micro_batch_size * world)) / stream.freq(epoch)
         )
         total += n if epoch < epochs - 1 or whole == epochs else math.ceil(n * (epochs - epoch))
-    return min(total, limit) if limit > 0 else total
+    return total
 
 
 def _endless(stream: Stream, world: int) -> Iterator[tuple[int, tuple[int, ...]]]:
