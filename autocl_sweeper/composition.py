@@ -13,6 +13,7 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from types import FunctionType
 from typing import Any
 
@@ -29,10 +30,14 @@ def remembering(config_loader: Any) -> Any:
     """The same loader with a memory, for use in one thread. Its answers are Hydra's.
 
     A loader that is not exactly Hydra's own comes back as it is, and so it does where an app has
-    wrapped Hydra's composition: what it adds belongs to the answer.
+    wrapped Hydra's composition: what it adds belongs to the answer. Its wrapper can say how to wrap
+    ours too, in an attribute `around`: Hydra's function -> the wrapped one.
     """
-    wrapped = hasattr(ConfigLoaderImpl._load_configuration_impl, "__wrapped__")
-    own = type(config_loader) is ConfigLoaderImpl and not wrapped
+    implementation = ConfigLoaderImpl._load_configuration_impl
+    inner = getattr(implementation, "__wrapped__", None)
+    # One wrapper that says so; one more around it would have taken over its attributes.
+    known = inner is None or (hasattr(implementation, "around") and inner is _IMPLEMENTATION)
+    own = type(config_loader) is ConfigLoaderImpl and known
     return _Loader(config_loader) if own else config_loader
 
 
@@ -133,11 +138,14 @@ class _Loader(ConfigLoaderImpl):
     def _load_configuration_impl(self, *args: Any, **kwargs: Any) -> Any:
         # Hydra's own method, with a memory in place of the one function it calls by name.
         names = {**_IMPLEMENTATION.__globals__, "create_defaults_list": self._defaults_list}
-        own = FunctionType(_IMPLEMENTATION.__code__, names, argdefs=_IMPLEMENTATION.__defaults__)
-        return own(self, *args, **kwargs)
+        own: Any = FunctionType(
+            _IMPLEMENTATION.__code__, names, argdefs=_IMPLEMENTATION.__defaults__
+        )
+        around = getattr(ConfigLoaderImpl._load_configuration_impl, "around", None)
+        return (around(own) if around else own)(self, *args, **kwargs)
 
 
-_IMPLEMENTATION: Any = ConfigLoaderImpl._load_configuration_impl
+_IMPLEMENTATION: Any = unwrap(ConfigLoaderImpl._load_configuration_impl)
 
 
 def _key(override: Any) -> tuple[Any, ...]:

@@ -405,3 +405,29 @@ def test_what_is_resolved_can_be_run_again(composed: Compose, tmp_path: Path) ->
     again = compose(f"config+{tmp_path / 'resolved.yaml'}")
     assert read_job(again, CONF / "task") == job
     assert json.dumps(yaml.safe_load((tmp_path / "resolved.yaml").read_text()))
+
+
+def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: Compose) -> None:
+    """The sweeper remembers what Hydra read; the app's checks go around that too."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import JobRuntime
+    from hydra.types import RunMode
+    from train.compose import Refused
+
+    from autocl_sweeper.composition import remembering
+
+    loader = GlobalHydra.instance().config_loader()
+    faster = remembering(loader)
+    assert faster is not loader
+    JobRuntime.instance().set("name", "train")
+
+    def config(of: Any, *overrides: str) -> Any:
+        return of.load_configuration("config", list(overrides), RunMode.RUN)
+
+    for learning_rate in ("1e-3", "1e-2"):
+        job = ("task=digits_01", f"trainer.learning_rate={learning_rate}")
+        assert config(faster, *job) == config(loader, *job)
+    with pytest.raises(Refused, match="trainer.max_steps=x: must be a whole number"):
+        config(faster, "task=digits_01", "trainer.max_steps=x")
+    with pytest.raises(Refused, match="did you mean learning_rate"):
+        config(faster, "task=digits_01", "trainer.lerning_rate=1")

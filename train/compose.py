@@ -44,7 +44,7 @@ class Refused(ConfigCompositionException, SettingsError):
 def install() -> None:
     """Register the schema, and have compositions that use it checked. May be called again."""
     register()
-    if not hasattr(ConfigLoaderImpl._load_configuration_impl, "checks"):
+    if not hasattr(ConfigLoaderImpl._load_configuration_impl, "around"):
         checked = _checked(ConfigLoaderImpl._load_configuration_impl)
         ConfigLoaderImpl._load_configuration_impl = checked  # type: ignore[method-assign]
 
@@ -65,7 +65,7 @@ def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
             _finish(config, composition)
         return config
 
-    load.checks = True  # type: ignore[attr-defined]
+    load.around = _checked  # type: ignore[attr-defined]  # for the sweeper's faster composition
     return load
 
 
