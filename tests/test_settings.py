@@ -412,9 +412,9 @@ def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: C
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.utils import JobRuntime
     from hydra.types import RunMode
-    from train.compose import Refused
 
     from autocl_sweeper.composition import remembering
+    from train.compose import Refused
 
     loader = GlobalHydra.instance().config_loader()
     faster = remembering(loader)
@@ -427,7 +427,7 @@ def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: C
     for learning_rate in ("1e-3", "1e-2"):
         job = ("task=digits_01", f"trainer.learning_rate={learning_rate}")
         assert config(faster, *job) == config(loader, *job)
-    with pytest.raises(Refused, match="trainer.max_steps=x: must be a whole number"):
+    with pytest.raises(Refused, match=r"trainer\.max_steps=x: must be a whole number"):
         config(faster, "task=digits_01", "trainer.max_steps=x")
     with pytest.raises(Refused, match="did you mean learning_rate"):
         config(faster, "task=digits_01", "trainer.lerning_rate=1")
