@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 from fake_nvml import build as fake
+from hydra.core.singleton import Singleton
+from hydra.version import VersionBase
 
 REPOSITORY = Path(__file__).parents[1]
 APPS = Path(__file__).with_name("apps")
@@ -150,6 +152,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in whole.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def own_version_base() -> Iterator[None]:
+    """Hydra keeps an app's `version_base` for the whole process; the next test is another app."""
+    yield
+    Singleton._instances.pop(VersionBase, None)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compos
     monkeypatch.chdir(tmp_path)
 
     def made(*texts: str, overrides: list[str] | None = None) -> dict[str, Any]:
-        names = ["config"]
+        names = ["base"]
         for number, text in enumerate(texts):
             path = tmp_path / f"{number}.yaml"
             path.write_text(text)
@@ -402,9 +402,22 @@ def test_what_is_resolved_can_be_run_again(composed: Compose, tmp_path: Path) ->
     cfg = compose("config", ["task=[digits_01,digits_23]", "trainer.max_steps=3"])
     job = read_job(cfg, CONF / "task")
     write_resolved(job, EnvSettings(), tmp_path)
-    again = compose(f"config+{tmp_path / 'resolved.yaml'}")
+    again = compose(f"base+{tmp_path / 'resolved.yaml'}")
     assert read_job(again, CONF / "task") == job
     assert json.dumps(yaml.safe_load((tmp_path / "resolved.yaml").read_text()))
+
+
+def test_two_files_chosen_together_must_not_bring_a_task_of_one_name(
+    composed: Compose, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more" / "task"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("\ndigits_01: {_name: digits, options: [2, 3]}\n")
+    there = f"hydra.searchpath=['file://{folder.parent}']"
+    composed(overrides=[there, "task=[mine,digits_23]"])
+    with pytest.raises(Exception, match=r"task\.digits_01: two chosen files bring") as refused:
+        composed(overrides=[there, "task=[digits_01,mine]"])
+    assert "digits_01.yaml:2" in str(refused.value) and "mine.yaml:2" in str(refused.value)
 
 
 def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: Compose) -> None:
@@ -412,6 +425,7 @@ def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: C
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.utils import JobRuntime
     from hydra.types import RunMode
+    from omegaconf import OmegaConf
 
     from autocl_sweeper.composition import remembering
     from train.compose import Refused
@@ -426,7 +440,8 @@ def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: C
 
     for learning_rate in ("1e-3", "1e-2"):
         job = ("task=digits_01", f"trainer.learning_rate={learning_rate}")
-        assert config(faster, *job) == config(loader, *job)
+        ours, hydras = config(faster, *job), config(loader, *job)
+        assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(hydras)
     with pytest.raises(Refused, match=r"trainer\.max_steps=x: must be a whole number"):
         config(faster, "task=digits_01", "trainer.max_steps=x")
     with pytest.raises(Refused, match="did you mean learning_rate"):

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def accept_yaml_files() -> None:
     """Let Hydra read this process's command line. Ends the process where it cannot."""
     try:
-        sys.argv[1:] = rewrite(sys.argv[1:], first="config")
+        sys.argv[1:] = rewrite(sys.argv[1:], first="base")
     except CommandLineError as error:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
 

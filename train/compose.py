@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from autocl_sweeper.layers import STAR
 from train.expand import settle, unresolved
 from train.ofasys import OFASYS
 from train.origins import Composition, Layer, origin
@@ -77,12 +78,34 @@ def _finish(config: DictConfig, composition: Composition) -> None:
     drop_unset(config)
     if composition.run_mode is not RunMode.RUN:
         return  # of a sweep; its jobs are composed, and checked, one by one
+    if any(text.startswith("task=[") for text in composition.overrides):
+        _refuse_clashes(composition.layers())
     try:
         verify(config)
     except SettingsErrors as error:
         raise Refused(_located(list(error.problems), composition.layers())) from error
     except SettingsError as error:
         raise Refused(str(error)) from error
+
+
+def _refuse_clashes(layers: list[Layer]) -> None:
+    """Two files of the group `task` chosen together must not bring a task of the same name."""
+    brought: dict[str, Layer] = {}
+    for layer in layers:
+        if layer.file and layer.prefix == ("task",):
+            for name in layer.values["task"]:
+                other = brought.setdefault(str(name), layer)
+                if _outermost(other) != _outermost(layer) and name != STAR:
+                    raise Refused(
+                        f"task.{name}: two chosen files bring a task of this name,"
+                        f" {other.place(('task', name))} and {layer.place(('task', name))}.\n"
+                        "  Names of tasks are free apart from their class (`_name`): rename one,"
+                        " or choose only one of the files."
+                    )
+
+
+def _outermost(layer: Layer) -> str:
+    return (*layer.included_from, layer.file)[0]
 
 
 def verify(config: DictConfig) -> None:

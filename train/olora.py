@@ -94,7 +94,7 @@ T5_NAMES = {
 
 def own_name(model: PreTrainedModel | PeftModel, name: str) -> str:
     """The name `model` has for a layer of `delta.target_modules`; T5's own are taken as they are."""
-    kind = model.config.model_type
+    kind = getattr(getattr(model, "config", None), "model_type", None)
     return T5_NAMES.get(name, name) if kind in ("t5", "unify") else name
 
 

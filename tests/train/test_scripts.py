@@ -25,7 +25,7 @@ def settled(*files: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Plugins.instance()
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        return settle(compose("+".join(["config", *map(str, files)]), list(overrides)))
+        return settle(compose("+".join(["base", *map(str, files)]), list(overrides)))
 
 
 def argv(script: Path) -> list[str]:
