@@ -25,6 +25,10 @@ REPOSITORY = Path(__file__).parents[1]
 APPS = Path(__file__).with_name("apps")
 DEADLINE_S = 120.0  # for events that come in a second; a machine can be slow
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Run in the background by a script, which processes we start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def wait_until(happened: Callable[[], Any], what: str) -> Any:
     """The first true answer of `happened`, asked again and again."""
