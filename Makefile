@@ -45,7 +45,7 @@ check: $(HYDRA13)
 $(HYDRA13): constraints.txt
 $(HYDRA13): EXTRAS = train,ray,test,check
 $(HYDRA14): constraints-hydra14.txt
-$(HYDRA14): EXTRAS = test
+$(HYDRA14): EXTRAS = test,test14
 
 # The stamp is written last, so that an interrupted installation is done again.
 .venv/.installed .venv-hydra14/.installed: setup.py

@@ -58,6 +58,7 @@ setup(
             "hydra-submitit-launcher>=1.2.0",
             "ray>=2.50",
         ],  # benchmarks/launchers/overhead.py
+        "test14": ["hydra-optuna-sweeper>=1.4.0rc3"],  # that for Hydra 1.3 wants an Optuna before 3
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
     },
     classifiers=[

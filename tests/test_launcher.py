@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,20 @@ def test_hydras_own_jobs_numbers_and_folders_are_kept(chain: Bench) -> None:
     assert {path.parent.name for path in chain.sweep.glob("*/job.log")} == {"lr=1", "lr=2"}
     assert {event["trial"] for event in chain.ledger("start")} == {0, 1}
     assert not (chain.sweep / ".autocl").exists()
+
+
+@pytest.mark.skipif(
+    find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="hydra-optuna-sweeper for Hydra 1.3 does not install beside a current Optuna",
+)
+def test_hydra_optuna_sweeper_gets_its_batches_run_one_process_a_job(chain: Bench) -> None:
+    chain.run(
+        "hydra/sweeper=optuna", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2",
+        "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.direction=maximize",
+        "task=a", "lr=interval(0.1,0.9)",
+    )  # fmt: skip
+    started = chain.ledger("start")
+    assert len({event["pid"] for event in started}) == 4
+    # The score of a job without a parent is its learning rate.
+    assert chain.results()["best_value"] == pytest.approx(max(event["lr"] for event in started))
+    assert all((chain.sweep / str(number) / "job.log").exists() for number in range(4))
