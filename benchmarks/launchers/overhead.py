@@ -122,7 +122,9 @@ def _timed_from(run: Callable[[], object]) -> OneJob:
 def ray_tasks(folder: Path, isolated: bool) -> Iterator[OneJob]:
     import ray
 
-    options = {"max_calls": 1} if isolated else {}
+    # Workers of another environment are others: else a task would find one that has imported.
+    apart = {"max_calls": 1, "runtime_env": {"env_vars": {"APART": "1"}}}
+    options: dict[str, Any] = apart if isolated else {}
     task = ray.remote(num_cpus=1, **options)(job)
     yield _timed_from(lambda: ray.get(task.remote(None)))
 
