@@ -33,7 +33,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def make_job() -> MakeJob:
-    """A job as `python train.py <overrides>` would read it, on a model of two layers, width 16."""
+    """A job as the app would read it, on a model of two layers, width 16; of digits_01 unless told."""
     from hydra import compose, initialize_config_dir
 
     from train.main import VERSION_BASE
@@ -46,7 +46,7 @@ def make_job() -> MakeJob:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
             named = any(o.startswith(("task=", "+task=")) for o in overrides)
             task = [] if named else ["task=digits_01"]
-            cfg = compose("config", overrides=[*task, *small, *quick, *overrides])
+            cfg = compose("base", overrides=[*task, *small, *quick, *overrides])
         return read_job(cfg, ROOT / "conf" / "task")
 
     return make
