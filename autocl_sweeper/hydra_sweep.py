@@ -23,7 +23,7 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.cluster import RayExecutor
 from autocl_sweeper.executor.local import LocalExecutor
-from autocl_sweeper.executor.settings import check, from_settings
+from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.executor.warm import KeptTemplate
 from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
 from autocl_sweeper.layers import below_files
@@ -182,13 +182,6 @@ def ray_executor(
     files: JobFiles,
 ) -> RayExecutor:
     """The same of `hydra/launcher=ray`. Raises ConfigurationError when Ray is not there."""
-    check(settings)
-    if settings["on_controller_death"] == "finish":
-        raise ConfigurationError(
-            "hydra.launcher.on_controller_death=finish is not possible on a Ray cluster: jobs end with"
-            " the\n  agent of their node, and it with the sweep. Leave it at 'kill'. No job was"
-            " started."
-        )
     package = _package(hydra_context, task_function, config, files)
     plain = {key: _plain(value) for key, value in settings.items()}
     # What Hydra copies for jobs elsewhere; they compose where it is not there to be copied.

@@ -72,9 +72,9 @@ class RayExecutor:
         check(settings)
         if settings["on_controller_death"] == "finish":
             raise ConfigurationError(
-                "hydra.launcher.on_controller_death=finish: jobs on a Ray cluster end with their"
-                " controller.\n  Leave it at 'kill' with hydra/launcher=ray; a rerun of the same"
-                " command takes up what was running."
+                "hydra.launcher.on_controller_death=finish is not possible on a Ray cluster: jobs end"
+                " with the\n  agent of their node, and it with the sweep. Leave it at 'kill'. No job"
+                " was started."
             )
         self._ray: Any = connect(address)
         self._package = package
