@@ -146,6 +146,7 @@ class Fold:
     overrides: dict[int, tuple[str, ...]] = field(default_factory=dict)
     lost: Counter[int] = field(default_factory=Counter)  # trial -> attempts that do not count
     over: set[int] = field(default_factory=set)  # running trials whose next attempt did not start
+    failed: dict[int, float] = field(default_factory=dict)  # of those: when, unless it was lost
     alone: set[int] = field(default_factory=set)  # trials that ran out of memory beside others
     ended: bool = False
 
@@ -161,6 +162,7 @@ def fold(records: Iterable[Record]) -> Fold:
                 trial = _trial(record)
                 state.history.start(trial)
                 state.over.discard(trial.number)
+                state.failed.pop(trial.number, None)
                 state.overrides[trial.number] = tuple(record["overrides"])
             case "finish":
                 state.history.finish(record["trial"], outcome_from_json(record))
@@ -176,6 +178,8 @@ def fold(records: Iterable[Record]) -> Fold:
                 # The trial stays RUNNING until its last attempt ends.
                 state.lost[record["trial"]] += record["lost"]
                 state.over.add(record["trial"])
+                if not record["lost"]:
+                    state.failed[record["trial"]] = record["time"]
                 if record["lost"] and record.get("cause") == Cause.DEVICE_MEMORY.value:
                     state.alone.add(record["trial"])
             case unknown:

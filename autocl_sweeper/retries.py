@@ -26,6 +26,14 @@ def delay_s(first_s: float, retry: int) -> float:
     return min(first_s * 2.0 ** min(retry - 1, 50), max(first_s, LONGEST_DELAY_S))
 
 
+def rest_s(pause_s: float, gone_s: float) -> float:
+    """What is left of a pause that began `gone_s` ago, as the clock of another process had it.
+
+    Clocks are set, and those of two machines differ: never more than the pause, never less than 0.
+    """
+    return min(max(pause_s - gone_s, 0.0), pause_s)
+
+
 class Waiting(Generic[Item]):
     """What is to run again, each not before its time; what is due comes out in order of that."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,7 +33,7 @@ from autocl_sweeper.journal import (
 )
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.plan import Plan, changed
-from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.retries import Waiting, delay_s, may_help, rest_s
 from autocl_sweeper.snapshot import FOLDER as CONFIGURATION
 from autocl_sweeper.snapshot import Snapshot, copy_of
 from autocl_sweeper.strategy import Decision, Done, GiveUp, Select, Stage, Start
@@ -53,6 +54,13 @@ class Progress(Protocol):
     def end(self) -> None: ...
 
 
+class Clock(Protocol):
+    """As the module `time`; tests have one that jumps."""
+
+    def time(self) -> float: ...
+    def monotonic(self) -> float: ...
+
+
 class Sweep:
     """One sweep in one folder. `run` continues whatever the folder's journal says was begun.
 
@@ -69,6 +77,7 @@ class Sweep:
         files: JobFiles,
         progress: Progress,
         snapshot: Snapshot | None = None,
+        clock: Clock = time,
     ) -> None:
         """`snapshot`: the files the jobs are configured from; a sweep that has none needs none."""
         self._folder = folder
@@ -80,7 +89,8 @@ class Sweep:
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._leaders = Leaders(plan)
-        self._restart: Waiting[Trial] = Waiting()
+        self._clock = clock
+        self._restart: Waiting[Trial] = Waiting(clock.monotonic)
         self._submitted: set[int] = set()  # what the executor has not reported yet
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
@@ -150,6 +160,7 @@ class Sweep:
         self._overrides = state.overrides
         self._lost = state.lost
         self._over = state.over
+        self._failed = state.failed
         self._alone = state.alone
         if state.setup is None:
             fingerprint = dict(self._plan.fingerprint)
@@ -205,7 +216,7 @@ class Sweep:
     def _take_up(self, trial: Trial) -> None:
         """A dead controller left this trial running: adopt its job or outcome, or run it again."""
         if trial.number in self._over:
-            self._restart.add(replace(trial, attempt=trial.attempt + 1))
+            self._wait_out(trial)
             return
         alone = trial.number in self._alone
         job = Job(trial.number, tuple(self._overrides[trial.number]), alone, trial.stage)
@@ -225,6 +236,16 @@ class Sweep:
         except (ConfigurationError, JobContractError) as error:
             # It may be what stopped the sweep, and mended since: the next job will tell.
             self._again(trial, str(error).partition("\n")[0], lost=True)
+
+    def _wait_out(self, trial: Trial) -> None:
+        """An attempt had failed and the next one had not begun: it still waits for its time."""
+        left_s = 0.0
+        if trial.number in self._failed:
+            gone_s = self._clock.time() - self._failed[trial.number]
+            left_s = rest_s(self._pause_s(trial), gone_s)
+        if left_s:
+            self._progress.again(trial, f"the rest of its pause goes by first (in {left_s:.0f} s)")
+        self._restart.add(replace(trial, attempt=trial.attempt + 1), left_s)
 
     # -- the steps of a trial --
 
@@ -338,10 +359,14 @@ class Sweep:
         self._append("attempt_failed", **event, cause=cause.value)
         self._lost[trial.number] += lost
         self._files.forget(trial.number)
-        retry = trial.attempt - self._lost[trial.number]
-        pause_s = 0.0 if lost else delay_s(self._plan.settings.retry_delay_s, retry)
+        pause_s = 0.0 if lost else self._pause_s(trial)
         self._progress.again(trial, f"{reason} (in {pause_s:g} s)" if pause_s else reason)
         self._restart.add(replace(trial, attempt=trial.attempt + 1), pause_s)
+
+    def _pause_s(self, trial: Trial) -> float:
+        """What goes by between the attempt of `trial` that failed and the next one."""
+        retry = trial.attempt - self._lost[trial.number]
+        return delay_s(self._plan.settings.retry_delay_s, retry)
 
     def _stop(self) -> None:
         """Journal what ends in good order; the rest stays open and runs again on resume."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Bench, wait_until
 from fake_nvml import build as fake
+from test_plan import plan_of
 
 from autocl_sweeper.devices import CpuProbe
 from autocl_sweeper.errors import ConfigurationError
@@ -24,11 +26,14 @@ from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.executor.processes import OomKills, exit_reason
 from autocl_sweeper.executor.settings import check
+from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.executor.writing import LastWrite
-from autocl_sweeper.journal import fold, outcome_from_json, outcome_to_json
+from autocl_sweeper.journal import NAME, fold, outcome_from_json, outcome_to_json, read
 from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
+from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")
@@ -226,19 +231,64 @@ def test_a_launcher_setting_that_means_nothing_is_refused_by_name(
         check({**ENDS, key: value})
 
 
-def test_while_a_retry_waits_for_its_time_other_trials_run(benches: Callable[..., Bench]) -> None:
-    bench = benches("faults")
-    bench.run(
-        "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=1", "task=a",
-        "fault=exit_3,fine", "hydra.sweeper.retries=1", "hydra.sweeper.retry_delay_s=3",
-    )  # fmt: skip
-    order = [(e["event"], e["trial"]) for e in bench.events() if "trial" in e]
-    assert order[:3] == [("start", 0), ("attempt_failed", 0), ("start", 1)]
-    assert sorted(order[3:]) == [("finish", 0), ("finish", 1), ("start", 0)]
-    (failed,) = bench.events("attempt_failed")
-    assert (failed["cause"], failed["lost"]) == ("exit", False)
-    again = [e["time"] for e in bench.events("start") if e["trial"] == 0][1]
-    assert again - failed["time"] >= 3  # not sooner; how much later is the machine's affair
+class VirtualTime(SimulatedExecutor):
+    """Both clocks of a sweep too; jobs fail as often as told. Waiting for nothing takes its time."""
+
+    def __init__(self, fails: dict[int, int], now_s: float = 0.0) -> None:
+        super().__init__(1, self.end)
+        self.fails = fails
+        self.clock_s = now_s
+        self.starts: list[tuple[int, float]] = []
+
+    def end(self, job: Job) -> Outcome:
+        self.starts.append((job.number, self.clock_s))
+        self.fails[job.number] = self.fails.get(job.number, 0) - 1
+        if self.fails[job.number] >= 0:
+            return Outcome(State.FAIL, "exit status 3", seconds=1.0, cause=Cause.EXIT)
+        return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=10.0)
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
+        if not self._running:
+            self.clock_s += timeout_s or 0.0
+        return super().wait(timeout_s)
+
+    def time(self) -> float:
+        return self.clock_s
+
+    def monotonic(self) -> float:
+        return self.clock_s
+
+
+def run_in_virtual_time(folder: Path, executor: VirtualTime) -> list[tuple[int, float]]:
+    """A sweep of two trials on one device: who started when."""
+    plan = plan_of("task=a", "lr=1,2", retries=3, retry_delay_s=100.0)
+    sweep = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress(), clock=executor)
+    assert [trial.state for trial in sweep.run()] == [State.COMPLETE] * 2
+    return executor.starts
+
+
+def test_while_a_retry_waits_for_its_time_other_trials_run(tmp_path: Path) -> None:
+    # By hand: 0 fails at 1, and 100 s later again, at 102; then 200 s go by.
+    starts = run_in_virtual_time(tmp_path, VirtualTime({0: 2}))
+    assert starts == [(0, 0.0), (1, 1.0), (0, 101.0), (0, 302.0)]
+
+
+@pytest.mark.parametrize(
+    "resumed_at, runs_at",
+    [(1_050.0, 1_200.0), (1_199.0, 1_200.0), (40_000.0, 40_000.0), (500.0, 700.0)],
+    ids=["early", "just before", "long after", "by a clock that is behind"],
+)
+def test_a_retry_that_waited_when_its_controller_died_waits_out_the_rest(
+    tmp_path: Path, resumed_at: float, runs_at: float
+) -> None:
+    run_in_virtual_time(tmp_path / "whole", VirtualTime({0: 2}))
+    records = read(tmp_path / "whole")
+    second = [place for place, e in enumerate(records) if e["event"] == "attempt_failed"][1]
+    cut = [*records[:second], {**records[second], "time": 1_000.0}]
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / NAME).write_text("".join(json.dumps(record) + "\n" for record in cut))
+    assert run_in_virtual_time(folder, VirtualTime({}, resumed_at)) == [(0, runs_at)]
 
 
 def test_alone_the_launcher_retries_crashes_as_often_as_asked(
