@@ -193,7 +193,10 @@ def parse(text: str) -> Mapping[Any, Any]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
         told = ", ".join(filter(None, (error.context, error.problem)))
-        raise LayerError(f"line {line}: this is not valid YAML: {told}.") from error
+        hint = ""
+        if any("???" in one for one in text.splitlines()[line - 1 : line]):
+            hint = '\n  Between {} and [] YAML wants ??? in quotes: "???".'
+        raise LayerError(f"line {line}: this is not valid YAML: {told}.{hint}") from error
     except yaml.YAMLError as error:  # a character that YAML forbids
         raise LayerError(f"this is not valid YAML: {error}.") from error
     except ValueError as error:  # of a constructor: 0b2 is binary by its looks only

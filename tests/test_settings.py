@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 
@@ -159,6 +160,95 @@ def test_without_a_task_the_message_says_how_to_choose_one(composed: Compose) ->
 
     with pytest.raises(SettingsError, match="choose one, for instance task=digits_01"):
         read_tasks(composed().get("task", {}))
+
+
+# -- what has to be given ---------------------------------------------------------------------------
+
+ASKS = """trainer:
+  max_steps: ???
+  lr_scheduler_kwargs:
+    lr_end: ???
+memory: ???
+task:
+  a:
+    dataset: {update_freq: [1, "???"]}
+    max_src_length: ???
+"""
+
+
+def test_all_that_is_left_to_be_given_is_told_at_once_with_file_and_line(composed: Compose) -> None:
+    from train.compose import Refused
+
+    with pytest.raises(Refused) as caught:
+        composed(TASK, ASKS, "trainer: {optim: adamm}", overrides=["trainer.warmup_steps=???"])
+    first, *said = str(caught.value).splitlines()
+    assert first == "7 mistakes in the configuration:"
+    assert sorted(one.partition("=")[0] for one in said) == [
+        "1.yaml:2: trainer.max_steps",
+        "1.yaml:4: trainer.lr_scheduler_kwargs.lr_end",
+        "1.yaml:5: memory",
+        "1.yaml:8: task.a.dataset.update_freq[1]",
+        "1.yaml:9: task.a.max_src_length",
+        "2.yaml:1: trainer.optim",
+        "the command line: trainer.warmup_steps",
+    ]
+    assert "or on the command line (trainer.max_steps=<value>), or remove" in str(caught.value)
+
+
+def test_what_a_later_file_or_an_override_gives_was_given(composed: Compose) -> None:
+    later = "memory: {budget_mib: null}\ntask: {a: {max_src_length: 3, dataset: {update_freq: 2}}}"
+    overrides = ["trainer.max_steps=5", "trainer.lr_scheduler_kwargs.lr_end=0"]
+    values = composed(TASK, ASKS, later, overrides=overrides)
+    assert values["trainer"] == {"max_steps": 5, "lr_scheduler_kwargs": {"lr_end": 0}}
+    assert values["task"]["a"]["max_src_length"] == 3
+    # Hydra's rule, over groups: `???` leaves what stands below it.
+    assert composed(TASK, "delta:\n  lora_dim: ???")["delta"]["lora_dim"] == 8
+
+
+def test_what_a_star_asks_for_each_task_has_to_give(composed: Compose) -> None:
+    from train.compose import Refused
+
+    star = 'task:\n  b: {_name: digits, options: [0, 1]}\n  "*":\n    max_src_length: ???'
+    values = composed(TASK, star, overrides=["task.a.max_src_length=1", "task.b.max_src_length=2"])
+    assert [task["max_src_length"] for task in values["task"].values()] == [1, 2]
+    with pytest.raises(Refused, match=r"^1\.yaml:4: task\.b\.max_src_length=\?\?\?") as caught:
+        composed(TASK, star, overrides=["task.a.max_src_length=1"])
+    assert "\n" not in str(caught.value)
+    # By the merge rule `???` goes over what the star says, as it does over another file.
+    with pytest.raises(Refused, match=r"^1\.yaml:1: task\.a\.max_src_length=\?\?\?"):
+        composed('task: {"*": {max_src_length: 1}}', 'task: {a: {max_src_length: "???"}}')
+
+
+def test_a_configuration_that_is_only_looked_at_may_have_values_left_to_give(
+    composed: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    composed(TASK)
+    (tmp_path / "asks.yaml").write_text(ASKS + "seed: ${trainer.max_steps}\n")
+    hydra, name = GlobalHydra.instance().hydra, f"base+{tmp_path}/0.yaml+{tmp_path}/asks.yaml"
+    assert hydra is not None
+    hydra.show_cfg(name, [], "job", None)
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["memory"] == shown["trainer"]["max_steps"] == "???"
+    assert "warmup_steps" not in shown["trainer"] and shown["seed"] == "${trainer.max_steps}"
+
+
+def test_jobs_of_a_sweep_have_to_give_it_each(composed: Compose, tmp_path: Path) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from autocl_sweeper.composition import remembering
+    from train.compose import Refused
+
+    composed(TASK, "seed: ???", overrides=["seed=1"])
+    loader = remembering(GlobalHydra.instance().config_loader())
+    name = f"base+{tmp_path}/0.yaml+{tmp_path}/1.yaml"
+    master = loader.load_configuration(name, [], RunMode.MULTIRUN)
+    for number in (1, 2, 3):  # the second and third from memory
+        assert loader.load_sweep_config(master, [f"seed={number}"]).seed == number
+        with pytest.raises(Refused, match=r"^1\.yaml:1: seed=\?\?\?"):
+            loader.load_sweep_config(master, [f"trainer.max_steps={number}"])
 
 
 # -- OFASys ----------------------------------------------------------------------------------------

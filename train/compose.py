@@ -7,21 +7,23 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from autocl_sweeper.layers import STAR
-from train.expand import settle, unresolved
+from autocl_sweeper.layers import STAR, LayerError, expand_stars  # type: ignore[attr-defined]
+from train.expand import as_written, settle
 from train.ofasys import OFASYS
-from train.origins import Composition, Layer, origin
-from train.schema import NAME, SECTIONS, TopLevel, drop_unset, register
+from train.origins import Composition, Keys, Layer, dotted, keys_of, origin
+from train.schema import NAME, SECTIONS, TopLevel, ask, drop_unset, register
 from train.settings import Task
 from train.typed import (
     Problem,
@@ -48,6 +50,10 @@ def install() -> None:
     if not hasattr(ConfigLoaderImpl._load_configuration_impl, "around"):
         checked = _checked(ConfigLoaderImpl._load_configuration_impl)
         ConfigLoaderImpl._load_configuration_impl = checked  # type: ignore[method-assign]
+        merged = _asking(ConfigLoaderImpl._compose_config_from_defaults_list)
+        ConfigLoaderImpl._compose_config_from_defaults_list = merged  # type: ignore[method-assign]
+        for name in ("show_cfg", "show_info", "shell_completion"):
+            setattr(Hydra, name, _showing(getattr(Hydra, name)))
 
 
 def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
@@ -70,11 +76,65 @@ def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     return load
 
 
+# Whether the configuration is only looked at (`--cfg job`): then it may have `???` left.
+_only_shown: ContextVar[bool] = ContextVar("only_shown", default=False)
+
+
+def _showing(show: Callable[..., None]) -> Callable[..., None]:
+    @wraps(show)
+    def shown(self: Hydra, *args: Any, **kwargs: Any) -> None:
+        token = _only_shown.set(True)
+        try:
+            show(self, *args, **kwargs)
+        finally:
+            _only_shown.reset(token)
+
+    return shown
+
+
+def _asking(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Mark what a file says `???` of: merged, it looks like all the other options nobody set."""
+
+    @wraps(merge)
+    def merged(self: ConfigLoaderImpl, defaults: Any, repo: Any) -> DictConfig:
+        config = merge(self, defaults=defaults, repo=repo)
+        if _is_ours(config):
+            for default in defaults:
+                if default.config_path is None:
+                    continue
+                loaded = repo.load_config(default.config_path)
+                if loaded is None or not loaded.path.startswith("file://"):
+                    continue
+                package = default.package
+                if package is None:
+                    package = loaded.header["package"]
+                home = keys_of(package) if package and package != "_global_" else ()
+                if home[:1] != ("hydra",):
+                    for keys in _asked(as_written(loaded.config)):
+                        ask(config, (*home, *keys))
+        return config
+
+    return merged
+
+
+def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
+    """Where `???` stands."""
+    if node == "???":
+        yield keys
+    elif isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _asked(value, (*keys, key))
+
+
 def _is_ours(config: DictConfig) -> bool:
     return getattr(config._metadata.object_type, "__name__", "") == "TrainSchema"
 
 
 def _finish(config: DictConfig, composition: Composition) -> None:
+    if any("???" in text for text in composition.overrides):
+        for layer in composition.layers():
+            for keys in _asked(layer.values) if not layer.file else ():
+                ask(config, keys)
     drop_unset(config)
     if composition.run_mode is not RunMode.RUN:
         return  # of a sweep; its jobs are composed, and checked, one by one
@@ -111,12 +171,37 @@ def _outermost(layer: Layer) -> str:
 def verify(config: DictConfig) -> None:
     """Hold a composed configuration against everything but what lies on disk. Raises SettingsError."""
     # Hydra's own values are known once the job has its folder; until then they are text.
-    values = settle(_without_hydras(unresolved(config)))
+    values = _without_hydras(as_written(config))
     problems: list[Problem] = []
+    if any(_asked(values)):
+        # What refers to such a value cannot be resolved, and need not be: the value comes first.
+        values = _with_stars(values)
+        if not _only_shown.get():
+            problems += [_unanswered(keys) for keys in _asked(values)]
+    else:
+        values = settle(values)
     for name, node in values.items():
         problems += _check(name, node)
     if problems:
         raise SettingsErrors(problems)
+
+
+def _with_stars(values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        expanded: dict[str, Any] = expand_stars(values)
+    except LayerError as error:
+        raise SettingsError(str(error)) from error
+    return expanded
+
+
+def _unanswered(keys: Keys) -> Problem:
+    key = dotted(keys)
+    typed = f"{key}.<option>" if key in KINDS else key.partition("[")[0]
+    return Problem(
+        key,
+        f"{key}=???: ??? means that it has to be given, and nothing gives it. Set it in a later file or"
+        f" on the command line ({typed}=<value>), or remove the ???",
+    )
 
 
 def _without_hydras(node: Any) -> Any:
@@ -131,6 +216,8 @@ def _without_hydras(node: Any) -> Any:
 
 def _check(name: str, node: Any) -> list[Problem]:
     """What is wrong with one top-level key."""
+    if node == "???":
+        return []
     if name in TOP:
         problems = check_value(TOP[name], node, name)
         one = options(TopLevel)[name].metadata

@@ -32,9 +32,14 @@ def settle(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def unresolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Plain values with their interpolations as written, without `hydra` and without what is unset."""
+    return {key: _without_unset(value) for key, value in as_written(cfg).items()}
+
+
+def as_written(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with their interpolations and `???`, without `hydra`."""
     plain = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
     assert isinstance(plain, Mapping)
-    return {str(key): _without_unset(value) for key, value in plain.items() if key != "hydra"}
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
 def _without_unset(node: Any) -> Any:

@@ -134,6 +134,12 @@ def keys_of(dotted: str) -> Keys:
     return tuple(int(index) if index else name for name, index in found)
 
 
+def dotted(keys: Keys) -> str:
+    """As `keys_of` reads it."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return text.removeprefix(".")
+
+
 def origin(layers: Sequence[Layer], dotted: str) -> str | None:
     """Where the value at a key comes from: the last layer that says it, or its nearest parent.
 

@@ -18,7 +18,7 @@ from typing import Any, Dict, Literal, Optional, Union, get_args, get_origin  # 
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING as UNSET
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 
 from train.env import EnvSettings
 from train.ofasys import OFASYS, ModelKeys
@@ -127,13 +127,28 @@ def _type(wanted: Any) -> Any:
     return Any
 
 
+ASKED = "train_asked"  # of a node: somebody wrote `???`
+
+
+def ask(config: DictConfig, keys: tuple[Any, ...]) -> None:
+    """Somebody wrote `???` at these keys: if nothing fills them, `drop_unset` leaves them."""
+    node: Any = config
+    for key in keys:
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
+            return
+        node = None if node._is_missing() else node._get_node(key)
+    if isinstance(node, Node):
+        node._set_flag(ASKED, True)
+
+
 def drop_unset(config: DictConfig) -> None:
     """Take away what nobody set, and sections with nothing else in them."""
     # Deleting by the front door visits every node below, for flags that do not matter here.
     content = config.__dict__["_content"]
     for key in [key for key in content if key != "hydra"]:
         if OmegaConf.is_missing(config, key):
-            del content[key]
+            if not content[key]._get_node_flag(ASKED):
+                del content[key]
         elif isinstance(node := config._get_node(key), DictConfig) and node._is_none() is False:
             if node._is_interpolation():
                 continue
@@ -142,7 +157,10 @@ def drop_unset(config: DictConfig) -> None:
             sections = (OmegaConf.get_type(node), node._metadata.element_type)
             within = dataclasses.is_dataclass(OmegaConf.get_type(config))
             if within and not node and any(map(dataclasses.is_dataclass, sections)):
-                del content[key]
+                if node._get_node_flag(ASKED):
+                    node._set_value("???")
+                else:
+                    del content[key]
 
 
 _root()  # job processes import the classes by name
