@@ -38,6 +38,7 @@ FILES = {
         when: ${now:%H-%M-%S-%f}
         items: [1, 2]
         open: {}
+        alias: ${task}
         hydra:
           job:
             config:
@@ -85,10 +86,11 @@ class Both:
     def compare(self, *overrides: str) -> Any:
         """What both compose, which must be the same in every respect; or the error of both.
 
-        Twice, as what is remembered the first time is used the second time.
+        Several times: files are remembered by the first and used by the second, of which all but the
+        values is remembered for the third.
         """
         expected = self._compose(self.hydras, overrides)
-        for _ in range(2):
+        for _ in range(3):
             found = self._compose(self.ours, overrides)
             same(expected, found)
         return found
@@ -168,6 +170,26 @@ JOBS = [
     ("hydra/job_logging=disabled", "seed=2"),
     ("hydra.job.env_copy=[HOME]",),
     ("hydra.verbose=true", "hydra.output_subdir=null"),
+    ("seed=1", "seed=2", "seed=3"),
+    ("items=[7,8]", "items.0=9"),
+    ("task.metric={k: 5}", "task.metric.k=6", "~task.metric.kind"),
+    ("+open.a=1", "+open.b=2"),
+    ("+open.b=2", "+open.a=1"),
+    ("seed=${task.rows}", "name=${hydra.job.name}"),
+    ("alias.rows=3",),  # through an interpolation, into another place
+    ("alias.rows=3", "task.rows=4"),
+    ("task.rows=4", "alias.rows=3"),
+    ("alias={rows: 5}", "task.metric={k: ${seed}}"),
+    ("alias=${hydra.job}", "alias.name=app"),
+    ("++seed=4", "+name=x"),
+    ("hydra.sweep.subdir=a", "hydra.sweep={subdir: b}"),
+    ("hydra.job.config.override_dirname.kv_sep=:", "seed=1"),
+    ("hydra.job.config.override_dirname.kv_sep=${name}", "name=n", "seed=1"),
+    ("hydra.job.name=${name}", "name=n"),
+    ("hydra.job.env_copy=${open}", "seed=1"),
+    ("hydra.job={env_copy: [HOME]}",),
+    ("+hydra.none=1",),
+    ("hydra.run.dir=${name}", "hydra.help.header=${seed}", "seed=5"),
     # What cannot be composed cannot be composed by ours either, in the same words.
     ("sed=1",),
     ("task=none",),
@@ -211,6 +233,25 @@ def test_any_order_of_any_jobs_is_composed_as_hydra_does(app: Path, jobs: list[l
     for overrides in jobs:
         both.compare(*overrides)
     both.compare(*jobs[0])
+
+
+def test_from_the_third_job_on_nothing_but_values_is_set(app: Path) -> None:
+    both = Both(app)
+    hydras, composed = both.ours._compose, []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        composed.append(args[2])
+        return hydras(*args, **kwargs)
+
+    both.ours._compose = counted
+    for number in range(5):
+        job = [f"seed={number}", f"hydra.sweep.subdir='1_copa/{number}'", f"items=[{number}]"]
+        both._compose(both.ours, ["task=copa", *job])
+    assert len(composed) == 2
+    both._compose(both.ours, ["task=copa", "seed=5", "hydra.sweep.subdir=x", "sed=1"])
+    assert len(composed) == 3  # what is wrong, Hydra has to say
+    both._compose(both.ours, ["task=copa", "seed=5", "hydra.sweep.subdir=x", "~items"])
+    assert len(composed) == 4  # what deletes looks at what is there
 
 
 def test_jobs_that_differ_in_values_share_a_layout_and_nothing_else(app: Path) -> None:

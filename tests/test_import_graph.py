@@ -52,7 +52,7 @@ DOORS = {
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
     "hydra": {"space", "composition", "hydra_job", "hydra_sweep", "snapshot"},
-    "omegaconf": {"space", "hydra_job", "hydra_sweep", "layers"},
+    "omegaconf": {"space", "composition", "hydra_job", "hydra_sweep", "layers"},
     "yaml": {"results", "layers"},
     "optuna": {"search"},
     "rich": {"report", "hydra_sweep", "cli"},
