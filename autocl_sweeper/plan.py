@@ -160,6 +160,9 @@ def make_plan(
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
     template: dict[str, str | None] = dict.fromkeys(space)
     for argument in typed:
+        if argument.merges:
+            template[argument.text] = argument.text
+            continue
         for key in [key for key in template if _bare(key) == _bare(argument.key)]:
             del template[key]
             space.pop(key, None)
@@ -258,7 +261,8 @@ def _sequence(
     values: Sequence[Value] | None = None
     given = {_bare(name): distribution for name, distribution in space.items()}
     for argument in typed:
-        if _bare(argument.key) == _bare(key) and argument.distribution is None:
+        one = argument.distribution is None and not argument.merges
+        if one and _bare(argument.key) == _bare(key):
             # A single value is a sequence of one: it is ranked, and has task_params, all the same.
             text = argument.text.partition("=")[2]
             given |= parse_space({_bare(key): text}, config_loader, "the command line")
@@ -438,7 +442,8 @@ def _fingerprint(
 
 
 def _bare(key: str) -> str:
-    return key.lstrip("+~")
+    """The key that `key`, `+key` and `++key` set; `~key` takes away what they set."""
+    return key.lstrip("+")
 
 
 def _slug(text: str) -> str:

@@ -95,12 +95,14 @@ class Argument:
     """One override of a multirun's command line.
 
     `key` is as typed, with its prefix (+, ++, ~) and @package; `text` is the whole override,
-    untouched; `distribution` is None when it is no sweep.
+    untouched; `distribution` is None when it is no sweep. `merges`: a mapping, which goes over what
+    other overrides of its key set and replaces none of them.
     """
 
     key: str
     text: str
     distribution: Distribution | None
+    merges: bool = False
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -118,9 +120,12 @@ def parse_arguments(arguments: Sequence[str], config_loader: ConfigLoader | None
         override = _parse(parser, text, COMMAND_LINE, text.partition("=")[0], text)
         key = override.get_key_element()
         distribution = None
+        merges = False
         if override.is_sweep_override():
             distribution = _distribution(override, COMMAND_LINE, key, text)
-        by_key[key] = Argument(key, text, distribution)
+        else:
+            merges = isinstance(override.value(), dict)
+        by_key[text if merges else key] = Argument(key, text, distribution, merges)
     return list(by_key.values())
 
 

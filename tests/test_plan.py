@@ -98,6 +98,17 @@ def test_the_first_task_gets_no_checkpoint():
     assert not [text for text in texts if text.startswith("init_from")]
 
 
+def test_mappings_and_deletions_go_along_with_what_else_is_said_of_their_key():
+    plan = plan_of("task=a,b", "++task={x: {n: 1}}", "~db", "+db={m: 2}", "+db={k: 3}", "lr=1,2")
+    assert list(plan.tasks) == ["a", "b"]
+    assert plan.overrides(trial(plan, lr=1), None)[:-1] == (
+        "task=a", "++task={x: {n: 1}}", "~db", "+db={m: 2}", "+db={k: 3}", "lr=1",
+    )  # fmt: skip
+    alone = plan_of("~task", "+task={x: {n: 1}}", "lr=1,2")
+    assert not alone.tasks
+    assert alone.overrides(trial(alone, lr=2), None) == ("~task", "+task={x: {n: 1}}", "lr=2")
+
+
 def test_everything_that_can_be_handed_over():
     names = {"c": "checkpoint", "s": "seen_tasks", "n": "stage", "t": "trial", "p": "parent"}
     handover = {**names, "init_from": None}

@@ -130,6 +130,76 @@ def test_a_star_gives_way_to_what_a_file_a_group_or_an_override_says(composed: C
     assert [t["dataset"]["num_workers"] for t in tasks.values()] == [4, 4, 1]
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["+task.c={_name: digits, max_src_length: 5}"],
+        ["++task.c={_name: digits}", "+task.c.max_src_length=5"],
+        ["+task.c._name=digits", "task.c.max_src_length=5"],
+        ["++task={c: {_name: digits, max_src_length: 5}}"],
+    ],
+)
+def test_a_task_is_added_on_the_command_line_and_checked_like_any_other(
+    composed: Compose, typed: list[str]
+) -> None:
+    from train.compose import Refused
+
+    values = composed(TASK, 'task: {"*": {max_tgt_length: 9}}', overrides=typed)
+    added = {"_name": "digits", "max_src_length": 5, "max_tgt_length": 9}
+    assert list(values["task"]) == ["a", "c"] and values["task"]["c"] == added
+    wrong = [text.replace("max_src_length", "max_scr_length") for text in typed]
+    with pytest.raises(Refused, match=r"task\.c\.max_scr_length=5: there is no option .* max_src_"):
+        composed(TASK, overrides=wrong)
+
+
+def test_the_parts_of_an_added_task_are_added_alike(composed: Compose) -> None:
+    overrides = ["+task.c={}", "+task.c.evaluation.metrics.accuracy={target_field: label}"]
+    task = composed(TASK, overrides=overrides)["task"]["c"]
+    assert task == {"evaluation": {"metrics": {"accuracy": {"target_field": "label"}}}}
+
+
+def test_a_task_that_is_not_there_is_told_with_the_nearest_and_how_to_add_one(
+    composed: Compose,
+) -> None:
+    from hydra.errors import ConfigCompositionException
+
+    small = "task: {small: {_name: digits, options: [0, 1]}}"
+    with pytest.raises(ConfigCompositionException, match=r"no task 'smal'; did you mean small\?\n"):
+        composed(small, overrides=["task.smal.max_src_length=5"])
+    with pytest.raises(ConfigCompositionException, match=r"there are: a\n.*'\+task\.b=\{_name: <"):
+        composed(TASK, overrides=["task.b={_name: digits}"])
+    with pytest.raises(
+        ConfigCompositionException, match=r"task\.b=5: must be a mapping of _name, "
+    ):
+        composed(TASK, overrides=["+task.b=5"])
+    with pytest.raises(
+        ConfigCompositionException, match=r"task=null: .* ~task chooses none of them"
+    ):
+        composed(TASK, overrides=["task=null"])
+
+
+def test_a_default_task_that_is_trained_with_added_ones_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from omegaconf import OmegaConf
+
+    from train.command import warn_of_a_default_task
+
+    def told(config_name: str, tasks: list[str], *typed: str) -> str:
+        choices = {"task": "digits_01"}
+        parts = {"job": {"config_name": config_name}, "runtime": {"choices": choices}}
+        caplog.clear()
+        warn_of_a_default_task(
+            OmegaConf.create({**parts, "overrides": {"task": list(typed)}}), tasks
+        )
+        return caplog.text
+
+    assert "digits_01 is trained together with b, c: " in told("config", ["b", "digits_01", "c"])
+    assert not told("config", ["digits_01"])
+    assert not told("config", ["digits_01", "c"], "task=digits_01", "+task.c={}")
+    assert not told("base+/a.yaml", ["digits_01", "c"])
+
+
 def test_defaults_come_after_the_star(composed: Compose) -> None:
     from train.settings import read_tasks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -20,6 +21,18 @@ def accept_yaml_files() -> None:
         sys.argv[1:] = rewrite(sys.argv[1:], first="base")
     except CommandLineError as error:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
+
+
+def warn_of_a_default_task(hydra: Any, tasks: Collection[str]) -> None:
+    """Log that a task nobody named is trained with those that were added to it."""
+    default = hydra.runtime.choices.get("task")
+    typed = [text for text in hydra.overrides.task if text.startswith("task=")]
+    if hydra.job.config_name == "config" and default in tasks and len(tasks) > 1 and not typed:
+        log.warning(
+            "%s is trained together with %s: conf/config.yaml chooses it where nothing else does, and"
+            " a plus adds to it. Without it: ~task",
+            *(default, ", ".join(name for name in tasks if name != default)),
+        )
 
 
 def warn_of_choices_below_files(hydra: Any) -> None:

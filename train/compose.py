@@ -7,13 +7,14 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -22,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from autocl_sweeper.layers import STAR, LayerError, expand_stars  # type: ignore[attr-defined]
 from train.expand import as_written, settle
 from train.ofasys import OFASYS
-from train.origins import Composition, Keys, Layer, dotted, keys_of, origin
-from train.schema import NAME, SECTIONS, TopLevel, ask, drop_unset, register
+from train.origins import COMMAND_LINE, Composition, Keys, Layer, dotted, keys_of, origin
+from train.schema import NAME, SECTIONS, TopLevel, ask, drop_unset, is_ours, register
 from train.settings import Task
 from train.typed import (
     Problem,
@@ -68,7 +69,11 @@ def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
             if mistakes := _mistakes(composition):
                 raise Refused(mistakes) from error
             raise
-        if _is_ours(config):
+        except ValueError as error:
+            if nameless := _nameless(composition.overrides):
+                raise Refused(nameless) from error
+            raise
+        if is_ours(config):
             _finish(config, composition)
         return config
 
@@ -98,7 +103,7 @@ def _asking(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     @wraps(merge)
     def merged(self: ConfigLoaderImpl, defaults: Any, repo: Any) -> DictConfig:
         config = merge(self, defaults=defaults, repo=repo)
-        if _is_ours(config):
+        if is_ours(config):
             for default in defaults:
                 if default.config_path is None:
                     continue
@@ -117,6 +122,18 @@ def _asking(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     return merged
 
 
+def _nameless(overrides: Sequence[str]) -> str:
+    """Which group is chosen by what is no name; empty: none is."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = override.key_or_group
+        if group in SECTIONS and not isinstance(override.value(), (str, list, dict)):
+            return (
+                f"{COMMAND_LINE}: {override.input_line}: a choice of the group '{group}' is the name of"
+                f" one of its files, or a list of names. ~{group} chooses none of them."
+            )
+    return ""
+
+
 def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
     """Where `???` stands."""
     if node == "???":
@@ -124,10 +141,6 @@ def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
     elif isinstance(node, (dict, list)):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _asked(value, (*keys, key))
-
-
-def _is_ours(config: DictConfig) -> bool:
-    return getattr(config._metadata.object_type, "__name__", "") == "TrainSchema"
 
 
 def _finish(config: DictConfig, composition: Composition) -> None:
@@ -235,7 +248,7 @@ def _check(name: str, node: Any) -> list[Problem]:
     return [
         problem
         for instance, task in node.items()
-        if isinstance(task, Mapping)  # what else there is, the star's own rule is about
+        if task != "???" and (instance != STAR or isinstance(task, Mapping))  # or the star's rule
         for problem in check(Task, task, f"{name}.{instance}")
     ]
 

@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Train the task of `cfg` in Hydra's output folder and return its scores."""
     from hydra.core.hydra_config import HydraConfig
 
-    from train.command import warn_of_choices_below_files
+    from train.command import warn_of_a_default_task, warn_of_choices_below_files
     from train.env import read_env, start
     from train.plan import plan_job
     from train.schema import drop_unset
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     drop_unset(cfg)  # a job process of a sweep composes without `install`
     warn_of_choices_below_files(HydraConfig.get())
     job, env = read_job(cfg, CONF / "task"), read_env(cfg)
+    warn_of_a_default_task(HydraConfig.get(), [task.name for task in job.tasks])
     plan_job(job)  # templates, data strings and metrics: mistakes come before anything heavy
     folder = Path(HydraConfig.get().runtime.output_dir)
     write_resolved(job, env, folder / (HydraConfig.get().output_subdir or "."))

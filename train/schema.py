@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
-from functools import cache, partial
+from functools import cache, partial, wraps
 from inspect import signature
 from typing import Any, Dict, Literal, Optional, Union, get_args, get_origin  # noqa: UP035
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
 from omegaconf import MISSING as UNSET
-from omegaconf import DictConfig, Node, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf, open_dict
 
 from train.env import EnvSettings
 from train.ofasys import OFASYS, ModelKeys
+from train.origins import Keys, keys_of
 from train.settings import (
     DeltaSettings,
     EvaluationSettings,
@@ -29,7 +32,7 @@ from train.settings import (
     Task,
     TrainerSettings,
 )
-from train.typed import hints, option, options
+from train.typed import hints, nearest, option, options
 
 NAME = "train_schema"
 
@@ -130,13 +133,13 @@ def _type(wanted: Any) -> Any:
 ASKED = "train_asked"  # of a node: somebody wrote `???`
 
 
-def ask(config: DictConfig, keys: tuple[Any, ...]) -> None:
+def ask(config: DictConfig, keys: Keys) -> None:
     """Somebody wrote `???` at these keys: if nothing fills them, `drop_unset` leaves them."""
     node: Any = config
     for key in keys:
         if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
             return
-        node = None if node._is_missing() else node._get_node(key)
+        node = None if node._is_missing() else node._get_node(key, validate_access=False)
     if isinstance(node, Node):
         node._set_flag(ASKED, True)
 
@@ -163,4 +166,64 @@ def drop_unset(config: DictConfig) -> None:
                     del content[key]
 
 
-_root()  # job processes import the classes by name
+def is_ours(config: DictConfig) -> bool:
+    """Whether a composed configuration uses `train_schema`."""
+    return getattr(config._metadata.object_type, "__name__", "") == "TrainSchema"
+
+
+# -- overrides of instances -------------------------------------------------------------------------
+
+
+def _adding(apply: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Let `+task.c={...}` and `+task.c.max_src_length=5` add an instance.
+
+    OmegaConf.update makes no node of a section at the end of a dotted key, only below one that is
+    there (`+task={c: {...}}`).
+    """
+
+    @wraps(apply)
+    def applied(overrides: Sequence[Any], cfg: DictConfig) -> DictConfig:
+        for override in overrides if is_ours(cfg) else ():
+            if override.is_add() or override.is_force_add():
+                keys = keys_of(override.key_or_group)
+                _make_room(cfg, keys if isinstance(override.value(), dict) else keys[:-1])
+            elif not override.is_delete():
+                _refuse_new_task(cfg, override)
+            apply([override], cfg)
+        return cfg if is_ours(cfg) else apply(overrides, cfg)
+
+    return applied
+
+
+def _make_room(config: DictConfig, keys: Keys) -> None:
+    """A new instance, with nothing set, where `keys` lead to one in a mapping of names to sections."""
+    node: Any = config
+    for key in keys:
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            return
+        if node._is_interpolation():
+            return
+        kind = node._metadata.element_type
+        if node._get_node(key, validate_access=False) is None and dataclasses.is_dataclass(kind):
+            with open_dict(node):
+                node[key] = kind
+        node = node._get_node(key, validate_access=False)
+
+
+def _refuse_new_task(config: DictConfig, override: Any) -> None:
+    top, _, rest = override.key_or_group.partition(".")
+    name = rest.partition(".")[0]
+    if top == "task" and name and name not in config.task:
+        known = [str(one) for one in config.task]
+        near = nearest(name, known) or f"; there are: {', '.join(known) or 'none'}"
+        raise ConfigCompositionException(
+            f"the command line: {override.input_line}: there is no task '{name}'{near}\n"
+            f"  A new one is added with a plus: '+task.{name}={{_name: <class>, ...}}'"
+        )
+
+
+# What composes with the schema has imported this module: job processes for the classes, by name.
+ConfigLoaderImpl._apply_overrides_to_config = staticmethod(  # type: ignore[method-assign]
+    _adding(ConfigLoaderImpl._apply_overrides_to_config)
+)
+_root()
