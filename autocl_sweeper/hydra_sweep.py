@@ -35,7 +35,7 @@ from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.retries import Waiting, delay_s, may_help
 from autocl_sweeper.snapshot import Snapshot, install
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Cause, Executor, Job, Outcome, State
+from autocl_sweeper.types import Cause, Executor, History, Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +112,7 @@ def _run_sweep(
     try:
         progress = watch(executor)
         sweep = Sweep(folder, plan, executor, files, progress, snapshot)
-        if isinstance(executor, LocalExecutor):  # what is continued knows what its jobs need
-            for trial in sweep.history:
-                if trial.outcome is not None:
-                    executor.learn(trial.stage, trial.outcome)
+        learn_from(sweep.history, executor)
         if not (folder / "multirun.yaml").exists():
             OmegaConf.save(config, folder / "multirun.yaml")
         try:
@@ -131,6 +128,14 @@ def _run_sweep(
 
     print_summary(plan, history, folder, Console())
     return sweep.best_chain()
+
+
+def learn_from(history: History, executor: Executor) -> None:
+    """A sweep that is continued knows what its jobs need, on this machine or on a cluster's."""
+    if isinstance(executor, LocalExecutor | RayExecutor):
+        for trial in history:
+            if trial.outcome is not None:
+                executor.learn(trial.stage, trial.outcome)
 
 
 def _folders(config: DictConfig) -> list[str]:

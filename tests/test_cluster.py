@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from conftest import APPS, REPOSITORY, Bench, wait_until
+from conftest import APPS, DEADLINE_S, REPOSITORY, Bench, wait_until
+from test_pipeline import COMMAND, Run, World, check_the_tree, started
+
+from autocl_sweeper.executor import cluster as rays
+from autocl_sweeper.executor.cluster import ANSWER_S, RayExecutor
+from autocl_sweeper.executor.simulated import SimulatedExecutor
+from autocl_sweeper.hydra_sweep import learn_from
+from autocl_sweeper.journal import outcome_to_json
+from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.types import DeviceUse, History, Job, Outcome, State, Suggestion, Trial
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
@@ -151,7 +164,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
         "folder": str(folder),
         "holder": "a test",
         "returns": False,
-        "launcher": launcher_keys(),
+        "launcher": {**launcher_keys(), "jobs_per_device": 2},
     }
     agent = subprocess.Popen(
         [sys.executable, "-m", "autocl_sweeper.executor.agent", json.dumps(settings)],
@@ -161,6 +174,8 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
         text=True,
     )
     assert agent.stdin is not None and agent.stdout is not None
+    patience = threading.Timer(DEADLINE_S, agent.kill)  # else what it never tells is waited for
+    patience.start()
 
     def ask(**request: object) -> None:
         assert agent.stdin is not None
@@ -175,6 +190,9 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
                 return message
         raise AssertionError(f"the agent left without a word about {key}")
 
+    ask(learn=1, peak_mib=5000, finished=2)
+    told = "jobs of stage 1 reserve 5500 MiB from now on: the largest of 2 used 5000"
+    assert hear("log")["log"] == [logging.INFO, told]
     overrides = [f"hydra.sweep.dir={folder.parent}", "lr=5"]
     ask(slots=True)
     assert hear("slots")["slots"] == 1
@@ -189,6 +207,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     hear("slots")
     ask(submit=8, overrides=overrides, alone=False)
     wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
+    patience.cancel()
     with agent:  # closes its pipes
         pass
     wait_until(chain.nothing_is_left, "its jobs and leases are gone")
@@ -204,6 +223,186 @@ def launcher_keys() -> dict[str, object]:
     from hydra_plugins.hydra_autocl_sweeper.config import RayLauncherConf
 
     return {**asdict(RayLauncherConf()), "cpu_slots": 2}
+
+
+# -- without Ray: a cluster in virtual time ---------------------------------------------------------
+
+
+class FakeAgent:
+    """What an agent answers, by its protocol; its jobs are simulated."""
+
+    def __init__(self, devices: int, run: Callable[[Job], Outcome]) -> None:
+        self.executor = SimulatedExecutor(devices, run, grace_s=0.1)
+        self.messages: list[Mapping[str, Any]] = []
+        self.learned: list[tuple[int, int, int]] = []
+        self.cancelled: list[int] = []
+        self.options = lambda **_: self
+        self.tell = SimpleNamespace(remote=self.hear)
+        self.told = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: self))
+
+    def remote(self, argv: Sequence[str], environment: Mapping[str, str]) -> FakeAgent:
+        return self
+
+    def hear(self, request: Mapping[str, Any]) -> None:
+        if "slots" in request:
+            self.messages.append({"slots": min(1, self.executor.free_slots())})
+        elif "submit" in request:
+            job = Job(request["submit"], tuple(request["overrides"]), stage=request["stage"])
+            self.executor.submit(job)
+        elif "cancel" in request:
+            self.cancelled.append(request["cancel"])
+            self.executor.cancel(Job(request["cancel"], ()))
+        elif "learn" in request:
+            self.learned.append((request["learn"], request["peak_mib"], request["finished"]))
+        elif "close" in request:
+            self.messages.append({"gone": 0})
+
+    def move_to(self, clock_s: float) -> None:
+        self.executor.clock_s = clock_s
+        for job, outcome in self.executor.wait(0.0):
+            told = outcome_to_json(outcome)
+            self.messages.append({"ended": job.number, "outcome": told, "lost": False})
+
+
+class FakeRay:
+    """As much of Ray as the controller needs; time goes by when it waits and nothing was told."""
+
+    exceptions = SimpleNamespace(RayActorError=ConnectionError)
+
+    def __init__(self, *devices: int, run: Callable[[Job], Outcome]) -> None:
+        self.agents = [FakeAgent(count, run) for count in devices]
+        self.alive = len(devices)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "NodeID": str(n),
+                "NodeManagerAddress": "here",
+                "Resources": {"CPU": 1},
+                "Alive": n < self.alive,
+            }
+            for n in range(len(self.agents))
+        ]
+
+    def remote(self, **_: Any) -> Callable[[type], Any]:
+        return lambda _: SimpleNamespace(
+            options=lambda scheduling_strategy, **_: self.agents[int(scheduling_strategy)]
+        )
+
+    def wait(
+        self, told: list[FakeAgent], num_returns: int, timeout: float
+    ) -> tuple[list[FakeAgent], None]:
+        if timeout > ANSWER_S and not any(agent.messages for agent in told):
+            busy = [agent.executor for agent in told if agent.executor._running]
+            if busy:
+                end = min(executor._next_end() for executor in busy)
+                for agent in told:
+                    agent.move_to(end)
+        return [agent for agent in told if agent.messages][:num_returns], None
+
+    def get(self, agent: FakeAgent) -> list[Mapping[str, Any]]:
+        messages, agent.messages = agent.messages, []
+        return messages
+
+    def shutdown(self) -> None:
+        """Nothing was started."""
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., RayExecutor]:
+    """Executors over fake nodes: fake_ray(2, 3, run=...) has one of 2 devices and one of 3."""
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda key, soft: key)
+    for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, strategies)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+    def make(*devices: int, run: Callable[[Job], Outcome]) -> RayExecutor:
+        monkeypatch.setattr(rays, "connect", lambda address: FakeRay(*devices, run=run))
+        package = SimpleNamespace(files=JobFiles.of(tmp_path / "sweep"), write=lambda: None)
+        return RayExecutor("auto", launcher_keys(), package, False, {})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize("seed", [6, 12, 16])
+def test_on_a_cluster_too_the_tree_is_that_of_the_sweep_that_waits(
+    seed: int, tmp_path: Path, fake_ray: Callable[..., RayExecutor]
+) -> None:
+    """Jobs of the next stage begin early on any node; those whose parent falls out end there."""
+    world = World(seed)
+    waiting = Run(world, tmp_path / "waits", pipeline=False)
+    early = Run(world, tmp_path / "early", pipeline=True, make=lambda run: fake_ray(2, 3, run=run))
+    assert early.table() == waiting.table()
+    assert early.beams() == waiting.beams()
+    over: set[int] = set()
+    expected: list[int] = []  # those given up while their job ran
+    for record in early.records():
+        if record["event"] == "finish":
+            over.add(record["trial"])
+        elif record["event"] == "give_up" and record["trial"] not in over:
+            expected.append(record["trial"])
+    agents = early.executor._ray.agents
+    assert sorted(n for agent in agents for n in agent.cancelled) == sorted(expected)
+    assert all(agent.cancelled for agent in agents), "another seed proves more"
+    early.executor.close()
+
+
+def finished_with(peak_mib: int | None, state: State = State.COMPLETE) -> Outcome:
+    return Outcome(state, seconds=1.0, device=DeviceUse(("GPU-0",), peak_mib))
+
+
+def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_later(
+    fake_ray: Callable[..., RayExecutor],
+) -> None:
+    ends = {0: finished_with(7000), 1: finished_with(9999, State.FAIL), 2: finished_with(None)}
+    executor = fake_ray(1, 1, 1, run=lambda job: ends[job.number])
+    ray = executor._ray
+    ray.alive = 2
+    history = History()  # of a sweep that is continued
+    for number, (stage, peak_mib) in enumerate([(1, 5000), (1, 4000), (2, 300), (2, None)]):
+        history.start(Trial(number, stage, "a", Suggestion(number, {}), None))
+        history.finish(number, finished_with(peak_mib))
+    learn_from(history, executor)
+    for number in ends:
+        wait_until(executor.free_slots, "a slot")
+        executor.submit(Job(number, (), stage=1))
+        ((job, _),) = wait_until(lambda: executor.wait(None), "it ends")
+        assert job.number == number
+    first, second, third = ray.agents
+    on_first = first.executor.busy[0].number == 0
+    told = [(1, 5000, 2), (2, 300, 1)]
+    # Who ran job 0 knows it by itself.
+    assert (first if on_first else second).learned == told
+    assert (second if on_first else first).learned == [*told, (1, 7000, 1)]
+    ray.alive, executor._met = 3, -rays.POLL_S
+    executor.free_slots()
+    assert third.learned == [(1, 7000, 3), (2, 300, 1)]
+    executor.close()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_jobs_that_began_early_on_two_nodes_are_kept_or_ended(
+    chain: Bench, cluster: Cluster
+) -> None:
+    """The tree of test_pipeline's real jobs; one of a losing parent would run for ever."""
+    hold = chain.folder / "hold"
+    hold.touch()
+    names = "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,FOREVER]"
+    command = [text for text in COMMAND if "hydra/launcher" not in text and "cpu_slots" not in text]
+    sweep = chain.start(
+        *command, *OURS[1:], f"hydra.launcher.address={cluster.address}",
+        "hydra.launcher.cpu_slots=2", names, HOLD=str(hold), HOLDS="[3]", FOREVER="[[1, 9]]",
+        **ON_LOOPBACK,
+    )  # fmt: skip
+    early = {(2, 4), (2, 9), (1, 4), (1, 9)}
+    wait_until(lambda: started(chain) >= early and len(chain.finished()) == 5, "all of b began")
+    wait_until(lambda: len(chain.ledger("start")) == 7, "the jobs themselves too")
+    hold.unlink()
+    output = chain.finish(sweep)
+    assert sweep.returncode == 0, output
+    check_the_tree(chain)
+    assert len(chain.ledger("start")) == 3 + 4 + 2
 
 
 def test_submitit_runs_a_sweep_stage_by_stage(chain: Bench) -> None:

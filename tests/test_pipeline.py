@@ -86,7 +86,8 @@ class World:
 class Run:
     """One sweep, or what is left of one whose journal has `records` already."""
 
-    def __init__(self, world, folder, pipeline, longest=False, records=()):
+    def __init__(self, world, folder, pipeline, longest=False, records=(), make=None):
+        """`make`: the executor, from how a job ends; None: simulated devices of one machine."""
         self.world = world
         folder.mkdir()
         if records:
@@ -101,9 +102,9 @@ class Run:
         self.lineages = {}
         self.idle = []
         self.late = []
-        self.executor = SimulatedExecutor(
+        self.executor = make(self.run) if make else SimulatedExecutor(
             world.devices, self.run, world.grace_s, before_waiting=self.look
-        )
+        )  # fmt: skip
         self.sweep = Sweep(folder, self.plan, self.executor, JobFiles.of(folder), LogProgress())
         for trial in self.sweep.history:
             self.lineages[trial.number] = self.chain(trial)

@@ -9,6 +9,8 @@ JSON object a line each:
     {"submit": 3, "overrides": [...],    ->  {"on": 3, "devices": [...]}, and some day
      "alone": false, "stage": 1}             {"ended": 3, "outcome": {...}, "lost": false}
     {"cancel": 3}
+    {"learn": 1, "peak_mib": 9000,                                jobs of stage 1 that ran before or
+     "finished": 2}                                               on other machines had this peak
     {"stop": true}                       ->  {"stopped": true} after the ends of its jobs
     {"close": true}                      ->  ends its jobs and itself
 
@@ -94,6 +96,8 @@ class Agent:
             self._tell({"on": job.number, "devices": self._executor.devices().get(job.number, ())})
         elif "cancel" in request and request["cancel"] in self._jobs:
             self._executor.cancel(self._jobs[request["cancel"]])
+        elif "learn" in request:
+            self._executor.learn_peaks(request["learn"], request["peak_mib"], request["finished"])
         elif "stop" in request:
             self._executor.stop()
             self._stopping = True

@@ -17,6 +17,7 @@ from typing import Any
 from autocl_sweeper import errors, hydra_job
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
 from autocl_sweeper.executor import agent
+from autocl_sweeper.executor.local import peak_of
 from autocl_sweeper.executor.processes import exit_reason
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.hydra_job import Package
@@ -92,6 +93,7 @@ class RayExecutor:
         self._nodes: dict[str, _Node] = {}
         self._refused: dict[str, str] = {}  # node -> why it gets no agent any more
         self._ended: list[tuple[Job, Outcome]] = []
+        self._peaks: dict[int, tuple[int, int]] = {}  # stage -> MiB of the largest, how many
         self._met = -POLL_S
         self._stop_by: float | None = None  # when to give up on agents that should stop
 
@@ -167,6 +169,20 @@ class RayExecutor:
             for number, ids in list(node.devices.items())
         }
 
+    def learn(self, stage: int, outcome: Outcome) -> None:
+        """What a finished job used says, on every node, what the next ones of its stage reserve."""
+        self._learn(stage, outcome, known_to=None)
+
+    def _learn(self, stage: int, outcome: Outcome, known_to: _Node | None) -> None:
+        peak_mib = peak_of(outcome)
+        if peak_mib is None:
+            return
+        largest_mib, finished = self._peaks.get(stage, (0, 0))
+        self._peaks[stage] = max(largest_mib, peak_mib), finished + 1
+        for node in self._nodes.values():
+            if node is not known_to:
+                node.actor.tell.remote({"learn": stage, "peak_mib": peak_mib, "finished": 1})
+
     def adopt(self, job: Job) -> bool:
         """Jobs on a cluster never outlive their controller."""
         return False
@@ -239,6 +255,8 @@ class RayExecutor:
             .remote(self._argv, self._environment)
         )
         log.info("starting an agent on node %s", name)
+        for stage, (peak_mib, finished) in self._peaks.items():
+            actor.tell.remote({"learn": stage, "peak_mib": peak_mib, "finished": finished})
         told = _next(actor)
         self._nodes[key] = _Node(key, name, actor, told, starts, time.monotonic())
 
@@ -294,6 +312,7 @@ class RayExecutor:
             job = node.jobs.pop(message["ended"])
             node.devices.pop(job.number, None)
             outcome = outcome_from_json(message["outcome"])
+            self._learn(job.stage, outcome, known_to=node)
             returned = self._package.files.job_return(job.number)
             if self._returns and returned.exists():
                 outcome = replace(outcome, job_return=hydra_job.read_return(returned))

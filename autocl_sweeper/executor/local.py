@@ -101,6 +101,13 @@ class _Running:
     thread: threading.Thread = field(init=False)
 
 
+def peak_of(outcome: Outcome) -> int | None:
+    """MiB that a finished job had at most on one device; None: it failed, or nobody could tell."""
+    use = outcome.device
+    # One that never showed in NVML was too short to be measured.
+    return (use.peak_mib or None) if use is not None and outcome.state is State.COMPLETE else None
+
+
 class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
@@ -237,10 +244,12 @@ class LocalExecutor:
 
     def learn(self, stage: int, outcome: Outcome) -> None:
         """What a finished job used says what the next ones of its stage reserve."""
-        use = outcome.device
-        # One that never showed in NVML was too short to be measured.
-        if outcome.state is State.COMPLETE and use is not None and use.peak_mib:
-            self._pool.learn(stage, use.peak_mib)
+        if (peak_mib := peak_of(outcome)) is not None:
+            self.learn_peaks(stage, peak_mib)
+
+    def learn_peaks(self, stage: int, largest_mib: int, finished: int = 1) -> None:
+        """The same of jobs that ran elsewhere, or before: how many, and the largest of their peaks."""
+        self._pool.learn(stage, largest_mib, finished)
 
     def cancel(self, job: Job) -> None:
         running = self._running.get(job.number)

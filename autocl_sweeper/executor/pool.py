@@ -223,18 +223,18 @@ class Pool:
         self._latest = [*others[-1:], stage]
         grant.began(session, stage, self.reservation_mib(stage) if self.shares else None)
 
-    def learn(self, stage: int, peak_mib: int) -> None:
-        """A job of the stage finished, and this is what it used at most on one device."""
+    def learn(self, stage: int, peak_mib: int, finished: int = 1) -> None:
+        """So many jobs of the stage finished; this is what one of them used at most on a device."""
         before_mib = self.reservation_mib(stage)
-        largest_mib, finished = self._peaks.get(stage, (0, 0))
-        self._peaks[stage] = max(largest_mib, peak_mib), finished + 1
+        largest_mib, before = self._peaks.get(stage, (0, 0))
+        self._peaks[stage] = max(largest_mib, peak_mib), before + finished
         now_mib = self.reservation_mib(stage)
         if self.shares and now_mib != before_mib:
             log.info(
                 "jobs%s reserve %d MiB from now on: the largest of %d used %d",
                 f" of stage {stage}" if stage else "",
                 now_mib,
-                finished + 1,
+                before + finished,
                 max(largest_mib, peak_mib),
             )
 
