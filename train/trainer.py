@@ -115,8 +115,7 @@ class OLoRATrainer(Trainer):
                 settings = tasks[micro["task"]].plan.loss
                 sums[micro["task"], 1] += sample_size(micro["batch"]["labels"], settings, update)
         total = ranks.total(sums[:, 1].sum())
-        orthogonal, l2 = self._penalties()
-        pending = (self.lamda_1 * orthogonal + self.lamda_2 * l2) / ranks.size()
+        penalties: tuple[torch.Tensor, torch.Tensor] | None = None
         # Gradients of all processes are added up below, at once and whatever each of them used.
         with self.accelerator.no_sync(model):
             for micro in inputs:
@@ -129,10 +128,16 @@ class OLoRATrainer(Trainer):
                 sums[micro["task"], 0] += own.detach()
                 if task.plan.loss.report_accuracy:
                     sums[micro["task"], 2] += n_right(logits.detach(), batch["labels"])
-                self.accelerator.backward(own / total + pending)
-                pending = torch.zeros((), device=pending.device)
-            if pending.requires_grad:
-                self.accelerator.backward(pending)
+                loss = own / total
+                if penalties is None:  # behind the task's, as in the formula: see _penalties
+                    penalties = self._penalties()
+                    loss = loss + self._weighted(penalties)
+                self.accelerator.backward(loss)
+            if penalties is None:
+                penalties = self._penalties()
+                if self.modules:
+                    self.accelerator.backward(self._weighted(penalties))
+        orthogonal, l2 = penalties
         ranks.add_gradients([p for p in model.parameters() if p.requires_grad])
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() < self.min_loss_scale:
@@ -150,8 +155,17 @@ class OLoRATrainer(Trainer):
         return mean
 
     def _penalties(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Orthogonal and l2. When they are computed tells in which order autograd adds their gradients
+
+        to the task's (the last computed comes first), and with it the last bit of a step.
+        """
         with torch.autocast(self.args.device.type, enabled=False):
             return orthogonal_loss(self.modules), l2_loss(self.modules)
+
+    def _weighted(self, penalties: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The share of this process."""
+        orthogonal, l2 = penalties
+        return (self.lamda_1 * orthogonal + self.lamda_2 * l2) / ranks.size()
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers would look for input ids in an update

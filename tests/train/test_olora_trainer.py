@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,6 +91,32 @@ def test_a_step_is_the_gradient_of_the_whole_loss_however_the_batch_is_accumulat
     assert trained.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
+    make_job: Any, tmp_path: Path
+) -> None:
+    """Loss, L_orth, L_l2: autograd adds three gradients of A up by when each was computed.
+
+    A chain multiplies a last bit into other accuracies, so results of old runs stay comparable.
+    """
+    from train.olora import l2_loss, orthogonal_loss
+
+    trained = one_step(make_job, tmp_path, 8, 1)
+    job = make_job(*PENALTIES)
+    model, modules = second_task(job)
+    [training] = eight(job)
+    rows = [training.rows.train(0)[i] for i in training.order(0)]
+    batch = training.task.batch(
+        [training.task.example(row, np.random.default_rng(0), True, "") for row in rows]
+    )
+    loss = torch.nn.functional.cross_entropy(training.task.logits(model, batch), batch["labels"])
+    (loss + 0.5 * orthogonal_loss(modules) + 0.1 * l2_loss(modules)).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            expected = parameter.detach().add(parameter.grad, alpha=-0.1)
+            assert torch.equal(trained[name], expected), name
 
 
 def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path: Path) -> None:
