@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from train import ranks
 from train.batches import Training
+from train.chain import walk
 from train.evaluation import evaluate, means
-from train.models import adapter_name, build_base, load, meeting, save
+from train.models import Chain, adapter_name, build_base, load, meeting, save
 from train.olora import add_adapter
-from train.plan import micro_batch_size, plan_job, update_freq
+from train.plan import TaskPlan, fitted, micro_batch_size, plan_job, update_freq
 from train.rows import load as load_rows
-from train.settings import Job, MemorySettings, SettingsError
+from train.settings import Job, MemorySettings, ModelSettings, SettingsError
 from train.trainer import train
+from train.vocabulary import vocabulary_of
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +40,21 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     plans = plan_job(job)
     save_dir = _save_dir(job, folder)
     rows = {name: load_rows(plan, job.evaluation) for name, plan in plans.items()}
-    tasks = {name: meeting(plan, job.model) for name, plan in plans.items()}
+    begun = None if job.init_from is None else walk(job.init_from)[0].folder / "base"
+    settings = fitted(job.model, plans.values())
+    vocabulary = vocabulary_of(settings, begun)
+    tasks = {name: meeting(plan, settings, vocabulary) for name, plan in plans.items()}
 
     parent = None if job.init_from is None else load(job.init_from)
+    if parent is not None:
+        _check_images(parent, settings, plans.values())
     place = 1 if parent is None else len(parent.nodes) + 1
     # The same seed for every place would draw every adapter's A alike: the opposite of orthogonal.
     seed = int(np.random.SeedSequence([job.seed, place]).generate_state(1)[0])
     torch.manual_seed(seed)
     adapters: list[str] = []
     if parent is None:
-        model = build_base(job.model)
+        model = build_base(settings, vocabulary)
     else:
         adapters = [*parent.adapters, adapter_name(place)]
         model = add_adapter(parent.model, adapters[-1], parent.adapters, job.delta)
@@ -66,7 +74,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         return evaluate(model, tasks[name], chosen, part, size, max_batches, with_loss)
 
     def keep(name: str) -> None:
-        save(model, save_dir / name, own, parent)
+        save(model, save_dir / name, own, parent, vocabulary)
         kept = sorted(save_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
         for old in kept[: -(job.trainer.get("save_total_limit") or len(kept))]:
             shutil.rmtree(old)
@@ -86,7 +94,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:
-        save(model, save_dir, own, parent)
+        save(model, save_dir, own, parent, vocabulary)
         seen = [task.name for task in job.seen_tasks]
         metrics = {name: score(name, "dev") for name in seen}
         dev = {name: found[score_of[name]] for name, found in metrics.items()}
@@ -106,6 +114,17 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def _check_images(parent: Chain, model: ModelSettings, plans: Iterable[TaskPlan]) -> None:
+    """Images of these tasks are those the chain's model was made for. Raises SettingsError."""
+    side = getattr(parent.model.config, "image_size", None)
+    reads = any(s.type == "IMAGE" for plan in plans for t in plan.templates for s in t.slots)
+    if reads and side not in (None, model.side):
+        raise SettingsError(
+            f"model.image_size={model.side}: the model of the chain in init_from was made for images "
+            f"of {side} pixels. Set preprocess.<name>.patch_image_size={side} in its tasks"
+        )
 
 
 def limit_memory(memory: MemorySettings) -> None:

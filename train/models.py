@@ -17,6 +17,7 @@ from train.classifier import ImageChoice
 from train.olora import activate
 from train.plan import TaskPlan
 from train.settings import CLASSES, ModelSettings
+from train.vocabulary import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,42 +41,32 @@ def adapter_name(place: int) -> str:
     return f"task{place}"
 
 
-def build_base(settings: ModelSettings) -> PreTrainedModel:
-    """A small model with random weights, from torch's global generator."""
-    return _build_unify(settings) if settings.kind == "unify" else _build_vit(settings)
+def build_base(settings: ModelSettings, vocabulary: Vocabulary | None = None) -> PreTrainedModel:
+    """A first model: random weights, from torch's global generator, or those of a folder.
+
+    `vocabulary`: that of the settings unless given. Raises SettingsError.
+    """
+    if settings.kind == "vit":
+        return _build_vit(settings)
+    from train.seq2seq import build_seq2seq, build_unify
+
+    known = vocabulary or vocabulary_of(settings)
+    assert known is not None
+    build = build_unify if settings.kind == "unify" else build_seq2seq
+    return build(settings, known)
 
 
-def meeting(plan: TaskPlan, settings: ModelSettings) -> Meeting:
+def meeting(
+    plan: TaskPlan, settings: ModelSettings, vocabulary: Vocabulary | None = None
+) -> Meeting:
     """How a task meets the model of these settings."""
     if settings.kind == "vit":
         return ImageChoice(plan)
     from train.seq2seq import TextAnswer
 
-    return TextAnswer(plan, (settings.image_size // settings.patch_size) ** 2)
-
-
-def _build_unify(settings: ModelSettings) -> PreTrainedModel:
-    from train.seq2seq import UnifyConfig, UnifyModel, tokens
-
-    vocabulary = tokens()
-    return UnifyModel(
-        UnifyConfig(
-            image_size=settings.image_size,
-            num_channels=settings.num_channels,
-            patch_size=settings.patch_size,
-            vocab_size=vocabulary.size,
-            d_model=settings.hidden_size,
-            d_kv=settings.hidden_size // settings.num_attention_heads,
-            d_ff=settings.intermediate_size,
-            num_layers=settings.num_hidden_layers,
-            num_decoder_layers=settings.num_decoder_layers or settings.num_hidden_layers,
-            num_heads=settings.num_attention_heads,
-            dropout_rate=settings.dropout,
-            pad_token_id=vocabulary.pad,
-            eos_token_id=vocabulary.eos,
-            decoder_start_token_id=vocabulary.bos,
-        )
-    )
+    known = vocabulary or vocabulary_of(settings)
+    assert known is not None
+    return TextAnswer(plan, (settings.side // settings.patch) ** 2, known)
 
 
 def _build_vit(settings: ModelSettings) -> PreTrainedModel:
@@ -88,10 +79,10 @@ def _build_vit(settings: ModelSettings) -> PreTrainedModel:
 
     model = ViTForImageClassification(
         ViTConfig(
-            image_size=settings.image_size,
-            num_channels=settings.num_channels,
+            image_size=settings.side,
+            num_channels=settings.channels,
             num_labels=CLASSES,
-            patch_size=settings.patch_size,
+            patch_size=settings.patch,
             hidden_size=settings.hidden_size,
             num_hidden_layers=settings.num_hidden_layers,
             num_attention_heads=settings.num_attention_heads,
@@ -110,11 +101,17 @@ def save(
     folder: Path,
     tasks: Sequence[str],
     parent: Chain | None,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
-    """Write what this job trained; node.json comes last and makes the checkpoint whole."""
+    """Write what this job trained; node.json comes last and makes the checkpoint whole.
+
+    A base has its tokenizer beside it, unless that is made without files.
+    """
     pointer = None
     if parent is None:
         model.save_pretrained(folder / "base")
+        if vocabulary is not None:
+            vocabulary.save(folder / "base")
     else:
         name = adapter_name(len(parent.nodes) + 1)
         # Without the flag peft looks the base up where it was when the chain began.
@@ -148,10 +145,13 @@ def load(folder: Path) -> Chain:
 def _load_base(node: Node) -> PreTrainedModel:
     base = node.folder / "base"
     kind: type[PreTrainedModel]
-    if json.loads((base / "config.json").read_text())["model_type"] == "unify":
+    name = json.loads((base / "config.json").read_text())["model_type"]
+    if name == "unify":
         from train.seq2seq import UnifyModel as kind
-    else:
+    elif name == "vit":
         from transformers import ViTForImageClassification as kind
+    else:
+        from transformers import AutoModelForSeq2SeqLM as kind
     model = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
     return model.requires_grad_(False)
 

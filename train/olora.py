@@ -12,13 +12,14 @@ rows of all ancestors, plain: the scaling alpha / r belongs to B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from train.settings import DeltaSettings
+from train.settings import DeltaSettings, SettingsError
+from train.typed import nearest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -72,7 +73,7 @@ def add_adapter(
         r=delta.lora_dim,
         lora_alpha=delta.lora_alpha,  # type: ignore[arg-type]  # peft only divides it
         lora_dropout=delta.lora_dropout,
-        target_modules=[own_name(model, name) for name in delta.target_modules],
+        target_modules=own_names(model, delta.target_modules),
     )
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
@@ -86,16 +87,43 @@ def add_adapter(
     return model
 
 
-# What the layers of T5 are called that other transformers name after their place.
-T5_NAMES = {
-    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "fc1": "wi", "fc2": "wo",
-}  # fmt: skip
+# A layer by its place -> what it is called in transformers' models, one or several.
+LAYER_NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "q_proj": (("q",),),
+    "k_proj": (("k",),),
+    "v_proj": (("v",),),
+    "o_proj": (("o",), ("out_proj",)),
+    "fc1": (("wi",), ("wi_0", "wi_1")),
+    "fc2": (("wo",),),
+}
 
 
-def own_name(model: PreTrainedModel | PeftModel, name: str) -> str:
-    """The name `model` has for a layer of `delta.target_modules`; T5's own are taken as they are."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    return T5_NAMES.get(name, name) if kind in ("t5", "unify") else name
+def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The names `model` has for the layers of `delta.target_modules`; its own are taken as they are.
+
+    Raises SettingsError for one that it has no layer for.
+    """
+    paths = [
+        name.removesuffix(".base_layer")
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
+    ]
+
+    def there(name: str) -> bool:  # as peft looks
+        return any(path == name or path.endswith(f".{name}") for path in paths)
+
+    found: list[str] = []
+    for name in wanted:
+        candidates = ((name,), *LAYER_NAMES.get(name, ()))
+        own = next((one for one in candidates if all(map(there, one))), None)
+        if own is None:
+            linear = {path.rpartition(".")[2] for path in paths}
+            raise SettingsError(
+                f"delta.target_modules: the model has no layer '{name}'{nearest(name, linear)}. Its "
+                f"layers: {', '.join(sorted(linear))}"
+            )
+        found += own
+    return found
 
 
 def activate(model: PeftModel, names: Sequence[str]) -> None:

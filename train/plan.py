@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from train.data_spec import Column, DataSpecError, Source, columns, ratios, sources
-from train.instruction import Template, TemplateError, parse_all
+from train.instruction import Slot, Template, TemplateError, parse_all
 from train.metrics import logged_names
+from train.pretrained import CONFIG, described, require_tokenizer
 from train.settings import (
     CLASSES,
     CRITERIA,
@@ -319,7 +320,7 @@ def _criterion(task: Task, where: str) -> LossSettings:
     """The options of the one criterion, from either form."""
     settings, key = task.criterion, f"{where}.criterion"
     nested = {name: getattr(settings, name) for name in CRITERIA}
-    given = {name: options for name, options in nested.items() if options is not None}
+    given = {name: options for name, options in nested.items() if options and options.is_active}
     if len(given) + (settings.kind is not None) > 1:
         forms = [*given, *([f"_name: {settings.kind}"] if settings.kind else [])]
         raise SettingsError(f"{key}: {' and '.join(forms)} are both given; one criterion per task")
@@ -382,8 +383,11 @@ def _generation(task: Task, where: str) -> dict[str, Any]:
 def plan_job(job: Job) -> dict[str, TaskPlan]:
     """The tasks a job trains or is evaluated on, by name. Raises SettingsError."""
     plans = {task.name: plan_task(task) for task in (*job.tasks, *job.seen_tasks)}
+    if job.init_from is None:  # else it is all in the chain
+        _check_folders(job.model)
+    model = fitted(job.model, plans.values())
     for plan in plans.values():
-        _check_model(plan, job.model)
+        _check_model(plan, model)
     _check_validation(job, plans)
     _check_extras(job.extras)
     limit = job.trainer.get("max_steps", -1)
@@ -412,8 +416,31 @@ def update_freq(task: Task, trainer: Mapping[str, Any]) -> tuple[int, ...]:
     return freq
 
 
+def _check_folders(model: ModelSettings) -> None:
+    """The folders of a model are there and of the right kind. Raises SettingsError."""
+    if model.tokenizer is not None:
+        require_tokenizer(model.tokenizer, "model.tokenizer")
+    if model.path is None:
+        return
+    config = described(model.path, CONFIG, "model.path")
+    if config is not None and not config.get("is_encoder_decoder"):
+        raise SettingsError(
+            f"model.path={model.path}: holds a {config.get('model_type', 'model')}, which is no "
+            "encoder-decoder; seq2seq takes T5, BART and their kind"
+        )
+    if model.tokenizer is None:
+        require_tokenizer(model.path, "model.path")
+
+
 def _check_model(plan: TaskPlan, model: ModelSettings) -> None:
     where = f"task.{plan.name}"
+    if model.kind == "seq2seq":
+        image = next((s for t in plan.templates for s in t.slots if s.type == "IMAGE"), None)
+        if image is not None:
+            raise SettingsError(
+                f"{where}: {image} is an image, and model=seq2seq reads text alone. model=unify_tiny "
+                "reads both, with model.tokenizer by the tokenizer of a folder"
+            )
     if model.kind == "vit":
         if not plan.is_image_choice:
             raise SettingsError(
@@ -430,21 +457,44 @@ def _check_model(plan: TaskPlan, model: ModelSettings) -> None:
         if unread or plan.loss.drop_worst_ratio:
             what = f"'{unread[0]}' before the answer" if unread else "criterion.drop_worst_ratio"
             raise SettingsError(f"{where}: {what} needs model=unify_tiny")
-    for slot in (s for t in plan.templates for s in t.slots if s.type == "IMAGE"):
-        digits = slot.preprocess == "digits"
-        side = 8 if digits else plan.images[slot.preprocess].patch_image_size
-        channels = 1 if digits else 3
-        if side != model.image_size:
-            key = "" if digits else f"{where}.preprocess.{slot.preprocess}.patch_image_size="
+    for slot, side, channels in _images(plan):
+        if side != model.side:
+            key = "" if slot.preprocess == "digits" else _side_key(plan, slot)
             raise SettingsError(
                 f"{where}: {slot} gives images of {key}{side} pixels, but "
-                f"model.image_size={model.image_size}; make them equal"
+                f"model.image_size={model.side}; make them equal"
             )
-        if channels != model.num_channels:
+        if channels != model.channels:
             raise SettingsError(
                 f"{where}: {slot} gives images of {channels} channels, but "
-                f"model.num_channels={model.num_channels}; set it to {channels}"
+                f"model.num_channels={model.channels}; set it to {channels}"
             )
+
+
+def _side_key(plan: TaskPlan, slot: Slot) -> str:
+    return f"task.{plan.name}.preprocess.{slot.preprocess}.patch_image_size="
+
+
+def _images(plan: TaskPlan) -> Iterator[tuple[Slot, int, int]]:
+    """The IMAGE slots of a task with side (pixels) and channels of what they give."""
+    for slot in (s for t in plan.templates for s in t.slots if s.type == "IMAGE"):
+        if slot.preprocess == "digits":
+            yield slot, 8, 1
+        else:
+            yield slot, plan.images[slot.preprocess].patch_image_size, 3
+
+
+def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
+    """`model` with what it leaves to its tasks: the size of images. Raises SettingsError."""
+    if model.kind == "seq2seq":
+        return model
+    for _, side, channels in (found for plan in plans for found in _images(plan)):
+        return replace(
+            model,
+            image_size=model.image_size or side,
+            num_channels=model.num_channels or channels,
+        )
+    return model
 
 
 def _check_extras(extras: TrainerExtras) -> None:

@@ -1,8 +1,9 @@
 """From rows to what a model reads: token ids and pixels, as a task's instruction arranges them.
 
 Text runs and TEXT slots are tokenised apart, each as `" " + text.strip()`. Neighbours on one side form
-a group `<bos> ... </eos>`, an IMAGE ends it. An image takes the place of as many `<image>` ids as it has
-patches. What is random (the template, masks, noise) depends on the generator that is handed in.
+a group `<bos> ... </eos>` (or with the marks of a tokenizer from a folder), an IMAGE ends it. An image
+takes the place of as many `<image>` ids as it has patches. What is random (the template, masks, noise)
+depends on the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,23 +26,12 @@ from train.rows import DataError, Row
 if TYPE_CHECKING:
     from train.plan import TaskPlan
     from train.settings import ImagePreprocess, TextPreprocess
+    from train.vocabulary import Vocabulary
 
 Pixels = NDArray[np.float32]  # channels x height x width
 
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Tokens(Protocol):
-    """What is asked of a tokenizer; `train.seq2seq` makes one of a Hugging Face tokenizer."""
-
-    bos: int
-    eos: int
-    mask: int
-    image: int
-
-    def encode(self, text: str) -> list[int]: ...
-    def random_ids(self, n: int, rng: np.random.Generator) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,7 @@ class Example:
 
 def example(
     plan: TaskPlan,
-    tokens: Tokens,
+    tokens: Vocabulary,
     patches: int,
     row: Row,
     rng: np.random.Generator,
@@ -89,20 +79,20 @@ def example(
     return Example(tuple(source), tuple(images), decoder, learned, prefix, row)
 
 
-def _closed(group: Sequence[int], tokens: Tokens, longest: int) -> list[int]:
-    return [tokens.bos, *group, tokens.eos][: longest + 1] if group else []
+def _closed(group: Sequence[int], tokens: Vocabulary, longest: int) -> list[int]:
+    return [*tokens.before, *group, *tokens.after][: longest + 1] if group else []
 
 
 def _decoder(
     plan: TaskPlan,
     filled: Filled,
-    tokens: Tokens,
+    tokens: Vocabulary,
     rng: np.random.Generator,
     training: bool,
     where: str,
 ) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]:
-    ids, learned = [tokens.bos], [False]
-    prefix, forced = [tokens.bos], True
+    ids, learned = [*tokens.start], [False] * len(tokens.start)
+    prefix, forced = [*tokens.start], True
     for slot, value in zip(filled.template.slots, filled.values, strict=True):
         if slot.side == "encoder":
             continue
@@ -128,7 +118,7 @@ def _decoder(
 def slot_ids(
     slot: Slot,
     text: str,
-    tokens: Tokens,
+    tokens: Vocabulary,
     settings: TextPreprocess,
     rng: np.random.Generator,
     training: bool,
@@ -154,7 +144,7 @@ def slot_ids(
 def _masked(
     words: Sequence[str],
     ratio: float,
-    tokens: Tokens,
+    tokens: Vocabulary,
     settings: TextPreprocess,
     rng: np.random.Generator,
 ) -> list[int]:
@@ -180,7 +170,8 @@ def _masked(
         ):
             n = len(own) if settings.replace_length == -1 else 1
             random = rng.random() < settings.random_ratio
-            ids += tokens.random_ids(n, rng) if random else [tokens.mask] * n
+            assert random or tokens.mask is not None  # TextAnswer asked
+            ids += tokens.random_ids(n, rng) if random else [tokens.mask] * n  # type: ignore[list-item]
     return ids
 
 

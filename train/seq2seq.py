@@ -1,57 +1,36 @@
-"""A small encoder-decoder that reads text and images and answers in text.
+"""Encoder-decoders that read an instruction and answer in text.
 
-T5 of transformers with random weights; patches of an image are projected into the encoder's embeddings,
-at the places of the `<image>` ids. Text is bytes (ByT5's tokenizer needs no vocabulary file).
+`unify`: T5 of transformers with random weights, which also reads images: patches are projected into the
+encoder's embeddings, at the places of the `<image>` ids. `seq2seq`: any text-to-text model of
+transformers, from a folder.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import ByT5Tokenizer, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from train.criterion import IGNORED
 from train.plan import TaskPlan
 from train.preprocess import Example, example
+from train.pretrained import read
 from train.rows import Row
-from train.settings import SettingsError
+from train.settings import ModelSettings, SettingsError
+from train.vocabulary import Vocabulary, config_of
 
 log = logging.getLogger(__name__)
-
-
-class ByteTokens:
-    """The bytes of ByT5 and, behind them, <bos>, <mask> and <image>."""
-
-    def __init__(self) -> None:
-        self._tokenizer = ByT5Tokenizer(extra_ids=0)
-        first = len(self._tokenizer)
-        self.bos, self.mask, self.image = first, first + 1, first + 2
-        self.pad: int = self._tokenizer.pad_token_id
-        self.eos: int = self._tokenizer.eos_token_id
-        self.size = first + 3
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text up to the end mark; other marks and bytes that are no UTF-8 are left out."""
-        own = list(ids)
-        if self.eos in own:
-            own = own[: own.index(self.eos)]
-        own = [i for i in own if i < self.bos]
-        return str(self._tokenizer.decode(own, skip_special_tokens=True)).strip()
-
-    def random_ids(self, n: int, rng: np.random.Generator) -> list[int]:
-        """Ids of printable ASCII."""
-        offset = self.encode("a")[0] - ord("a")
-        return [int(i) + offset for i in rng.integers(32, 127, n)]
 
 
 class UnifyConfig(T5Config):
@@ -109,14 +88,70 @@ class UnifyModel(T5ForConditionalGeneration):  # type: ignore[misc]
         )
 
 
-@cache
-def tokens() -> ByteTokens:
-    return ByteTokens()
+def build_unify(settings: ModelSettings, vocabulary: Vocabulary) -> PreTrainedModel:
+    """Random weights of the sizes in `settings`."""
+    return UnifyModel(
+        UnifyConfig(
+            image_size=settings.side,
+            num_channels=settings.channels,
+            patch_size=settings.patch,
+            vocab_size=vocabulary.size,
+            d_model=settings.hidden_size,
+            d_kv=settings.hidden_size // settings.num_attention_heads,
+            d_ff=settings.intermediate_size,
+            num_layers=settings.num_hidden_layers,
+            num_decoder_layers=settings.num_decoder_layers or settings.num_hidden_layers,
+            num_heads=settings.num_attention_heads,
+            dropout_rate=settings.dropout,
+            pad_token_id=vocabulary.pad,
+            eos_token_id=vocabulary.eos,
+            decoder_start_token_id=vocabulary.start[0],
+        )
+    )
 
 
-def collate(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+def build_seq2seq(settings: ModelSettings, vocabulary: Vocabulary) -> PreTrainedModel:
+    """The model in the folder `model.path`, in float32, or one of its shape with random weights.
+
+    Raises SettingsError for what cannot be read, and for weights that are not whole.
+    """
+    config, where = config_of(settings), f"model.path={settings.path}"
+    assert settings.path is not None
+    model: PreTrainedModel
+    if settings.weights == "random":
+        config.vocab_size = max(config.vocab_size, vocabulary.size)
+        config.pad_token_id, config.eos_token_id = vocabulary.pad, vocabulary.eos
+        config.decoder_start_token_id = vocabulary.start[0]
+        try:
+            model = AutoModelForSeq2SeqLM.from_config(config)
+        except ValueError as error:  # of another kind
+            raise SettingsError(f"{where}: {error}") from error
+    else:
+        model, told = read(
+            AutoModelForSeq2SeqLM.from_pretrained,
+            settings.path,
+            "model.path",
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        if told["missing_keys"]:  # transformers would make them up
+            raise SettingsError(
+                f"{where}: its weights lack {sorted(told['missing_keys'])[:3]}, so they are not of "
+                f"{type(model).__name__}; model.weights=random trains one of this shape from scratch"
+            )
+    # Answers are searched as the task's generator_args say, not as whoever made the folder did.
+    model.generation_config = GenerationConfig(
+        pad_token_id=vocabulary.pad,
+        eos_token_id=vocabulary.eos,
+        decoder_start_token_id=vocabulary.start[0],
+    )
+    return model
+
+
+def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
     """A batch: ids padded to the longest, images of all rows one after another."""
-    pad = tokens().pad
     source = _padded([e.source or (pad,) for e in examples], pad)
     labels = [
         [i if learn else IGNORED for i, learn in zip(e.decoder[1:], e.learned[1:], strict=True)]
@@ -159,6 +194,7 @@ class Trie:
 def generate(
     model: Any,
     examples: Sequence[Example],
+    vocabulary: Vocabulary,
     closed_set: Sequence[str] | None,
     arguments: Mapping[str, Any],
     device: torch.device,
@@ -168,35 +204,41 @@ def generate(
     Rows are put together by the length of what they are forced to begin with, so that no answer
     begins behind padding.
     """
-    vocabulary = tokens()
-    trie = None
+    trie, texts = None, {}
     if closed_set is not None:
-        trie = Trie([vocabulary.encode(" " + a.strip()) for a in closed_set], vocabulary.eos)
+        # Not by decoding: a tokenizer may lower case, or split off what it does not join again.
+        texts = {tuple(vocabulary.encode(" " + a.strip())): a for a in closed_set}
+        trie = Trie([*texts], vocabulary.eos)
     by_prefix: dict[int, list[int]] = {}
     for i, one in enumerate(examples):
         by_prefix.setdefault(len(one.prefix), []).append(i)
     answers = [""] * len(examples)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for length, rows in by_prefix.items():
-        batch = collate([examples[i] for i in rows])
+        batch = collate([examples[i] for i in rows], vocabulary.pad)
         batch = {key: value.to(device) for key, value in batch.items()}
-        encoded = base.get_encoder()(
-            inputs_embeds=base.embed(batch["input_ids"], batch.get("pixel_values")),
-            attention_mask=batch["attention_mask"],
-        )
+        mask = batch["attention_mask"]
+        if isinstance(base, UnifyModel):
+            seen = base.embed(batch["input_ids"], batch.get("pixel_values"))
+            encoded = base.get_encoder()(inputs_embeds=seen, attention_mask=mask)
+        else:
+            encoded = base.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
         prefix = torch.tensor([examples[i].prefix for i in rows], device=device)
         made = base.generate(
             encoder_outputs=encoded,
-            attention_mask=batch["attention_mask"],
+            attention_mask=mask,
             decoder_input_ids=prefix,
-            bos_token_id=vocabulary.bos,
+            bos_token_id=vocabulary.start[0],
             eos_token_id=vocabulary.eos,
             pad_token_id=vocabulary.pad,
             do_sample=False,
             **_limits(arguments, trie, length),
         )
         for i, ids in zip(rows, made[:, length:].tolist(), strict=True):
-            answers[i] = vocabulary.decode(ids)
+            if trie is None:
+                answers[i] = vocabulary.decode(ids)
+            else:
+                answers[i] = texts[tuple(ids[: ids.index(vocabulary.eos)])]
     return answers
 
 
@@ -215,21 +257,46 @@ def _limits(arguments: Mapping[str, Any], trie: Trie | None, begin: int) -> dict
 class TextAnswer:
     """How a task meets the encoder-decoder: rows to examples, batches to logits, models to answers."""
 
-    def __init__(self, plan: TaskPlan, patches: int) -> None:
+    def __init__(self, plan: TaskPlan, patches: int, vocabulary: Vocabulary) -> None:
         self.plan = plan
         self.patches = patches  # ids an image takes
+        self.vocabulary = vocabulary
         self.cut = False
-        longest = max(plan.answers or ("",), key=lambda answer: len(tokens().encode(answer)))
-        length = len(tokens().encode(" " + longest)) + 1  # with the end mark
-        if plan.answers is not None and length > plan.max_tgt_length:
+        self._check_answers()
+        ratios = [s.attributes.get("mask_ratio", 0) for t in plan.templates for s in t.slots]
+        if vocabulary.mask is None and any(ratios):
             raise SettingsError(
-                f"task.{plan.name}.max_tgt_length={plan.max_tgt_length}: the answer '{longest}' has "
-                f"{length} ids (bytes, one space and the end mark) and would be learned cut short"
+                f"task.{plan.name}.instruction.template: mask_ratio needs a mask token, and the "
+                "tokenizer of the model has none"
+            )
+
+    def _check_answers(self) -> None:
+        key = f"task.{self.plan.name}.preprocess.text.ans2label"
+        by_ids: dict[tuple[int, ...], str] = {}
+        for answer in self.plan.answers or ():
+            ids = tuple(self.vocabulary.encode(" " + answer.strip()))
+            if not ids or ids in by_ids:
+                same = f"the same ids as '{by_ids[ids]}'" if ids else "no id at all"
+                raise SettingsError(
+                    f"{key}: the tokenizer makes {same} of the answer '{answer}' ({list(ids)}), so it "
+                    "could not be told apart; choose other words"
+                )
+            by_ids[ids] = answer
+        if not by_ids:
+            return
+        longest = max(by_ids, key=len)
+        # Ids behind the start mark, the end mark among them.
+        length = len(longest) + len(self.vocabulary.start)
+        if length > self.plan.max_tgt_length:
+            raise SettingsError(
+                f"task.{self.plan.name}.max_tgt_length={self.plan.max_tgt_length}: the answer "
+                f"'{by_ids[longest]}' has {length} ids ({self.vocabulary.unit}, one space and the end "
+                "mark) and would be learned cut short"
             )
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Example:
-        made = example(self.plan, tokens(), self.patches, row, rng, training, where)
-        whole = (tokens().eos, tokens().image)
+        made = example(self.plan, self.vocabulary, self.patches, row, rng, training, where)
+        whole = (self.vocabulary.after[-1], self.vocabulary.image)
         if not self.cut and made.source and made.source[-1] not in whole:
             self.cut = True
             log.warning(
@@ -241,7 +308,7 @@ class TextAnswer:
         return made
 
     def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        return collate(examples)
+        return collate(examples, self.vocabulary.pad)
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """n x length x vocabulary; `labels` of the batch are aligned with it."""
@@ -253,4 +320,4 @@ class TextAnswer:
         self, model: torch.nn.Module, examples: Sequence[Example], device: torch.device
     ) -> list[str]:
         closed_set = None if self.plan.answers is None else list(self.plan.answers)
-        return generate(model, examples, closed_set, self.plan.generation, device)
+        return generate(model, examples, self.vocabulary, closed_set, self.plan.generation, device)

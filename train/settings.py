@@ -123,6 +123,7 @@ class LossSettings:
     drop_worst_after: int = option(0, "from this update on", unit="updates", **at_least(0))
     sentence_avg: bool = option(False, "divide by rows instead of by tokens")
     weight: float = option(1.0, "of this task's loss", **at_least(0))
+    is_active: bool = option(True, "OFASys's; false: as if the criterion were not named")
 
 
 CRITERIA = ("cross_entropy", "label_smoothed_cross_entropy")
@@ -162,7 +163,10 @@ class Task:
     """One task instance: `task.<name>` of the configuration."""
 
     name: str  # of the instance: the key under `task`
-    kind: str = option(help="the task class; default: the instance's name", key="_name")
+    kind: str = option(
+        help="the task class; default: text with dataset.train_data, else the instance's name",
+        key="_name",
+    )
     options: tuple[int, ...] = option([], "of class digits: the digits of this task")
     instruction: InstructionSettings | None = option(None, "templates")
     dataset: DatasetSettings = option(DatasetSettings, "rows")
@@ -189,39 +193,88 @@ class Task:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """A small model, initialised at random; see conf/model.
+    """The model of the first task; see conf/model.
 
-    vit: one image, one answer of a closed set. unify: an encoder-decoder of text and images.
+    vit: one image, one answer of a closed set. unify: an encoder-decoder of text and images. Both are
+    small and begin at random. seq2seq: an encoder-decoder of text from a folder of Hugging Face.
     """
 
-    kind: Literal["vit", "unify"] = option("vit", "vit or unify", key="_name")
+    kind: Literal["vit", "unify", "seq2seq"] = option("vit", "vit, unify or seq2seq", key="_name")
+    path: str | None = option(
+        None, "of seq2seq: folder of the model, pkg://<package>/<folder>, or a name of the hub"
+    )
+    tokenizer: str | None = option(
+        None, "likewise, of unify and seq2seq; null: bytes for unify, `path` for seq2seq"
+    )
+    weights: Literal["pretrained", "random"] = option(
+        "pretrained", "of seq2seq: those in `path`, or random ones of its shape"
+    )
+    config: dict[str, Any] = option({}, "of seq2seq: values over those of its config.json")
     hidden_size: int = option(64, "width", **at_least(1))
     num_hidden_layers: int = option(3, "layers", **at_least(1))
     num_attention_heads: int = option(4, "heads per layer", **at_least(1))
     intermediate_size: int = option(128, "width inside a layer's MLP", **at_least(1))
-    patch_size: int = option(
-        2, "an image is cut into patches of this squared", unit="pixels", **at_least(1)
+    patch_size: int | None = option(
+        None,
+        "an image is cut into patches of this squared; null: 2, of images above 32 pixels 16",
+        unit="pixels",
+        **at_least(1),
     )
-    image_size: int = option(8, "side of the images", unit="pixels", **at_least(1))
-    num_channels: int = option(1, "1: grey, as the digits; 3: colour", **at_least(1))
+    image_size: int | None = option(
+        None, "side of the images; null: as the tasks have them", unit="pixels", **at_least(1)
+    )
+    num_channels: int | None = option(
+        None, "1: grey, as the digits; 3: colour; null: as the tasks have them", **at_least(1)
+    )
     num_decoder_layers: int | None = option(
         None, "of unify; null: num_hidden_layers", **at_least(1)
     )
     dropout: float = option(0.0, "of unify")
 
     def __post_init__(self) -> None:
+        self._check_kind()
         if self.hidden_size % self.num_attention_heads:
             raise SettingsError(
                 f"model.hidden_size={self.hidden_size}: must be a multiple of "
                 f"model.num_attention_heads={self.num_attention_heads}"
             )
-        if self.image_size % self.patch_size:
+        if self.side % self.patch:
             raise SettingsError(
-                f"model.image_size={self.image_size}: must be a multiple of "
-                f"model.patch_size={self.patch_size}"
+                f"model.image_size={self.side}: must be a multiple of model.patch_size={self.patch}"
             )
         if not 0 <= self.dropout < 1:
             raise SettingsError(f"model.dropout={self.dropout}: must be in [0, 1)")
+
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels; without any task that says it the digits' 8."""
+        return self.image_size or 8
+
+    @property
+    def channels(self) -> int:
+        return self.num_channels or 1
+
+    @property
+    def patch(self) -> int:
+        return self.patch_size or (2 if self.side <= 32 else 16)
+
+    def _check_kind(self) -> None:
+        """What this kind of model does not look at is refused."""
+        of_folders = ("path", "tokenizer", "weights", "config")
+        unread = {"vit": of_folders, "unify": ("path", "weights", "config")}.get(self.kind)
+        why = "is of model=seq2seq" if self.kind == "unify" else "is of models that read text"
+        if unread is None:
+            if self.path is None:
+                raise SettingsError(
+                    "model.path is missing: seq2seq is read from a folder that save_pretrained wrote, "
+                    "from pkg://<package>/<folder>, or by its name from the hub"
+                )
+            unread = tuple(k for k in options(ModelSettings) if k not in (*of_folders, "_name"))
+            why = "has no effect: the model in model.path has a shape of its own; see model.config"
+        for key in unread:
+            value = getattr(self, key)
+            if value != default_of(options(ModelSettings)[key]):
+                raise SettingsError(f"model.{key}={value}: {why}")
 
 
 @dataclass(frozen=True)
@@ -414,9 +467,18 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
     if not nodes:
         raise SettingsError("task: no task is configured; choose one, for instance task=digits_01")
     return tuple(
-        build(Task, {"_name": name, **(node or {})}, f"task.{name}", name=str(name))
+        build(
+            Task, {"_name": _class_of(name, node), **(node or {})}, f"task.{name}", name=str(name)
+        )
         for name, node in nodes.items()
     )
+
+
+def _class_of(name: str, node: Any) -> str:
+    """The class of a task that does not say it: rows come from files where there are some."""
+    dataset = node.get("dataset") if isinstance(node, Mapping) else None
+    of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
+    return "text" if of_files else str(name)
 
 
 def _seen_tasks(

@@ -10,7 +10,8 @@ import pytest
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-CHOICES = [f for f in FILES if f.parent.name not in ("", "experiment")]
+WITH_FOLDER = Path("model/seq2seq.yaml")  # wants one: test_folders.py
+CHOICES = [f for f in FILES if f.parent.name not in ("", "experiment") and f != WITH_FOLDER]
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

@@ -238,7 +238,7 @@ def test_answers_may_be_json_text_or_a_file(make_job: Any, tmp_path: Path, form:
 
 def made(make_job: Any, template: str, row: dict[str, Any], training: bool, *more: str) -> Any:
     from train.preprocess import example
-    from train.seq2seq import tokens
+    from train.vocabulary import tokens
 
     plan, _ = planned(
         make_job, "task=sentiment", f"task.sentiment.instruction.template='{template}'", *more
@@ -252,7 +252,7 @@ ROW = {"review": " A fine, fine film! ", "label": "positive"}
 def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
     make_job: Any,
 ) -> None:
-    from train.seq2seq import tokens
+    from train.vocabulary import tokens
 
     t = tokens()
     one = made(make_job, "judge: [TEXT:review] now -> [TEXT:label]", ROW, False)
@@ -262,14 +262,15 @@ def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
 
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
-    from train.seq2seq import IGNORED, collate, tokens
+    from train.seq2seq import IGNORED, collate
+    from train.vocabulary import tokens
 
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"
     one = made(make_job, template, ROW, False)
     forced = [t.bos, *t.encode(" it is"), *t.encode(" A "), *t.encode(" so")]
     assert list(one.prefix) == forced
-    batch = collate([one])
+    batch = collate([one], t.pad)
     answer = [*t.encode(" positive"), t.eos]
     assert batch["labels"][0].tolist() == [IGNORED] * (len(forced) - 1) + answer
     assert batch["decoder_input_ids"][0].tolist() == [*forced, *answer[:-1]]
@@ -279,7 +280,7 @@ def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: A
 
 
 def test_text_is_cut_lowered_and_freed_of_punctuation(make_job: Any) -> None:
-    from train.seq2seq import tokens
+    from train.vocabulary import tokens
 
     t = tokens()
     one = made(make_job, "[TEXT:review,uncased,no_punctuation] -> [TEXT:label]", ROW, False)
@@ -290,7 +291,7 @@ def test_text_is_cut_lowered_and_freed_of_punctuation(make_job: Any) -> None:
 
 
 def test_masks_and_noise_act_in_training_only_and_in_the_share_asked_for(make_job: Any) -> None:
-    from train.seq2seq import tokens
+    from train.vocabulary import tokens
 
     t, words = tokens(), {"review": "a b c d e f g h i j", "label": "positive"}
     masked = "[TEXT:review,mask_ratio=0.3] -> [TEXT:label]"
@@ -304,7 +305,7 @@ def test_masks_and_noise_act_in_training_only_and_in_the_share_asked_for(make_jo
 
 def test_a_template_is_drawn_for_every_row(make_job: Any) -> None:
     from train.preprocess import example
-    from train.seq2seq import tokens
+    from train.vocabulary import tokens
 
     plan, _ = planned(make_job, "task=sentiment")
     draws = [

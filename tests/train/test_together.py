@@ -79,7 +79,6 @@ TOGETHER = [
 def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_they_count(
     make_job: Any, tmp_path: Path, criterion: str
 ) -> None:
-    from train.seq2seq import collate
     from train.trainer import train
 
     more = [f"+task.parity.criterion={criterion}"] if criterion else []
@@ -96,7 +95,7 @@ def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_the
                 training.task.example(rows[i], np.random.default_rng([0, 0, i]), True, "")
                 for i in chosen
             ]
-            batch = collate(examples)
+            batch = training.task.batch(examples)
             labels = batch.pop("labels")
             log_p = model(**batch).logits.log_softmax(-1)
             for row, column in (labels != -100).nonzero().tolist():

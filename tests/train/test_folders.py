@@ -1,0 +1,375 @@
+"""Models, tokenizers and image processors from folders, made here in miniature by their own libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
+
+
+def corpus() -> list[str]:
+    from train.rows import MAKERS
+
+    rows = [*MAKERS["sentiment"](()), *MAKERS["parity"](())]
+    texts = [" ".join(map(str, row.values())) for row in rows]
+    return [*texts, "does this praise? review: is the number of bits even or odd?"]
+
+
+def tokenizer(kind: str) -> Any:
+    """WordPiece as BERT has it, byte-level BPE as BART, Unigram as T5; trained on the tasks' text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+    from transformers import PreTrainedTokenizerFast
+
+    trainer: Any
+    if kind == "wordpiece":
+        marks = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+                 "pad_token": "[PAD]", "mask_token": "[MASK]"}  # fmt: skip
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.normalizer = normalizers.BertNormalizer()
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        trainer = WordPieceTrainer(vocab_size=150, special_tokens=[*marks.values()])
+    elif kind == "bpe":
+        marks = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
+                 "unk_token": "<unk>", "mask_token": "<mask>"}  # fmt: skip
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        trainer = BpeTrainer(
+            vocab_size=400,
+            special_tokens=[*marks.values()],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    else:
+        marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        trainer = UnigramTrainer(
+            vocab_size=120, special_tokens=[*marks.values(), "<extra_id_0>"], unk_token="<unk>"
+        )
+    made.train_from_iterator(corpus(), trainer)
+    if kind == "wordpiece":
+        pairs = [("[CLS]", 1), ("[SEP]", 2)]
+        made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, pairs)
+    elif kind == "bpe":
+        pairs = [("<s>", 0), ("</s>", 2)]
+        made.post_processor = processors.TemplateProcessing("<s> $A </s>", None, pairs)
+    else:
+        made.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, **marks)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a model and its tokenizer: `t5` (Unigram), `bart` (BPE), `words` (WordPiece, alone)."""
+    import torch
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name in made:
+            return made[name]
+        path = made[name] = tmp_path_factory.mktemp("folders") / name
+        vocabulary = tokenizer({"t5": "unigram", "bart": "bpe", "words": "wordpiece"}[name])
+        vocabulary.save_pretrained(path)
+        torch.manual_seed(0)
+        if name == "t5":
+            T5ForConditionalGeneration(
+                T5Config(vocab_size=128, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+            ).save_pretrained(path)  # fmt: skip
+        elif name == "bart":
+            BartForConditionalGeneration(
+                BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1,
+                           encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+                           decoder_ffn_dim=32, max_position_embeddings=140, bos_token_id=0,
+                           pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+                           forced_eos_token_id=2)
+            ).save_pretrained(path)  # fmt: skip
+        return path
+
+    return folder
+
+
+def of(folder: Path, *more: str) -> list[str]:
+    return ["model=seq2seq", f"model.path={folder}", *more]
+
+
+@pytest.fixture
+def make(make_job: Any) -> Any:
+    """A job whose model comes from a folder: without the sizes of `make_job`."""
+    from hydra import compose, initialize_config_dir
+
+    from train.main import VERSION_BASE
+    from train.settings import read_job
+
+    def job(*overrides: str) -> Any:
+        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
+            return read_job(compose("base", overrides=[*overrides]), ROOT / "conf" / "task")
+
+    return job
+
+
+def example_of(job: Any, row: dict[str, Any]) -> tuple[Any, Any]:
+    from train.models import meeting
+    from train.plan import plan_job
+
+    task: Any = meeting(plan_job(job)[job.task.name], job.model)
+    return task, task.example(row, np.random.default_rng(0), False, "row")
+
+
+def test_what_is_read_and_learned_has_the_marks_its_model_was_trained_with(
+    make: Any, folders: Callable[[str], Path]
+) -> None:
+    """As the tokenizer itself writes text and `text_target` of transformers' own recipes."""
+    from transformers import AutoTokenizer
+
+    row = {"review": "the film was good", "label": "positive"}
+    template = (
+        "task.sentiment.instruction.template='judge: [TEXT:review] -> [TEXT:label,closed_set]'"
+    )
+    for name in ("t5", "bart"):
+        own = AutoTokenizer.from_pretrained(folders(name))
+        job = make(*of(folders(name)), "task=sentiment", template)
+        task, one = example_of(job, row)
+        text = " judge: the film was good"
+        assert list(one.source) == own(text).input_ids
+        labels = own(" positive").input_ids
+        start = {"t5": [0], "bart": [2]}[name]
+        assert list(one.decoder) == [*start, *labels]
+        batch = task.batch([one])
+        counted = [i for i in batch["labels"][0].tolist() if i != -100]
+        # BART's begin mark is forced, as its recipes force it.
+        assert counted == labels[len(one.prefix) - 1 :]
+        assert batch["decoder_input_ids"][0].tolist() == [*start, *labels[:-1]]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_model_from_a_folder_computes_what_transformers_does_with_it(
+    make: Any, folders: Callable[[str], Path], name: str
+) -> None:
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from train.models import build_base
+
+    job = make(*of(folders(name)), "task=sentiment")
+    task, one = example_of(job, {"review": "the film was good", "label": "positive"})
+    model = build_base(job.model).eval()
+    batch = task.batch([one])
+    own = AutoModelForSeq2SeqLM.from_pretrained(folders(name)).eval()
+    labels = AutoTokenizer.from_pretrained(folders(name))(" positive", return_tensors="pt")
+    with torch.no_grad():
+        mine = task.logits(model, batch)
+        theirs = own(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=labels.input_ids,
+        ).logits
+    assert torch.equal(mine, theirs)
+
+
+def test_answers_of_a_closed_set_are_given_as_they_were_written_whatever_the_tokenizer_makes_of_them(
+    make: Any, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import torch
+
+    from train.models import build_base
+
+    answers = tmp_path / "answers.tsv"
+    answers.write_text("Positive!\t1\nNEGATIVE - (not)\t0\n")
+    job = make("model=unify_tiny", f"model.tokenizer={folders('words')}", "task=sentiment",
+               f"task.sentiment.preprocess.text.ans2label={answers}")  # fmt: skip
+    task, one = example_of(job, {"review": "the film was good", "label": "Positive!"})
+    model = build_base(job.model).eval()
+    assert task.answers(model, [one] * 3, torch.device("cpu"))[0] in (
+        "Positive!",
+        "NEGATIVE - (not)",
+    )
+    assert task.vocabulary.decode(task.vocabulary.encode(" Positive!")) != "Positive!"
+
+
+def test_a_vocabulary_of_a_folder_gets_the_marks_it_lacks_where_the_model_begins_at_random(
+    make: Any, folders: Callable[[str], Path]
+) -> None:
+    from train.vocabulary import vocabulary_of
+
+    job = make("model=unify_tiny", f"model.tokenizer={folders('t5')}", "task=sentiment")
+    made: Any = vocabulary_of(job.model)
+    assert made.eos == 1 and made.pad == 0  # its own
+    assert (
+        made.decode([made.before[0], *made.encode(" good film"), made.image, 1, 5]) == "good film"
+    )
+    assert made.size == made.own + 2 and {made.before[0], made.image} == {made.own, made.own + 1}
+    drawn = made.random_ids(200, np.random.default_rng(0))
+    assert len(set(drawn)) > 20 and min(drawn) > 2 and max(drawn) < made.own
+
+
+@pytest.mark.parametrize("name", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
+def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
+    make: Any, folders: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    import shutil
+
+    from train.job import run
+
+    here = tmp_path / "model"
+    shutil.copytree(folders(name), here)
+    first = run(make(*of(here), *QUICK, "task=sentiment"), tmp_path / "1")
+    shutil.rmtree(here)
+    second = run(
+        make(*of(here), *QUICK, "task=parity", f"init_from={first['checkpoint']}"), tmp_path / "2"
+    )
+    third = run(
+        make(*of(here), *QUICK, "task=arithmetic", f"init_from={second['checkpoint']}"),
+        tmp_path / "3",
+    )
+    assert list(third["eval"]) == ["sentiment", "parity", "arithmetic"]
+    assert third["orthogonal_loss_first"] > 0
+    adapter = json.loads((tmp_path / "3/checkpoint/task3/adapter_config.json").read_text())
+    names = {"t5": "q k v o wi wo", "bart": "q_proj k_proj v_proj out_proj fc1 fc2"}[name]
+    assert set(adapter["target_modules"]) == set(names.split())
+
+
+def test_a_configuration_alone_makes_a_model_of_its_shape_for_any_tokenizer(
+    make: Any, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from train.models import build_base
+
+    (tmp_path / "config.json").write_bytes((folders("t5") / "config.json").read_bytes())
+    job = make(*of(tmp_path), "model.weights=random", f"model.tokenizer={folders('bart')}",
+               "+model.config={d_ff:24,dropout_rate:0.0}", "task=sentiment")  # fmt: skip
+    model: Any = build_base(job.model)
+    assert (model.config.d_ff, model.config.vocab_size, model.config.eos_token_id) == (24, 400, 2)
+    assert model.config.decoder_start_token_id == model.config.pad_token_id == 1
+
+
+def test_a_package_may_bring_the_folder(
+    make: Any, folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.pretrained import located
+    from train.typed import SettingsError
+
+    (tmp_path / "my_models").mkdir()
+    (tmp_path / "my_models/__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "my_models/small").symlink_to(folders("t5"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert located("pkg://my_models/small", "model.path") == tmp_path / "my_models/small"
+    for wrong, words in (("pkg://my_models/big", "no such folder"), ("pkg://nobody/x", "'nobody'")):
+        with pytest.raises(SettingsError, match=words):
+            located(wrong, "model.path")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model=seq2seq"], ["model.path"]),
+        (["model=seq2seq", "model.path=./nowhere"], ["model.path=./nowhere", "looked from", "pkg://"]),
+        (["model=seq2seq", "model.path={empty}"], ["config.json", "save_pretrained"]),
+        (["model=seq2seq", "model.path={gpt}"], ["holds a gpt2", "no encoder-decoder"]),
+        (["model=seq2seq", "model.path={bare}"], ["has no tokenizer in it", "model.tokenizer"]),
+        (["model=seq2seq", "model.path={t5}", "+model.hidden_size=32"],
+         ["model.hidden_size=32", "model.config"]),
+        (["model=seq2seq", "model.path={t5}", "+model.config={{d_fff:3}}"],
+         ["model.config.d_fff=3", "d_ff"]),
+        (["model=seq2seq", "model.path={t5}", "+model.tokenizer={bart}"],
+         ["do not belong together", "model.weights=random"]),
+        (["model=seq2seq", "model.path={t5}", "delta.target_modules=[q_prj]"],
+         ["no layer 'q_prj'", "Its layers: k, lm_head, o, q, v, wi, wo"]),
+        (["model=unify_tiny", "+model.path={t5}"], ["model.path=", "model=seq2seq"]),
+        (["model=seq2seq", "model.path={t5}", "task=digits_01"],
+         ["[IMAGE:image,preprocess=digits]", "text alone", "model=unify_tiny"]),
+        (["model=seq2seq", "model.path={t5}",
+          "task.sentiment.preprocess.text.ans2label={snow}"],
+         ["the same ids as", "choose other words"]),
+        (["model=seq2seq", "model.path={damaged}"], ["cannot be read from", "Safetensor"]),
+        (["model=seq2seq", "model.path={half}"], ["weights lack"]),
+    ],
+)  # fmt: skip
+def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
+    make: Any,
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+    overrides: list[str],
+    words: list[str],
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from train.models import build_base, meeting
+    from train.plan import plan_job
+    from train.settings import SettingsError
+
+    places = {name: folders(name) for name in ("t5", "bart")}
+    places |= {name: tmp_path / name for name in ("empty", "gpt", "bare", "damaged", "half")}
+    for name in ("empty", "gpt", "bare"):
+        places[name].mkdir()
+    (places["gpt"] / "config.json").write_text('{"model_type": "gpt2"}')
+    shutil.copy(folders("t5") / "config.json", places["bare"])
+    for name in ("damaged", "half"):
+        shutil.copytree(folders("t5"), places[name])
+    (places["damaged"] / "model.safetensors").write_bytes(b"no")
+    whole = load_file(places["half"] / "model.safetensors")
+    kept = {key: value for key, value in whole.items() if "decoder.block.1" not in key}
+    save_file(kept, places["half"] / "model.safetensors", {"format": "pt"})
+
+    places["snow"] = tmp_path / "snow.tsv"  # signs that the tokenizer never saw
+    places["snow"].write_text("\N{SNOWMAN}\t0\n\N{UMBRELLA}\t1\n")
+    given = [text.format(**places) for text in overrides]
+    if not any(text.startswith("task=") for text in given):
+        given.append("task=sentiment")
+    with pytest.raises(SettingsError) as caught:
+        job = make(*given)
+        plan = plan_job(job)[job.task.name]
+        meeting(plan, job.model)
+        from train.olora import add_adapter
+
+        add_adapter(build_base(job.model), "task2", [], job.delta)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_chain_on_a_folder_trains_by_the_command_line(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Three commands as a user types them, the last one without internet to ask a hub."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    parent: list[str] = []
+    for place, task in enumerate(("sentiment", "parity", "sentiment"), start=1):
+        command = [*of(folders("t5")), *QUICK, f"task={task}", f"hydra.run.dir={place}", *parent]
+        if place == 3:
+            command += ["task.sentiment.instruction.template='[TEXT:review] -> [TEXT:label]'"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *command],
+            cwd=tmp_path, env=env, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        parent = [f"init_from={place}/checkpoint"]
+    results = json.loads((tmp_path / "3/all_results.json").read_text())
+    assert results["orthogonal_loss_first"] > 0 and set(results["eval"]) == {"sentiment", "parity"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "model=seq2seq", "model.path=nobody/has-this",
+         "task=sentiment"],
+        cwd=tmp_path, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Without internet, bring the folder" in done.stderr
