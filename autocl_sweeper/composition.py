@@ -277,7 +277,7 @@ class _Loader(ConfigLoaderImpl):
                 repo,
                 now.defaults,
                 frozenset(i for i, override in enumerate(now.choosing) if id(override) in sets),
-                _copies(composed),
+                copies(composed),
                 files,
             )
         return composed
@@ -338,7 +338,7 @@ def _frame(config: Any) -> _Frame | None:
             item_sep=texts.item_sep,
             kv_sep=texts.kv_sep,
         )
-    return _Frame(_copies(config), dirname)
+    return _Frame(copies(config), dirname)
 
 
 def _only_sets(config: Any, override: Any) -> bool:
@@ -430,7 +430,7 @@ def _stamp(path: str) -> Stamp | None:
 # -- copies -----------------------------------------------------------------------------------------
 
 
-def _copies(config: Any) -> Callable[[], Any]:
+def copies(config: Any) -> Callable[[], Any]:
     """Makes copies of a configuration, twenty times as fast as copying it in depth."""
     original = deepcopy(config)
     if not _is_simple(original):

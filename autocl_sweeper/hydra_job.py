@@ -8,7 +8,6 @@ function itself tells its outcome (`ReportingTask`).
 from __future__ import annotations
 
 import atexit
-import copy
 import importlib
 import json
 import os
@@ -21,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import (
@@ -34,6 +33,9 @@ from autocl_sweeper.outcome import (
     write_whole,
 )
 from autocl_sweeper.types import Cause, Job
+
+if TYPE_CHECKING:
+    from autocl_sweeper.running import Prepared
 
 GO = b"\n"  # what a job process reads from its stdin before it does anything
 OOM_SCORE = "500"  # out of memory, the kernel takes a job before the controller or the user's shell
@@ -320,45 +322,51 @@ def _import_function(module: str, name: str) -> Any:
 
 
 def rehearse(unpacked: Unpacked) -> None:
-    """What the parsers, OmegaConf and logging learn the first time; better once than in every job."""
-    import logging.config  # noqa: F401
-
+    """What the parsers, OmegaConf and others learn the first time; better once than in every job."""
     from omegaconf import OmegaConf
 
+    from autocl_sweeper.running import prepare
+
+    with suppress(ImportError):  # what Hydra itself imports in a job only; older lines lack it
+        importlib.import_module("hydra._internal.logging_config")
+    values: tuple[Any, ...] = (None, 1, 1.0, "", [])
+    for value in values:
+        outcome_of(value, Path(os.devnull), 0.0)
     context, config, _ = unpacked
     # Not the app's own interpolations: those may run code that only a job should.
     texts = {"a": "${now:%Y-%m-%d}/${b}/${c.d}", "b": "${oc.env:HOME,x}", "c": {"d": 1}}
     with suppress(Exception):  # an app may need overrides to compose; jobs bring them
         OmegaConf.to_container(OmegaConf.create(texts), resolve=True)
-        composed = compose(context, config, ["hydra.job.num=0"])
-        copy.deepcopy(composed)
-        OmegaConf.to_yaml(composed)
+        prepare(compose(context, config, []), 0, ahead=True).new()
 
 
-def compose_ahead(unpacked: Unpacked, request_path: str) -> Any:
+def prepare_ahead(unpacked: Unpacked, request_path: str) -> Prepared | None:
     """The configuration of a requested job, for a process that is about to be forked.
 
-    None where the job has to compose it: what cannot be composed fails there, and `env_copy` means
-    the environment there.
+    None where the job has to compose it: what is wrong with it is told there.
     """
+    from autocl_sweeper.running import prepare
+
     context, master, _ = unpacked
     try:
         request = json.loads(Path(request_path).read_text("utf-8", "surrogatepass"))
-        config = compose(context, master, request["overrides"])
-        return None if config.hydra.job.env_copy else config
+        return prepare(compose(context, master, request["overrides"]), request["number"], True)
     except Exception:
         return None
 
 
 def job_process(
-    folder: str, request_path: str, unpacked: Unpacked | None = None, composed: Any = None
+    folder: str,
+    request_path: str,
+    unpacked: Unpacked | None = None,
+    prepared: Prepared | None = None,
 ) -> NoReturn:
     """The life of a job process, from the controller's word to its end."""
     if os.read(0, len(GO)) != GO:
         raise SystemExit("the controller died before it knew this job")
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(OOM_SCORE)
-    run_job_process(Path(folder), Path(request_path), unpacked, composed)
+    run_job_process(Path(folder), Path(request_path), unpacked, prepared)
     # The result is on disk. Tearing down an interpreter that holds torch takes about a second;
     # waiting for the user's threads and exit hooks is all of it that anybody needs.
     threading._shutdown()  # type: ignore[attr-defined]
@@ -369,11 +377,14 @@ def job_process(
 
 
 def run_job_process(
-    folder: Path, request_path: Path, unpacked: Unpacked | None = None, composed: Any = None
+    folder: Path,
+    request_path: Path,
+    unpacked: Unpacked | None = None,
+    prepared: Prepared | None = None,
 ) -> None:
     """Compose and run one job in this process; leave its outcome and, if asked, its JobReturn.
 
-    `unpacked`, `composed`: the package and the configuration, where the process has them already.
+    `unpacked`, `prepared`: the package and the configuration, where the process has them already.
     """
     start = time.monotonic()
     files = JobFiles(folder)
@@ -383,25 +394,21 @@ def run_job_process(
     job_return: Any = None
     try:
         context, master, function = unpacked or unpack(files.package().read_bytes())
-        if composed is None:
-            composed = compose(context, master, overrides)
-        config = _as_job(composed, number)
-        output_dir = _claim_folder(config, files.log(number))
+        from autocl_sweeper.running import prepare, run_job
+
+        if prepared is None:
+            prepared = prepare(compose(context, master, overrides), number)
+        output_dir = prepared.output_dir
+        _claim_folder(output_dir, files.log(number))
         files.output(number).write_text(str(output_dir), "utf-8", "surrogateescape")
     except Exception as error:
         traceback.print_exc()
         outcome = failure(error, time.monotonic() - start, Cause.CONFIGURATION)
         job_return = _failed_return(overrides, error)
     else:
-        from hydra.core.utils import JobStatus, run_job
+        from hydra.core.utils import JobStatus
 
-        job_return = run_job(
-            hydra_context=context,
-            task_function=function,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
+        job_return = run_job(context, function, prepared)
         seconds = time.monotonic() - start
         value = job_return._return_value
         if job_return.status is JobStatus.COMPLETED:
@@ -416,29 +423,14 @@ def run_job_process(
     files.write_outcome(number, outcome)
 
 
-def _as_job(config: Any, number: int) -> Any:
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
-
-    with open_dict(config):
-        config.hydra.job.id = str(number)
-        config.hydra.job.num = number
-    # `${hydra:...}` in sweep.subdir has to mean this job, not the configuration of the sweep. Hydra's
-    # `set_config` would copy it all; `run_job` does that soon enough.
-    HydraConfig.instance().cfg = config
-    return config
-
-
-def _claim_folder(config: Any, log: Path) -> Path:
+def _claim_folder(output_dir: Path, log: Path) -> None:
     """Make the job's folder and link the running log into it; an earlier log there is kept."""
-    output_dir = (Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)).absolute()
     output_dir.mkdir(parents=True, exist_ok=True)
     target = output_dir / LOG_NAME
     if target.exists():
         taken = sum(1 for _ in output_dir.glob(f"{LOG_NAME}.*"))
         os.replace(target, output_dir / f"{LOG_NAME}.{taken + 1}")
     link_log(log, target)
-    return output_dir
 
 
 def _failed_return(overrides: Sequence[str], error: BaseException) -> Any:

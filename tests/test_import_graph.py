@@ -25,6 +25,7 @@ FLOORS = [
         "leases",
         "outcome",
         "composition",
+        "running",
         "hydra_job",
         "metrics",
         "layers",
@@ -43,7 +44,8 @@ DOORS = {
     "leases": {"devices", "packing"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "composition": {"layers"},
-    "hydra_job": {"outcome", "composition"},
+    "running": {"composition"},
+    "hydra_job": {"outcome", "composition", "running"},
     "snapshot": {"layers", "journal"},
     "plan": {"strategy"},
     "results": {"plan"},
@@ -51,9 +53,9 @@ DOORS = {
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "composition", "hydra_job", "hydra_sweep", "snapshot"},
-    "omegaconf": {"space", "composition", "hydra_job", "hydra_sweep", "layers"},
-    "yaml": {"results", "layers"},
+    "hydra": {"space", "composition", "running", "hydra_job", "hydra_sweep", "snapshot"},
+    "omegaconf": {"space", "composition", "running", "hydra_job", "hydra_sweep", "layers"},
+    "yaml": {"results", "layers", "running"},
     "optuna": {"search"},
     "rich": {"report", "hydra_sweep", "cli"},
     "pynvml": {"devices"},

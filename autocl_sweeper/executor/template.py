@@ -210,23 +210,68 @@ def _openblas_setters() -> list[Callable[[int], Any]]:
     return setters
 
 
+_FIRST_NUMBER = re.compile(r"\s*([1-9][0-9]*)")
+
+
 def _number(text: str | None) -> int | None:
     """The first number of OMP_NUM_THREADS, which may list one per nesting level."""
-    found = re.match(r"\s*([1-9][0-9]*)", text or "")
+    found = _FIRST_NUMBER.match(text or "")
     return int(found[1]) if found else None
 
 
-def _restore_threads(openblas: Sequence[Callable[[int], Any]]) -> None:
-    """As many threads as a fresh interpreter would have in this environment."""
-    omp = _number(os.environ.get("OMP_NUM_THREADS"))
-    if "torch" in sys.modules and _torch_threads is not None:
-        sys.modules["torch"].set_num_threads(omp or _torch_threads)
-    elif "torch" in sys.modules and omp:
-        sys.modules["torch"].set_num_threads(omp)
-    blas = _number(os.environ.get("OPENBLAS_NUM_THREADS")) or omp or len(os.sched_getaffinity(0))
-    if blas > 1:
-        for set_num_threads in openblas:
-            set_num_threads(blas)
+class _BlasThreads:
+    """The thread pools of OpenBLAS: one thread in the template, in jobs as many as they would have.
+
+    OpenBLAS ends its pool before a fork and starts it again, as large, at the fork's first need. So
+    the size is set here, before: to set it in a job starts threads there, which spin for 100 ms.
+    """
+
+    def __init__(self) -> None:
+        self._setters = _openblas_setters()
+        self._size = 1
+        self._ends_at_forks = _in_a_fork(self._is_alone_after_fork) == 0
+
+    def before_fork(self) -> None:
+        if self._ends_at_forks:
+            self._set()
+
+    def in_fork(self) -> None:
+        self._set()
+
+    def _set(self) -> None:
+        omp = _number(os.environ.get("OMP_NUM_THREADS"))
+        cores = len(os.sched_getaffinity(0))
+        size = _number(os.environ.get("OPENBLAS_NUM_THREADS")) or omp or cores
+        if size != self._size:
+            self._size = size
+            for set_num_threads in self._setters:
+                set_num_threads(size)
+
+    def _is_alone_after_fork(self) -> int:
+        for set_num_threads in self._setters:
+            set_num_threads(2)
+        _in_a_fork(int)
+        return len(os.listdir("/proc/self/task")) - 1
+
+
+def _in_a_fork(function: Callable[[], int]) -> int:
+    """Its answer there, 0 to 255; 2 where it fails. The fork ends without any clean-up."""
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            status = function()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _restore_torch_threads() -> None:
+    """As many as a fresh interpreter would have in this environment."""
+    torch = sys.modules.get("torch")
+    threads = _number(os.environ.get("OMP_NUM_THREADS")) or _torch_threads
+    if torch is not None and threads:
+        torch.set_num_threads(threads)
 
 
 # -- serving ----------------------------------------------------------------------------------------
@@ -235,8 +280,8 @@ def _restore_threads(openblas: Sequence[Callable[[int], Any]]) -> None:
 class Server:
     """Forks jobs and tells of their ends. `serve` returns in the jobs: their arguments.
 
-    A job's configuration is composed before the fork: that is cheaper here, where nothing has to be
-    copied to be written to, and the next jobs find it begun.
+    A job's configuration is prepared before the fork, in the job's environment: that is cheaper here,
+    where nothing has to be copied to be written to, and the next jobs find it begun.
     """
 
     def __init__(
@@ -249,7 +294,7 @@ class Server:
         self._pid = os.getpid()
         self._jobs: dict[int, bool] = {}  # pid -> whether its end was told
         self._outlives = False  # the controller
-        self._openblas = _openblas_setters()
+        self._blas = _BlasThreads()
         self._libc = ctypes.CDLL(None)
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
         self._wake, wake = os.pipe()
@@ -291,9 +336,11 @@ class Server:
                         self._end_those_who_left()
                         continue
                     arguments: list[str] = message["arguments"]
-                    composed = hydra_job.compose_ahead(self._unpacked, arguments[1])
+                    self._set_environment(message["environment"], message["own"])
+                    self._blas.before_fork()
+                    prepared = hydra_job.prepare_ahead(self._unpacked, arguments[1])
                     if self._fork(message, fds):
-                        return arguments, composed
+                        return arguments, prepared
         except (BrokenPipeError, ConnectionResetError):
             pass
         if os.getpid() == self._pid and self._outlives:
@@ -380,6 +427,7 @@ class Server:
         return False
 
     def _become_job(self, message: dict[str, Any], fds: list[int]) -> None:
+        gc.freeze()  # a collection would visit what the template made since it last did so
         os.setsid()
         self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # what leaves it comes to us when it is dead
@@ -398,20 +446,20 @@ class Server:
         os.close(output)
         for fd in keep:
             os.set_inheritable(fd, True)
-        self._set_environment(message["environment"], message["own"])
         sys.argv[1:] = message["arguments"]
         _reseed()
-        _restore_threads(self._openblas)
+        self._blas.in_fork()
+        _restore_torch_threads()
 
     def _set_environment(self, environment: dict[str, str], own: dict[str, str]) -> None:
         """As in a fresh interpreter: inherited, then what imports change; the job's devices last."""
-        for name, value in {**environment, **self._changed, **own}.items():
+        wanted = {**environment, **self._changed, **own}
+        for name in os.environ.keys() | wanted.keys():
+            value = wanted.get(name)
             if value is None:
                 os.environ.pop(name, None)
-            else:
+            elif os.environ.get(name) != value:
                 os.environ[name] = value
-        for name in set(os.environ) - set(environment) - set(self._changed) - set(own):
-            del os.environ[name]
 
 
 def _reseed() -> None:
@@ -442,7 +490,10 @@ def main(control: socket.socket, modules: Sequence[str]) -> tuple[list[str], Unp
         unpacked = preload(modules, sys.stdin.buffer.read())
         changed = {k: v for k, v in os.environ.items() if environment.get(k) != v}
         changed |= {k: None for k in environment.keys() - os.environ.keys()}
+        from autocl_sweeper.running import settle_loggers  # Hydra is found only now
+
         _keep_what_is_shared()
+        settle_loggers()
         gc.collect()
         gc.freeze()  # a collection in a job would write to, and so copy, all that is shared
         server = Server(control, unpacked, changed)
@@ -465,4 +516,4 @@ if __name__ == "__main__":
     if job is None:
         os._exit(0)
     # At the top of the stack, as in a fresh interpreter: so an exit or a KeyboardInterrupt ends alike.
-    hydra_job.job_process(job[0][0], job[0][1], unpacked=job[1], composed=job[2])
+    hydra_job.job_process(job[0][0], job[0][1], unpacked=job[1], prepared=job[2])
