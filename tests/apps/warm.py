@@ -95,13 +95,23 @@ def bad_fork() -> None:
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with ...")
 
 
+def native_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
 def matmul() -> None:
+    import numpy
     import torch
 
+    at_first = native_threads()
+    product = numpy.ones((400, 400)) @ numpy.ones((400, 400))
+    blas = native_threads()
     weight = torch.randn(400, 400, requires_grad=True)
     loss = ((weight @ torch.randn(400, 400)) ** 2).sum()
     loss.backward()
-    note(threads=torch.get_num_threads(), finite=bool(loss.isfinite()), seed=torch.initial_seed())
+    finite = bool(loss.isfinite()) and (product == 400).all().item()
+    threads, seed = torch.get_num_threads(), torch.initial_seed()
+    note(threads=threads, native=[at_first, blas], finite=finite, seed=seed)
 
 
 def loader() -> None:
