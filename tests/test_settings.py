@@ -321,6 +321,102 @@ def test_jobs_of_a_sweep_have_to_give_it_each(composed: Compose, tmp_path: Path)
             loader.load_sweep_config(master, [f"trainer.max_steps={number}"])
 
 
+# -- as a job --------------------------------------------------------------------------------------
+
+TEXTS = """task:
+  a:
+    _name: arithmetic
+    instruction:
+      template: 'what is [TEXT:question]? -> [TEXT: answer]'
+"""
+RANK = "env:\n  nnodes: 2\n  rank: 2\n  port: 29500\n"
+
+
+def run(name: str, *overrides: str, folder: Path) -> list[Any]:
+    """What a task function got, if Hydra came to call it."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    called: list[Any] = []
+    typed = [*overrides, f"hydra.run.dir={folder}", "hydra/job_logging=none"]
+    hydra.run(config_name=name, task_function=called.append, overrides=typed)
+    return called
+
+
+def test_what_is_wrong_with_a_job_is_told_at_once_before_its_folder_is_made(
+    composed: Compose, tmp_path: Path
+) -> None:
+    from train.compose import Refused
+
+    composed(TEXTS, RANK, "model:\n  _name: unify\n  num_attention_heads: 7")
+    name = "+".join(["base", *(f"{tmp_path}/{number}.yaml" for number in range(3))])
+    with pytest.raises(Refused) as caught:
+        run(name, folder=tmp_path / "run")
+    said = str(caught.value).splitlines()
+    assert said[0] == "3 mistakes in the configuration:"
+    assert said[1].startswith(
+        "1.yaml:3: env.rank=2 with env.nnodes=2: the rank is the number of this"
+    )
+    assert said[2].endswith(
+        "model.hidden_size=64: must be a multiple of model.num_attention_heads=7"
+    )
+    assert said[3].startswith("0.yaml:5: task.a: instruction template, column 29: '[TEXT: answer]'")
+    assert said[5].index("^") == said[4].index("[TEXT: answer]")
+    assert not (tmp_path / "run").exists()
+    # Of two tasks that are both wrong, both.
+    with pytest.raises(
+        Refused, match=r"(?s)0\.yaml:5: task\.a: .*command line: task\.b: instruction"
+    ):
+        run(
+            f"base+{tmp_path}/0.yaml",
+            "model=unify_tiny",
+            "+task.b={_name: arithmetic, instruction: {template: x}}",
+            folder=tmp_path / "run",
+        )
+
+
+def test_jobs_of_a_sweep_are_held_against_what_the_launcher_leases(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from train.compose import Refused
+
+    loader = GlobalHydra.instance().config_loader()
+    wide = tmp_path / "wide.yaml"
+    wide.write_text("env:\n  nproc_per_node: 2\n")
+
+    def composes(*typed: str, job: str = "seed=1") -> Any:
+        overrides = ["hydra.mode=MULTIRUN", "task=digits_01", *typed]
+        master = loader.load_configuration(f"base+{wide}", overrides, RunMode.MULTIRUN)
+        return loader.load_sweep_config(master, ["task=digits_01", *typed[1:], job])
+
+    with pytest.raises(
+        Refused, match=r"wide\.yaml:2: env\.nproc_per_node=2, but the launcher leases 1"
+    ):
+        composes("hydra/launcher=gpu")
+    assert (
+        composes("hydra/launcher=gpu", "hydra.launcher.devices_per_job=2").env.nproc_per_node == 2
+    )
+    # The app's own launcher leases as many as the sweep says, not as one of its jobs does.
+    assert composes("hydra/launcher=gpu_warm").hydra.launcher.devices_per_job == 2
+    with pytest.raises(
+        Refused, match=r"command line: env\.nproc_per_node=3, .*hydra\.launcher\.dev"
+    ):
+        composes("hydra/launcher=gpu_warm", job="env.nproc_per_node=3")
+    with pytest.raises(
+        Refused, match=r"command line: env\.nnodes=2 in a job of a launcher that leas"
+    ):
+        composes("hydra/launcher=gpu", "env.nproc_per_node=1", "env.nnodes=2", "env.port=29500")
+    # Hydra's own launcher trains here, where CUDA shows one.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("AUTOCL_DEVICES", raising=False)
+    with pytest.raises(Refused, match=r"wide\.yaml:2: env\.nproc_per_node=2, but CUDA_VISIBLE_DEV"):
+        composes("hydra/launcher=basic")
+
+
 # -- OFASys ----------------------------------------------------------------------------------------
 
 ROWS = {

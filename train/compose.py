@@ -7,9 +7,12 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from functools import wraps
+from dataclasses import replace
+from enum import Enum
+from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -21,22 +24,43 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from autocl_sweeper.layers import STAR, LayerError, expand_stars  # type: ignore[attr-defined]
+from train.env import check_env
 from train.expand import as_written, settle
 from train.ofasys import OFASYS
 from train.origins import COMMAND_LINE, Composition, Keys, Layer, dotted, keys_of, origin
+from train.plan import plan_job, plan_task
 from train.schema import NAME, SECTIONS, TopLevel, ask, drop_unset, is_ours, register
-from train.settings import Task
+from train.settings import (
+    DeltaSettings,
+    EvaluationSettings,
+    MemorySettings,
+    ModelSettings,
+    Task,
+    TrainerSettings,
+    read_job,
+    read_tasks,
+)
 from train.typed import (
     Problem,
     SettingsError,
     SettingsErrors,
+    build,
     check,
     check_value,
     hints,
     nearest,
     options,
+    problems_of,
 )
 
+PARTS: Mapping[str, type] = {
+    "model": ModelSettings,
+    "delta": DeltaSettings,
+    "trainer": TrainerSettings,
+    "memory": MemorySettings,
+    "evaluation": EvaluationSettings,
+}
+TASKS = Path(__file__).resolve().parents[1] / "conf" / "task"
 KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
 TOP: Mapping[str, Any] = {key: hints(TopLevel)[f.name] for key, f in options(TopLevel).items()}
 
@@ -54,7 +78,8 @@ def install() -> None:
         merged = _asking(ConfigLoaderImpl._compose_config_from_defaults_list)
         ConfigLoaderImpl._compose_config_from_defaults_list = merged  # type: ignore[method-assign]
         for name in ("show_cfg", "show_info", "shell_completion"):
-            setattr(Hydra, name, _showing(getattr(Hydra, name)))
+            setattr(Hydra, name, _meant(Use.SHOWN, getattr(Hydra, name)))
+        Hydra.run = _meant(Use.RUN, Hydra.run)  # type: ignore[method-assign]
 
 
 def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
@@ -63,6 +88,9 @@ def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
         names = ("config_name", "overrides", "run_mode")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         composition = Composition(self, *(given[name] for name in names))
+        use = _use.get()
+        if use is Use.RUN:
+            _use.set(Use.OTHER)  # what the job itself composes is its own affair
         try:
             config = compose(self, *args, **kwargs)
         except (HydraException, OmegaConfBaseException) as error:
@@ -74,27 +102,38 @@ def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
                 raise Refused(nameless) from error
             raise
         if is_ours(config):
-            _finish(config, composition)
+            of_sweep = use is Use.OTHER and config.hydra.mode is RunMode.MULTIRUN
+            _finish(config, composition, Use.JOB if of_sweep else use)
         return config
 
     load.around = _checked  # type: ignore[attr-defined]  # for the sweeper's faster composition
     return load
 
 
-# Whether the configuration is only looked at (`--cfg job`): then it may have `???` left.
-_only_shown: ContextVar[bool] = ContextVar("only_shown", default=False)
+class Use(Enum):
+    """What a configuration is composed for."""
+
+    SHOWN = "to be looked at (`--cfg job`): it may have `???` left"
+    RUN = "to be trained by this process"
+    JOB = "to be trained as a job of a sweep"
+    OTHER = "whatever one does with it who composes himself: his layers may lack what a job needs"
 
 
-def _showing(show: Callable[..., None]) -> Callable[..., None]:
-    @wraps(show)
-    def shown(self: Hydra, *args: Any, **kwargs: Any) -> None:
-        token = _only_shown.set(True)
+# Of the sweep whose jobs are composed here: it was made before them, and leases as it was told.
+_launcher: ContextVar[Any] = ContextVar("launcher", default=None)
+_use: ContextVar[Use] = ContextVar("use", default=Use.OTHER)
+
+
+def _meant(use: Use, function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def composing(*args: Any, **kwargs: Any) -> Any:
+        token = _use.set(use)
         try:
-            show(self, *args, **kwargs)
+            return function(*args, **kwargs)
         finally:
-            _only_shown.reset(token)
+            _use.reset(token)
 
-    return shown
+    return composing
 
 
 def _asking(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
@@ -143,18 +182,19 @@ def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
             yield from _asked(value, (*keys, key))
 
 
-def _finish(config: DictConfig, composition: Composition) -> None:
+def _finish(config: DictConfig, composition: Composition, use: Use) -> None:
     if any("???" in text for text in composition.overrides):
         for layer in composition.layers():
             for keys in _asked(layer.values) if not layer.file else ():
                 ask(config, keys)
     drop_unset(config)
     if composition.run_mode is not RunMode.RUN:
+        _launcher.set(config.hydra.launcher)
         return  # of a sweep; its jobs are composed, and checked, one by one
     if any(text.startswith("task=[") for text in composition.overrides):
         _refuse_clashes(composition.layers())
     try:
-        verify(config)
+        verify(config, use)
     except SettingsErrors as error:
         raise Refused(_located(list(error.problems), composition.layers())) from error
     except SettingsError as error:
@@ -181,22 +221,59 @@ def _outermost(layer: Layer) -> str:
     return (*layer.included_from, layer.file)[0]
 
 
-def verify(config: DictConfig) -> None:
-    """Hold a composed configuration against everything but what lies on disk. Raises SettingsError."""
+def verify(config: DictConfig, use: Use = Use.OTHER) -> None:
+    """Hold a composed configuration against the sections, and as a job if it will be one.
+
+    Raises SettingsError, with all mistakes of the sections, or else of the job.
+    """
     # Hydra's own values are known once the job has its folder; until then they are text.
     values = _without_hydras(as_written(config))
     problems: list[Problem] = []
     if any(_asked(values)):
         # What refers to such a value cannot be resolved, and need not be: the value comes first.
         values = _with_stars(values)
-        if not _only_shown.get():
+        if use is not Use.SHOWN:
             problems += [_unanswered(keys) for keys in _asked(values)]
     else:
         values = settle(values)
     for name, node in values.items():
         problems += _check(name, node)
+    if not problems and use in (Use.RUN, Use.JOB):
+        launcher = None if use is Use.RUN else _launcher.get() or config.hydra.launcher
+        problems = mistakes_of_job(values, launcher)
     if problems:
         raise SettingsErrors(problems)
+
+
+def mistakes_of_job(values: Mapping[str, Any], launcher: Any) -> list[Problem]:
+    """What is wrong with settled values as those of one job, whatever an earlier job hands over.
+
+    launcher: the settings of what will start it; None: this process trains.
+    """
+    own = {key: node for key, node in values.items() if key not in ("init_from", "seen_tasks")}
+    env = partial(check_env, values.get("env") or {}, launcher)
+    begun = values.get("init_from")
+
+    def job() -> None:
+        plan_job(replace(read_job(own, TASKS), init_from=Path(str(begun)) if begun else None))
+
+    problems = _told([env, job])
+    if problems:  # the first of the job's parts to be wrong; what about the others?
+        parts = [partial(build, kind, own.get(name) or {}, name) for name, kind in PARTS.items()]
+        tasks = (own.get("task") or {}).items()
+        parts += [partial(lambda one: plan_task(*read_tasks(one)), {name: t}) for name, t in tasks]
+        problems += _told(parts)
+    return list(dict.fromkeys(problems))
+
+
+def _told(checks: Iterable[Callable[[], Any]]) -> list[Problem]:
+    problems: list[Problem] = []
+    for one in checks:
+        try:
+            one()
+        except SettingsError as error:
+            problems += problems_of(error)
+    return problems
 
 
 def _with_stars(values: Mapping[str, Any]) -> dict[str, Any]:

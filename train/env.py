@@ -71,7 +71,8 @@ class EnvSettings:
         if not 0 <= self.rank < self.nnodes:
             raise SettingsError(
                 f"env.rank={self.rank} with env.nnodes={self.nnodes}: the rank is the number of "
-                f"this machine and goes from 0 to nnodes - 1 = {self.nnodes - 1}"
+                f"this machine and goes from 0 to nnodes - 1 = {self.nnodes - 1}. Give every machine one "
+                "of these, or set env.nnodes to the number of machines"
             )
         if None not in (self.port, self.master_port) and self.port != self.master_port:
             raise SettingsError(
@@ -121,6 +122,35 @@ def read_env(cfg: DictConfig) -> EnvSettings:
     return build(EnvSettings, cast("dict[str, Any]", values), "env")
 
 
+def check_env(values: Mapping[str, Any], launcher: Any) -> None:
+    """The section `env` of a job that has not begun. Raises SettingsError.
+
+    launcher: the settings of what will start the job; None: this process trains.
+    """
+    env = build(EnvSettings, values, "env")
+    leased = None if launcher is None else OmegaConf.select(launcher, "devices_per_job")
+    if leased is not None:
+        check_lease(env, leased, f"{leased} to each job")
+    elif launcher is None or str(launcher.get("_target_")).endswith(".BasicLauncher"):
+        check_devices(env, os.environ, count_gpus)
+
+
+def check_lease(env: EnvSettings, leased: int, said: str) -> None:
+    """A launcher leases devices of its own machine, one for every process. Raises SettingsError."""
+    wanted = env.nproc_per_node
+    if env.nnodes > 1:
+        raise SettingsError(
+            f"env.nnodes={env.nnodes} in a job of a launcher that leases devices of its own "
+            "machine: start `python train.py` without -m once on every machine"
+        )
+    if wanted > leased:
+        raise SettingsError(
+            f"env.nproc_per_node={wanted}, but the launcher leases {said}, and every process needs a "
+            f"device of its own (hydra.launcher.devices_per_job={leased}). "
+            f"Set hydra.launcher.devices_per_job={wanted}, or fewer processes"
+        )
+
+
 def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[], int]) -> None:
     """Every process needs a device of its own, except on the CPU. Raises SettingsError.
 
@@ -130,17 +160,7 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
     leased = _entries(environ.get(LEASED))
     if leased is not None:
         _check_mig(wanted, leased)
-        if env.nnodes > 1:
-            raise SettingsError(
-                f"env.nnodes={env.nnodes} in a job of a launcher that leases devices of its own "
-                "machine: start `python train.py` without -m once on every machine"
-            )
-        if wanted > len(leased):
-            raise SettingsError(
-                f"env.nproc_per_node={wanted}, but the launcher leased {len(leased)} "
-                f"({','.join(leased)}) to this job (hydra.launcher.devices_per_job="
-                f"{len(leased)}). Set hydra.launcher.devices_per_job={wanted}, or fewer processes"
-            )
+        check_lease(env, len(leased), f"{len(leased)} ({','.join(leased)}) to this job")
         if wanted < len(leased) and not leased[0].startswith("cpu-"):  # slots may mean threads
             log.warning(
                 "env.nproc_per_node=%d leaves %d of the %d leased devices idle: "

@@ -29,7 +29,7 @@ from train.settings import (
     TextPreprocess,
     TrainerExtras,
 )
-from train.typed import SettingsError
+from train.typed import Problem, SettingsError, SettingsErrors, problems_of
 
 CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the files have
     "arithmetic": ("question", "answer"),
@@ -103,7 +103,9 @@ def plan_task(task: Task) -> TaskPlan:
     try:
         return _plan(task)
     except (TemplateError, DataSpecError) as error:
-        raise SettingsError(f"task.{task.name}: {error}") from error
+        part = "instruction.template" if isinstance(error, TemplateError) else "dataset"
+        wrong = Problem(f"task.{task.name}.{part}", f"task.{task.name}: {error}")
+        raise SettingsErrors([wrong]) from error
 
 
 def _plan(task: Task) -> TaskPlan:
@@ -382,7 +384,15 @@ def _generation(task: Task, where: str) -> dict[str, Any]:
 
 def plan_job(job: Job) -> dict[str, TaskPlan]:
     """The tasks a job trains or is evaluated on, by name. Raises SettingsError."""
-    plans = {task.name: plan_task(task) for task in (*job.tasks, *job.seen_tasks)}
+    plans: dict[str, TaskPlan] = {}
+    problems: dict[Problem, None] = {}
+    for task in (*job.tasks, *job.seen_tasks):
+        try:
+            plans[task.name] = plan_task(task)
+        except SettingsError as error:
+            problems |= dict.fromkeys(problems_of(error))
+    if problems:
+        raise SettingsErrors(problems)
     if job.init_from is None:  # else it is all in the chain
         _check_folders(job.model)
     model = fitted(job.model, plans.values())

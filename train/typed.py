@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
@@ -35,6 +36,14 @@ class SettingsErrors(SettingsError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(problem.message for problem in self.problems))
+
+
+def problems_of(error: SettingsError, otherwise: str = "") -> tuple[Problem, ...]:
+    """The mistakes an error tells, each at the key its message begins with."""
+    if isinstance(error, SettingsErrors):
+        return error.problems
+    found = re.match(r"[\w.*-]+(?:\[\d+\])?(?=[=:, ])", str(error))
+    return (Problem(found[0] if found else otherwise, str(error)),)
 
 
 def option(
@@ -161,10 +170,8 @@ class _Reader:
             return None
         try:
             return kind(**made)
-        except SettingsErrors as error:
-            problems.extend(error.problems)
         except SettingsError as error:
-            problems.append(Problem(key, str(error)))
+            problems.extend(problems_of(error, key))
         return None
 
     def _open(self, value: Any) -> bool:

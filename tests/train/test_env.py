@@ -574,7 +574,7 @@ def test_a_sweep_gives_such_jobs_two_devices_and_tells_why_one_failed(
     common = [*SMALL, "hydra/sweeper=autocl", "hydra.launcher.cpu_slots=4", "env.nproc_per_node=2"]
     printed = bench.run(
         *common,
-        *("task=digits_01", "hydra.launcher.devices_per_job=2"),
+        "task=digits_01",
         *("trainer.learning_rate=1e-3,1e30", "trainer.max_grad_norm=0"),  # the second diverges
     )
     good, bad = (bench.finished()[number] for number in (0, 1))
@@ -597,5 +597,6 @@ def test_more_processes_than_leased_devices_is_an_error_that_names_both_keys(
         *("env.nproc_per_node=2", "seed=0"),
         status=1,
     )
-    assert "SettingsError: env.nproc_per_node=2, but the launcher leased 1 (cpu-0)" in printed
+    assert "command line: env.nproc_per_node=2, but the launcher leases 1 to each job" in printed
     assert "Set hydra.launcher.devices_per_job=2" in printed
+    assert "No job was started" in printed and not bench.events("start")
