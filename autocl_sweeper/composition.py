@@ -11,6 +11,7 @@ this order is left to Hydra's order, and so are all mistakes.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
@@ -25,12 +26,14 @@ from typing import Any
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.utils import JobRuntime
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import split_key
 
 from autocl_sweeper.errors import LayerError
-from autocl_sweeper.layers import INCLUDE, load_layers, read_text
+from autocl_sweeper.layers import INCLUDE, ReadText, load_layers, read_text
+from autocl_sweeper.snapshot import Snapshot, installed
 
 Stamp = tuple[int, int, int]  # of a file: inode, time of its last change in ns, size in bytes
 
@@ -62,19 +65,22 @@ class _Layout:
     defaults: Any  # Hydra's DefaultsList
     setting: frozenset[int]  # which of the choosing overrides also set a value
     new: Callable[[], Any]  # makes a configuration to set values in
-    files: dict[str, Stamp | None]
+    files: dict[str, Stamp | None]  # those that may change
+    snapshot: Snapshot | None  # the others' texts
     frames: dict[Any, _Frame | None] = field(default_factory=dict)  # None: there can be none
 
     def is_current(self) -> bool:
-        return all(_stamp(path) == stamp for path, stamp in self.files.items())
+        stamps = self.files.items()
+        return installed() is self.snapshot and all(_stamp(path) == old for path, old in stamps)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Frame:
     """A composition that lacks only a job's values: those of the app, and the job's folder."""
 
     new: Callable[[], Any]
     dirname: Callable[..., str] | None  # Hydra 1.3 notes `override_dirname`, 1.4 asks a resolver
+    master: Any = None  # the sweep's configuration, which it was found to agree with
 
     def filled(self, overrides: Sequence[Any], setting: Sequence[Any]) -> Any:
         """The configuration of a job; None where the order in which values are set may matter.
@@ -117,11 +123,23 @@ class _Composition:
         return [o for o in overrides if id(o) not in others and not o.is_sweep_override()]
 
 
+# key=1, key=-2.5e-05, key='text', key=/a/path: what a sweep changes from job to job.
+_LITERAL = re.compile(
+    r"(\+{0,2}[a-z_][\w.]*)="
+    r"(?:(-?(?:0|[1-9]\d{0,15}))"
+    r"|(-?(?:0|[1-9]\d{0,15})(?:\.\d{1,20}(?:e[-+]?\d{1,3})?|e[-+]?\d{1,3}))"
+    r"|'([\w ./:,=+@%-]*)'"
+    r"|(/[\w./-]+))",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 class _Parser:
     """Hydra's parser of overrides, in place of its class, for which every text is new."""
 
     def __init__(self) -> None:
         self._hydras = OverridesParser.create()
+        self._literals: dict[str, Any] = {}  # key, with its plus signs -> one that sets it
         self._known = lru_cache(maxsize=MOST_TEXTS)(self._parsed)
 
     def create(self) -> _Parser:
@@ -135,7 +153,22 @@ class _Parser:
             return self._hydras.parse_overrides(overrides)
 
     def _parsed(self, text: str) -> Any:
-        return self._hydras.parse_overrides([text])[0]
+        literal = _LITERAL.fullmatch(text)
+        if literal is None:
+            return self._hydras.parse_overrides([text])[0]
+        key, integer, number, quoted, path = literal.groups()
+        if key not in self._literals:
+            self._literals[key] = self._hydras.parse_overrides([text])[0]
+            return self._literals[key]
+        override = copy(self._literals[key])
+        override.input_line = text
+        if integer is not None:
+            override._value = int(integer)
+        elif number is not None:
+            override._value = float(number)
+        else:
+            override._value = path or QuotedString(quoted, Quote.single)
+        return override
 
 
 class _Loader(ConfigLoaderImpl):
@@ -145,12 +178,25 @@ class _Loader(ConfigLoaderImpl):
         self._choices: dict[Any, dict[Any, bool]] = {}  # key of an override -> is it a choice?
         self._now: _Composition | None = None
         self._is_framing = False
+        self._frame: _Frame | None = None  # of the last composition
         self._parser = _Parser()
         self._compose = _calling(_IMPLEMENTATION, create_defaults_list=self._defaults_list)
-        self._compose_job = _calling(_SWEEP_CONFIG, OverridesParser=self._parser)
+        self._compose_job = _calling(
+            _SWEEP_CONFIG, OverridesParser=self._parser, ConfigLoaderImpl=self
+        )
 
     def load_sweep_config(self, *args: Any, **kwargs: Any) -> Any:
         return self._compose_job(self, *args, **kwargs)
+
+    def _ensure_sweep_config_controller_unchanged(
+        self, master_config: Any, sweep_config: Any
+    ) -> None:
+        """Of Hydra 1.4: a job has the launcher and the sweeper of its sweep. So have all of a frame."""
+        if self._frame is None or self._frame.master is not master_config:
+            ensure: Any = super()
+            ensure._ensure_sweep_config_controller_unchanged(master_config, sweep_config)
+            if self._frame is not None:
+                self._frame.master = master_config
 
     def _load_configuration_impl(self, *args: Any, **kwargs: Any) -> Any:
         around = getattr(ConfigLoaderImpl._load_configuration_impl, "around", None)
@@ -159,6 +205,7 @@ class _Loader(ConfigLoaderImpl):
     def _composed(
         self, config_name: str | None, overrides: list[str], run_mode: Any, **given: Any
     ) -> Any:
+        self._frame = None
         try:
             config = self._framed(config_name, overrides, run_mode, **given)
         except Exception:  # Hydra's own way comes upon it too, and says it in its words
@@ -213,7 +260,9 @@ class _Loader(ConfigLoaderImpl):
         found = frames[key]
         if found is None:
             return None
-        return found.filled(parsed, [override for override in setting if _is_free(override)])
+        config = found.filled(parsed, [override for override in setting if _is_free(override)])
+        self._frame = None if config is None else found
+        return config
 
     def _find(
         self, config_name: str | None, overrides: list[str], parsed: Sequence[Any]
@@ -279,6 +328,7 @@ class _Loader(ConfigLoaderImpl):
                 frozenset(i for i, override in enumerate(now.choosing) if id(override) in sets),
                 copies(deepcopy(composed)),
                 files,
+                installed(),
             )
         return composed
 
@@ -380,7 +430,10 @@ def _content(node: Any, *names: str) -> Any:
 
 
 def _files(repository: Any) -> dict[str, Stamp | None] | None:
-    """The files that were read; None where what was read may differ next time."""
+    """The files that were read and may change; None where what was read may differ next time."""
+    snapshot = installed()
+    keeping = snapshot if snapshot is not None and snapshot.is_complete else None
+    read = read_text if keeping is None else keeping.text
     files: dict[str, Stamp | None] = {}
     for key, result in repository.cache.items():
         if result is None:
@@ -390,7 +443,9 @@ def _files(repository: Any) -> dict[str, Stamp | None] | None:
         scheme, _, folder = result.path.partition("://")
         if scheme == "file":
             try:
-                files |= {path: _stamp(path) for path in _read(folder, key.partition("=")[2])}
+                for path in _read(folder, key.partition("=")[2], read):
+                    if keeping is None or os.path.abspath(path) not in keeping.texts:
+                        files[path] = _stamp(path)
             except (OSError, UnicodeDecodeError, LayerError):  # changed meanwhile
                 return None
         elif scheme not in ("pkg", "structured"):
@@ -398,21 +453,21 @@ def _files(repository: Any) -> dict[str, Stamp | None] | None:
     return files
 
 
-def _read(folder: str, name: str) -> list[str]:
+def _read(folder: str, name: str, read: ReadText) -> list[str]:
     """The files of a configuration below `folder`: its own, those joined by `+`, those included."""
     paths = [os.path.join(folder, name if _is_yaml(name) else f"{name}.yaml")]
     if "+" in name and not os.path.isfile(paths[0]):
         parts = name.split("+")
         paths = [os.path.join(folder, part if _is_yaml(part) else f"{part}.yaml") for part in parts]
-    read: list[str] = []
+    included: list[str] = []
 
     def reading(path: str) -> str:
-        read.append(path)
-        return read_text(path)
+        included.append(path)
+        return read(path)
 
-    if len(paths) > 1 or INCLUDE in read_text(paths[0]):
+    if len(paths) > 1 or INCLUDE in read(paths[0]):
         load_layers(paths, reading)
-    return [*paths, *read]
+    return [*paths, *included]
 
 
 def _is_yaml(name: str) -> bool:

@@ -16,14 +16,17 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from autocl_sweeper.composition import remembering
+from autocl_sweeper.composition import _Parser, remembering
+from autocl_sweeper.snapshot import Snapshot, install
 
 FILES = {
     "config": """
@@ -139,6 +142,10 @@ def app(folder: Path) -> Iterator[Path]:
         setup_globals()
         if "typed.yaml" not in ConfigStore.instance().repo.get("shape", {}):
             ConfigStore.instance().store(group="shape", name="typed", node=ShapeConf)
+        if not OmegaConf.has_resolver("joined_for_test"):
+            old = hydra.__version__.startswith("1.3.")
+            register: Any = getattr(OmegaConf, f"register{'_new' * old}_resolver")
+            register("joined_for_test", lambda *parts: "-".join(parts))
         yield folder
 
 
@@ -190,6 +197,9 @@ JOBS = [
     ("hydra.job={env_copy: [HOME]}",),
     ("+hydra.none=1",),
     ("hydra.run.dir=${name}", "hydra.help.header=${seed}", "seed=5"),
+    ("name=${joined_for_test:${task.name},x}", "alias=${joined_for_test:a}"),
+    ("hydra.sweeper.max_batch_size=3",),  # which Hydra 1.4 refuses
+    ("hydra.sweeper.max_batch_size=3", "seed=1"),
     # What cannot be composed cannot be composed by ours either, in the same words.
     ("sed=1",),
     ("task=none",),
@@ -216,16 +226,26 @@ def test_every_job_gets_the_configuration_that_hydra_composes(app: Path) -> None
     assert both.remembered() == 13  # the different choices among files above
 
 
-VALUES = st.sampled_from(
+SAID = st.sampled_from(
     ["seed=1", "seed=null", "task.rows=3", "items=[]", "items=[4,5]", "model.width=1e-3", "+new=1",
      "+open.k={a: 1}", "task.metric={k: 2}", "~items", "name='x,y'", "hydra.job.name=n",
      "hydra.sweep.subdir=s", "+hydra.job.env_set.A=b", "task=copa", "task=boolq", "model=big",
-     "~model", "+extra=more", "shape@wide=square", "+shape@x.y=typed", "hydra/job_logging=none"]
+     "~model", "+extra=more", "shape@wide=square", "+shape@x.y=typed", "hydra/job_logging=none",
+     "alias.rows=2", "~task.metric", "items.0=1", "hydra.job.config.override_dirname.item_sep=;"]
+)  # fmt: skip
+TEXTS = st.text("ab1 .,:/-_=${}[]()'\\%é\n", max_size=8)
+VALUES = SAID | st.builds(
+    "{}={}".format,
+    st.sampled_from(
+        ["seed", "+seed", "name", "items", "task.rows", "task.metric.kind", "task.metric", "+open.x",
+         "open", "alias", "alias.rows", "hydra.sweep.subdir", "hydra.job.name", "wide.r"]
+    ),
+    st.integers() | st.floats() | TEXTS.map(repr) | TEXTS | st.lists(st.integers(), max_size=2),
 )  # fmt: skip
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(jobs=st.lists(st.lists(VALUES, max_size=4), min_size=2, max_size=3))
 def test_any_order_of_any_jobs_is_composed_as_hydra_does(app: Path, jobs: list[list[str]]) -> None:
@@ -233,6 +253,34 @@ def test_any_order_of_any_jobs_is_composed_as_hydra_does(app: Path, jobs: list[l
     for overrides in jobs:
         both.compare(*overrides)
     both.compare(*jobs[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from(["seed", "+seed", "++a.b", "Task.rows_2", "~a", "a/b", "a@b", "$a", "hydra.x"]),
+    value=st.integers() | st.floats() | TEXTS | TEXTS.map("'{}'".format) | TEXTS.map("/{}".format)
+    | st.sampled_from(["0", "-0", "007", "+1", "1_0", ".5", "5.", "1e5", "1E-5", "1.5e+300", "1e999",
+                       "-1.0e-7", "9" * 20, "nan", "inf", "-inf", "null", "true", "/", "//a", "/1e5",
+                       "/a/b-1.c/00.5_x", "''", "'a b'", "' a '", "'${x}'", "'\\''", "1 ", " 1", "1,2"]),
+)  # fmt: skip
+def test_an_override_is_what_hydras_parser_makes_of_it(key: str, value: Any) -> None:
+    ours = _Parser()
+    texts = [f"{key}=1", f"{key}={value}", f"{key}=1", f"{key}='x'", f"{key}={value}"]
+    parsed = []
+    for parser in (OverridesParser.create(), ours, ours):
+        try:
+            parsed.append(repr(parser.parse_overrides(texts)))
+        except OverrideParseException as error:
+            parsed.append(str(error))
+    assert parsed[0] == parsed[1] == parsed[2]
+
+
+def test_an_override_is_its_own_and_its_functions_are_called_each_time() -> None:
+    ours = _Parser()
+    ours.parse_overrides(["a=[1]"])[0].key_or_group = "spoiled"
+    assert ours.parse_overrides(["a=[1]"])[0].key_or_group == "a"
+    orders = {str(ours.parse_overrides([f"a=shuffle({[*range(9)]})"])[0].value()) for _ in range(9)}
+    assert len(orders) > 1
 
 
 def test_from_the_third_job_on_nothing_but_values_is_set(app: Path) -> None:
@@ -256,9 +304,14 @@ def test_from_the_third_job_on_nothing_but_values_is_set(app: Path) -> None:
 
 def test_jobs_that_differ_in_values_share_a_layout_and_nothing_else(app: Path) -> None:
     both = Both(app)
-    first = both.compare("task=copa", "seed=1", "items=[1]")
-    first.task.metric.kind = "spoiled"
-    first["items"].append(9)
+    for _ in range(4):
+        first = both.compare("task=copa", "seed=1", "items=[1]")
+        first.task.metric.kind = "spoiled"
+        first["items"].append(9)
+        first.hydra.overrides.task.append("spoiled")
+        OmegaConf.get_cache(first)["spoiled"] = {"by": "the job"}
+        OmegaConf.set_readonly(first.task, True)
+        OmegaConf.set_struct(first.hydra, False)
     both.compare("task=copa", "seed=2", "items=[2]")
     assert both.remembered() == 1
     both.compare("task=boolq", "seed=2", "items=[2]")
@@ -282,6 +335,27 @@ def test_an_edited_file_is_read_again(app: Path, changed: str) -> None:
     finally:
         write(app, changed, FILES[changed])
     assert described(both.compare(*job)) == described(before)
+
+
+def test_a_sweep_composes_from_its_snapshot_whatever_becomes_of_the_files(app: Path) -> None:
+    both = Both(app)
+    snapshot = Snapshot([str(app)])
+    with install(snapshot):
+        snapshot.complete(app)
+        both.compare("task=copa", "shape@wide=wrapped", "seed=1")
+        try:
+            for edited in ("task/base", "shape/square"):
+                write(app, edited, "broken: [")
+            remembered = dict(both.ours._layouts)
+            job = both.compare("task=copa", "shape@wide=wrapped", "seed=2")
+            assert (job.task.rows, job.wide.a) == (7, 2)
+            assert both.ours._layouts == remembered
+        finally:
+            for edited in ("task/base", "shape/square"):
+                write(app, edited, FILES[edited])
+    # Where there is no snapshot any more, the files count again.
+    both.compare("task=copa", "shape@wide=wrapped", "seed=3")
+    assert both.ours._layouts != remembered
 
 
 @pytest.mark.skipif(

@@ -43,7 +43,7 @@ DOORS = {
     "packing": {"devices"},
     "leases": {"devices", "packing"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
-    "composition": {"layers"},
+    "composition": {"layers", "snapshot"},
     "running": {"composition"},
     "hydra_job": {"outcome", "composition", "running"},
     "snapshot": {"layers", "journal"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from autocl_sweeper.layers import LayerError, expand_stars, resolve  # type: ignore[attr-defined]
 from train.ofasys import translate
@@ -23,8 +23,8 @@ def settle(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """
     values = unresolved(cfg)
     try:
-        stars = expand_stars(values)
-        resolved: dict[str, Any] = resolve(OmegaConf.create(stars))
+        stars: dict[str, Any] = expand_stars(values)
+        resolved = resolve(OmegaConf.create(stars)) if _refers(stars) else stars
     except LayerError as error:
         raise SettingsError(str(error)) from error
     return translate(resolved)
@@ -37,9 +37,31 @@ def unresolved(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def as_written(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Plain values with their interpolations and `???`, without `hydra`."""
-    plain = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
-    assert isinstance(plain, Mapping)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    nodes = cfg._value() if isinstance(cfg, DictConfig) else cfg
+    assert isinstance(nodes, Mapping)
+    return {str(key): _written(node) for key, node in nodes.items() if key != "hydra"}
+
+
+def _written(node: Any) -> Any:
+    """What `OmegaConf.to_container` gives without resolving: every job of a sweep waits for this."""
+    if isinstance(node, DictConfig) and isinstance(nodes := node._value(), dict):
+        return {key: _written(child) for key, child in nodes.items()}
+    if isinstance(node, ListConfig) and isinstance(items := node._value(), list):
+        return [_written(child) for child in items]
+    while isinstance(node, Node):  # that of a union is in another
+        node = node._value()
+    return node
+
+
+def _refers(node: Any) -> bool:
+    """Whether OmegaConf has anything to do to make these values plain."""
+    if type(node) is dict:
+        return any(type(key) is not str or _refers(value) for key, value in node.items())
+    if type(node) is list:
+        return any(map(_refers, node))
+    if type(node) is str:
+        return "${" in node or node == "???"
+    return type(node) not in (bool, int, float, type(None))
 
 
 def _without_unset(node: Any) -> Any:

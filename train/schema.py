@@ -20,7 +20,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import MISSING as UNSET
-from omegaconf import DictConfig, Node, OmegaConf, open_dict
+from omegaconf import DictConfig, Node, open_dict
 
 from train.env import EnvSettings
 from train.ofasys import OFASYS, ModelKeys
@@ -146,20 +146,21 @@ def ask(config: DictConfig, keys: Keys) -> None:
 
 def drop_unset(config: DictConfig) -> None:
     """Take away what nobody set, and sections with nothing else in them."""
-    # Deleting by the front door visits every node below, for flags that do not matter here.
+    # Asking and deleting by the front door visits every node below, for flags that do not matter here.
     content = config.__dict__["_content"]
-    for key in [key for key in content if key != "hydra"]:
-        if OmegaConf.is_missing(config, key):
-            if not content[key]._get_node_flag(ASKED):
+    within = dataclasses.is_dataclass(config._metadata.object_type)
+    for key, node in list(content.items()):
+        value = node._value()
+        if key == "hydra":
+            continue
+        if isinstance(value, str) and value == "???":
+            if not node._get_node_flag(ASKED):
                 del content[key]
-        elif isinstance(node := config._get_node(key), DictConfig) and node._is_none() is False:
-            if node._is_interpolation():
-                continue
+        elif isinstance(node, DictConfig) and isinstance(value, dict):
             drop_unset(node)
             # Not what somebody wrote: `generator_args: {}`, or `metrics: {accuracy: {}}` in a Dict.
-            sections = (OmegaConf.get_type(node), node._metadata.element_type)
-            within = dataclasses.is_dataclass(OmegaConf.get_type(config))
-            if within and not node and any(map(dataclasses.is_dataclass, sections)):
+            sections = (node._metadata.object_type, node._metadata.element_type)
+            if within and not value and any(map(dataclasses.is_dataclass, sections)):
                 if node._get_node_flag(ASKED):
                     node._set_value("???")
                 else:
