@@ -388,7 +388,7 @@ def _frame(config: Any) -> _Frame | None:
             item_sep=texts.item_sep,
             kv_sep=texts.kv_sep,
         )
-    return _Frame(copies(deepcopy(config)), dirname)
+    return _Frame(copies(config), dirname)
 
 
 def _only_sets(config: Any, override: Any) -> bool:
