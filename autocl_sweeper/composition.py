@@ -38,6 +38,7 @@ from autocl_sweeper.snapshot import Snapshot, installed
 Stamp = tuple[int, int, int]  # of a file: inode, time of its last change in ns, size in bytes
 
 SUBDIR = "hydra.sweep.subdir"  # differs from job to job, and nothing that Hydra notes depends on it
+MOST_LAYOUTS = 32  # of a loader: a search over what is chosen may choose thousands
 MOST_FRAMES = 8  # of a layout; a configuration takes about 300 kB
 MOST_TEXTS = 4096  # of overrides
 
@@ -322,6 +323,8 @@ class _Loader(ConfigLoaderImpl):
         files = _files(repo)
         if files is not None:
             sets = {id(override) for override in now.defaults.config_overrides}
+            if len(self._layouts) == MOST_LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
             self._layouts[now.key] = _Layout(
                 repo,
                 now.defaults,

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from autocl_sweeper import composition
 from autocl_sweeper.composition import _Parser, remembering
 from autocl_sweeper.snapshot import Snapshot, install
 
@@ -315,6 +316,16 @@ def test_jobs_that_differ_in_values_share_a_layout_and_nothing_else(app: Path) -
     both.compare("task=copa", "seed=2", "items=[2]")
     assert both.remembered() == 1
     both.compare("task=boolq", "seed=2", "items=[2]")
+    assert both.remembered() == 2
+
+
+def test_of_many_layouts_the_last_are_remembered(
+    app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composition, "MOST_LAYOUTS", 2)
+    both = Both(app)
+    for task in ("boolq", "copa", "base", "boolq"):
+        both.compare(f"task={task}", "seed=1")
     assert both.remembered() == 2
 
 
