@@ -303,6 +303,7 @@ def lease_free(
     stagger_s: float = 0.0,
     retired: Mapping[str, str] | None = None,
     insist: bool = False,
+    unknown: bool = False,
 ) -> list[Lease] | Refusal:
     """`count` devices that are free, or none at all and the reasons. Never waits.
 
@@ -312,7 +313,8 @@ def lease_free(
     (`packing.refusal` decides), and the emptiest devices come first. Devices on which a job
     started less than `stagger_s` ago wait. Who wants a device alone, and gets none because others
     share them, has one emptied if it has no device at all, or with `insist`. Only the first
-    `max_devices` are considered, and of them not the `retired` (id -> why). Raises DeviceError
+    `max_devices` are considered, and of them not the `retired` (id -> why). `unknown`: what the
+    jobs of this claim's holder need, so two of them do not meet on a device. Raises DeviceError
     when waiting cannot help: there are fewer devices than `count`.
     """
     claim = claim or Claim(os.getpid(), holder)
@@ -327,7 +329,9 @@ def lease_free(
     def unfit(device: Device | None, occupied: Occupied) -> str:
         if device is None:
             return "is gone"
-        reason = refusal(device, occupied.claims, claim, free_memory, allow_processes)
+        reason = refusal(
+            device, occupied.claims, claim, free_memory, allow_processes, unknown=unknown
+        )
         if reason.startswith("is leased by"):
             said = [leases.words(device.id, other) for other in occupied.claims]
             return f"is leased by {'; '.join(said)}"

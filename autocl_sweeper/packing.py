@@ -142,11 +142,13 @@ def refusal(
     free_memory: float,
     allow_processes: bool = False,
     related: Relatives = relatives,
+    unknown: bool = False,
 ) -> str:
     """Why a job with the claim `ours` may not join those of `claims` there; empty when it may.
 
     The strictest of all decides: nobody joins who wants or has the device alone, and no more jobs
     are there than any of them allows. `free_memory` is a share (0 to 1) that nobody foreign uses.
+    `unknown`: nobody can say what our jobs need, so two of them could each want the whole device.
     """
     if device.problem:
         return device.problem
@@ -164,6 +166,11 @@ def refusal(
             or (ours.declared_mib is not None and claim.reserved_mib is None)
         ):
             return f"is shared by memory with {claim}: a job that reserves none cannot join"
+    if unknown and device.total_mib is not None and any(c.holder == ours.holder for c in claims):
+        return (
+            "has a job of this sweep, and nobody knows yet what memory such jobs need: another one"
+            " joins when it has shown that or is over (memory_per_job_mib tells it at once)"
+        )
     use = use_of(device, [claim.job for claim in claims if claim.job is not None], related)
     if use.strangers and not allow_processes:
         return f"is in use: {len(use.strangers)} foreign process(es), see nvidia-smi"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,10 @@ GIB = 1024
 
 @pytest.fixture
 def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
-    """Pools of sweeps that share one machine; each keyword is a field of the pool."""
+    """Pools of sweeps that share one machine; each keyword is a field of the pool.
+
+    `seen`: whether a job of it was seen already.
+    """
     made: list[Grant] = []
 
     class Remembering(Pool):
@@ -43,8 +47,13 @@ def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
             made.extend([grant] if grant else [])
             return grant
 
-    def make(probe: FakeProbe | CpuProbe, holder: str = "sweep", **keys: Any) -> Pool:
-        return Remembering(probe, LeaseFolder(tmp_path / "leases"), holder=holder, **keys)
+    def make(
+        probe: FakeProbe | CpuProbe, holder: str = "sweep", seen: bool = True, **keys: Any
+    ) -> Pool:
+        pool = Remembering(probe, LeaseFolder(tmp_path / "leases"), holder=holder, **keys)
+        if seen:  # a job that used nothing, so that numbers decide
+            pool.expect(0)
+        return pool
 
     yield make
     for grant in made:
@@ -224,7 +233,9 @@ def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> 
         grant.close()
     pool.learn(1, 25 * GIB)  # 27.5 with the margin: two of them in 79.5
     assert len(taken(pool, stage=1)) == 2
-    assert len(taken(pool, stage=2)) == 6  # nothing is known of these but their number
+    assert taken(pool, stage=2) == []  # they reserve what the stage before needed
+    pool.learn(2, 2 * GIB)
+    assert len(taken(pool, stage=2)) == 6  # as many as jobs_per_device allows
 
 
 def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_counts(
@@ -241,6 +252,46 @@ def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_count
     assert second.leases[0].claim.reserved_mib == 11 * GIB
     assert taken(pool) == [], "the next one may be of stage 1"
     assert len(taken(pool, stage=2)) == 6  # 77 of 79.5, the first included
+
+
+def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(
+    make_pool: Callable[..., Pool],
+) -> None:
+    probe = FakeProbe.gpus(2, 80 * GIB)
+    first = make_pool(probe, seen=False, jobs_per_device=4)
+    assert numbers(taken(first)) == ["0", "1"]
+    assert "nobody knows yet what memory such jobs need" in first.refusal
+    other = make_pool(probe, "other", seen=False, jobs_per_device=4)
+    assert numbers(taken(other)) == ["0", "1"]  # else it might wait for ever: one of each sweep
+    first.expect(30 * GIB)  # 33 with the margin, and one of its own on each counts as much
+    assert numbers(taken(first)) == ["0", "1"]
+    assert "has 13" in first.refusal  # of 79.5
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        lambda pool: pool.expect(0),
+        lambda pool: pool.learn(1, 1 * GIB),
+        lambda pool: pool.learn(3, 1 * GIB),  # another stage is the best guess
+        lambda pool: setattr(pool, "memory_per_job_mib", 1 * GIB),
+    ],
+    ids=["nothing to be seen", "this stage", "another stage", "declared"],
+)
+def test_once_something_is_known_jobs_share(
+    make_pool: Callable[..., Pool], known: Callable[[Pool], None]
+) -> None:
+    pool = make_pool(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=3)
+    assert len(taken(pool, stage=1)) == 1
+    known(pool)
+    assert len(taken(pool, stage=1)) == 2
+
+
+def test_boards_that_do_not_tell_their_memory_are_shared_by_number_from_the_start(
+    make_pool: Callable[..., Pool],
+) -> None:
+    for probe in (FakeProbe([Device("GPU-0", "unified", None, None, {})]), CpuProbe(1, {})):
+        assert len(taken(make_pool(probe, seen=False, jobs_per_device=3))) == 3
 
 
 def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empty_one(
@@ -321,12 +372,14 @@ class Shell:
 class Machine:
     """An executor on fake GPUs, with a sampler that looks often."""
 
-    def __init__(self, folder: Path, probe: FakeProbe, **keys: Any) -> None:
+    def __init__(self, folder: Path, probe: FakeProbe, seen: bool = True, **keys: Any) -> None:
         files = JobFiles.of(folder)
         self.probe = probe
         self.ids = [device.id for device in probe.devices()]
         self.shell = Shell(folder, files)
         self.pool = Pool(probe, LeaseFolder(folder / "leases"), holder=str(folder), **keys)
+        if seen:
+            self.pool.expect(0)
         self.executor = LocalExecutor(self.shell, files, self.pool, Limits(grace_s=0.1))
         self.ended: dict[int, Outcome] = {}
 
@@ -393,6 +446,59 @@ def test_a_job_is_measured_beside_others_and_its_peak_sets_the_next_reservation(
     assert here.pool.reservation_mib(1) == 9900
     here.shell.end(1)
     assert (ended := here.end_of(1).device) is not None and ended.peak_mib == 700
+
+
+def test_the_second_job_joins_when_the_first_has_shown_its_memory_and_not_while_it_loads(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=4)
+    here.start(0)
+    mine = here.pid(0)
+    here.uses(0, processes={mine: 20 * GIB})
+    assert here.executor.free_slots() == 0
+    monkeypatch.setattr(sampling, "LEVEL_S", 0.0)  # it has been so for long enough
+    here.uses(0, processes={mine: 30 * GIB})
+    wait_until(here.executor.free_slots, "it is level")
+    here.executor.submit(Job(1, (), stage=1))
+    assert here.pool.reservation_mib(1) == 33 * GIB
+    assert here.executor.free_slots() == 0  # 66 of 79.5
+
+
+def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sampling, "PERIOD_S", 1000.0)  # it looks when it is told to
+    probe = FakeProbe.gpus(1, 80 * GIB)
+    pool = make_pool(probe, seen=False, jobs_per_device=4)
+    sampler = sampling.Sampler(pool, lambda number, reason: None)
+    sampler.add(0, os.getpid(), [probe.devices()[0].id], {})
+    # Seconds, MiB in use -> what the next ones reserve.
+    table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
+             (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),
+             (90, 15_000, 22_000)]  # fmt: skip
+    for seconds, used_mib, reserved_mib in table:
+        now[0] = float(seconds)
+        probe.change(probe.devices()[0].id, processes={os.getpid(): used_mib} if used_mib else {})
+        sampler.sample()
+        assert pool.reservation_mib(1) == reserved_mib, seconds
+    sampler.close()
+
+
+@pytest.mark.parametrize("how", ["over at once", "for long"])
+def test_jobs_that_use_no_memory_keep_no_other_waiting_for_long(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(sampling, "UNSEEN_S", 0.2 if how == "for long" else 1000.0)
+    here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=2)
+    here.start(0)
+    assert here.executor.free_slots() == 0
+    if how == "over at once":
+        here.shell.end(0)
+        assert here.end_of(0).state is State.COMPLETE
+        here.start(1)
+    wait_until(here.executor.free_slots, "a second one may join")
 
 
 def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(

@@ -246,6 +246,8 @@ class LocalExecutor:
         """What a finished job used says what the next ones of its stage reserve."""
         if (peak_mib := peak_of(outcome)) is not None:
             self.learn_peaks(stage, peak_mib)
+        elif outcome.state is State.COMPLETE and outcome.device is not None:
+            self._pool.expect(0)
 
     def learn_peaks(self, stage: int, largest_mib: int, finished: int = 1) -> None:
         """The same of jobs that ran elsewhere, or before: how many, and the largest of their peaks."""

@@ -84,6 +84,8 @@ class Pool:
     # Stages that jobs were last started of, the newest last: the next one is most likely of these.
     _latest: list[int] = field(default_factory=lambda: [0])
     _peaks: dict[int, tuple[int, int]] = field(default_factory=dict)  # stage -> largest, how many
+    _expected_mib: int | None = None  # by what jobs that still run use; None: none has shown it
+    _unseen: bool = False  # one was over, or ran for long, and used nothing that anybody could see
     _trouble: dict[str, float] = field(default_factory=dict)  # id -> when it began
     _watching: threading.Lock = field(default_factory=threading.Lock)
 
@@ -192,6 +194,7 @@ class Pool:
             stagger_s=self.stagger_s,
             retired=dict(self.retired),
             insist=alone,
+            unknown=claim.reserved_mib is None and not self._unseen,
         )
         if isinstance(found, Refusal):
             self.refusal = str(found)
@@ -206,11 +209,15 @@ class Pool:
         """What the next job of a stage reserves on each of its devices; None: nobody knows.
 
         The largest peak among the stage's finished jobs and a margin; not less than declared
-        while few have finished, since the next setting may be a larger model.
+        while few have finished, since the next setting may be a larger model. Where none has and
+        nothing is declared: what other stages needed, or what jobs that run have shown so far.
         """
         declared_mib = self.memory_per_job_mib
         if stage not in self._peaks:
-            return declared_mib
+            if declared_mib is not None:
+                return declared_mib
+            others = max((mib for mib, _ in self._peaks.values()), default=self._expected_mib)
+            return None if others is None else math.ceil(others * (1 + MARGIN))
         peak_mib, finished = self._peaks[stage]
         measured_mib = math.ceil(peak_mib * (1 + MARGIN))
         if declared_mib is not None and finished < PEAKS_NEEDED:
@@ -236,6 +243,23 @@ class Pool:
                 now_mib,
                 before + finished,
                 max(largest_mib, peak_mib),
+            )
+
+    def expect(self, peak_mib: int) -> None:
+        """A job that still runs has used so much at most, and no more for a while.
+
+        0: nothing was to be seen of it, and so jobs share by their number alone until one is seen.
+        """
+        if not peak_mib:
+            self._unseen = True
+            return
+        known = self._expected_mib is not None
+        self._expected_mib = max(peak_mib, self._expected_mib or 0)
+        if self.shares and not known and not self._peaks and self.memory_per_job_mib is None:
+            log.info(
+                "jobs reserve %d MiB until one has finished: one that runs uses %d",
+                math.ceil(peak_mib * (1 + MARGIN)),
+                peak_mib,
             )
 
     # -- health --

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,8 @@ from autocl_sweeper.packing import use_of
 from autocl_sweeper.types import DeviceUse
 
 PERIOD_S = 2.0  # memory of training jobs levels off within seconds, and a look costs milliseconds
+LEVEL_S = 10.0  # a job whose peak has not grown for so long has most likely shown what it needs
+UNSEEN_S = 60.0  # and one that has used nothing for so long needs no memory to speak of
 
 
 @dataclass
@@ -19,12 +22,19 @@ class _Watched:
     session: int
     ids: tuple[str, ...]
     base_mib: Mapping[str, int | None]
+    grown: float  # when its peak last grew by a twentieth, or it began
+    level_mib: int = 0  # its peak then
     peak_mib: int | None = None  # as NVML tells it of the job's own processes
     on_top_mib: int | None = None  # the most that came on top of what was there before
     crowded: bool = False  # seen beside others, so that what came on top may be theirs
     utilisation: list[int] = field(default_factory=list)
     temperature_c: int | None = None
     told: bool = False  # that a device of it is lost
+
+    @property
+    def seen_mib(self) -> int | None:
+        """What is known of its peak so far. An empty one only says that NVML had nothing to tell."""
+        return self.peak_mib or (None if self.crowded else self.on_top_mib)
 
 
 class Sampler:
@@ -52,7 +62,7 @@ class Sampler:
         if not self._pool.probe.measured:
             return
         with self._changed:
-            self._jobs[number] = _Watched(session, tuple(ids), base_mib)
+            self._jobs[number] = _Watched(session, tuple(ids), base_mib, time.monotonic())
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -64,10 +74,8 @@ class Sampler:
             job = self._jobs.pop(number, None)
         if job is None:
             return None
-        # An empty peak only says that NVML had nothing to tell.
-        peak_mib = job.peak_mib or (None if job.crowded else job.on_top_mib)
         mean = sum(job.utilisation) / len(job.utilisation) if job.utilisation else None
-        return DeviceUse(job.ids, peak_mib, mean, job.temperature_c)
+        return DeviceUse(job.ids, job.seen_mib, mean, job.temperature_c)
 
     def close(self) -> None:
         with self._changed:
@@ -94,6 +102,15 @@ class Sampler:
             if reasons and not job.told:
                 job.told = True
                 self._lost(number, reasons[0])
+            self._look_whether_level(job)
+
+    def _look_whether_level(self, job: _Watched) -> None:
+        """Until a job has finished, others reserve by what those that run have come to use."""
+        seen_mib, now = job.seen_mib or 0, time.monotonic()
+        if seen_mib > job.level_mib * 1.05:
+            job.level_mib, job.grown = seen_mib, now
+        if now - job.grown >= (LEVEL_S if seen_mib else UNSEEN_S):
+            self._pool.expect(seen_mib)
 
     def _note(self, job: _Watched, device: Device, ours: list[int]) -> None:
         by_job = use_of(device, ours).by_job
