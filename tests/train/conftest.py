@@ -31,7 +31,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_job() -> MakeJob:
     """A job as the app would read it, on a model of two layers, width 16; of digits_01 unless told."""
     from hydra import compose, initialize_config_dir

@@ -40,14 +40,25 @@ def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> tor
     return logits(model)
 
 
-@pytest.fixture
-def chain_of_four(make_job: Any, tmp_path: Path) -> tuple[Path, list[torch.Tensor]]:
+@pytest.fixture(scope="module")
+def grown(
+    make_job: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[torch.Tensor]]:
     """Checkpoints a, b, c, d: the base and adapters of ranks 4, 8, 2; the logits of each."""
-    made, parent = [], None
+    made, parent, folder = [], None, tmp_path_factory.mktemp("grown")
     for name, rank in (("a", 0), ("b", 4), ("c", 8), ("d", 2)):
-        made.append(grow(make_job, parent, tmp_path / "sweep" / name, rank))
-        parent = tmp_path / "sweep" / name
-    return tmp_path / "sweep", made
+        made.append(grow(make_job, parent, folder / name, rank))
+        parent = folder / name
+    return folder, made
+
+
+@pytest.fixture
+def chain_of_four(
+    grown: tuple[Path, list[torch.Tensor]], tmp_path: Path
+) -> tuple[Path, list[torch.Tensor]]:
+    """A copy of them, to damage."""
+    folder, made = grown
+    return shutil.copytree(folder, tmp_path / "sweep"), made
 
 
 def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(

@@ -53,6 +53,7 @@ def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
 def test_the_scripts_train_two_tasks_together(tmp_path: Path) -> None:
     """As typed, but for the number of updates and the size of the data."""
     command = [*argv(ROOT / "scripts/multitask.yaml"), "--optimization.max_update=2"]
+    command += ["--evaluation.dev_share=0.02", "--evaluation.test_share=0.02"]
     done = subprocess.run(
         [sys.executable, "train.py", *command, f"hydra.run.dir={tmp_path}"],
         cwd=ROOT,

@@ -38,18 +38,24 @@ def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path)
     assert done.returncode != 0 and "digits_89" in done.stderr
 
 
-def test_two_tasks_in_two_processes_make_a_chain(tmp_path: Path) -> None:
-    quick = "trainer.num_train_epochs=1"
-    first = train(tmp_path, "task=digits_01", "hydra.run.dir=one", quick)
-    assert first.returncode == 0, first.stderr
-    base = (tmp_path / "one/checkpoint/base/model.safetensors").read_bytes()
+def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_a_chain(
+    tmp_path: Path,
+) -> None:
+    first = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "task=digits_01", "seed=0,1", EPOCH)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in first.stdout
+    assert "fresh interpreters" not in first.stdout
+    scores = [json.loads((tmp_path / f"sweep/{n}/all_results.json").read_text()) for n in (0, 1)]
+    assert all(0 < result["score"] <= 1 for result in scores)
+
+    base = (tmp_path / "sweep/0/checkpoint/base/model.safetensors").read_bytes()
     second = train(
         tmp_path,
         "task=digits_23",
         "hydra.run.dir=two",
-        "init_from=one/checkpoint",  # relative to where the command was typed
+        "init_from=sweep/0/checkpoint",  # relative to where the command was typed
         "delta.lora_dim=4",
-        quick,
+        EPOCH,
     )
     assert second.returncode == 0, second.stderr
 
@@ -60,9 +66,9 @@ def test_two_tasks_in_two_processes_make_a_chain(tmp_path: Path) -> None:
     assert results["orthogonal_loss"] == 0.0  # the base is no adapter: nothing to be orthogonal to
     assert results["l2_loss"] > 0
 
-    assert (tmp_path / "one/checkpoint/base/model.safetensors").read_bytes() == base
+    assert (tmp_path / "sweep/0/checkpoint/base/model.safetensors").read_bytes() == base
     node = json.loads((tmp_path / "two/checkpoint/node.json").read_text())
-    assert node == {"task": "digits_23", "parent": "../../one/checkpoint"}
+    assert node == {"task": "digits_23", "parent": "../../sweep/0/checkpoint"}
     left = {
         p.relative_to(tmp_path / "two").as_posix()
         for p in (tmp_path / "two").rglob("*")
@@ -84,11 +90,10 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     from train.job import run
 
     def chain(name: str, seed: int) -> tuple[float, float]:
-        first = run(make_job(f"seed={seed}"), tmp_path / name / "1")
+        few = (f"seed={seed}", "+trainer.max_steps=4")
+        first = run(make_job(*few), tmp_path / name / "1")
         parent = first["checkpoint"]
-        second = run(
-            make_job("task=digits_23", f"seed={seed}", f"init_from={parent}"), tmp_path / name / "2"
-        )
+        second = run(make_job("task=digits_23", f"init_from={parent}", *few), tmp_path / name / "2")
         return first["train_loss"], second["train_loss"]
 
     once, again, other = chain("a", 0), chain("b", 0), chain("c", 1)
@@ -111,12 +116,3 @@ def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: P
     model = load(Path(parent)).model
     for module in factors(model, "task3", ["task2"]):
         assert (module.a_old - module.a_new).abs().max() > 0.1
-
-
-def test_a_multirun_forks_its_jobs_from_a_process_that_imported_the_app(tmp_path: Path) -> None:
-    done = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "task=digits_01", "seed=0,1", EPOCH)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in done.stdout
-    assert "fresh interpreters" not in done.stdout
-    scores = [json.loads((tmp_path / f"sweep/{n}/all_results.json").read_text()) for n in (0, 1)]
-    assert all(0 < result["score"] <= 1 for result in scores)
