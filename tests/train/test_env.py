@@ -334,6 +334,50 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
     assert "checkpoint/task3/adapter_model.safetensors" in left
 
 
+@pytest.mark.slow
+def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
+    make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Image and text, in unlike shares, over several epochs of the one and less than one of the other.
+
+    The second link of a chain, so that an adapter is trained; an epoch ends with an uneven micro-batch.
+    """
+    from train.job import run
+
+    shares = ["evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
+    # Dropout is the one thing that differs between processes, on purpose.
+    both = ["model=unify_tiny", "model.num_decoder_layers=1", "trainer.logging_steps=1", *shares]
+    first = [*both, "task=sentiment", "+trainer.max_steps=1"]
+    parent = run(make_job(*first), tmp_path / "1")["checkpoint"]
+
+    def second(images: int, texts: int) -> list[str]:
+        return [
+            *both,
+            "task=[digits_01,parity]",
+            "+trainer.max_steps=9",
+            f"init_from={parent}",
+            "delta.lamda_2=0.01",
+            f"+task.digits_01.dataset={{micro_batch_size:{images},update_freq:6}}",
+            f"+task.parity.dataset={{micro_batch_size:{texts},update_freq:2}}",
+            "+task.parity.criterion={sentence_avg:true,weight:2}",
+        ]
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "train.trainer"):
+        alone = run(make_job(*second(8, 6)), tmp_path / "2")
+    done = app(tmp_path, *second(4, 3), "env.nproc_per_node=2", "hydra.run.dir=both")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())
+    assert len(expected) == len(seen) == alone["steps"] == 9
+    for one, two in zip(expected, seen, strict=True):
+        assert {"digits_01_loss", "parity_loss", "orthogonal_loss", "l2_loss"} <= one.keys()
+        assert two == pytest.approx(one, rel=1e-4)
+    results = json.loads((tmp_path / "both/all_results.json").read_text())
+    for key in ("train_loss", "l2_loss", "a_norm"):
+        assert results[key] == pytest.approx(alone[key], rel=1e-5)
+    assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
+
+
 # -- ends -------------------------------------------------------------------------------------------
 
 
