@@ -63,8 +63,9 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     score_of = {name: plan.logged[0] for name, plan in plans.items()}
 
     def validate() -> dict[str, float]:
-        found = {name: score(name, "dev", job.extras.max_valid_steps, True) for name in own}
-        return means(found, {name: score_of[name] for name in own})
+        scored = [name for name in own if plans[name].is_scored]
+        found = {name: score(name, "dev", job.extras.max_valid_steps, True) for name in scored}
+        return means(found, {name: score_of[name] for name in scored})
 
     def score(
         name: str, part: str, max_batches: int | None = None, with_loss: bool = False
@@ -96,7 +97,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     def keep_and_score() -> dict[str, Any]:
         save(model, save_dir, own, parent, vocabulary)
         seen = [task.name for task in job.seen_tasks]
-        metrics = {name: score(name, "dev") for name in seen}
+        metrics = {name: score(name, "dev") for name in seen if plans[name].is_scored}
         dev = {name: found[score_of[name]] for name, found in metrics.items()}
         test = {n: score(n, "test")[score_of[n]] for n in seen if rows[n].test}
         results = {

@@ -12,8 +12,9 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, make_dataclass
-from typing import Any
+from typing import Any, get_args
 
+from train.hf_arguments import OptimizerNames
 from train.settings import ModelSettings
 from train.typed import Problem, SettingsErrors, nearest, option
 
@@ -48,7 +49,10 @@ def _first(value: Any) -> float:
 
 
 def _optimizer(value: str) -> str:
-    return "adamw_torch" if value == "adam" else value
+    own = "adamw_torch" if value == "adam" else value
+    if own not in get_args(OptimizerNames):
+        raise ValueError(own)
+    return own
 
 
 def _schedule(value: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from train.data_spec import Column, DataSpecError, Source, columns, ratios, sources
 from train.instruction import Slot, Template, TemplateError, parse_all
 from train.metrics import logged_names
-from train.pretrained import CONFIG, described, require_tokenizer
+from train.pretrained import CONFIG, PROCESSOR, described, require_tokenizer
 from train.settings import (
     CLASSES,
     CRITERIA,
@@ -92,6 +92,11 @@ class TaskPlan:
         return tuple(n for m, s in self.metrics.items() for n in logged_names(m, s.beta))
 
     @property
+    def is_scored(self) -> bool:
+        """Whether there are rows for selection: classes that make up their rows have them."""
+        return bool(self.data.valid) or not self.data.train
+
+    @property
     def is_image_choice(self) -> bool:
         """One image read, one answer of a closed set: what a classifier can do."""
         read = [[s.type for s in t.side("encoder") if s.text is None] for t in self.templates]
@@ -153,7 +158,10 @@ def _plan(task: Task) -> TaskPlan:
         data=data,
         answers=answers,
         text=_text(task, where),
-        images={"image": task.preprocess.image, "imagenet": task.preprocess.imagenet},
+        images={
+            name: _image(getattr(task.preprocess, name), f"{where}.preprocess.{name}")
+            for name in ("image", "imagenet")
+        },
         max_src_length=task.preprocess.text.max_src_length or task.max_src_length,
         max_tgt_length=min(task.max_tgt_length, task.preprocess.text.max_tgt_length),
         decoder_plain_with_loss=task.instruction.decoder_plain_with_loss,
@@ -170,8 +178,8 @@ def _data(task: Task, where: str) -> DataPlan:
 
         raise SettingsError(
             f"{where}._name={task.kind}: no such task class{nearest(task.kind, CLASS_COLUMNS)} "
-            f"(there are {', '.join(CLASS_COLUMNS)}); without `_name` the class is called like the "
-            "task"
+            f"(there are {', '.join(CLASS_COLUMNS)}). A task without `_name` that names files in "
+            "dataset.train_data is of class text; else its class is called like the task"
         )
     train, valid, test = (
         sources(text) for text in (settings.train_data, settings.valid_data, settings.test_data)
@@ -185,12 +193,8 @@ def _data(task: Task, where: str) -> DataPlan:
                 "set _name: text to read files"
             )
         return DataPlan((), (), (), (), ratios(settings.sample_ratios, 1))
-    if not train or not valid:
-        missing = "train_data" if not train else "valid_data"
-        raise SettingsError(
-            f"{where}.dataset.{missing} is not set: class text reads files, and a task is selected "
-            "by its score on valid_data"
-        )
+    if not train:
+        raise SettingsError(f"{where}.dataset.train_data is not set: class text reads files")
     files = {"train_data": train, "valid_data": valid, "test_data": test}
     for key, part in files.items():
         for file in (f for source in part for f in source):
@@ -318,6 +322,32 @@ def _text(task: Task, where: str) -> TextPreprocess:
     return settings
 
 
+def _image(settings: ImagePreprocess, key: str) -> ImagePreprocess:
+    """With the size that its processor gives, where that is here to be read."""
+    if settings.processor is None:
+        return settings
+    said = described(settings.processor, PROCESSOR, f"{key}.processor")
+    if said is None:  # of the hub: the first image shows it
+        return settings
+    size = said.get("crop_size" if said.get("do_center_crop") else "size")
+    sides = {size} if isinstance(size, int) else set()
+    if isinstance(size, Mapping) and size.keys() == {"height", "width"}:
+        sides = set(size.values())
+    if len(sides) != 1:
+        raise SettingsError(
+            f"{key}.processor={settings.processor}: gives images of {size}, and models here read "
+            "squares; set do_center_crop and crop_size in its preprocessor_config.json"
+        )
+    [side] = sides
+    default = ImagePreprocess().patch_image_size
+    if settings.patch_image_size not in (default, side):
+        raise SettingsError(
+            f"{key}.patch_image_size={settings.patch_image_size}: processor={settings.processor} gives "
+            f"{side} pixels; remove one of them"
+        )
+    return replace(settings, patch_image_size=side)
+
+
 def _criterion(task: Task, where: str) -> LossSettings:
     """The options of the one criterion, from either form."""
     settings, key = task.criterion, f"{where}.criterion"
@@ -398,6 +428,7 @@ def plan_job(job: Job) -> dict[str, TaskPlan]:
     model = fitted(job.model, plans.values())
     for plan in plans.values():
         _check_model(plan, model)
+    _check_scored([plans[task.name] for task in job.tasks])
     _check_validation(job, plans)
     _check_extras(job.extras)
     limit = job.trainer.get("max_steps", -1)
@@ -507,6 +538,17 @@ def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
     return model
 
 
+def _check_scored(own: Sequence[TaskPlan]) -> None:
+    """Tasks without valid_data are trained along, but a job needs a score."""
+    if any(plan.is_scored for plan in own):
+        return
+    others = "" if len(own) == 1 else "; of tasks trained together one has to have it"
+    raise SettingsError(
+        f"task.{own[0].name}.dataset.valid_data is not set: a job is selected by its score on "
+        f"valid_data{others}"
+    )
+
+
 def _check_extras(extras: TrainerExtras) -> None:
     """Options that have no effect here are refused, unless they say what happens anyway."""
     if extras.log_format not in (None, "json", "none", "simple"):
@@ -520,7 +562,7 @@ def _check_validation(job: Job, plans: Mapping[str, TaskPlan]) -> None:
     """The metric for the best model must be logged, and something must ask for it."""
     trainer = job.trainer
     metric, validates = trainer.get("metric_for_best_model"), trainer.get("eval_strategy", "no")
-    own = [plans[task.name] for task in job.tasks]
+    own = [plans[task.name] for task in job.tasks if plans[task.name].is_scored]
     logged = list(dict.fromkeys(["loss", "score", *(n for plan in own for n in plan.logged)]))
     if len(own) > 1:
         logged += [f"{plan.name}_{n}" for plan in own for n in ("loss", *plan.logged)]

@@ -14,6 +14,7 @@ import io
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.instruction import Filled, Slot, fill
+from train.pretrained import read
 from train.rows import DataError, Row
 
 if TYPE_CHECKING:
@@ -224,16 +226,28 @@ def open_image(value: Any, where: str) -> Any:
 
 
 def image_pixels(image: Any, settings: ImagePreprocess) -> Pixels:
-    """Resized and normalised by the image processor of transformers."""
-    from transformers import ViTImageProcessorPil
+    """Resized and normalised by an image processor of transformers. Raises DataError."""
+    side = settings.patch_image_size
+    pixels = _processor(settings)(image, return_tensors="np")["pixel_values"][0]
+    if np.shape(pixels) != (3, side, side):
+        raise DataError(
+            f"the image processor {settings.processor} gives {np.shape(pixels)}, not (3, {side}, "
+            f"{side}) as patch_image_size={side} says; set that to what it gives"
+        )
+    return np.asarray(pixels, dtype=np.float32)
 
+
+@cache
+def _processor(settings: ImagePreprocess) -> Any:
+    from transformers import AutoImageProcessor, ViTImageProcessorPil
+
+    if settings.processor is not None:
+        return read(AutoImageProcessor.from_pretrained, settings.processor, "processor")
     side = settings.patch_image_size
     imagenet = settings.imagenet_default_mean_and_std
-    processor = ViTImageProcessorPil(
+    return ViTImageProcessorPil(
         size={"height": side, "width": side},
         resample=RESAMPLING[settings.interpolation],
         image_mean=IMAGENET_MEAN if imagenet else (0.5,) * 3,
         image_std=IMAGENET_STD if imagenet else (0.5,) * 3,
     )
-    pixels = processor(image, return_tensors="np")["pixel_values"][0]
-    return np.asarray(pixels, dtype=np.float32)

@@ -26,7 +26,7 @@ from train.criterion import IGNORED
 from train.plan import TaskPlan
 from train.preprocess import Example, example
 from train.pretrained import read
-from train.rows import Row
+from train.rows import DataError, Row
 from train.settings import ModelSettings, SettingsError
 from train.vocabulary import Vocabulary, config_of
 
@@ -261,7 +261,7 @@ class TextAnswer:
         self.plan = plan
         self.patches = patches  # ids an image takes
         self.vocabulary = vocabulary
-        self.cut = False
+        self.cut = self.cut_answer = False
         self._check_answers()
         ratios = [s.attributes.get("mask_ratio", 0) for t in plan.templates for s in t.slots]
         if vocabulary.mask is None and any(ratios):
@@ -304,6 +304,22 @@ class TextAnswer:
                 where,
                 self.plan.name,
                 self.plan.max_src_length,
+            )
+        if training and not any(made.learned):
+            raise DataError(
+                f"{where}: nothing is left to learn, because what stands before the answer takes all "
+                f"of task.{self.plan.name}.max_tgt_length={self.plan.max_tgt_length} ids "
+                f"({self.vocabulary.unit}): raise it, or take a tokenizer with longer pieces "
+                "(model.tokenizer)"
+            )
+        if training and not self.cut_answer and made.decoder[-1] != self.vocabulary.eos:
+            self.cut_answer = True
+            log.warning(
+                "%s: the answer is cut to task.%s.max_tgt_length=%d ids and learned without its end; of "
+                "later rows this is not told",
+                where,
+                self.plan.name,
+                self.plan.max_tgt_length,
             )
         return made
 

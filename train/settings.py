@@ -102,6 +102,21 @@ class ImagePreprocess:
     patch_image_size: int = option(480, "images are resized to this squared", unit="pixels")
     imagenet_default_mean_and_std: bool = option(False, "normalise by ImageNet's; else by 0.5")
     interpolation: str = option("bicubic", "of the resize")
+    processor: str | None = option(
+        None, "folder of an image processor, as model.path; it alone says size, mean and deviation"
+    )
+
+    def __post_init__(self) -> None:
+        if self.processor is None:
+            return
+        for key, one in options(ImagePreprocess).items():
+            if key not in ("processor", "patch_image_size") and getattr(self, key) != default_of(
+                one
+            ):
+                raise SettingsError(
+                    f"preprocess: {key}={getattr(self, key)} has no effect beside "
+                    f"processor={self.processor}, which says it itself; remove one of them"
+                )
 
 
 @dataclass(frozen=True)
