@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from autocl_sweeper.errors import LayerError
+from autocl_sweeper.errors import LayerError as LayerError  # for who reads configurations
 
 INCLUDE = "_include"
 NAME = "_name"
@@ -448,10 +448,19 @@ def expand_stars(values: Mapping[Any, Any], keys: tuple[Any, ...] = ()) -> dict[
     return expanded
 
 
+class Unresolved(LayerError):
+    """Values that no resolving gives. `told`: dotted key -> what is wrong with its value."""
+
+    def __init__(self, told: Mapping[str, str]) -> None:
+        self.told = told
+        lines = (f"  {key}: {text}" for key, text in told.items())
+        super().__init__("Values that cannot be resolved:\n" + "\n".join(lines))
+
+
 def resolve(config: Any) -> dict[Any, Any]:
     """A DictConfig as plain values, every `${...}` put in.
 
-    Raises LayerError that names every key that cannot be resolved, and every `???` left.
+    Raises Unresolved with every key that cannot be resolved, or else LayerError with every `???` left.
     """
     from omegaconf import DictConfig, ListConfig, OmegaConf
     from omegaconf.errors import (
@@ -460,7 +469,7 @@ def resolve(config: Any) -> dict[Any, Any]:
         OmegaConfBaseException,
     )
 
-    wrong: list[str] = []
+    wrong: dict[str, str] = {}
     missing: list[str] = []
 
     def plain(node: Any, written: Any, keys: tuple[Any, ...]) -> Any:
@@ -482,12 +491,12 @@ def resolve(config: Any) -> dict[Any, Any]:
         except (InterpolationToMissingValueError, MissingMandatoryValue):
             missing.append(f"{_dotted(keys)} ({text})")
         except (OmegaConfBaseException, RecursionError) as error:
-            wrong.append(_unresolved(keys, text, error))
+            wrong[_dotted(keys)] = _unresolved(keys, text, error)
         return None
 
     values: dict[Any, Any] = plain(config, OmegaConf.to_container(config, resolve=False), ())
     if wrong:
-        raise LayerError("Values that cannot be resolved:\n" + "\n".join(wrong))
+        raise Unresolved(wrong)
     if missing:
         raise LayerError(
             "Mandatory values (???) are missing:\n"
@@ -498,7 +507,7 @@ def resolve(config: Any) -> dict[Any, Any]:
 
 
 def _unresolved(keys: Sequence[Any], text: Any, error: BaseException) -> str:
-    told = f"  {_dotted(keys)}: {text}: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    told = f"{text}: {str(error).partition(chr(10))[0] or type(error).__name__}"
     own = f"${{{_dotted(keys)}}}"
     if own in str(text):
         told += (

@@ -67,7 +67,7 @@ TASK = "task: {a: {_name: digits, options: [0, 1]}}\n"
         ),
         ("optimization:\n  lrs: 1", 2, "there is no option 'lrs'; did you mean lr?"),
         ("trainer:\n  seed: 3", 2, "set the top-level key `seed`"),
-        ("trainer:\n  optim: adamm", 2, "trainer.optim=adamm: must be 'adamw_torch' or"),
+        ("trainer:\n  optim: adamm", 2, "trainer.optim=adamm: is none of the"),
         ("seed: -1", 1, "seed=-1: must be a whole number, 0 or more"),
     ],
 )
@@ -319,6 +319,57 @@ def test_jobs_of_a_sweep_have_to_give_it_each(composed: Compose, tmp_path: Path)
         assert loader.load_sweep_config(master, [f"seed={number}"]).seed == number
         with pytest.raises(Refused, match=r"^1\.yaml:1: seed=\?\?\?"):
             loader.load_sweep_config(master, [f"trainer.max_steps={number}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "seed: ${nowhere.x}",
+            r"1\.yaml:1: seed=\$\{nowhere\.x\}: Interpolation key 'nowhere\.x' not",
+        ),
+        (
+            "trainer:\n  save_dir: ${trainer.save_dir}/x",
+            r"1\.yaml:2: trainer\.save_dir=.*\n *it refers to itself",
+        ),
+        (
+            "optimizer:\n  _name: adamm",
+            r"1\.yaml:2, as optimizer\._name: trainer\.optim=adamm: is none of the \d+ names that",
+        ),
+        (
+            "checkpoint:\n  save_dir: oss://x",
+            r"1\.yaml:2, as checkpoint\.save_dir: trainer\.save_dir=oss://x: must be a local path",
+        ),
+        (
+            "trainer:\n  lr: 1",
+            r"1\.yaml:2: trainer\.lr=1: .*; python train\.py --info trainer lists",
+        ),
+        ("task:\n  '*': 3", r"1\.yaml:2: task\.\*=3: must be a mapping of _name, "),
+    ],
+)
+def test_a_mistake_is_found_where_it_was_written_whatever_the_name_and_the_stage(
+    composed: Compose, text: str, said: str
+) -> None:
+    from train.compose import Refused
+
+    with pytest.raises(Refused, match=f"^{said}"):
+        composed(TASK, text)
+
+
+def test_a_default_that_will_not_do_is_laid_to_no_file(composed: Compose) -> None:
+    from train.origins import Layer, origin
+
+    defaults = Layer({"trainer": {}}, "/conf/trainer/default.yaml", ("trainer",))
+    assert origin([defaults], "trainer.max_steps") is None
+
+
+def test_a_task_chosen_twice_is_refused(composed: Compose) -> None:
+    from train.compose import Refused
+
+    with pytest.raises(
+        Refused, match=r"task=\[digits_01,digits_23,digits_01\]: digits_01 stands twi"
+    ):
+        composed(overrides=["task=[digits_01,digits_23,digits_01]"])
 
 
 # -- as a job --------------------------------------------------------------------------------------

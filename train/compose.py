@@ -7,6 +7,7 @@ the same.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -23,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from autocl_sweeper.layers import STAR, LayerError, expand_stars  # type: ignore[attr-defined]
+from autocl_sweeper.layers import STAR, LayerError, expand_stars
 from train.env import check_env
 from train.expand import as_written, settle
-from train.ofasys import OFASYS
+from train.ofasys import BY_KEY, OFASYS
 from train.origins import COMMAND_LINE, Composition, Keys, Layer, dotted, keys_of, origin
 from train.plan import plan_job, plan_task
 from train.schema import NAME, SECTIONS, TopLevel, ask, drop_unset, is_ours, register
@@ -191,8 +192,8 @@ def _finish(config: DictConfig, composition: Composition, use: Use) -> None:
     if composition.run_mode is not RunMode.RUN:
         _launcher.set(config.hydra.launcher)
         return  # of a sweep; its jobs are composed, and checked, one by one
-    if any(text.startswith("task=[") for text in composition.overrides):
-        _refuse_clashes(composition.layers())
+    if lists := [text for text in composition.overrides if text.startswith("task=[")]:
+        _refuse_clashes(lists, composition.layers())
     try:
         verify(config, use)
     except SettingsErrors as error:
@@ -201,8 +202,17 @@ def _finish(config: DictConfig, composition: Composition, use: Use) -> None:
         raise Refused(str(error)) from error
 
 
-def _refuse_clashes(layers: list[Layer]) -> None:
-    """Two files of the group `task` chosen together must not bring a task of the same name."""
+def _refuse_clashes(lists: Sequence[str], layers: list[Layer]) -> None:
+    """Files of the group `task` chosen together must differ, and in the names of their tasks too."""
+    for override in OverridesParser.create().parse_overrides(list(lists)):
+        chosen = override.value()
+        assert isinstance(chosen, list)
+        if twice := [str(name) for name, times in Counter(map(str, chosen)).items() if times > 1]:
+            raise Refused(
+                f"{COMMAND_LINE}: {override.input_line}: {', '.join(twice)} stands twice, and two tasks"
+                " cannot have one name.\n  Take it out, or add a second one of its class under a name of"
+                " its own: '+task.other={_name: <class>, ...}'"
+            )
     brought: dict[str, Layer] = {}
     for layer in layers:
         if layer.file and layer.prefix == ("task",):
@@ -251,11 +261,15 @@ def mistakes_of_job(values: Mapping[str, Any], launcher: Any) -> list[Problem]:
     launcher: the settings of what will start it; None: this process trains.
     """
     own = {key: node for key, node in values.items() if key not in ("init_from", "seen_tasks")}
+    if launcher is None:  # in a sweep the checkpoint need not be there yet
+        tasks_here = list(values.get("task") or {})
+        own |= {"init_from": values.get("init_from"), "seen_tasks": tasks_here}
     env = partial(check_env, values.get("env") or {}, launcher)
     begun = values.get("init_from")
 
     def job() -> None:
-        plan_job(replace(read_job(own, TASKS), init_from=Path(str(begun)) if begun else None))
+        read = read_job(own, TASKS)
+        plan_job(replace(read, init_from=Path(str(begun)) if begun else None))
 
     problems = _told([env, job])
     if problems:  # the first of the job's parts to be wrong; what about the others?
@@ -325,7 +339,7 @@ def _check(name: str, node: Any) -> list[Problem]:
     return [
         problem
         for instance, task in node.items()
-        if task != "???" and (instance != STAR or isinstance(task, Mapping))  # or the star's rule
+        if task != "???"
         for problem in check(Task, task, f"{name}.{instance}")
     ]
 
@@ -359,7 +373,8 @@ def _located(problems: list[Problem], layers: list[Layer]) -> str:
 
 
 def _line(problem: Problem, layers: list[Layer]) -> str:
-    place = origin(layers, problem.key)
+    others = [row.key for row in BY_KEY.values() if problem.key in row.to]
+    place = origin(layers, problem.key, others)
     return f"{place}: {problem.message}" if place else problem.message
 
 

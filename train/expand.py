@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
-from autocl_sweeper.layers import LayerError, expand_stars, resolve  # type: ignore[attr-defined]
+from autocl_sweeper.layers import LayerError, Unresolved, expand_stars, resolve
 from train.ofasys import translate
-from train.typed import SettingsError
+from train.typed import Problem, SettingsError, SettingsErrors
 
 
 def settle(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -25,6 +25,8 @@ def settle(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     try:
         stars: dict[str, Any] = expand_stars(values)
         resolved = resolve(OmegaConf.create(stars)) if _refers(stars) else stars
+    except Unresolved as error:
+        raise SettingsErrors(Problem(k, f"{k}={said}") for k, said in error.told.items()) from error
     except LayerError as error:
         raise SettingsError(str(error)) from error
     return translate(resolved)

@@ -32,6 +32,13 @@ class Layer:
     prefix: Keys = ()  # where the file's own top level stands in the configuration
     included_from: tuple[str, ...] = ()  # innermost last
 
+    def at(self, keys: Keys) -> Any:
+        """The value at `keys`, which the layer has."""
+        node: Any = self.values
+        for key in keys:
+            node = node[key]
+        return node
+
     def has(self, keys: Keys) -> bool:
         node: Any = self.values
         for key in keys:
@@ -140,17 +147,24 @@ def dotted(keys: Keys) -> str:
     return text.removeprefix(".")
 
 
-def origin(layers: Sequence[Layer], dotted: str) -> str | None:
+def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> str | None:
     """Where the value at a key comes from: the last layer that says it, or its nearest parent.
 
-    What a star gave is found at the star. None where no layer says anything about it.
+    `others`: other names of the same value. What a star gave is found at the star. None where no
+    layer says anything about it.
     """
     keys = keys_of(dotted)
+    if not any(layer.has(keys) for layer in layers):
+        for other in map(keys_of, others):
+            for layer in reversed(layers):
+                if layer.has(other):
+                    return f"{layer.place(other)}, as {'.'.join(map(str, other))}"
     for length in range(len(keys), 0, -1):
         candidates = [keys[:length], *_starred(keys[:length])]
         for candidate in candidates:
             for layer in reversed(layers):
-                if layer.has(candidate):
+                # A parent with nothing in it, as in a file of defaults, says nothing of the key.
+                if layer.has(candidate) and (length == len(keys) or layer.at(candidate) != {}):
                     return layer.place(candidate)
     return None
 

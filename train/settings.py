@@ -358,7 +358,12 @@ class MemorySettings:
 class TrainerExtras:
     """Options of `trainer` that transformers.TrainingArguments has no name for."""
 
-    save_dir: str | None = option(None, "folder of the checkpoint; null: checkpoint/ of the job")
+    save_dir: str | None = option(
+        None,
+        "folder of the checkpoint; null: checkpoint/ of the job",
+        check=lambda v: v is None or "://" not in v,
+        rule="must be a local path; copy the checkpoint after the job",
+    )
     patience: int = option(-1, "stop after so many validations without a better one; -1: never")
     max_valid_steps: int | None = option(
         None, "validate on so many micro-batches; null: on all", **at_least(1)

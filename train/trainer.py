@@ -93,6 +93,14 @@ class OLoRATrainer(Trainer):
             **reading,
         )
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # transformers' polynomial decay divides by the number of updates after the warm-up.
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if warmup >= num_training_steps:
+            self.args.warmup_steps = warmup  # no longer a share, of a number that is not theirs
+            num_training_steps = warmup + 1
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(
         self,
         model: torch.nn.Module,

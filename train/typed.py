@@ -114,7 +114,18 @@ def unknown(key: str, value: Any, name: str, kind: type) -> Problem:
         return Problem(key, f"{key}={_shown(value)}: not an option here: {refused[name]}")
     names = sorted(options(kind))
     said = nearest(name, names) or f". Known here: {', '.join(names)}"
+    if len(names) > MOST_LISTED and not nearest(name, names):
+        said = f"; python train.py --info {_info(key)} lists those there are"
     return Problem(key, f"{key}={_shown(value)}: there is no option '{name}'{said}")
+
+
+MOST_LISTED = 30  # in a message; more are read elsewhere
+
+
+def _info(key: str) -> str:
+    """What --info calls the section that a key is in."""
+    section, *below = key.split(".")[:-1]
+    return ".".join([section, *(below[1:] if section == "task" else below)])
 
 
 def values_of(section: Any) -> Any:
@@ -185,6 +196,11 @@ class _Reader:
             return self._convert(value, wanted, key)
         except _Wrong:
             text = f"{key}={_shown(value)}: must be {type_text(wanted)}"
+            if get_origin(wanted) is Literal and len(get_args(wanted)) > MOST_LISTED:
+                near = nearest(str(value), map(str, get_args(wanted)))
+                names = len(get_args(wanted))
+                text = f"{key}={_shown(value)}: is none of the {names} names that python train.py"
+                text += f" --info {_info(key)} lists{near}"
             self.problems.append(Problem(key, text))
             return None
 

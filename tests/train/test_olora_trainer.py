@@ -177,3 +177,27 @@ def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any) -> None:
 
     with pytest.raises(SettingsError, match=r"'learning_rates'; did you mean learning_rate\?"):
         make_job("+trainer.learning_rates=0.1")
+
+
+@pytest.mark.parametrize(("updates", "warmup"), [(1, 0.06), (5, 5), (5, 50), (3, 0.99)])
+def test_a_training_that_is_all_warm_up_has_a_polynomial_schedule(
+    tmp_path: Path, updates: int, warmup: float
+) -> None:
+    from transformers import TrainingArguments
+
+    from train.trainer import OLoRATrainer
+
+    trainer = object.__new__(OLoRATrainer)
+    trainer.args = TrainingArguments(
+        str(tmp_path), lr_scheduler_type="polynomial", warmup_steps=warmup, learning_rate=1.0
+    )
+    trainer.lr_scheduler = None
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = trainer.create_scheduler(updates, optimizer)
+    rates = []
+    for _ in range(updates):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    steps = warmup if warmup >= 1 else -(-updates * warmup // 1)
+    assert rates == pytest.approx([step / steps for step in range(updates)])
