@@ -59,6 +59,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         adapters = [*parent.adapters, adapter_name(place)]
         model = add_adapter(parent.model, adapters[-1], parent.adapters, job.delta)
 
+    _check_lengths(model, plans.values())
+
     own = [task.name for task in job.tasks]
     score_of = {name: plan.logged[0] for name, plan in plans.items()}
 
@@ -126,6 +128,19 @@ def _check_images(parent: Chain, model: ModelSettings, plans: Iterable[TaskPlan]
             f"model.image_size={model.side}: the model of the chain in init_from was made for images "
             f"of {side} pixels. Set preprocess.<name>.patch_image_size={side} in its tasks"
         )
+
+
+def _check_lengths(model: Any, plans: Iterable[TaskPlan]) -> None:
+    """BART's kind has learned positions and no more. Raises SettingsError."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for plan in plans:
+        for key in ("max_src_length", "max_tgt_length"):
+            length = getattr(plan, key) + 1  # with the begin mark
+            if limit is not None and length > limit:
+                raise SettingsError(
+                    f"task.{plan.name}.{key}={length - 1}: the model has positions for {limit} ids, one "
+                    f"of them for the begin mark; {limit - 1} is the most"
+                )
 
 
 def limit_memory(memory: MemorySettings) -> None:

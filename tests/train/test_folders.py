@@ -223,6 +223,22 @@ def test_a_vocabulary_of_a_folder_gets_the_marks_it_lacks_where_the_model_begins
     assert len(set(drawn)) > 20 and min(drawn) > 2 and max(drawn) < made.own
 
 
+def test_texts_longer_than_the_model_has_positions_for_are_refused(
+    make: Any, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from train.job import run
+    from train.settings import SettingsError
+
+    for length, fits in ((139, True), (140, False)):
+        job = make(*of(folders("bart")), *QUICK, "task=sentiment",
+                   f"task.sentiment.max_src_length={length}")  # fmt: skip
+        if fits:
+            run(job, tmp_path)
+        else:
+            with pytest.raises(SettingsError, match=r"max_src_length=140: .* for 140 ids.*139 is"):
+                run(job, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
 def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
     make: Any, folders: Callable[[str], Path], tmp_path: Path, name: str
