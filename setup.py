@@ -43,6 +43,7 @@ setup(
             "pillow>=12",
             "safetensors>=0.8",
             "scikit-learn>=1.9",
+            "sentencepiece>=0.2",
             "torch>=2.13",
             "torchmetrics>=1.9",
             "transformers>=5.23",

@@ -207,6 +207,29 @@ def test_answers_of_a_closed_set_are_given_as_they_were_written_whatever_the_tok
     assert task.vocabulary.decode(task.vocabulary.encode(" Positive!")) != "Positive!"
 
 
+def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
+    make: Any, tmp_path: Path
+) -> None:
+    """As T5 1.1 and mT5 are handed out; their sentinels serve as masks."""
+    from sentencepiece import SentencePieceTrainer
+    from transformers import T5Config
+
+    from train.plan import plan_job
+    from train.vocabulary import vocabulary_of
+
+    (tmp_path / "text").write_text("\n".join(corpus()))
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=60,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    T5Config(vocab_size=160, decoder_start_token_id=0).save_pretrained(tmp_path)
+    job = make(*of(tmp_path), "task=sentiment")
+    plan_job(job)
+    made: Any = vocabulary_of(job.model)
+    assert made.decode(made.encode(" the film was good")) == "the film was good"
+    assert (made.before, made.after, made.start, made.mask) == ((), (1,), (0,), 159)
+
+
 def test_a_vocabulary_of_a_folder_gets_the_marks_it_lacks_where_the_model_begins_at_random(
     make: Any, folders: Callable[[str], Path]
 ) -> None:
