@@ -77,8 +77,14 @@ def test_a_second_scan_as_in_every_worker_warns_of_nothing(tmp_path: Path) -> No
     assert said(run("-W", "error", "-c", code, cwd=tmp_path)) == [True, True, True]
 
 
-@pytest.mark.parametrize("fault", ["ImportError", "RuntimeError", "SyntaxError"])
-@pytest.mark.parametrize("ours", ["hydra/sweeper=autocl", "hydra/launcher=gpu"])
+@pytest.mark.parametrize(
+    "fault, ours",
+    [
+        ("ImportError", "hydra/sweeper=autocl"),
+        ("RuntimeError", "hydra/launcher=gpu"),
+        ("SyntaxError", "hydra/sweeper=autocl"),
+    ],
+)
 def test_a_broken_core_shows_in_its_own_sweeps_and_nowhere_else(
     tmp_path: Path, fault: str, ours: str
 ) -> None:

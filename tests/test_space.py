@@ -108,14 +108,14 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(values)
 def test_the_parser_reads_back_the_value_that_was_written(value):
     assert same(read(override("x", value)), value)
 
 
-# Composing takes 50 ms, so many values share one config.
-@settings(max_examples=60, deadline=None)
+# Composing takes 50 ms, so many values share one config. Every run draws others.
+@settings(max_examples=25, deadline=None)
 @given(st.lists(values, min_size=1, max_size=12))
 def test_a_literal_value_survives_composition_whatever_it_holds(loader, many):
     config = compose("config", [override(f"+new.v{i}", literal(v)) for i, v in enumerate(many)])
@@ -124,7 +124,7 @@ def test_a_literal_value_survives_composition_whatever_it_holds(loader, many):
         assert same(plain["new"][f"v{place}"], value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(texts, min_size=1, max_size=12))
 def test_a_literal_text_survives_composition_and_plain_access(loader, many):
     config = compose(
