@@ -88,6 +88,7 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
         *OURS,
         f"hydra.launcher.address={cluster.address}",
         "hydra.launcher.cpu_slots=2",
+        "hydra.launcher.warm=true",
         "hydra.job.env_copy=[LEDGER,HOLD]",
         "task=a,b",
         "lr=1,2,3,4",

@@ -362,6 +362,7 @@ def test_a_stage_whose_search_learns_begins_when_its_parents_are_sure(tmp_path):
 COMMAND = (
     "hydra/sweeper=autocl", "task=a,b", "+hydra.sweeper.task_params.a=[{lr:1},{lr:2},{lr:3}]",
     "+hydra.sweeper.task_params.b=[{lr:4},{lr:9}]", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=3",
+    "hydra.launcher.warm=true",
 )  # fmt: skip
 
 

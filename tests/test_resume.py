@@ -19,8 +19,14 @@ from autocl_sweeper.errors import JournalDamagedError
 from autocl_sweeper.journal import NAME, Journal
 
 OURS = "hydra/sweeper=autocl"
+# Jobs are forked where a test does not say otherwise: they start in a tenth of the time.
 LAUNCHERS = {
-    "gpu": ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", "hydra.launcher.order=submitted"),
+    "gpu": (
+        "hydra/launcher=gpu",
+        "hydra.launcher.cpu_slots=2",
+        "hydra.launcher.order=submitted",
+        "hydra.launcher.warm=true",
+    ),
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "basic": ("hydra/launcher=basic", "hydra.sweeper.max_batch_size=3"),
 }
@@ -28,6 +34,7 @@ LAUNCHERS = {
 # tests/test_pipeline.py has those that begin early.
 SEARCH = (OURS, "task=a,b", "lr=1,2,3", "hydra.sweeper.pipeline=false")
 COMMAND = (*SEARCH, *LAUNCHERS["gpu"])
+SMALLER = (*SEARCH[:2], "lr=1,2", "hydra.sweeper.top_k=1", *SEARCH[3:])
 
 
 def table(bench: Bench) -> list[dict[str, str]]:
@@ -101,9 +108,13 @@ def test_a_sweep_killed_again_and_again_ends_as_the_uninterrupted_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 30))
-def test_many_sweeps_killed_again_and_again(chain: Bench, uninterrupted: Bench, seed: int) -> None:
-    kill_at_random(chain, COMMAND, kills=8, seed=seed, jobs_last_s=0.1 * (seed % 4))
+@pytest.mark.parametrize("warm", ["true", "false"], ids=["warm", "fresh"])
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_many_sweeps_killed_again_and_again(
+    chain: Bench, uninterrupted: Bench, seed: int, warm: str
+) -> None:
+    command = (*COMMAND, f"hydra.launcher.warm={warm}")
+    kill_at_random(chain, command, kills=8, seed=seed, jobs_last_s=0.1 * (seed % 4))
     check_as_uninterrupted(chain, uninterrupted)
 
 
@@ -119,7 +130,7 @@ def check_as_uninterrupted(bench: Bench, uninterrupted: Bench) -> None:
     assert bench.nothing_is_left()
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "basic"])
+@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.slow), "basic"])
 def test_jobs_of_other_launchers_that_ended_before_the_kill_are_taken_over(
     chain: Bench, uninterrupted: Bench, launcher: str
 ) -> None:
@@ -137,8 +148,8 @@ def test_jobs_of_other_launchers_that_ended_before_the_kill_are_taken_over(
     assert table(chain) == table(uninterrupted)
 
 
-def test_a_plain_sweep_goes_on_too_and_succeeds(chain: Bench) -> None:
-    command = (OURS, *LAUNCHERS["gpu"], "lr=1,2,3,4,5")
+def test_a_plain_sweep_of_fresh_interpreters_goes_on_too_and_succeeds(chain: Bench) -> None:
+    command = (OURS, *LAUNCHERS["gpu"], "hydra.launcher.warm=false", "lr=1,2,3,4,5")
     kill_at_random(chain, command, kills=2, seed=5, jobs_last_s=0.1)
     assert sorted(chain.finished()) == list(range(5))
     assert {path.name for path in chain.sweep.iterdir() if path.name.isdecimal()} == set("01234")
@@ -156,33 +167,40 @@ def test_a_finished_sweep_runs_nothing_again(chain: Bench, uninterrupted: Bench)
 
 # -- what may change and what may not ---------------------------------------------------------------
 
+# Each is told by name, however many there are.
 CHANGES = {
-    "a searched value": (["lr=1,2,4"], "search space / a / lr: was [1, 2, 3], is [1, 2, 4]"),
-    "a fixed override": (["momentum=0.5"], "configuration / a / momentum: was 0.9, is 0.5"),
-    "top_k": (["hydra.sweeper.top_k=1"], "hydra.sweeper.top_k: was 2, is 1"),
-    "the sequence": (["task=a,c"], "hydra.sweeper.sequence: was ['a', 'b'], is ['a', 'c']"),
-    "its order": (["task=b,a"], "hydra.sweeper.sequence: was ['a', 'b'], is ['b', 'a']"),
+    "a searched value, a fixed override and top_k": (
+        ["lr=1,2,4", "momentum=0.5", "hydra.sweeper.top_k=1"],
+        [
+            "search space / a / lr: was [1, 2, 3], is [1, 2, 4]",
+            "configuration / a / momentum: was 0.9, is 0.5",
+            "hydra.sweeper.top_k: was 2, is 1",
+        ],
+    ),
+    "the sequence": (["task=a,c"], ["hydra.sweeper.sequence: was ['a', 'b'], is ['a', 'c']"]),
+    "its order": (["task=b,a"], ["hydra.sweeper.sequence: was ['a', 'b'], is ['b', 'a']"]),
 }
 
 
-def refused(bench: Bench, command: list[str], change: str) -> None:
+def refused(bench: Bench, command: list[str], *changes: str) -> None:
     before = {path: path.read_bytes() for path in bench.sweep.iterdir() if path.is_file()}
     output = bench.run(*command, status=1)
     assert f"ChangedSweepError: '{bench.sweep}' holds a sweep with another configuration" in output
-    assert change in output
+    for change in changes:
+        assert change in output
     assert "set another hydra.sweep.dir" in output
     assert bench.ledger() == []
     assert {path: path.read_bytes() for path in bench.sweep.iterdir() if path.is_file()} == before
 
 
-@pytest.mark.parametrize("arguments, change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("arguments, changes", CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_that_would_alter_results_is_refused_by_name(
-    chain: Bench, uninterrupted: Bench, arguments: list[str], change: str
+    chain: Bench, uninterrupted: Bench, arguments: list[str], changes: list[str]
 ) -> None:
     shutil.copytree(uninterrupted.sweep, chain.sweep)
     keys = {argument.partition("=")[0] for argument in arguments}
     kept = [argument for argument in COMMAND if argument.partition("=")[0] not in keys]
-    refused(chain, [*kept, *arguments], change)
+    refused(chain, [*kept, *arguments], *changes)
 
 
 EDITS = (
@@ -205,11 +223,13 @@ def test_a_value_edited_in_the_apps_configuration_is_refused_by_name(
     command = [OURS, "task=a,b", "lr=1", "optimizer=adam,sgd", *LAUNCHERS["gpu"]]
     bench.run(*command)
     bench.ledger_file.unlink()
-    for file, before, after, change in EDITS:
+    texts = {}
+    for file, before, after, _ in EDITS:
         edited = tmp_path / "apps/conf" / file
-        text = edited.read_text()
-        edited.write_text(text.replace(before, after))
-        refused(bench, command, change)
+        texts[edited] = edited.read_text()
+        edited.write_text(texts[edited].replace(before, after))
+    refused(bench, command, *(change for *_, change in EDITS))
+    for edited, text in texts.items():
         edited.write_text(text)
     bench.run(*command)
     assert bench.ledger() == []
@@ -258,17 +278,27 @@ def test_a_mended_app_goes_on_after_its_jobs_were_refused(
     }[broken]
     app.write_text(code.replace(old, new))
     bench = benches(app)
-    assert "JobContractError: Trial" in bench.run(*COMMAND, status=1)
+    command = (*SMALLER, *LAUNCHERS["gpu"])
+    assert "JobContractError: Trial" in bench.run(*command, status=1)
     app.write_text(code)
-    bench.run(*COMMAND)
-    assert [event["state"] for event in bench.finished().values()] == ["COMPLETE"] * 9
+    bench.run(*command)
+    assert [event["state"] for event in bench.finished().values()] == ["COMPLETE"] * 4
 
 
 # -- signals ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "name, launcher",
+    [
+        ("SIGTERM", "gpu"),
+        ("SIGINT", "gpu"),
+        ("SIGTERM", "joblib"),
+        pytest.param("SIGINT", "joblib", marks=pytest.mark.slow),
+        pytest.param("SIGTERM", "basic", marks=pytest.mark.slow),
+        ("SIGINT", "basic"),
+    ],
+)
 def test_a_signal_leaves_no_process_and_no_lease_and_the_sweep_goes_on_later(
     chain: Bench, launcher: str, name: str
 ) -> None:
@@ -293,7 +323,8 @@ def test_a_signal_to_our_launcher_under_hydras_basic_sweeper_leaves_nothing(
 ) -> None:
     hold = chain.folder / "hold"
     hold.touch()
-    process = chain.start(*LAUNCHERS["gpu"], "lr=1,2", HOLD=str(hold))
+    fresh = "hydra.launcher.warm=false"
+    process = chain.start(*LAUNCHERS["gpu"], fresh, "lr=1,2", HOLD=str(hold))
     wait_until(lambda: len(chain.ledger("start")) == 2, "two jobs run")
     process.send_signal(signal.Signals[name])
     process.wait()
@@ -333,8 +364,9 @@ def test_checkpoints_of_losers_go_while_their_stage_still_runs(chain: Bench) -> 
 
 
 def test_all_checkpoints_stay_when_asked(chain: Bench) -> None:
-    chain.run(*COMMAND, "hydra.sweeper.keep_checkpoints=all")
-    assert checkpoints(chain) == set(range(9))
+    command = (*SMALLER, *LAUNCHERS["gpu"])
+    chain.run(*command, "hydra.sweeper.keep_checkpoints=all")
+    assert checkpoints(chain) == set(range(4))
 
 
 # -- the journal ------------------------------------------------------------------------------------
