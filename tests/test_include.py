@@ -17,6 +17,7 @@ from hydra._internal.core_plugins import file_config_source as hydras
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
@@ -215,6 +216,19 @@ def test_the_hook_can_be_put_back_any_time(conf: Path) -> None:
     register()
     register()
     assert composed(conf, "sub/includes") == {**BASE, "lr": 2}
+
+
+def test_the_hook_is_there_after_singletons_from_before_the_plugins_were_restored(
+    conf: Path,
+) -> None:
+    """As `hydra_restore_singletons` of Hydra's own pytest plugin does after every test."""
+    now = Singleton.get_state()
+    before = {key: one for key, one in now["instances"].items() if key is not SourcesRegistry}
+    try:
+        Singleton.set_state({**now, "instances": before})
+        assert composed(conf, "sub/includes") == {**BASE, "lr": 2}
+    finally:
+        Singleton.set_state(now)
 
 
 def test_an_error_is_one_that_hydra_prints_without_a_traceback(conf: Path) -> None:
