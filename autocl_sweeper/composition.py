@@ -48,7 +48,9 @@ def remembering(config_loader: Any) -> Any:
 
     A loader that is not exactly Hydra's own comes back as it is, and so it does where an app has
     wrapped Hydra's composition: what it adds belongs to the answer. Its wrapper can say how to wrap
-    ours too, in an attribute `around`: Hydra's function -> the wrapped one.
+    ours too, in an attribute `around`: Hydra's function -> the wrapped one. Another one, `sheds`, may
+    take away in advance what the wrapper takes from every configuration: (configuration, keys that
+    are going to be set, each in parts) -> None.
     """
     implementation = ConfigLoaderImpl._load_configuration_impl
     inner = getattr(implementation, "__wrapped__", None)
@@ -235,11 +237,14 @@ class _Loader(ConfigLoaderImpl):
             return None
         setting = now.setting(parsed)
         fixed = [override for override in setting if not _is_free(override)]
+        free = [override for override in setting if _is_free(override)]
+        sheds = getattr(ConfigLoaderImpl._load_configuration_impl, "sheds", None)
         key = (
             run_mode,
-            *given.values(),
-            *(override.input_line for override in fixed),
-            *(override.is_hydra_override() for override in parsed),
+            tuple(given.values()),
+            tuple(override.input_line for override in fixed),
+            tuple(override.is_hydra_override() for override in parsed),
+            sheds and tuple(override.key_or_group for override in free),
             os.getcwd(),
             version.getbase(),
             JobRuntime.instance().get("name"),
@@ -254,6 +259,8 @@ class _Loader(ConfigLoaderImpl):
                     config = self._compose(self, config_name, overrides, run_mode, **given)
                 finally:
                     self._is_framing = False
+                if sheds:
+                    sheds(config, [split_key(override.key_or_group) for override in free])
                 frame = _frame(config)
             if len(frames) == MOST_FRAMES:
                 del frames[next(iter(frames))]
@@ -261,7 +268,7 @@ class _Loader(ConfigLoaderImpl):
         found = frames[key]
         if found is None:
             return None
-        config = found.filled(parsed, [override for override in setting if _is_free(override)])
+        config = found.filled(parsed, free)
         self._frame = None if config is None else found
         return config
 
@@ -505,19 +512,19 @@ def _is_simple(node: Any) -> bool:
 
 
 def _copy(node: Any, parent: Any) -> Any:
-    made = object.__new__(type(node))
-    facts = made.__dict__
-    facts.update(node.__dict__)
+    made = object.__new__(node.__class__)
+    facts = node.__dict__.copy()
     facts["_parent"] = parent
-    facts["_metadata"] = metadata = object.__new__(type(node._metadata))
-    metadata.__dict__.update(node._metadata.__dict__)
-    metadata.flags = dict(metadata.flags)
-    content = facts.get("_content")
-    if isinstance(content, dict):
-        facts["_content"] = {key: _copy(child, made) for key, child in content.items()}
-    elif isinstance(content, list):
-        facts["_content"] = [_copy(child, made) for child in content]
-    else:
-        return made
-    metadata.resolver_cache = defaultdict(dict)
+    old = facts["_metadata"]
+    facts["_metadata"] = metadata = object.__new__(old.__class__)
+    metadata.__dict__ = of_node = old.__dict__.copy()
+    of_node["flags"] = of_node["flags"].copy()
+    if "_content" in facts:
+        content = facts["_content"]
+        of_node["resolver_cache"] = defaultdict(dict)
+        if isinstance(content, dict):
+            facts["_content"] = {key: _copy(child, made) for key, child in content.items()}
+        elif isinstance(content, list):
+            facts["_content"] = [_copy(child, made) for child in content]
+    object.__setattr__(made, "__dict__", facts)  # not as an option of that name
     return made

@@ -746,8 +746,17 @@ def test_jobs_of_a_sweep_compose_faster_and_are_checked_all_the_same(composed: C
     def config(of: Any, *overrides: str) -> Any:
         return of.load_configuration("config", list(overrides), RunMode.RUN)
 
-    for learning_rate in ("1e-3", "1e-2", "0.1", "2"):
-        job = ("task=digits_01", f"trainer.learning_rate={learning_rate}")
+    jobs = [(f"trainer.learning_rate={rate}",) for rate in ("1e-3", "1e-2", "0.1", "2")]
+    for some in (
+        "task.digits_01.preprocess.text.max_src_length",
+        "+task.also.instruction.template",
+        "+task.also.dataset.num_workers",
+        "memory.budget_mib",
+        "optimization.lr",
+    ):
+        jobs += [("trainer.max_steps=3", f"{some}={number}") for number in (1, 2, 3)]
+    for overrides in jobs:
+        job = ("task=digits_01", *overrides)
         ours, hydras = config(faster, *job), config(loader, *job)
         assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(hydras)
         plain = OmegaConf.to_container(hydras)

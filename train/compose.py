@@ -21,7 +21,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from autocl_sweeper.layers import STAR, LayerError, expand_stars
@@ -107,8 +107,17 @@ def _checked(compose: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
             _finish(config, composition, Use.JOB if of_sweep else use)
         return config
 
-    load.around = _checked  # type: ignore[attr-defined]  # for the sweeper's faster composition
+    # For the sweeper's faster composition.
+    load.around = _checked  # type: ignore[attr-defined]
+    load.sheds = _shed  # type: ignore[attr-defined]
     return load
+
+
+def _shed(config: DictConfig, setting: Sequence[Sequence[str]]) -> None:
+    """Take away what `_finish` will, unless it is going to be set."""
+    if is_ours(config):
+        kept = {tuple(keys[:length]) for keys in setting for length in range(1, len(keys) + 1)}
+        drop_unset(config, kept)
 
 
 class Use(Enum):
@@ -190,7 +199,7 @@ def _finish(config: DictConfig, composition: Composition, use: Use) -> None:
                 ask(config, keys)
     drop_unset(config)
     if composition.run_mode is not RunMode.RUN:
-        _launcher.set(config.hydra.launcher)
+        _launcher.set(_resolved(config.hydra.launcher))
         return  # of a sweep; its jobs are composed, and checked, one by one
     if lists := [text for text in composition.overrides if text.startswith("task=[")]:
         _refuse_clashes(lists, composition.layers())
@@ -200,6 +209,15 @@ def _finish(config: DictConfig, composition: Composition, use: Use) -> None:
         raise Refused(_located(list(error.problems), composition.layers())) from error
     except SettingsError as error:
         raise Refused(str(error)) from error
+
+
+def _resolved(launcher: DictConfig) -> DictConfig:
+    """What `check_env` asks of a launcher: its interpolations are the sweep's, the same for all jobs."""
+    try:
+        asked = {key: OmegaConf.select(launcher, key) for key in ("_target_", "devices_per_job")}
+    except OmegaConfBaseException:
+        return launcher  # a job that depends on it is told
+    return OmegaConf.create(asked)
 
 
 def _refuse_clashes(lists: Sequence[str], layers: list[Layer]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache, partial, wraps
 from inspect import signature
@@ -144,23 +144,27 @@ def ask(config: DictConfig, keys: Keys) -> None:
         node._set_flag(ASKED, True)
 
 
-def drop_unset(config: DictConfig) -> None:
-    """Take away what nobody set, and sections with nothing else in them."""
+def drop_unset(config: DictConfig, kept: Collection[Keys] = (), keys: Keys = ()) -> None:
+    """Take away what nobody set, and sections with nothing else in them.
+
+    kept: leave the nodes at these keys; keys: where `config` stands.
+    """
     # Asking and deleting by the front door visits every node below, for flags that do not matter here.
     content = config.__dict__["_content"]
     within = dataclasses.is_dataclass(config._metadata.object_type)
     for key, node in list(content.items()):
-        value = node._value()
         if key == "hydra":
             continue
+        value, here = node._value(), (*keys, key)
         if isinstance(value, str) and value == "???":
-            if not node._get_node_flag(ASKED):
+            if not node._get_node_flag(ASKED) and here not in kept:
                 del content[key]
         elif isinstance(node, DictConfig) and isinstance(value, dict):
-            drop_unset(node)
+            drop_unset(node, kept, here)
             # Not what somebody wrote: `generator_args: {}`, or `metrics: {accuracy: {}}` in a Dict.
             sections = (node._metadata.object_type, node._metadata.element_type)
-            if within and not value and any(map(dataclasses.is_dataclass, sections)):
+            empty = within and not value and any(map(dataclasses.is_dataclass, sections))
+            if empty and here not in kept:
                 if node._get_node_flag(ASKED):
                     node._set_value("???")
                 else:
@@ -175,7 +179,7 @@ def is_ours(config: DictConfig) -> bool:
 # -- overrides of instances -------------------------------------------------------------------------
 
 
-def _adding(apply: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+def _adding(apply: Callable[..., None]) -> Callable[..., None]:
     """Let `+task.c={...}` and `+task.c.max_src_length=5` add an instance.
 
     OmegaConf.update makes no node of a section at the end of a dotted key, only below one that is
@@ -183,15 +187,16 @@ def _adding(apply: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
     """
 
     @wraps(apply)
-    def applied(overrides: Sequence[Any], cfg: DictConfig) -> DictConfig:
-        for override in overrides if is_ours(cfg) else ():
+    def applied(overrides: Sequence[Any], cfg: DictConfig) -> None:
+        if not is_ours(cfg):
+            return apply(overrides, cfg)
+        for override in overrides:
             if override.is_add() or override.is_force_add():
                 keys = keys_of(override.key_or_group)
                 _make_room(cfg, keys if isinstance(override.value(), dict) else keys[:-1])
             elif not override.is_delete():
                 _refuse_new_task(cfg, override)
             apply([override], cfg)
-        return cfg if is_ours(cfg) else apply(overrides, cfg)
 
     return applied
 

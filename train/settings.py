@@ -426,7 +426,7 @@ class Job:
         return task
 
 
-def read_job(cfg: DictConfig, task_dir: Path) -> Job:
+def read_job(cfg: DictConfig | Mapping[str, Any], task_dir: Path) -> Job:
     """The job a composed config describes; `task_dir` holds one YAML file per known task.
 
     Raises SettingsError.
@@ -502,7 +502,11 @@ def _class_of(name: str, node: Any) -> str:
 
 
 def _seen_tasks(
-    cfg: DictConfig, names: Any, current: tuple[Task, ...], init_from: Path | None, task_dir: Path
+    cfg: DictConfig | Mapping[str, Any],
+    names: Any,
+    current: tuple[Task, ...],
+    init_from: Path | None,
+    task_dir: Path,
 ) -> tuple[Task, ...]:
     own = {task.name: task for task in current}
     if names is None:
@@ -523,7 +527,7 @@ def _seen_tasks(
     return tuple(own[name] if name in own else _group_task(cfg, name, task_dir) for name in names)
 
 
-def _group_task(cfg: DictConfig, name: str, task_dir: Path) -> Task:
+def _group_task(cfg: DictConfig | Mapping[str, Any], name: str, task_dir: Path) -> Task:
     """A task an earlier job of the chain trained: its group file, under the star of this config."""
     from autocl_sweeper.layers import load
     from train.expand import settle, unresolved

@@ -69,7 +69,8 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def options(kind: type) -> dict[str, dataclasses.Field[Any]]:
+@cache
+def options(kind: type) -> Mapping[str, dataclasses.Field[Any]]:
     """YAML key -> field of a section; fields that are no option (no metadata) are left out."""
     return {
         f.metadata.get("key") or f.name: f for f in dataclasses.fields(kind) if "help" in f.metadata
