@@ -42,4 +42,5 @@ def main(cfg: DictConfig) -> dict[str, Any]:
 
         return run(job, folder)
 
-    return start(cfg, env, folder, here)
+    returned: dict[str, Any] = start(cfg, env, folder, here)
+    return returned
