@@ -691,7 +691,13 @@ def test_a_whole_sweep_is_measured_through_nvml(on_gpus: Bench, gpus: Gpus) -> N
         *OURS, choices(2), "hydra.launcher.jobs_per_device=2",
         HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
     )  # fmt: skip
-    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "two jobs run")
+    wait_until(lambda: on_gpus.ledger("start"), "a job runs, alone while nobody knows its memory")
+    (first,) = on_gpus.ledger("start")
+    gpus.change(2, pids={first["pid"]: 9000}, free_mib=81_559 - 9559)
+    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "another one joins it")
+    assert "jobs reserve 9900 MiB until one has finished: one that runs uses 9000" in (
+        on_gpus.printed(process)
+    )
     used = {event["pid"]: 9000 + 1000 * event["trial"] for event in on_gpus.ledger("start")}
     gpus.change(2, pids=used, free_mib=81_559 - 19_559, utilisation=70, temperature_c=71)
     time.sleep(5 * sampling.PERIOD_S)
