@@ -23,7 +23,7 @@ from hydra.version import VersionBase
 
 REPOSITORY = Path(__file__).parents[1]
 APPS = Path(__file__).with_name("apps")
-DEADLINE_S = 120.0  # for events that come in a second; a machine can be slow
+DEADLINE_S = 300.0  # for events that come in a second; a machine can be slow, or busy
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background by a script, which processes we start would inherit.

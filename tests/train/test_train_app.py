@@ -18,7 +18,7 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
 
 def train(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=300)
 
 
 def test_help_loads_no_torch(tmp_path: Path) -> None:
