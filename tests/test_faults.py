@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +295,27 @@ def test_helpers_that_do_not_listen_are_ended_with_their_job(tmp_path: Path) -> 
     text = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {helper!r}]);"
     outcome_of_script(tmp_path, f"{text} time.sleep(1000)", Limits(timeout_s=3.0, grace_s=0.2))
     wait_until(lambda: not _alive(int(pids.read_text())), "the helper is gone")
+
+
+def test_what_a_job_leaves_behind_is_gone_when_its_end_is_told(tmp_path: Path) -> None:
+    """Not only when the sweep is: its device goes to the next job."""
+    pid = tmp_path / "pid"
+    text = f"(trap '' TERM; echo $$ > {pid}; while :; do sleep 1; done) & until [ -s {pid} ]; do :; done"
+
+    class Shell:
+        def argv(self, job: Job, returns: bool) -> list[str]:
+            return ["/bin/sh", "-c", text.replace("$$", "$(exec sh -c 'echo $PPID')")]
+
+    pool = Pool(CpuProbe(1, {}), LeaseFolder())
+    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool)
+    try:
+        executor.submit(Job(0, ()))
+        wait_until(lambda: executor.wait(0.1), "the job ends")
+        assert not _alive(int(pid.read_text()))
+    finally:
+        executor.close()
+        with suppress(ProcessLookupError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 def test_a_log_of_any_bytes_has_last_lines(tmp_path: Path) -> None:
