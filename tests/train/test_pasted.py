@@ -186,15 +186,6 @@ def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned
     assert learned(before + 5) == 5  # " yes" and the end
 
 
-def test_an_optimizer_that_is_not_there_is_told_by_the_name_it_was_given(
-    pasted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from train.settings import SettingsError
-
-    with pytest.raises(SettingsError, match=r"optimizer\._name='cpu_adam' cannot be read"):
-        job_of(pasted, monkeypatch, "colour", more=["optimizer._name=cpu_adam"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "scored", "kept"),
