@@ -213,12 +213,12 @@ class Package:
         header: dict[str, Any] = {
             "sys_path": [str(Path(entry).absolute()) for entry in sys.path],
             "cwd": os.getcwd(),
-            "function": None,
+            "function": _wrapped_name(function),
         }
         dumps = _cloudpickle().dumps
         shared = (hydra_context, config, Singleton.get_state())
         try:
-            body = dumps((*shared, function))
+            body = dumps((*shared, None if header["function"] else function))
         except Exception as error:
             header["function"] = _importable_name(function, error)
             body = dumps((*shared, None))
@@ -284,10 +284,23 @@ def unpack(data: bytes) -> Unpacked:
 
     Singleton.set_state(singletons)
     setup_globals()
-    context = replace(context, config_loader=remembering(context.config_loader))
     if function is None:
         function = _import_function(*header["function"])
+    # After the app's imports, which may have wrapped Hydra's composition.
+    context = replace(context, config_loader=remembering(context.config_loader))
     return context, config, function
+
+
+def _wrapped_name(function: Any) -> tuple[str, str] | None:
+    """Where to find a function that `@hydra.main` has wrapped in a module; None: not in this way.
+
+    Its module has another object under its name, so it would be pickled with the globals it uses, and
+    jobs would not import the module: what it registers for composing would be missing in them.
+    """
+    name = getattr(function, "__qualname__", "")
+    module = sys.modules.get(function.__module__) if function.__module__ != "__main__" else None
+    wrapped = getattr(getattr(module, name, None), "__wrapped__", None)
+    return (function.__module__, name) if wrapped is function else None
 
 
 def _importable_name(function: Any, error: Exception) -> tuple[str, str]:

@@ -245,6 +245,32 @@ def test_a_data_loader_with_other_workers_works_in_a_forked_job(bench: Bench, me
 # -- one template for all ---------------------------------------------------------------------------
 
 
+INSIDE = """
+import os
+import hydra
+
+@hydra.main(config_path=os.path.dirname(__file__))
+def main(cfg):
+    import inside
+
+    print("job", cfg.n, inside.main.__wrapped__.__globals__ is globals())
+    return float(cfg.n)
+"""
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_function_that_its_module_wraps_is_that_of_the_imported_module(
+    bench: Bench, warm: bool
+) -> None:
+    """Not a copy of it: what the module registers for composing has to be there in jobs."""
+    write_module(bench, "inside", INSIDE)
+    bench.app = bench.folder / "app.py"
+    bench.app.write_text("from inside import main\n\nif __name__ == '__main__':\n    main()\n")
+    bench.run(*BY_DEFAULT, f"hydra.launcher.warm={warm}", "+n=1,2", PYTHONWARNINGS="ignore")
+    logs = sorted(bench.sweep.glob("*/job.log"))
+    assert [log.read_text().splitlines()[-1] for log in logs] == ["job 1 True", "job 2 True"]
+
+
 def test_batches_of_a_launcher_are_forked_from_one_template(bench: Bench) -> None:
     output = bench.run(
         *GPU, "hydra.sweeper.max_batch_size=2", "do=look", "again=1,2,3,4,5", preload("helper")

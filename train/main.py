@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     from train.schema import drop_unset
     from train.settings import read_job, write_resolved
 
-    drop_unset(cfg)  # a job process of a sweep composes without `install`
+    drop_unset(cfg)  # of a launcher that composes without `install`
     warn_of_choices_below_files(HydraConfig.get())
     job, env = read_job(cfg, CONF / "task"), read_env(cfg)
     warn_of_a_default_task(HydraConfig.get(), [task.name for task in job.tasks])
