@@ -291,6 +291,31 @@ def test_a_retry_that_waited_when_its_controller_died_waits_out_the_rest(
     assert run_in_virtual_time(folder, VirtualTime({}, resumed_at)) == [(0, runs_at)]
 
 
+def test_a_job_that_no_longer_composes_stops_the_sweep_and_runs_again_when_mended(
+    tmp_path: Path,
+) -> None:
+    mended = False
+
+    def end(job: Job) -> Outcome:
+        if mended or job.number == 0:
+            return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=1.0)
+        why = "Could not find 'model/gone'"
+        return Outcome(State.FAIL, why, cause=Cause.CONFIGURATION, log_tail=("the last line",))
+
+    def swept() -> Sweep:
+        plan = plan_of("task=a", "lr=1,2,3", retries=3)
+        executor = SimulatedExecutor(1, end)
+        return Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress())
+
+    with pytest.raises(ConfigurationError, match=r"(?s)Trial 1 .*not be composed: .*last line"):
+        swept().run()
+    state = fold(read(tmp_path))
+    assert [trial.state for trial in state.history] == [State.COMPLETE, State.RUNNING]
+    assert not any(event["event"] == "attempt_failed" for event in read(tmp_path))
+    mended = True
+    assert [trial.state for trial in swept().run()] == [State.COMPLETE] * 3
+
+
 def test_alone_the_launcher_retries_crashes_as_often_as_asked(
     benches: Callable[..., Bench],
 ) -> None:
