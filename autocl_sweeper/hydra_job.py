@@ -465,7 +465,8 @@ def _write_return(path: Path, job_return: Any) -> None:
         from hydra.core.utils import JobStatus
 
         job_return.status = JobStatus.FAILED
-    write_whole(path, _cloudpickle().dumps(job_return))
+    # Not to last: who reads it is the controller that started the job, after the outcome is there.
+    path.write_bytes(_cloudpickle().dumps(job_return))
 
 
 def portable(value: Any) -> Any:

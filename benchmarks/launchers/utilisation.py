@@ -279,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--real", action="store_true", help="also with processes that sleep")
     parser.add_argument("--seeds", type=int, default=200, help="of the virtual part")
-    parser.add_argument("--repeats", type=int, default=2, help="of the real part")
+    parser.add_argument("--repeats", type=int, default=4, help="of the real part")
     options = parser.parse_args()
     logging.disable()
     versions = ", ".join(f"{name} {version(name)}" for name in ("hydra-core", "omegaconf"))
