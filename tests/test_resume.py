@@ -137,6 +137,9 @@ def test_jobs_of_other_launchers_that_ended_before_the_kill_are_taken_over(
     command = (*SEARCH, *LAUNCHERS[launcher])
     process = chain.start(*command, LASTS_S="0.5")
     wait_until(lambda: list((chain.sweep / ".autocl").glob("[0-9].json")), "a first outcome")
+    # A worker of joblib that has not had a job yet waits for one for five minutes.
+    workers = 2 if launcher == "joblib" else 1
+    wait_until(lambda: len({e["pid"] for e in chain.ledger("start")}) == workers, "all have a job")
     process.kill()
     process.wait()
     wait_until(chain.nothing_is_left, "the workers are gone")

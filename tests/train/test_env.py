@@ -602,7 +602,8 @@ def test_a_worker_that_is_killed_is_told_from_its_partners_complaint(tmp_path: P
     assert job.wait(120) == 1
     wait_until(lambda: not running(f"MARK={tmp_path}"), "nothing is left")
     said = (tmp_path / "output").read_text()
-    assert "rank 1 of 2 processes ended without a word" in said
+    # On a busy machine rank 0 is ended before it can complain of its partner.
+    assert re.search("rank (0, )?1 of 2 processes ended without a word", said)
 
 
 def environ(pid: int) -> bytes:
