@@ -183,8 +183,8 @@ class _Loader(ConfigLoaderImpl):
         self._is_framing = False
         self._frame: _Frame | None = None  # of the last composition
         self._parser = _Parser()
-        self._compose = _calling(_IMPLEMENTATION, create_defaults_list=self._defaults_list)
-        self._compose_job = _calling(
+        self._compose = calling(_IMPLEMENTATION, create_defaults_list=self._defaults_list)
+        self._compose_job = calling(
             _SWEEP_CONFIG, OverridesParser=self._parser, ConfigLoaderImpl=self
         )
 
@@ -343,7 +343,7 @@ class _Loader(ConfigLoaderImpl):
         return composed
 
 
-def _calling(function: Any, **names: Any) -> Any:
+def calling(function: Any, **names: Any) -> Any:
     """A function of Hydra's, with others of ours in place of those that it calls by name."""
     return FunctionType(
         function.__code__, {**function.__globals__, **names}, argdefs=function.__defaults__

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.basecontainer import BaseContainer
 
-from autocl_sweeper.composition import copies
+from autocl_sweeper.composition import calling, copies
 
 FOLDER, SUBFOLDER = "hydra.sweep.dir", "hydra.sweep.subdir"
 # Whoever asks a resolver of Hydra or OmegaConf gets the same answer; others are the app's code.
@@ -161,17 +161,8 @@ def _faster(config: DictConfig, prepared: Prepared) -> Any:
         return outer
     if not leaves.keys() <= set(inner.__code__.co_names):
         return outer
-    faster = _with_names(inner, leaves)
-    return faster if inner is outer else _with_names(outer, {"_run_job": faster})
-
-
-def _with_names(function: Any, names: dict[str, Any]) -> Any:
-    return FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-    )
+    faster = calling(inner, **leaves)
+    return faster if inner is outer else calling(outer, _run_job=faster)
 
 
 class _Installing:
@@ -261,7 +252,7 @@ def settle_loggers() -> None:
 def _configure_log(config: Any) -> Callable[..., None]:
     """Hydra's `configure_log` for a resolved configuration; it visits only loggers that it changes."""
     resolved = type("OmegaConf", (OmegaConf,), {"to_container": lambda *_, **__: config})
-    hydras = _with_names(hydra_utils.configure_log, {"OmegaConf": resolved})
+    hydras = calling(hydra_utils.configure_log, OmegaConf=resolved)
     roots_alone = config and not (
         config.get("loggers") or config.get("disable_existing_loggers", True)
     )
