@@ -27,8 +27,9 @@ class Sweep:
 
     @property
     def trials(self) -> list[dict[str, str]]:
+        """Those that count. How many began early and were given up is a matter of timing."""
         with (self.folder / "trials.csv").open() as file:
-            return list(csv.DictReader(file))
+            return [trial for trial in csv.DictReader(file) if trial["state"] != "PRUNED"]
 
     @property
     def best(self) -> dict[str, Any]:
