@@ -1,4 +1,4 @@
-from train.command import accept_yaml_files
+from train.config.command import accept_yaml_files
 from train.info import answer_and_exit
 from train.main import main
 

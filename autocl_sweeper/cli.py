@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autocl_sweeper.devices import Device, find_probe, short
+from autocl_sweeper.device.leases import LeaseFolder, Occupied
+from autocl_sweeper.device.packing import Claim, refusal
+from autocl_sweeper.device.probe import Device, find_probe, short
 from autocl_sweeper.errors import AutoCLError
-from autocl_sweeper.leases import LeaseFolder, Occupied
-from autocl_sweeper.packing import Claim, refusal
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,24 +18,24 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
-from autocl_sweeper.composition import remembering
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
-from autocl_sweeper.executor.cluster import RayExecutor
 from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.process.forked import KeptTemplate
+from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.executor.settings import from_settings
-from autocl_sweeper.executor.warm import KeptTemplate
-from autocl_sweeper.hydra_job import Package, ReportingTask, Terminated, compose_task_config
-from autocl_sweeper.layers import below_files
+from autocl_sweeper.job.composition import remembering
+from autocl_sweeper.job.hydra_job import Package, ReportingTask, Terminated, compose_task_config
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.report.progress import watch, watch_launch
 from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.retries import Waiting, delay_s, may_help
-from autocl_sweeper.snapshot import Snapshot, install
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Cause, Executor, History, Job, Outcome, State
+from autocl_sweeper.yaml.layers import below_files
+from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from autocl_sweeper.space import (
     parse_arguments,
     parse_space,
 )
-from autocl_sweeper.strategy import SequentialTopK, Stage
+from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
 from autocl_sweeper.types import Search, Trial, Value
 
 HANDOVER_VALUES = ("checkpoint", "seen_tasks", "stage", "trial", "parent")

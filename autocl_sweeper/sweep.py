@@ -22,7 +22,7 @@ from autocl_sweeper.errors import (
     SweepStoppedError,
     TooManyFailuresError,
 )
-from autocl_sweeper.executor.processes import end_recorded_group
+from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.journal import (
     VERSION,
     Fold,
@@ -34,10 +34,10 @@ from autocl_sweeper.journal import (
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, JobFiles, finite, link_log
 from autocl_sweeper.plan import Plan, changed
 from autocl_sweeper.retries import Waiting, delay_s, may_help, rest_s
-from autocl_sweeper.snapshot import FOLDER as CONFIGURATION
-from autocl_sweeper.snapshot import Snapshot, copy_of
-from autocl_sweeper.strategy import Decision, Done, GiveUp, Select, Stage, Start
+from autocl_sweeper.strategy.sequential import Decision, Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import Cause, Executor, History, Job, Outcome, State, Suggestion, Trial
+from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
+from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
 
 log = logging.getLogger(__name__)
 

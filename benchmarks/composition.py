@@ -36,8 +36,8 @@ from hydra.core.utils import JobRuntime, setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from autocl_sweeper.composition import remembering
-from autocl_sweeper.snapshot import Snapshot, install
+from autocl_sweeper.job.composition import remembering
+from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 INCLUDES = 20
 JOBS = 300

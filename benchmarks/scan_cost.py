@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from installed import CLEAN, Environment, bare, installed
+from support.installed import CLEAN, Environment, bare, installed
 
 SCAN = """
 import json, time

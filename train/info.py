@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from typing import Any, get_args
 
-from train.ofasys import OFASYS
-from train.schema import SECTIONS, TopLevel
-from train.typed import default_of, hints, nearest, options, type_text
+from train.config.ofasys import OFASYS
+from train.config.schema import SECTIONS, TopLevel
+from train.config.typed import default_of, hints, nearest, options, type_text
 
 KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
 HYDRAS = ("all", "aliases", "config", "defaults", "defaults-tree", "plugins", "searchpath")

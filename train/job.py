@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from train import ranks
-from train.batches import Training
 from train.chain import walk
-from train.evaluation import evaluate, means
-from train.models import Chain, adapter_name, build_base, load, meeting, save
-from train.olora import add_adapter
-from train.plan import TaskPlan, fitted, micro_batch_size, plan_job, update_freq
-from train.rows import load as load_rows
-from train.settings import Job, MemorySettings, ModelSettings, SettingsError
-from train.trainer import train
-from train.vocabulary import vocabulary_of
+from train.config.sections import Job, MemorySettings, ModelSettings, SettingsError
+from train.data.rows import load as load_rows
+from train.data.task_plan import TaskPlan, fitted, micro_batch_size, plan_job, update_freq
+from train.data.vocabulary import vocabulary_of
+from train.delta.olora import add_adapter
+from train.loop import ranks
+from train.loop.batches import Training
+from train.loop.evaluation import evaluate, means
+from train.loop.trainer import train
+from train.model.models import Chain, adapter_name, build_base, load, meeting, save
 
 log = logging.getLogger(__name__)
 

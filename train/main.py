@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from train.compose import install
+from train.config.compose import install
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
@@ -22,11 +22,11 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     """Train the task of `cfg` in Hydra's output folder and return its scores."""
     from hydra.core.hydra_config import HydraConfig
 
-    from train.command import warn_of_a_default_task, warn_of_choices_below_files
-    from train.env import read_env, start
-    from train.plan import plan_job
-    from train.schema import drop_unset
-    from train.settings import read_job, write_resolved
+    from train.config.command import warn_of_a_default_task, warn_of_choices_below_files
+    from train.config.env import read_env, start
+    from train.config.schema import drop_unset
+    from train.config.sections import read_job, write_resolved
+    from train.data.task_plan import plan_job
 
     drop_unset(cfg)  # of a launcher that composes without `install`
     warn_of_choices_below_files(HydraConfig.get())

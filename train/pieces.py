@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.instruction import fill
-from train.plan import TaskPlan, plan_job
-from train.rows import Row, load
-from train.settings import Job, SettingsError, read_job
+from train.config.sections import Job, SettingsError, read_job
+from train.data.instruction import fill
+from train.data.rows import Row, load
+from train.data.task_plan import TaskPlan, plan_job
 
 MARKS = {
     "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",

@@ -1,6 +1,6 @@
 """One of several processes that train a job together: `python -m train.worker <file>`.
 
-Started by torch.distributed.run; the file is what `train.env` wrote. It composes nothing.
+Started by torch.distributed.run; the file is what `train.config.env` wrote. It composes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from train.env import die_with_parent
+from train.config.env import die_with_parent
 
 
 def main(order: Path) -> int:
@@ -27,9 +27,9 @@ def main(order: Path) -> int:
     (exchange / f"rank{rank}.begun").touch()
     _log(rank, content)
     try:
+        from train.config.sections import read_job
         from train.job import run
         from train.main import CONF
-        from train.settings import read_job
 
         result = run(read_job(content.config, CONF / "task"), Path(content.folder))
         if local_rank == 0:

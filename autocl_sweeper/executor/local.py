@@ -17,15 +17,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from autocl_sweeper import hydra_job
-from autocl_sweeper.devices import Device, short
+from autocl_sweeper.device.pool import Grant, Pool
+from autocl_sweeper.device.probe import Device, short
+from autocl_sweeper.device.sampling import Sampler
 from autocl_sweeper.errors import DeviceError
-from autocl_sweeper.executor import guardian
-from autocl_sweeper.executor.adopted import AdoptedProcess
-from autocl_sweeper.executor.deadlines import Deadlines
-from autocl_sweeper.executor.fresh import FreshProcess
-from autocl_sweeper.executor.pool import Grant, Pool
-from autocl_sweeper.executor.processes import (
+from autocl_sweeper.executor.process import guardian
+from autocl_sweeper.executor.process.adopted import AdoptedProcess
+from autocl_sweeper.executor.process.deadlines import Deadlines
+from autocl_sweeper.executor.process.forked import ForkedProcess, Template, TemplateLostError
+from autocl_sweeper.executor.process.fresh import FreshProcess
+from autocl_sweeper.executor.process.groups import (
     JOB,
     STRAGGLER_S,
     OomKills,
@@ -35,10 +36,9 @@ from autocl_sweeper.executor.processes import (
     start_time,
     write_group,
 )
-from autocl_sweeper.executor.sampling import Sampler
-from autocl_sweeper.executor.warm import ForkedProcess, Template, TemplateLostError
-from autocl_sweeper.executor.writing import LastWrite
-from autocl_sweeper.hydra_job import GO
+from autocl_sweeper.executor.process.last_write import LastWrite
+from autocl_sweeper.job import hydra_job
+from autocl_sweeper.job.hydra_job import GO
 from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
 from autocl_sweeper.types import Cause, Job, Outcome, State
 

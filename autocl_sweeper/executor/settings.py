@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import Commands, Limits, LocalExecutor
-from autocl_sweeper.executor.pool import Pool
-from autocl_sweeper.executor.warm import KeptTemplate, Shared, Template
+from autocl_sweeper.executor.process.forked import KeptTemplate, Shared, Template
 from autocl_sweeper.outcome import JobFiles
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
-from autocl_sweeper.devices import Device, short
+from autocl_sweeper.device.probe import Device, short
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results import waste
-from autocl_sweeper.strategy import Stage
+from autocl_sweeper.strategy.sequential import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value
 
 log = logging.getLogger(__name__)

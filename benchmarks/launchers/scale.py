@@ -20,18 +20,18 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from autocl_sweeper.devices import CpuProbe
+from autocl_sweeper.device.leases import LeaseFolder
+from autocl_sweeper.device.pool import Pool
+from autocl_sweeper.device.probe import CpuProbe
 from autocl_sweeper.executor.local import LocalExecutor
-from autocl_sweeper.executor.pool import Pool
 from autocl_sweeper.journal import outcome_to_json
-from autocl_sweeper.leases import LeaseFolder
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
 from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy import SequentialTopK, Stage
+from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Job, Outcome, State, Trial
 

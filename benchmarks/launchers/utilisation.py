@@ -33,7 +33,7 @@ from autocl_sweeper.plan import Plan, Settings
 from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy import SequentialTopK, Stage
+from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Job, Outcome, State
 

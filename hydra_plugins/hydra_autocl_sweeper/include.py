@@ -88,7 +88,7 @@ class FileConfigSource(hydras.FileConfigSource):
         from omegaconf import OmegaConf
 
         from autocl_sweeper.errors import LayerError
-        from autocl_sweeper.layers import parse
+        from autocl_sweeper.yaml.text import parse
 
         if not self.is_config(config_path):
             path = os.path.join(self.path, self._normalize_file_name(config_path))
@@ -116,7 +116,8 @@ class FileConfigSource(hydras.FileConfigSource):
         from omegaconf import OmegaConf
 
         from autocl_sweeper.errors import LayerError
-        from autocl_sweeper.layers import includes, load_layers, read_text
+        from autocl_sweeper.yaml.layers import load_layers
+        from autocl_sweeper.yaml.text import includes, read_text
 
         if len(paths) == 1 and not includes(text):
             return None
@@ -142,8 +143,8 @@ class FileConfigSource(hydras.FileConfigSource):
 
 
 def _snapshot() -> Any:
-    """The files of the sweep that this process works for (`autocl_sweeper.snapshot`), if any."""
-    module = sys.modules.get("autocl_sweeper.snapshot")  # only a sweep imports it
+    """The files of the sweep that this process works for (`autocl_sweeper.yaml.snapshot`), if any."""
+    module = sys.modules.get("autocl_sweeper.yaml.snapshot")  # only a sweep imports it
     return None if module is None else module.installed()
 
 

@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from . import config as _config  # noqa: F401  (registers the groups, also by entry point alone)
 
 if TYPE_CHECKING:
-    from autocl_sweeper.executor.cluster import RayExecutor
     from autocl_sweeper.executor.local import LocalExecutor
-    from autocl_sweeper.executor.warm import KeptTemplate
+    from autocl_sweeper.executor.process.forked import KeptTemplate
+    from autocl_sweeper.executor.ray.cluster import RayExecutor
     from autocl_sweeper.outcome import JobFiles
 
 
@@ -56,7 +56,7 @@ class GPULauncher(Launcher):
     ) -> Sequence[JobReturn]:
         from weakref import finalize
 
-        from autocl_sweeper.executor.warm import KeptTemplate
+        from autocl_sweeper.executor.process.forked import KeptTemplate
         from autocl_sweeper.hydra_sweep import launch
 
         assert self.config is not None

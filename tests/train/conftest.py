@@ -36,8 +36,8 @@ def make_job() -> MakeJob:
     """A job as the app would read it, on a model of two layers, width 16; of digits_01 unless told."""
     from hydra import compose, initialize_config_dir
 
+    from train.config.sections import read_job
     from train.main import VERSION_BASE
-    from train.settings import read_job
 
     small = ["model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
     quick = ["model.intermediate_size=16", "model.patch_size=4", "trainer.num_train_epochs=1"]

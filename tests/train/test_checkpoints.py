@@ -21,8 +21,8 @@ def logits(model: Any) -> torch.Tensor:
 
 def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> torch.Tensor:
     """Save a checkpoint with random weights on top of `parent`; the logits of its model."""
-    from train.models import adapter_name, build_base, load, save
-    from train.olora import add_adapter, factors
+    from train.delta.olora import add_adapter, factors
+    from train.model.models import adapter_name, build_base, load, save
 
     if parent is None:
         job = make_job()
@@ -64,7 +64,7 @@ def chain_of_four(
 def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
-    from train.models import load
+    from train.model.models import load
 
     folder, made = chain_of_four
     assert not torch.allclose(made[2], made[3], atol=1e-3)  # the adapters do something
@@ -98,7 +98,7 @@ def test_a_checkpoint_holds_its_own_weights_only_and_no_pickle(
 def test_a_chain_survives_moving_the_whole_folder(
     chain_of_four: tuple[Path, list[torch.Tensor]], tmp_path: Path
 ) -> None:
-    from train.models import load
+    from train.model.models import load
 
     folder, made = chain_of_four
     moved = shutil.move(folder, tmp_path / "elsewhere")
@@ -149,7 +149,7 @@ def test_a_damaged_ancestor_is_named_together_with_the_chain_that_needs_it(
     chain_of_four: tuple[Path, list[torch.Tensor]], damage: Callable[[Path], None]
 ) -> None:
     from train.chain import CheckpointError
-    from train.models import load
+    from train.model.models import load
 
     folder, _ = chain_of_four
     damage(folder / "c")
@@ -164,7 +164,7 @@ def test_a_base_without_its_weights_is_named(
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
     from train.chain import CheckpointError
-    from train.models import load
+    from train.model.models import load
 
     folder, _ = chain_of_four
     (folder / "a/base/model.safetensors").unlink()
@@ -178,7 +178,7 @@ def test_a_chain_that_points_back_to_itself_is_an_error(
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
     from train.chain import CheckpointError
-    from train.models import load
+    from train.model.models import load
 
     folder, _ = chain_of_four
     (folder / "a/node.json").write_text('{"task": "digits_01", "parent": "../c"}')

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from train import env as env_room
-from train.env import EnvSettings, check_devices, command, read_env, start, threads
-from train.typed import SettingsError
+from train.config import env as env_room
+from train.config.env import EnvSettings, check_devices, command, read_env, start, threads
+from train.config.typed import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -230,7 +230,7 @@ def test_the_gpus_asked_for_are_those_of_the_job_alone_and_a_lease_wins(
     if leased is not None:
         monkeypatch.setenv("AUTOCL_DEVICES", leased)
     env = EnvSettings(cuda_visible_devices=wanted)
-    with caplog.at_level(logging.INFO, "train.env"):
+    with caplog.at_level(logging.INFO, "train.config.env"):
         job = start(OmegaConf.create(), env, Path(), lambda: os.environ["CUDA_VISIBLE_DEVICES"])
     assert job == seen
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
@@ -243,7 +243,7 @@ def test_mixed_precision_goes_off_without_a_gpu(
 ) -> None:
     import torch
 
-    from train.ranks import arguments
+    from train.loop.ranks import arguments
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     fitting = arguments({"fp16": True, "bf16": False, "learning_rate": 0.5})
@@ -308,7 +308,7 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
         "trainer.logging_steps=1",
     ]
     caplog.clear()
-    with caplog.at_level(logging.INFO, "train.trainer"):
+    with caplog.at_level(logging.INFO, "train.loop.trainer"):
         alone = run(make_job(*third, "trainer.per_device_train_batch_size=16"), tmp_path / "3")
     done = app(
         tmp_path,
@@ -363,7 +363,7 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
         ]
 
     caplog.clear()
-    with caplog.at_level(logging.INFO, "train.trainer"):
+    with caplog.at_level(logging.INFO, "train.loop.trainer"):
         alone = run(make_job(*second(8, 6)), tmp_path / "2")
     done = app(tmp_path, *second(4, 3), "env.nproc_per_node=2", "hydra.run.dir=both")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -412,7 +412,7 @@ time.sleep(600)
 """
 JOB = """
 import os, sys
-from train.env import _run
+from train.config.env import _run
 print("status", _run([sys.executable, "-c", sys.argv[1]], os.environ), flush=True)
 """
 
@@ -444,7 +444,7 @@ def test_a_signal_for_the_job_ends_its_workers_and_then_the_job(
 def test_a_hangup_under_nohup_ends_nothing(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from train.env import _run\n"
+        "from train.config.env import _run\n"
         "kill = 'import os, signal; os.kill(os.getppid(), signal.SIGHUP); raise SystemExit(5)'\n"
         "sys.exit(_run([sys.executable, '-c', kill], os.environ))"
     )
@@ -627,7 +627,7 @@ def test_a_sweep_gives_such_jobs_two_devices_and_tells_why_one_failed(
     assert bad["reason"].startswith("WorkerFailed: rank ")
     assert "Diverged: the mean training loss is nan after" in bad["reason"]
     log = (bench.sweep / "1_digits_01/1/job.log").read_text()
-    assert "train.trainer.Diverged: the mean" in log
+    assert "train.loop.trainer.Diverged: the mean" in log
     assert bench.nothing_is_left(), printed
 
 

@@ -18,7 +18,7 @@ QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_s
 
 
 def corpus() -> list[str]:
-    from train.rows import MAKERS
+    from train.data.rows import MAKERS
 
     rows = [*MAKERS["sentiment"](()), *MAKERS["parity"](())]
     texts = [" ".join(map(str, row.values())) for row in rows]
@@ -118,8 +118,8 @@ def make(make_job: Any) -> Any:
     """A job whose model comes from a folder: without the sizes of `make_job`."""
     from hydra import compose, initialize_config_dir
 
+    from train.config.sections import read_job
     from train.main import VERSION_BASE
-    from train.settings import read_job
 
     def job(*overrides: str) -> Any:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
@@ -129,8 +129,8 @@ def make(make_job: Any) -> Any:
 
 
 def example_of(job: Any, row: dict[str, Any]) -> tuple[Any, Any]:
-    from train.models import meeting
-    from train.plan import plan_job
+    from train.data.task_plan import plan_job
+    from train.model.models import meeting
 
     task: Any = meeting(plan_job(job)[job.task.name], job.model)
     return task, task.example(row, np.random.default_rng(0), False, "row")
@@ -169,7 +169,7 @@ def test_a_model_from_a_folder_computes_what_transformers_does_with_it(
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from train.models import build_base
+    from train.model.models import build_base
 
     job = make(*of(folders(name)), "task=sentiment")
     task, one = example_of(job, {"review": "the film was good", "label": "positive"})
@@ -192,7 +192,7 @@ def test_answers_of_a_closed_set_are_given_as_they_were_written_whatever_the_tok
 ) -> None:
     import torch
 
-    from train.models import build_base
+    from train.model.models import build_base
 
     answers = tmp_path / "answers.tsv"
     answers.write_text("Positive!\t1\nNEGATIVE - (not)\t0\n")
@@ -214,8 +214,8 @@ def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
     from sentencepiece import SentencePieceTrainer
     from transformers import T5Config
 
-    from train.plan import plan_job
-    from train.vocabulary import vocabulary_of
+    from train.data.task_plan import plan_job
+    from train.data.vocabulary import vocabulary_of
 
     (tmp_path / "text").write_text("\n".join(corpus()))
     SentencePieceTrainer.train(
@@ -233,7 +233,7 @@ def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
 def test_a_vocabulary_of_a_folder_gets_the_marks_it_lacks_where_the_model_begins_at_random(
     make: Any, folders: Callable[[str], Path]
 ) -> None:
-    from train.vocabulary import vocabulary_of
+    from train.data.vocabulary import vocabulary_of
 
     job = make("model=unify_tiny", f"model.tokenizer={folders('t5')}", "task=sentiment")
     made: Any = vocabulary_of(job.model)
@@ -252,10 +252,10 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(
     """139 ids and a begin mark are what BART has positions for: that they run, and 140 do not."""
     import torch
 
+    from train.config.sections import SettingsError
+    from train.data.task_plan import plan_job
     from train.job import run
-    from train.models import build_base, meeting
-    from train.plan import plan_job
-    from train.settings import SettingsError
+    from train.model.models import build_base, meeting
 
     def job(length: int) -> Any:
         longest = f"task.sentiment.max_src_length={length}"
@@ -301,7 +301,7 @@ def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
 def test_a_configuration_alone_makes_a_model_of_its_shape_for_any_tokenizer(
     make: Any, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from train.models import build_base
+    from train.model.models import build_base
 
     (tmp_path / "config.json").write_bytes((folders("t5") / "config.json").read_bytes())
     job = make(*of(tmp_path), "model.weights=random", f"model.tokenizer={folders('bart')}",
@@ -314,8 +314,8 @@ def test_a_configuration_alone_makes_a_model_of_its_shape_for_any_tokenizer(
 def test_a_package_may_bring_the_folder(
     make: Any, folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.pretrained import located
-    from train.typed import SettingsError
+    from train.config.typed import SettingsError
+    from train.data.pretrained import located
 
     (tmp_path / "my_models").mkdir()
     (tmp_path / "my_models/__init__.py").write_text("raise RuntimeError('imported')")
@@ -364,9 +364,9 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
 
     from safetensors.torch import load_file, save_file
 
-    from train.models import build_base, meeting
-    from train.plan import plan_job
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
+    from train.data.task_plan import plan_job
+    from train.model.models import build_base, meeting
 
     places = {name: folders(name) for name in ("t5", "bart")}
     places |= {name: tmp_path / name for name in ("empty", "gpt", "bare", "damaged", "half")}
@@ -390,7 +390,7 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
         job = make(*given)
         plan = plan_job(job)[job.task.name]
         meeting(plan, job.model)
-        from train.olora import add_adapter
+        from train.delta.olora import add_adapter
 
         add_adapter(build_base(job.model), "task2", [], job.delta)
     for word in words:
@@ -401,9 +401,9 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     from PIL import Image
     from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
-    from train.plan import fitted, plan_job
-    from train.preprocess import image_pixels
-    from train.settings import ImagePreprocess, SettingsError
+    from train.config.sections import ImagePreprocess, SettingsError
+    from train.data.preprocess import image_pixels
+    from train.data.task_plan import fitted, plan_job
 
     made = CLIPImageProcessorPil(
         size={"shortest_edge": 16},
@@ -440,9 +440,9 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
 def test_pieces_of_the_tasks_text_are_its_words_and_nothing_is_lost_or_unknown(
     make: Any, tmp_path: Path
 ) -> None:
+    from train.config.sections import SettingsError
+    from train.data.vocabulary import vocabulary_of
     from train.pieces import main, of_job
-    from train.settings import SettingsError
-    from train.vocabulary import vocabulary_of
 
     of_job(make("model=unify_tiny", "task=sentiment"), 600).save_pretrained(tmp_path / "words")
     job = make("model=unify_tiny", f"model.tokenizer={tmp_path / 'words'}", "task=sentiment")
@@ -482,12 +482,12 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     """From bytes, by teacher forcing and in its answers: what it cannot do is not for want of that."""
     import torch
 
-    from train.batches import Training
-    from train.evaluation import evaluate
-    from train.models import build_base, meeting
-    from train.plan import plan_job
-    from train.rows import Rows, load
-    from train.trainer import train
+    from train.data.rows import Rows, load
+    from train.data.task_plan import plan_job
+    from train.loop.batches import Training
+    from train.loop.evaluation import evaluate
+    from train.loop.trainer import train
+    from train.model.models import build_base, meeting
 
     job = make("model=unify_tiny", f"task={task}", "trainer.learning_rate=3e-3",
                "+trainer.max_steps=400", "trainer.lr_scheduler_type=linear")  # fmt: skip

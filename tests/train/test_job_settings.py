@@ -26,8 +26,8 @@ def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
 def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path) -> None:
     from hydra import compose, initialize_config_dir
 
+    from train.config.sections import read_job
     from train.main import VERSION_BASE
-    from train.settings import read_job
 
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         cfg = compose(
@@ -102,7 +102,7 @@ def test_the_tasks_seen_are_those_of_the_chain_and_the_current_one(
 def test_a_mistake_names_the_key_the_value_and_the_rule(
     make_job: Any, override: str, words: list[str]
 ) -> None:
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
 
     with pytest.raises(SettingsError) as caught:
         make_job(override)

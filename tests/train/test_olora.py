@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-GOLDEN = json.loads((Path(__file__).parent / "golden_olora.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/olora.json").read_text())
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 by_case = pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
@@ -19,7 +19,7 @@ by_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=
 
 
 def modules_of(case: dict[str, Any], dtype: torch.dtype) -> list[Any]:
-    from train.olora import Factors
+    from train.delta.olora import Factors
 
     def tensor(m: dict[str, Any], key: str) -> torch.Tensor:
         return torch.tensor(m[key], dtype=dtype, requires_grad=key.endswith("new"))
@@ -35,7 +35,7 @@ def modules_of(case: dict[str, Any], dtype: torch.dtype) -> list[Any]:
 def test_penalties_and_total_have_the_reference_values(
     case: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    from train.olora import l2_loss, orthogonal_loss
+    from train.delta.olora import l2_loss, orthogonal_loss
 
     modules, expected = modules_of(case, dtype), case["expected"]
     orthogonal, l2 = orthogonal_loss(modules), l2_loss(modules)
@@ -51,7 +51,7 @@ def test_penalties_and_total_have_the_reference_values(
 @by_case
 @by_dtype
 def test_penalties_have_the_reference_gradients(case: dict[str, Any], dtype: torch.dtype) -> None:
-    from train.olora import l2_loss, orthogonal_loss
+    from train.delta.olora import l2_loss, orthogonal_loss
 
     modules = modules_of(case, dtype)
     (case["lamda_1"] * orthogonal_loss(modules) + case["lamda_2"] * l2_loss(modules)).backward()
@@ -62,7 +62,7 @@ def test_penalties_have_the_reference_gradients(case: dict[str, Any], dtype: tor
 
 
 def test_the_norm_of_a_zero_b_has_gradient_zero() -> None:
-    from train.olora import Factors, l2_loss
+    from train.delta.olora import Factors, l2_loss
 
     a, b = torch.ones(2, 3, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
     l2_loss([Factors(torch.zeros(0, 3), a, b)]).backward()
@@ -70,7 +70,7 @@ def test_the_norm_of_a_zero_b_has_gradient_zero() -> None:
 
 
 def test_bfloat16_factors_are_summed_in_float32() -> None:
-    from train.olora import Factors, orthogonal_loss
+    from train.delta.olora import Factors, orthogonal_loss
 
     # In bfloat16 the running sum would stick at 256: the next representable number is 258.
     one = torch.ones(1, 1, dtype=torch.bfloat16)
@@ -84,8 +84,8 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
 
     One such task is too few terms for 1 %; the loss is linear in the ancestors' ranks.
     """
-    from train.olora import add_adapter, factors, l2_loss, orthogonal_loss
-    from train.settings import DeltaSettings
+    from train.config.sections import DeltaSettings
+    from train.delta.olora import add_adapter, factors, l2_loss, orthogonal_loss
 
     torch.manual_seed(0)
     expected = GOLDEN["at_initialisation"][name]
@@ -112,8 +112,8 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
 
 
 def test_a_chain_of_ranks_4_8_2_equals_the_weights_peft_merges(make_job: Any) -> None:
-    from train.models import build_base
-    from train.olora import activate, add_adapter, factors
+    from train.delta.olora import activate, add_adapter, factors
+    from train.model.models import build_base
 
     torch.manual_seed(0)
     job = make_job()

@@ -13,8 +13,8 @@ import torch
 
 def second_task(job: Any) -> tuple[Any, list[Any]]:
     """A model with one ancestor whose B is not zero, and a new adapter."""
-    from train.models import build_base
-    from train.olora import add_adapter, factors
+    from train.delta.olora import add_adapter, factors
+    from train.model.models import build_base
 
     torch.manual_seed(1)
     model = add_adapter(build_base(job.model), "task2", [], job.delta)
@@ -28,10 +28,10 @@ def second_task(job: Any) -> tuple[Any, list[Any]]:
 
 def eight(job: Any) -> list[Any]:
     """The job's task with eight rows to train on, as the trainer wants it."""
-    from train.batches import Training
-    from train.models import meeting
-    from train.plan import micro_batch_size, plan_job, update_freq
-    from train.rows import Rows, load
+    from train.data.rows import Rows, load
+    from train.data.task_plan import micro_batch_size, plan_job, update_freq
+    from train.loop.batches import Training
+    from train.model.models import meeting
 
     plan = plan_job(job)[job.task.name]
     rows = load(plan, job.evaluation)
@@ -49,7 +49,7 @@ PENALTIES = ("delta.lamda_1=0.5", "delta.lamda_2=0.1", "trainer.learning_rate=0.
 
 
 def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
-    from train.trainer import train
+    from train.loop.trainer import train
 
     job = make_job(
         *STEP,
@@ -100,7 +100,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
     A chain multiplies a last bit into other accuracies, so results of old runs stay comparable.
     """
-    from train.olora import l2_loss, orthogonal_loss
+    from train.delta.olora import l2_loss, orthogonal_loss
 
     trained = one_step(make_job, tmp_path, 8, 1)
     job = make_job(*PENALTIES)
@@ -120,7 +120,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
 
 def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path: Path) -> None:
-    from train.trainer import train
+    from train.loop.trainer import train
 
     job = make_job("delta.lora_dropout=0.2")
     model, _modules = second_task(job)
@@ -133,8 +133,8 @@ def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path
 def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.olora import factors
-    from train.trainer import OrthogonalityOff, train
+    from train.delta.olora import factors
+    from train.loop.trainer import OrthogonalityOff, train
 
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
     model, _modules = second_task(job)
@@ -147,7 +147,7 @@ def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
 def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.trainer import Diverged, train
+    from train.loop.trainer import Diverged, train
 
     job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
     model, _modules = second_task(job)
@@ -158,8 +158,8 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
 def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.olora import a_norm, l2_loss, orthogonal_loss
-    from train.trainer import train
+    from train.delta.olora import a_norm, l2_loss, orthogonal_loss
+    from train.loop.trainer import train
 
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
     model, modules = second_task(job)
@@ -173,7 +173,7 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
 
 
 def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any) -> None:
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
 
     with pytest.raises(SettingsError, match=r"'learning_rates'; did you mean learning_rate\?"):
         make_job("+trainer.learning_rates=0.1")
@@ -185,7 +185,7 @@ def test_a_training_that_is_all_warm_up_has_a_polynomial_schedule(
 ) -> None:
     from transformers import TrainingArguments
 
-    from train.trainer import OLoRATrainer
+    from train.loop.trainer import OLoRATrainer
 
     trainer = object.__new__(OLoRATrainer)
     trainer.args = TrainingArguments(

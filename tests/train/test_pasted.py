@@ -119,8 +119,8 @@ def pasted(tmp_path: Path) -> Path:
 def job_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, more: Any = ()) -> Any:
     from hydra import compose, initialize_config_dir
 
+    from train.config.sections import read_job
     from train.main import CONF, VERSION_BASE
-    from train.settings import read_job
 
     monkeypatch.chdir(folder)  # paths of data are relative to it
     with initialize_config_dir(str(CONF), **VERSION_BASE):
@@ -131,7 +131,7 @@ def job_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, more: Any
 def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(
     pasted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.plan import fitted, plan_job
+    from train.data.task_plan import fitted, plan_job
 
     job = job_of(pasted, monkeypatch, "colour")
     [plan] = plan_job(job).values()
@@ -146,8 +146,8 @@ def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(
 def test_a_task_without_valid_data_is_trained_along_but_not_alone(
     pasted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.plan import plan_job
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
+    from train.data.task_plan import plan_job
 
     plans = plan_job(job_of(pasted, monkeypatch, "all"))
     assert [plan.is_scored for plan in plans.values()] == [True, True, False]
@@ -161,9 +161,9 @@ def test_a_task_without_valid_data_is_trained_along_but_not_alone(
 def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned_as_nothing(
     pasted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.models import meeting
-    from train.plan import fitted, plan_job
-    from train.rows import DataError
+    from train.data.rows import DataError
+    from train.data.task_plan import fitted, plan_job
+    from train.model.models import meeting
 
     row = {"image": str(pasted / "x.png"), "said": "a red one in train", "fits": "yes"}
     from PIL import Image

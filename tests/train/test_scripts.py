@@ -20,7 +20,7 @@ BLOCKS = ROOT / "tests/golden/layered_config/inputs/docs/blocks"
 
 
 def settled(*files: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    from train.expand import settle
+    from train.config.settle import settle
     from train.main import CONF, VERSION_BASE
 
     Plugins.instance()
@@ -38,9 +38,9 @@ def argv(script: Path) -> list[str]:
 def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
     from omegaconf import OmegaConf
 
+    from train.config.sections import read_job
+    from train.data.task_plan import plan_job
     from train.main import CONF
-    from train.plan import plan_job
-    from train.settings import read_job
 
     words = argv(script)
     assert f"scripts/{script.name}" in words
@@ -105,9 +105,9 @@ def test_the_blocks_of_the_guide_mean_what_they_say() -> None:
 
 
 def test_the_arguments_of_the_trainer_are_those_of_the_installed_transformers() -> None:
-    from train.hf_names import FILE, source
+    from train.config.hf_names import FILE, source
 
-    assert FILE.read_text() == source(), "write it again: python -m train.hf_names"
+    assert FILE.read_text() == source(), "write it again: python -m train.config.hf_names"
 
 
 def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
@@ -115,8 +115,8 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
 ) -> None:
     import torch
 
+    from train.config.sections import MemorySettings, SettingsError
     from train.job import limit_memory
-    from train.settings import MemorySettings, SettingsError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):

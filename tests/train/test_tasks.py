@@ -15,14 +15,14 @@ TASKS = ["arithmetic", "digits_01", "parity", "sentiment"]
 
 
 def planned(make_job: Any, *overrides: str) -> Any:
-    from train.plan import plan_job
+    from train.data.task_plan import plan_job
 
     job = make_job("model=unify_tiny", *overrides)
     return plan_job(job)[job.tasks[0].name], job
 
 
 def loaded(make_job: Any, *overrides: str) -> Any:
-    from train.rows import load
+    from train.data.rows import load
 
     plan, job = planned(make_job, *overrides)
     return load(plan, job.evaluation)
@@ -104,8 +104,8 @@ def test_files_take_turns_by_epoch_and_sources_mix_in_proportion(
 
 
 def test_a_header_gives_columns_their_names_and_quotes_count_in_csv_only(tmp_path: Path) -> None:
-    from train.data_spec import Column
-    from train.rows import read_table
+    from train.data.rows import read_table
+    from train.data.specs import Column
 
     path = table(tmp_path / "x.csv", "id,text", '1,"a, b"')
     assert read_table(path, [Column("text", "t")], ",", True) == [{"t": "a, b"}]
@@ -114,7 +114,7 @@ def test_a_header_gives_columns_their_names_and_quotes_count_in_csv_only(tmp_pat
 
 
 def test_a_row_that_training_and_selection_share_is_refused(make_job: Any, files: Path) -> None:
-    from train.rows import DataOverlap
+    from train.data.rows import DataOverlap
 
     table(files / "dev.tsv", "2\ttwo")
     with pytest.raises(
@@ -144,8 +144,8 @@ def test_a_row_that_training_and_selection_share_is_refused(make_job: Any, files
 def test_a_mistake_about_files_names_the_key_and_the_rule(
     make_job: Any, files: Path, dataset: dict[str, str], words: list[str]
 ) -> None:
-    from train.rows import DataError
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
+    from train.data.rows import DataError
 
     given = {key: value.format(files) for key, value in dataset.items()}
     with pytest.raises((SettingsError, DataError)) as caught:
@@ -203,8 +203,8 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
 def test_a_mistake_about_a_task_is_found_before_torch(
     make_job: Any, overrides: list[str], words: list[str]
 ) -> None:
-    from train.plan import plan_task, update_freq
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
+    from train.data.task_plan import plan_task, update_freq
 
     with pytest.raises(SettingsError) as caught:
         _, job = planned(make_job, *overrides)
@@ -237,8 +237,8 @@ def test_answers_may_be_json_text_or_a_file(make_job: Any, tmp_path: Path, form:
 
 
 def made(make_job: Any, template: str, row: dict[str, Any], training: bool, *more: str) -> Any:
-    from train.preprocess import example
-    from train.vocabulary import tokens
+    from train.data.preprocess import example
+    from train.data.vocabulary import tokens
 
     plan, _ = planned(
         make_job, "task=sentiment", f"task.sentiment.instruction.template='{template}'", *more
@@ -252,7 +252,7 @@ ROW = {"review": " A fine, fine film! ", "label": "positive"}
 def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
     make_job: Any,
 ) -> None:
-    from train.vocabulary import tokens
+    from train.data.vocabulary import tokens
 
     t = tokens()
     one = made(make_job, "judge: [TEXT:review] now -> [TEXT:label]", ROW, False)
@@ -262,8 +262,8 @@ def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
 
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
-    from train.seq2seq import IGNORED, collate
-    from train.vocabulary import tokens
+    from train.data.vocabulary import tokens
+    from train.model.seq2seq import IGNORED, collate
 
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"
@@ -280,7 +280,7 @@ def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: A
 
 
 def test_text_is_cut_lowered_and_freed_of_punctuation(make_job: Any) -> None:
-    from train.vocabulary import tokens
+    from train.data.vocabulary import tokens
 
     t = tokens()
     one = made(make_job, "[TEXT:review,uncased,no_punctuation] -> [TEXT:label]", ROW, False)
@@ -291,7 +291,7 @@ def test_text_is_cut_lowered_and_freed_of_punctuation(make_job: Any) -> None:
 
 
 def test_masks_and_noise_act_in_training_only_and_in_the_share_asked_for(make_job: Any) -> None:
-    from train.vocabulary import tokens
+    from train.data.vocabulary import tokens
 
     t, words = tokens(), {"review": "a b c d e f g h i j", "label": "positive"}
     masked = "[TEXT:review,mask_ratio=0.3] -> [TEXT:label]"
@@ -304,8 +304,8 @@ def test_masks_and_noise_act_in_training_only_and_in_the_share_asked_for(make_jo
 
 
 def test_a_template_is_drawn_for_every_row(make_job: Any) -> None:
-    from train.preprocess import example
-    from train.vocabulary import tokens
+    from train.data.preprocess import example
+    from train.data.vocabulary import tokens
 
     plan, _ = planned(make_job, "task=sentiment")
     draws = [
@@ -321,9 +321,9 @@ def test_images_come_from_a_path_base64_or_pil_and_are_resized_and_normalised(
 ) -> None:
     from PIL import Image
 
-    from train.preprocess import blank_centre, image_pixels, open_image
-    from train.rows import DataError
-    from train.settings import ImagePreprocess
+    from train.config.sections import ImagePreprocess
+    from train.data.preprocess import blank_centre, image_pixels, open_image
+    from train.data.rows import DataError
 
     image = Image.new("RGB", (20, 10), (255, 0, 51))
     image.save(tmp_path / "x.png")

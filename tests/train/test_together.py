@@ -18,10 +18,10 @@ ONE_STEP = ["+trainer.max_steps=1", "+trainer.optim=sgd", "trainer.max_grad_norm
 
 def trainings(job: Any, rows: int | None = None) -> list[Any]:
     """The job's tasks as the trainer wants them, with the first `rows` rows to train on."""
-    from train.batches import Training
-    from train.models import meeting
-    from train.plan import micro_batch_size, plan_job, update_freq
-    from train.rows import Rows, load
+    from train.data.rows import Rows, load
+    from train.data.task_plan import micro_batch_size, plan_job, update_freq
+    from train.loop.batches import Training
+    from train.model.models import meeting
 
     plans = plan_job(job)
     made = []
@@ -34,7 +34,7 @@ def trainings(job: Any, rows: int | None = None) -> list[Any]:
 
 
 def model_of(job: Any) -> Any:
-    from train.models import build_base
+    from train.model.models import build_base
 
     torch.manual_seed(3)
     return build_base(job.model)
@@ -44,8 +44,8 @@ def model_of(job: Any) -> Any:
 
 
 def loss(settings: dict[str, Any], logits: torch.Tensor, labels: Sequence[int]) -> float:
-    from train.criterion import loss_sum, sample_size
-    from train.settings import LossSettings
+    from train.config.sections import LossSettings
+    from train.loop.criterion import loss_sum, sample_size
 
     made, wanted = LossSettings(**settings), torch.tensor(labels)
     return loss_sum(logits, wanted, made, 1).item() / sample_size(wanted, made, 1)
@@ -79,7 +79,7 @@ TOGETHER = [
 def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_they_count(
     make_job: Any, tmp_path: Path, criterion: str
 ) -> None:
-    from train.trainer import train
+    from train.loop.trainer import train
 
     more = [f"+task.parity.criterion={criterion}"] if criterion else []
     job = make_job(*TOGETHER, *more)
@@ -138,7 +138,7 @@ def test_an_untrained_model_answers_nothing_but_what_is_in_the_closed_set(
 
 
 def test_the_trie_allows_what_continues_an_answer_and_after_the_end_the_end() -> None:
-    from train.seq2seq import Trie
+    from train.model.seq2seq import Trie
 
     trie = Trie([(5, 6), (5, 6, 7), (8,)], end=1)
     assert trie.longest == 4
@@ -194,7 +194,7 @@ def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> No
 
 
 def test_an_answer_that_would_be_learned_cut_short_is_refused(make_job: Any) -> None:
-    from train.settings import SettingsError
+    from train.config.sections import SettingsError
 
     job = make_job(*UNIFY, "task=parity", "+task.parity.max_tgt_length=5")
     with pytest.raises(SettingsError, match=r"max_tgt_length=5: the answer 'even' has 6 ids"):
@@ -245,8 +245,8 @@ def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any)
 def test_metrics_are_logged_by_name_with_the_value_worked_out_by_hand(
     metric: str, answers: list[str], truths: list[str], expected: dict[str, float]
 ) -> None:
-    from train.metrics import compute
-    from train.settings import MetricSettings
+    from train.config.sections import MetricSettings
+    from train.data.task_metrics import compute
 
     settings = MetricSettings("t", ans2label={"n": 0, "y": 1}, beta=2.0)
     assert compute(metric, settings, answers, truths) == pytest.approx(expected)
@@ -258,7 +258,7 @@ def test_metrics_are_logged_by_name_with_the_value_worked_out_by_hand(
 def test_the_best_weights_come_back_and_patience_ends_the_training(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.trainer import train
+    from train.loop.trainer import train
 
     job = make_job(
         "trainer.num_train_epochs=9", "+trainer.eval_strategy=epoch", "+trainer.patience=2",
@@ -279,7 +279,7 @@ def test_the_best_weights_come_back_and_patience_ends_the_training(
 
 
 def test_a_mean_over_tasks_is_plain_and_takes_those_that_have_the_metric() -> None:
-    from train.evaluation import means
+    from train.loop.evaluation import means
 
     found = {"a": {"acc": 0.5, "loss": 1.0}, "b": {"mcc": 0.2, "loss": 3.0}}
     assert means(found, {"a": "acc", "b": "mcc"}) == pytest.approx(
@@ -289,8 +289,8 @@ def test_a_mean_over_tasks_is_plain_and_takes_those_that_have_the_metric() -> No
 
 
 def test_the_loss_scale_of_fp16_is_what_was_asked_for() -> None:
-    from train.settings import TrainerExtras
-    from train.trainer import loss_scaler
+    from train.config.sections import TrainerExtras
+    from train.loop.trainer import loss_scaler
 
     made = loss_scaler(TrainerExtras(fp16_scale_window=512, fp16_init_scale=64.0), "cpu")
     assert made.get_scale() == 64.0 and made.get_growth_interval() == 512
@@ -305,9 +305,9 @@ QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.04", "evaluation.test_s
 def test_two_tasks_train_as_one_job_and_their_chain_goes_on_with_adapters(
     make_job: Any, tmp_path: Path
 ) -> None:
+    from train.delta.olora import factors
     from train.job import run
-    from train.models import load
-    from train.olora import factors
+    from train.model.models import load
 
     out = f"+task.parity.evaluation={{output_dir:{tmp_path / 'answers'}}}"
     first = run(make_job(*UNIFY, *QUICK, "task=[digits_01,parity]", out), tmp_path / "1")
@@ -341,8 +341,8 @@ def test_two_tasks_train_as_one_job_and_their_chain_goes_on_with_adapters(
 def test_a_folder_with_the_checkpoint_of_another_run_is_not_written_over(
     make_job: Any, tmp_path: Path
 ) -> None:
+    from train.config.sections import SettingsError
     from train.job import run
-    from train.settings import SettingsError
 
     (tmp_path / "node.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"trainer\.save_dir=.*another run"):

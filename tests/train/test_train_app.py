@@ -103,9 +103,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
 
 def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: Path) -> None:
     """The same draw for parent and child would be the opposite of orthogonal."""
+    from train.delta.olora import factors
     from train.job import run
-    from train.models import load
-    from train.olora import factors
+    from train.model.models import load
 
     parent = run(make_job(), tmp_path / "1")["checkpoint"]
     still = "trainer.learning_rate=0"

@@ -1,0 +1,1 @@
+"""The machine's devices: NVML and CPU slots, leases, packing, sampling."""

@@ -1,0 +1,464 @@
+"""Leases of devices, which every sweep of the account on this machine respects.
+
+A lease is a locked file, one per device, in one folder per account and machine. The lock belongs
+to the open file, not to a process: a job that inherits the descriptor keeps the device leased
+until it ends, however its launcher ended. What NVML says about memory comes seconds late, so the
+lease decides, and the reading only refuses devices that somebody else computes on.
+
+Jobs that share a device hold its file together (a shared lock) and a file of their own each, their
+place. Whoever takes a device, or looks who has it, first locks its door, for a moment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import count as count_from
+from pathlib import Path
+from typing import Protocol
+
+from autocl_sweeper.device.packing import Claim, base_of, refusal
+from autocl_sweeper.device.probe import Device, short
+from autocl_sweeper.errors import DeviceError
+
+DOOR_S = 0.2  # how long a look or a take may last; who stops in the middle holds nobody up for long
+WANTED_S = 5.0  # how long a wish for a whole device holds unless repeated; sweeps ask every second
+BUSY = "is being looked at by another sweep"
+
+
+class Lease:
+    """A device of ours, or a place on one, until every process that has its descriptors is gone.
+
+    Give them to the job with `pass_fds=lease.filenos()` (or over a socket), then `close` our own
+    copies when the job is reaped. A fork without exec inherits them as well.
+    """
+
+    def __init__(self, device_id: str, fds: Sequence[int], claim: Claim) -> None:
+        self.device_id = device_id
+        self.claim = claim
+        self._fds = tuple(fds)  # of the device; and of the place, if it is shared
+
+    def filenos(self) -> tuple[int, ...]:
+        if not self._fds:
+            raise ValueError(f"the lease of {self.device_id} is closed")
+        return self._fds
+
+    def note(self, claim: Claim) -> None:
+        """Tell the others more about it."""
+        self.claim = claim
+        text = (json.dumps(asdict(claim)) + "\n").encode()
+        with suppress(OSError):  # on a full disk the lock still holds, and nobody joins
+            os.pwrite(self.filenos()[-1], text, 0)
+            os.ftruncate(self.filenos()[-1], len(text))
+
+    def close(self) -> None:
+        """Give up our copy; the device stays leased while a job has one. Idempotent."""
+        # Never LOCK_UN: it would take the lock from the job too, which shares the open file.
+        fds, self._fds = self._fds, ()
+        for fd in fds:
+            os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"Lease({self.device_id!r}, fds={self._fds})"
+
+
+@dataclass(frozen=True)
+class Occupied:
+    """Who has a device at this moment."""
+
+    claims: Sequence[Claim] = ()
+    last_start: float = 0.0  # of any job there, seconds since 1970; 0: nobody knows of one
+    wanted_by: Claim | None = None  # who waits to have it alone: nobody joins, so that it empties
+
+
+class LeaseFolder:
+    """The lock files of one account on one machine, the same for all its sweeps.
+
+    `path` defaults to AUTOCL_LEASE_DIR, else /tmp/autocl-leases-<uid>. Containers that share GPUs
+    must share this folder: set AUTOCL_LEASE_DIR to a mounted one. Raises DeviceError when others
+    could tamper with it.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        if path is None and os.environ.get("AUTOCL_LEASE_DIR"):
+            path = Path(os.environ["AUTOCL_LEASE_DIR"])
+        if path is None:
+            # Not TMPDIR when it can be helped: two shells with different ones would not see
+            # each other's leases.
+            base = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()
+            path = Path(base) / f"autocl-leases-{os.geteuid()}"
+        self.path = path
+        self._prepare()
+
+    def _prepare(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+            found = self.path.lstat()
+        except OSError as error:
+            raise self._unusable(str(error)) from error
+        if not stat.S_ISDIR(found.st_mode):
+            raise self._unusable("it is not a folder (links are not followed)")
+        if found.st_uid != os.geteuid():
+            raise self._unusable(f"it belongs to uid {found.st_uid}, and we are {os.geteuid()}")
+        if found.st_mode & stat.S_IWOTH:
+            raise self._unusable("everybody may write into it; chmod 700 mends that")
+
+    def _unusable(self, why: str) -> DeviceError:
+        return DeviceError(
+            f"the folder of device leases {self.path} cannot be used: {why}. "
+            "Set AUTOCL_LEASE_DIR to a folder that only this account writes"
+        )
+
+    def file(self, device_id: str, kind: str = "lock") -> Path:
+        """Where the lock of this device lies; `fuser` on it shows the processes that hold it."""
+        return self.path / (re.sub(r"[^A-Za-z0-9.-]", "_", device_id) + "." + kind)
+
+    def try_lease(self, device_id: str, holder: str) -> Lease | None:
+        """The whole device, or None while somebody has it. `holder` says to humans what it is for."""
+        taken = self.take(device_id, Claim(os.getpid(), holder, time.time()))
+        return taken if isinstance(taken, Lease) else None
+
+    def take(
+        self,
+        device_id: str,
+        claim: Claim,
+        objection: Callable[[Occupied], str] = lambda occupied: "",
+    ) -> Lease | str:
+        """A lease with this claim, or why there is none. Does not wait for whoever has it.
+
+        `objection` is asked what stands against it, while nobody else can come or go unseen.
+        """
+        with self._door(device_id) as opened:
+            if not opened:
+                return BUSY
+            if reason := objection(self._occupied(device_id)):
+                return reason
+            alone = claim.limit == 1
+            fd = self._lock(self.file(device_id), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            if fd is None:
+                return f"is leased by {self.holder(device_id) or 'somebody'}"
+            fds = [fd]
+            if not alone:
+                for number in count_from():
+                    place = self._lock(self.file(device_id, f"{number}.place"), fcntl.LOCK_EX)
+                    if place is not None:
+                        fds.append(place)
+                        break
+            lease = Lease(device_id, fds, claim)
+            lease.note(claim)
+            return lease
+
+    def look(self, device_id: str) -> Occupied | None:
+        """Who has the device; None when another one is at its door all the time."""
+        with self._door(device_id) as opened:
+            return self._occupied(device_id) if opened else None
+
+    def want(self, device_id: str, claim: Claim) -> None:
+        """Keep others from joining those who share the device, for `WANTED_S` from now on."""
+        with self._door(device_id) as opened:
+            if opened:
+                aside = self.file(device_id, "wanted.tmp")
+                aside.write_text(json.dumps(asdict(replace(claim, since=time.time()))))
+                aside.replace(self.file(device_id, "wanted"))
+
+    def unwant(self, device_id: str, pid: int) -> None:
+        """Take back what `want` said in the name of this process."""
+        wanted = self._wanted(device_id)
+        if wanted is not None and wanted.pid == pid:
+            self.file(device_id, "wanted").unlink(missing_ok=True)
+
+    def holder(self, device_id: str) -> str | None:
+        """Who leased the whole device last, as "pid 4711: boolq/0003"; None: nobody ever.
+
+        For a device that was just refused: `look` says who has it now.
+        """
+        claim = _read(self.file(device_id))
+        return None if claim is None else self.words(device_id, claim)
+
+    def words(self, device_id: str, claim: Claim) -> str:
+        """A claim in words, and what to do when only the job's leftovers hold the device."""
+        ended = claim.pid and not os.path.exists(f"/proc/{claim.pid}")
+        if ended and os.path.exists("/proc/self"):
+            file = self.file(device_id)
+            return f"{claim} (ended; 'fuser {file}' shows what it left running)"
+        return str(claim)
+
+    @contextmanager
+    def _door(self, device_id: str) -> Iterator[bool]:
+        """Nobody else takes the device, or looks who has it, inside. False: it stayed locked."""
+        deadline = time.monotonic() + DOOR_S
+        while (fd := self._lock(self.file(device_id, "door"), fcntl.LOCK_EX)) is None:
+            if time.monotonic() > deadline:
+                yield False
+                return
+            time.sleep(0.0005)
+        try:
+            yield True
+        finally:
+            os.close(fd)
+
+    def _occupied(self, device_id: str) -> Occupied:
+        """Inside the door, because a look takes locks for a moment."""
+        file = self.file(device_id)
+        places = list(self.path.glob(self.file(device_id, "*.place").name))
+        past = [_read(path) for path in (file, *places)]
+        last_start = max((claim.since for claim in past if claim and claim.job), default=0.0)
+        claims = []
+        if not self._free(file, fcntl.LOCK_EX):
+            if self._free(file, fcntl.LOCK_SH):
+                held = [place for place in places if not self._free(place, fcntl.LOCK_EX)]
+                # One that cannot be read allows no second one: the disk was full.
+                claims = [_read(place) or Claim() for place in held]
+            else:
+                claims = [replace(_read(file) or Claim(holder="somebody"), limit=1)]
+        return Occupied(claims, last_start, self._wanted(device_id))
+
+    def _wanted(self, device_id: str) -> Claim | None:
+        claim = _read(self.file(device_id, "wanted"))
+        if claim is None or not 0 <= time.time() - claim.since < WANTED_S:
+            return None
+        return claim
+
+    def _free(self, path: Path, how: int) -> bool:
+        fd = self._lock(path, how)
+        if fd is None:
+            return False
+        os.close(fd)
+        return True
+
+    def _lock(self, path: Path, how: int) -> int | None:
+        """A descriptor of the file with the lock on it, or None while somebody has it."""
+        while True:
+            try:
+                # Python opens descriptors that do not survive exec: only pass_fds hands them on.
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:  # a cleaner of /tmp took the folder
+                self._prepare()
+                continue
+            except OSError as error:
+                raise self._unusable(str(error)) from error
+            try:
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
+                # We never delete lock files: whoever opened the old file and whoever creates the
+                # new one would each hold a lock of "the" device. A cleaner of /tmp may delete
+                # one, so look whether the file we locked is still the one others will open.
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            except OSError as error:  # a file system without flock
+                os.close(fd)
+                raise self._unusable(str(error)) from error
+            os.close(fd)
+
+
+def _read(path: Path) -> Claim | None:
+    """The claim a lock file tells, which outlives the lock; None when there is none to read."""
+    try:
+        line = path.read_bytes()[:4000].partition(b"\n")[0]
+        return Claim(**json.loads(line))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no lease now: a reason for each device that was looked at."""
+
+    count: int
+    reasons: Mapping[str, str]  # by device id, in the order of the reading
+
+    def __str__(self) -> str:
+        reasons = [f"{short(device_id)} {reason}" for device_id, reason in self.reasons.items()]
+        return f"{self.count} wanted: " + "; ".join(reasons)
+
+
+class Readable(Protocol):
+    def devices(self) -> list[Device]: ...
+
+
+def lease_free(
+    probe: Readable,
+    leases: LeaseFolder,
+    count: int = 1,
+    free_memory: float = 0.8,
+    max_devices: int | None = None,
+    holder: str = "",
+    allow_processes: bool = False,
+    *,
+    claim: Claim | None = None,
+    stagger_s: float = 0.0,
+    retired: Mapping[str, str] | None = None,
+    insist: bool = False,
+    unknown: bool = False,
+) -> list[Lease] | Refusal:
+    """`count` devices that are free, or none at all and the reasons. Never waits.
+
+    Free: leased by nobody, without a problem, `free_memory` (a share, 0 to 1) of its memory free,
+    and, unless `allow_processes`, no foreign process computing on it. What a device does not tell
+    does not count against it. A `claim` whose limit is not 1 is content with a place beside others
+    (`packing.refusal` decides), and the emptiest devices come first. Devices on which a job
+    started less than `stagger_s` ago wait. Who wants a device alone, and gets none because others
+    share them, has one emptied if it has no device at all, or with `insist`. Only the first
+    `max_devices` are considered, and of them not the `retired` (id -> why). `unknown`: what the
+    jobs of this claim's holder need, so two of them do not meet on a device. Raises DeviceError
+    when waiting cannot help: there are fewer devices than `count`.
+    """
+    claim = claim or Claim(os.getpid(), holder)
+    retired = retired or {}
+    considered = probe.devices()[:max_devices]
+    # CUDA shows a process one MIG device, whatever the mask lists.
+    able = [device for device in considered if count == 1 or not device.id.startswith("MIG-")]
+    refuse_too_few(count, max_devices, considered, retired)
+    able = [device for device in able if device.id not in retired]
+    seen: dict[str, Occupied] = {}
+
+    def unfit(device: Device | None, occupied: Occupied) -> str:
+        if device is None:
+            return "is gone"
+        reason = refusal(
+            device, occupied.claims, claim, free_memory, allow_processes, unknown=unknown
+        )
+        if reason.startswith("is leased by"):
+            said = [leases.words(device.id, other) for other in occupied.claims]
+            return f"is leased by {'; '.join(said)}"
+        return reason
+
+    def objection(device: Device) -> Callable[[Occupied], str]:
+        def object_to(occupied: Occupied) -> str:
+            seen[device.id] = occupied
+            wanted_by = occupied.wanted_by
+            if wanted_by is not None and claim.limit != 1:
+                return f"is kept for {wanted_by}, which waits to have it alone"
+            # The same words each time: who waits logs a reason when it changes.
+            if 0 <= time.time() - occupied.last_start < stagger_s:
+                return f"had a start less than {stagger_s:g} s ago (stagger_s)"
+            return unfit(device, occupied)
+
+        return object_to
+
+    reasons: dict[str, str] = {}
+    held: dict[str, Lease] = {}
+    untried = list(able)
+    if claim.limit != 1:
+        crowd = {device.id: leases.look(device.id) for device in able}
+        untried.sort(key=lambda device: len((crowd[device.id] or Occupied()).claims))
+    try:
+        while len(held) < count:
+            # Stop when the rest cannot suffice: of two sweeps that each hold a part, the one
+            # that is behind gives way, and the other finds all it needs.
+            if len(held) + len(untried) < count:
+                break
+            device = untried.pop(0)
+            dated = replace(claim, since=time.time(), base_mib=None)
+            taken = leases.take(device.id, dated, objection(device))
+            if isinstance(taken, str):
+                reasons[device.id] = taken
+                continue
+            held[device.id] = taken
+            taken.note(replace(taken.claim, base_mib=base_of(device, seen[device.id].claims)))
+            if len(held) == count:
+                # The reading is older than the leases: a job of another sweep may have
+                # come and gone between them and left memory behind.
+                now = {device.id: device for device in probe.devices()}
+                for device_id in list(held):
+                    if reason := unfit(now.get(device_id), seen[device_id]):
+                        reasons[device_id] = reason
+                        held.pop(device_id).close()
+        if len(held) == count:
+            if claim.limit == 1:
+                for device in able:
+                    leases.unwant(device.id, claim.pid)
+            return list(held.values())
+    except BaseException:
+        for lease in held.values():
+            lease.close()
+        raise
+    for lease in held.values():
+        lease.close()
+        reasons[lease.device_id] = "is free, but does not suffice"
+    for device in untried:
+        reason = unfit(device, Occupied())
+        reasons[device.id] = reason or "was not tried: it could not suffice"
+    if claim.limit == 1 and (insist or not _has_any(claim.pid, seen)):
+        _want_shared(leases, able, seen, count, claim)
+    return Refusal(
+        count, {d.id: retired.get(d.id) or reasons[d.id] for d in considered if d.id in reasons}
+    )
+
+
+def _has_any(pid: int, seen: Mapping[str, Occupied]) -> bool:
+    """Whether a sweep has a device: it will free, and nobody has to make room for a second one."""
+    return any(other.pid == pid for occupied in seen.values() for other in occupied.claims)
+
+
+def _want_shared(
+    leases: LeaseFolder,
+    able: Sequence[Device],
+    seen: Mapping[str, Occupied],
+    count: int,
+    claim: Claim,
+) -> None:
+    """Those who share a device would pass it on among themselves for ever: ask to let it empty.
+
+    One that is ours already comes first, then the one with the fewest jobs.
+    """
+    shared = []
+    for device in able:
+        occupied = seen.get(device.id)
+        if occupied is None or device.problem or not occupied.claims:
+            continue
+        if all(other.limit != 1 for other in occupied.claims):
+            other = occupied.wanted_by
+            if other is None or other.pid == claim.pid:
+                shared.append((other is None, len(occupied.claims), device.id))
+    for _, _, device_id in sorted(shared)[:count]:
+        leases.want(device_id, claim)
+
+
+def refuse_too_few(
+    count: int,
+    max_devices: int | None,
+    considered: Sequence[Device],
+    retired: Mapping[str, str] | None = None,
+) -> None:
+    """Raises DeviceError when no waiting gives a job `count` devices, and says why for each."""
+    retired = retired or {}
+    faults = {}
+    for device in considered:
+        if count > 1 and device.id.startswith("MIG-"):
+            faults[device.id] = "a MIG device serves only jobs of one device"
+        elif device.id in retired:
+            faults[device.id] = f"out of service: {retired[device.id]}"
+    serving = len(considered) - len(faults)
+    if 1 <= count <= serving:
+        return
+    seen = [
+        f"  {short(device.id)} {device.name}: "
+        f"{faults.get(device.id) or device.problem or 'can serve'}"
+        for device in considered
+    ]
+    raise DeviceError(
+        f"a job wants {count} devices, and {serving} can serve it "
+        f"(hydra.launcher.devices_per_job={count}, max_devices={max_devices}):\n"
+        + ("\n".join(seen) or "  no device is there")
+        + (
+            "\n  What finished is kept. Mend those out of service, or leave them out"
+            " (CUDA_VISIBLE_DEVICES), then rerun the same command."
+            if retired
+            else "\n  Ask for fewer, or show the sweep more (max_devices, CUDA_VISIBLE_DEVICES)."
+        )
+    )

@@ -1,0 +1,241 @@
+"""Jobs forked from a process that has imported already: the controller's side of `template`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.executor.process import forkserver as template
+from autocl_sweeper.executor.process.groups import JOB, end_marked, exit_reason, signal_group
+from autocl_sweeper.job.hydra_job import command
+from autocl_sweeper.types import Job
+
+log = logging.getLogger(__name__)
+
+READY_S = 600.0  # for all imports together; jobs would wait for them as well
+START_S = 60.0  # for one fork; a template that takes longer has stopped answering
+NO_TEMPLATE = "jobs start in fresh interpreters"
+
+
+class TemplateLostError(Exception):
+    """The template died or does not answer. Fresh interpreters are still there."""
+
+
+class Shared(Protocol):
+    """What jobs have in common; `hydra_job.Package` in real life."""
+
+    data: bytes
+
+    def arguments(self, job: Job, returns: bool) -> list[str]: ...
+
+
+class ForkedProcess:
+    """A job process that is a child of the template."""
+
+    def __init__(self, of: Template, pid: int) -> None:
+        self.pid = pid
+        self._template = of
+        self._ended = threading.Event()
+        self._status: int | None = None
+
+    def wait(self) -> None:
+        self._ended.wait()
+
+    def reap(self) -> int | None:
+        """The exit status; None when the template died, and the job with it."""
+        self._template.reap(self.pid)
+        return self._status
+
+    def end(self, status: int | None) -> None:
+        self._status = status
+        self._ended.set()
+
+
+class Template:
+    """A process that imports modules once, and forks a job whenever asked.
+
+    It begins to import at once; `ready` waits for it. It may die at any time: then its jobs end, and
+    `start` raises TemplateLostError. The creator calls `close`, when no job runs any more.
+    """
+
+    def __init__(self, shared: Shared, preload: Sequence[str] = ()) -> None:
+        self._shared = shared
+        self._jobs: dict[int, ForkedProcess] = {}
+        self._answers: queue.SimpleQueue[dict[str, Any] | ForkedProcess | None]
+        self._answers = queue.SimpleQueue()
+        self._sending = threading.Lock()
+        self._lost = ""
+        # Forks of it show its environment, whatever became of theirs: so none can hide.
+        self.mark = f"template of {os.getpid()} at {time.monotonic_ns()}"
+        self._is_ready: bool | None = None  # None: nobody has waited for it yet
+        self._control, theirs = socket.socketpair()
+        # Files without names: nothing to remove, whoever is killed.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        with theirs, tempfile.TemporaryFile() as package:
+            package.write(shared.data)
+            package.seek(0)
+            self._process = subprocess.Popen(
+                command(template.__name__, str(theirs.fileno()), *preload),
+                stdin=package,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **template.WHILE_IMPORTING, JOB: self.mark},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self._listener = threading.Thread(target=self._listen, name="template", daemon=True)
+        self._listener.start()
+
+    def ready(self) -> bool:
+        """Wait for the imports. False: jobs cannot be forked, and a log line has said why.
+
+        Raises ConfigurationError when a module of `preload` does not exist.
+        """
+        if self._is_ready is None:
+            self._is_ready = False
+            self._is_ready = self._wait_for_imports()
+        return self._is_ready and not self._lost
+
+    def retire(self) -> None:
+        """Its forks are no good: `ready` says so from now on."""
+        self._is_ready = False
+
+    def _wait_for_imports(self) -> bool:
+        try:
+            answer = self._answers.get(timeout=READY_S)
+        except queue.Empty:
+            log.warning("the preload took more than %g s: %s", READY_S, NO_TEMPLATE)
+            return False
+        if answer is None:
+            log.warning(
+                "%s while it imported: %s\n%s", self._lost, NO_TEMPLATE, self._last_output()
+            )
+            return False
+        assert isinstance(answer, dict)
+        if "missing" in answer:
+            raise ConfigurationError(
+                f"hydra.launcher.preload names '{answer['missing']}', which cannot be imported:"
+                f" {answer['because']}\n"
+                "  Install it, correct its name, or leave it out. Jobs import from the folders their"
+                " app imports from. No job was started."
+            )
+        if "unfit" in answer:
+            log.warning("%s: %s; %s", answer["unfit"], answer["because"], NO_TEMPLATE)
+            return False
+        log.info("preloaded %s in %.1f s", answer["preloaded"] or "the app", answer["seconds"])
+        return True
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        stdin: int,
+        output: int,
+        keep: Sequence[int],
+        environment: Mapping[str, str],
+    ) -> ForkedProcess:
+        """Fork a job: as `FreshProcess`, with `hydra_job.job_process`'s arguments for the command."""
+        request = {
+            "arguments": list(arguments),
+            "environment": dict(os.environ),
+            "own": dict(environment),
+        }
+        self._send(request, [stdin, output, *keep])
+        try:
+            answer = None if self._lost else self._answers.get(timeout=START_S)
+        except queue.Empty:
+            self._lost = f"the process that jobs are forked from did not answer for {START_S:g} s"
+            signal_group(self.pid, signal.SIGKILL)
+            raise TemplateLostError(self._lost) from None
+        if not isinstance(answer, ForkedProcess):
+            because = answer["failed"] if answer else self._lost
+            raise TemplateLostError(because)
+        return answer
+
+    def arguments(self, job: Job, returns: bool) -> list[str]:
+        return self._shared.arguments(job, returns)
+
+    def outlive(self) -> None:
+        """From now on, jobs run to their end when this controller dies, and the template with them."""
+        with suppress(TemplateLostError):  # `start` will say so
+            self._send({"outlive": True}, [])
+
+    def reap(self, pid: int) -> None:
+        if self._jobs.pop(pid, None) is not None:
+            with suppress(TemplateLostError):
+                self._send({"reap": pid}, [])
+
+    def close(self) -> None:
+        self._lost = self._lost or "the sweep ended"
+        if self._listener.is_alive():  # so its number is still its own
+            signal_group(self.pid, signal.SIGKILL)
+        self._listener.join()
+        self._control.close()
+        self._output.close()
+
+    def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        try:
+            with self._sending:
+                template.send(self._control, message, fds)
+        except OSError as error:
+            raise TemplateLostError(self._lost or str(error)) from error
+
+    def _listen(self) -> None:
+        """Runs in a thread of its own until the template is dead and reaped."""
+        with suppress(ConnectionResetError), self._control.makefile("rb") as lines:
+            for line in lines:
+                message = json.loads(line)
+                if "ended" in message:
+                    self._jobs[message["ended"]].end(message["status"])
+                elif "pid" in message:
+                    process = ForkedProcess(self, message["pid"])
+                    self._jobs[process.pid] = process
+                    self._answers.put(process)
+                else:
+                    self._answers.put(message)
+        # What an import started goes too, while nobody else can have the group's number.
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        signal_group(self.pid, signal.SIGKILL)
+        status = self._process.wait()
+        self._lost = self._lost or (
+            f"the process that jobs are forked from died ({exit_reason(status)})"
+        )
+        for pid, process in list(self._jobs.items()):
+            signal_group(pid, signal.SIGKILL)
+            process.end(None)
+        end_marked(self.mark)
+        self._answers.put(None)
+
+    def _last_output(self) -> str:
+        self._output.seek(max(0, os.fstat(self._output.fileno()).st_size - 2000))
+        lines = self._output.read().decode("utf-8", "replace").splitlines()[-10:]
+        return "\n".join(f"  | {line}" for line in lines)
+
+
+class KeptTemplate:
+    """The template of a launcher that runs batches: the first starts it, all later ones have it."""
+
+    def __init__(self) -> None:
+        self._template: Template | None = None
+
+    def get(self, shared: Shared, preload: Sequence[str]) -> Template:
+        if self._template is None:
+            self._template = Template(shared, preload)
+        return self._template
+
+    def close(self) -> None:
+        if self._template is not None:
+            self._template.close()
+            self._template = None

@@ -1,0 +1,166 @@
+"""Jobs of a sweep on another machine: `python -m autocl_sweeper.executor.ray.agent <settings>`
+
+Whoever reaches a machine starts one there, with the launcher's keys as JSON. It holds an executor for
+that machine's devices, takes requests from its stdin and tells on its stdout what becomes of them, a
+JSON object a line each:
+
+    {"slots": true}                      ->  {"slots": 0 or 1}    a free slot is kept until it is
+    {"release": true}                                             given back or filled by
+    {"submit": 3, "overrides": [...],    ->  {"on": 3, "devices": [...]}, and some day
+     "alone": false, "stage": 1}             {"ended": 3, "outcome": {...}, "lost": false}
+    {"cancel": 3}
+    {"learn": 1, "peak_mib": 9000,                                jobs of stage 1 that ran before or
+     "finished": 2}                                               on other machines had this peak
+    {"stop": true}                       ->  {"stopped": true} after the ends of its jobs
+    {"close": true}                      ->  ends its jobs and itself
+
+When its stdin ends before, its controller is dead or wants no more: its jobs are killed. What it logs
+goes up as {"log": [level, text]}, what stops it as {"error": [class, text]}. The sweep folder and the
+code lie in a file system that all machines share, under the same paths.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.executor.local import POLL_S, LocalExecutor
+from autocl_sweeper.executor.settings import from_settings
+from autocl_sweeper.job.hydra_job import Package
+from autocl_sweeper.journal import outcome_to_json
+from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.types import Job, Outcome
+
+Message = Mapping[str, Any]
+
+
+class Agent:
+    """Serves one controller from the main thread; `LocalExecutor` knows one caller only."""
+
+    def __init__(self, settings: Message, tell: Any) -> None:
+        self._tell = tell
+        self._requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._jobs: dict[int, Job] = {}
+        self._slot_kept = False
+        self._stopping = False
+        files = JobFiles(Path(settings["folder"]))
+        package = Asking(Package.read(files), settings["returns"])
+        # The controller reads JobReturns: they may need modules that only its app imports.
+        self._executor: LocalExecutor = from_settings(
+            settings["launcher"], package, files, settings["holder"], returns=False
+        )
+        self._executor.on_end = lambda: self._requests.put({"look": True})
+        threading.Thread(target=self._read, name="requests", daemon=True).start()
+
+    def serve(self) -> None:
+        """Until the controller says so or goes away. Raises what the executor raises."""
+        try:
+            while not (request := self._next()).get("close"):
+                self._answer(request)
+                if not self._slot_kept:  # looking gives a kept slot back
+                    self._tell_ends(self._executor.wait(0.0))
+                if self._stopping and not self._executor.devices():
+                    self._tell({"stopped": True})
+                    self._stopping = False
+        finally:
+            self._executor.close()
+
+    def _next(self) -> Message:
+        try:
+            # A job that has to be alone on its devices is looked after at every wait.
+            return self._requests.get(timeout=POLL_S)
+        except queue.Empty:
+            return {}
+
+    def _answer(self, request: Message) -> None:
+        if "slots" in request:
+            free = self._executor.free_slots()
+            self._slot_kept = bool(free)
+            self._tell({"slots": free})
+        elif "release" in request:
+            self._slot_kept = False
+        elif "submit" in request:
+            overrides, stage = tuple(request["overrides"]), request.get("stage", 0)
+            job = Job(request["submit"], overrides, request["alone"], stage)
+            self._slot_kept = False
+            self._executor.submit(job)
+            self._jobs[job.number] = job
+            self._tell({"on": job.number, "devices": self._executor.devices().get(job.number, ())})
+        elif "cancel" in request and request["cancel"] in self._jobs:
+            self._executor.cancel(self._jobs[request["cancel"]])
+        elif "learn" in request:
+            self._executor.learn_peaks(request["learn"], request["peak_mib"], request["finished"])
+        elif "stop" in request:
+            self._executor.stop()
+            self._stopping = True
+
+    def _tell_ends(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
+        for job, outcome in ended:
+            del self._jobs[job.number]
+            told = outcome_to_json(outcome)
+            self._tell({"ended": job.number, "outcome": told, "lost": outcome.lost})
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._requests.put(json.loads(line))
+        os._exit(1)  # what is left of its jobs is its guardian's
+
+
+class Asking:
+    """A package whose jobs leave a JobReturn, or not, whatever their executor would do with it."""
+
+    def __init__(self, package: Package, returns: bool) -> None:
+        self.data = package.data
+        self._package = package
+        self._returns = returns
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        return self._package.argv(job, self._returns)
+
+    def arguments(self, job: Job, returns: bool) -> list[str]:
+        return self._package.arguments(job, self._returns)
+
+
+class Up(logging.Handler):
+    def __init__(self, tell: Any) -> None:
+        super().__init__(logging.INFO)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell({"log": [record.levelno, record.getMessage()]})
+
+
+def main(settings: Message) -> None:
+    # Jobs and whatever an import prints must not talk into the protocol.
+    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    telling = threading.Lock()
+
+    def tell(message: Message) -> None:
+        with telling:
+            pipe.write(json.dumps(message) + "\n")
+            pipe.flush()
+
+    logging.getLogger("autocl_sweeper").addHandler(Up(tell))
+    logging.getLogger("autocl_sweeper").setLevel(logging.INFO)
+    try:
+        Agent(settings, tell).serve()
+    except AutoCLError as error:
+        tell({"error": [type(error).__name__, str(error)]})
+    except BrokenPipeError:  # the controller went, and its jobs with it
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    # Run as the importable module, so that nothing here is pickled as part of `__main__`.
+    from autocl_sweeper.executor.ray.agent import main as run
+
+    run(json.loads(sys.argv[1]))

@@ -1,0 +1,428 @@
+"""Jobs on the machines of a Ray cluster: an agent a node, holding its devices and its warm process.
+
+Ray tells which nodes there are, starts the agents and carries their messages. It schedules no job: a
+Ray task per job would start an interpreter each, and would choose devices by their number alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autocl_sweeper import errors
+from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
+from autocl_sweeper.executor.local import peak_of
+from autocl_sweeper.executor.process.groups import exit_reason
+from autocl_sweeper.executor.ray import agent
+from autocl_sweeper.executor.settings import check
+from autocl_sweeper.job import hydra_job
+from autocl_sweeper.job.hydra_job import Package
+from autocl_sweeper.journal import outcome_from_json
+from autocl_sweeper.types import Job, Outcome, State
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0  # how often devices that others hold, and nodes that may have come, are looked at
+ANSWER_S = 0.05  # how long one look for a free slot waits; later answers count at the next look
+LATE_S = 60.0  # an agent that has not said a word for so long is reported, once
+CONNECT_S = 5.0
+STARTS = 3  # agents a node gets: one that lost so many is left alone
+CLOSE_S = 30.0  # for an agent to end, above the grace of its jobs
+
+
+@dataclass
+class _Node:
+    """One node of the cluster and its agent."""
+
+    key: str
+    name: str
+    actor: Any
+    told: Any  # the future of what the agent tells next
+    starts: int
+    begin: float
+    answered: bool = False
+    asked: bool = False  # whether it has a free slot; one question at a time
+    free: bool = False
+    jobs: dict[int, Job] = field(default_factory=dict)
+    devices: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    stopped: bool = False
+
+
+class RayExecutor:
+    """An Executor over all nodes of a cluster; nodes may come and go while it runs.
+
+    `address` is Ray's: 'auto' for the cluster this machine belongs to, 'host:port', or 'local' to
+    start one on this machine. `settings` are the launcher's keys; each node's agent applies them to
+    its own machine. `environment` comes on top of the one in which a node joined.
+
+    Raises ConfigurationError when Ray is not installed or cannot be reached.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        settings: Mapping[str, Any],
+        package: Package,
+        returns: bool,
+        environment: Mapping[str, str],
+    ) -> None:
+        check(settings)
+        if settings["on_controller_death"] == "finish":
+            raise ConfigurationError(
+                "hydra.launcher.on_controller_death=finish is not possible on a Ray cluster: jobs end"
+                " with the\n  agent of their node, and it with the sweep. Leave it at 'kill'. No job"
+                " was started."
+            )
+        self._ray: Any = connect(address)
+        self._package = package
+        self._returns = returns
+        self._grace_s = float(settings["grace_s"])
+        folder = package.files.folder
+        request = {
+            "folder": str(folder),
+            "holder": str(folder.parent),
+            "launcher": dict(settings),
+            "returns": returns,
+        }
+        self._argv = hydra_job.command(agent.__name__, json.dumps(request))
+        self._environment = dict(environment)
+        self._nodes: dict[str, _Node] = {}
+        self._refused: dict[str, str] = {}  # node -> why it gets no agent any more
+        self._ended: list[tuple[Job, Outcome]] = []
+        self._peaks: dict[int, tuple[int, int]] = {}  # stage -> MiB of the largest, how many
+        self._met = -POLL_S
+        self._stop_by: float | None = None  # when to give up on agents that should stop
+
+    # -- what an executor does --
+
+    def free_slots(self) -> int:
+        """1 when some node keeps a device for the next job, else 0.
+
+        Raises DeviceError when no node has a device to give, now or ever, and ConfigurationError
+        when what should be preloaded does not exist.
+        """
+        self._meet_nodes()
+        for node in self._nodes.values():
+            if not (node.free or node.asked):
+                node.asked = True
+                node.actor.tell.remote({"slots": True})
+        deadline = time.monotonic() + ANSWER_S
+        while self._free() is None and self._listen(deadline - time.monotonic()):
+            pass
+        return int(self._free() is not None)
+
+    def submit(self, job: Job) -> None:
+        node = self._free()
+        if node is None:
+            raise RuntimeError(f"job {job.number} submitted without a free slot")
+        self._package.files.forget(job.number)
+        node.free = False
+        node.jobs[job.number] = job
+        # Should the node be lost before it hears of it, the job is among those that run again.
+        node.actor.tell.remote(
+            {
+                "submit": job.number,
+                "overrides": list(job.overrides),
+                "alone": job.alone,
+                "stage": job.stage,
+            }
+        )
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
+        """Jobs that ended; at the latest after `POLL_S`, when free devices are looked for again.
+
+        After `stop` and with None: until one ends or none runs.
+        """
+        for node in self._nodes.values():
+            if node.free:  # asked for and not used: others may want the device
+                node.free = False
+                node.actor.tell.remote({"release": True})
+        if not self._ended:
+            self._listen(POLL_S if timeout_s is None else min(timeout_s, POLL_S))
+        while self._listen(0.0) or (timeout_s is None and self._stopping_still()):
+            pass
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _stopping_still(self) -> bool:
+        """Whether there is a node that has not ended its jobs, and nothing to tell of yet."""
+        waits = self._stop_by is not None and time.monotonic() < self._stop_by
+        if not waits or self._ended or all(node.stopped for node in self._nodes.values()):
+            return False
+        self._listen(POLL_S)
+        return True
+
+    def cancel(self, job: Job) -> None:
+        for node in self._nodes.values():
+            if job.number in node.jobs:
+                node.actor.tell.remote({"cancel": job.number})
+
+    def devices(self) -> dict[int, tuple[str, ...]]:
+        """Trial number -> the node and the devices it runs on."""
+        return {
+            number: (node.name, *ids)
+            for node in list(self._nodes.values())  # a display may ask meanwhile
+            for number, ids in list(node.devices.items())
+        }
+
+    def learn(self, stage: int, outcome: Outcome) -> None:
+        """What a finished job used says, on every node, what the next ones of its stage reserve."""
+        self._learn(stage, outcome, known_to=None)
+
+    def _learn(self, stage: int, outcome: Outcome, known_to: _Node | None) -> None:
+        peak_mib = peak_of(outcome)
+        if peak_mib is None:
+            return
+        largest_mib, finished = self._peaks.get(stage, (0, 0))
+        self._peaks[stage] = max(largest_mib, peak_mib), finished + 1
+        for node in self._nodes.values():
+            if node is not known_to:
+                node.actor.tell.remote({"learn": stage, "peak_mib": peak_mib, "finished": 1})
+
+    def adopt(self, job: Job) -> bool:
+        """Jobs on a cluster never outlive their controller."""
+        return False
+
+    def stop(self) -> None:
+        """As `LocalExecutor.stop`, on all nodes at once."""
+        self._stop_by = time.monotonic() + self._grace_s + CLOSE_S
+        for node in self._nodes.values():
+            node.actor.tell.remote({"stop": True})
+
+    def close(self) -> None:
+        if self._ray is None:
+            return
+        self._stop_by = time.monotonic() + CLOSE_S
+        try:
+            for node in self._nodes.values():
+                node.actor.tell.remote({"close": True})
+            while self._nodes and time.monotonic() < self._stop_by:
+                self._listen(POLL_S)
+            for node in self._nodes.values():
+                log.warning("the agent of %s did not end within %g s", node.name, CLOSE_S)
+        finally:
+            # Agents that are left are killed with their actors, and their jobs with them.
+            self._nodes.clear()
+            self._ray.shutdown()
+            self._ray = None
+
+    # -- nodes --
+
+    def _meet_nodes(self) -> None:
+        """Start an agent on every node that has none. Others work while it imports."""
+        if time.monotonic() - self._met < POLL_S:
+            return
+        self._met = time.monotonic()
+        for node in self._ray.nodes():
+            key, resources = node["NodeID"], node["Resources"]
+            # A node without CPUs is Ray's way to say: nothing is to run there.
+            if node["Alive"] and resources.get("CPU") and key not in {*self._nodes, *self._refused}:
+                self._start_agent(key, f"{node['NodeManagerAddress']}/{key[:6]}", resources, 1)
+        if self._refused and not self._nodes:
+            listed = "\n".join(f"    {why}" for why in self._refused.values())
+            raise DeviceError(
+                f"No node of the Ray cluster can run jobs:\n{listed}\n"
+                "  `ray status` lists the nodes; `autocl devices` on a node lists its devices."
+            )
+        for agents in self._nodes.values():
+            if not agents.answered and time.monotonic() - agents.begin > LATE_S:
+                agents.answered = True
+                log.warning(
+                    "the agent on %s has not started for %g s: somebody may hold what Ray counts"
+                    " there (see `ray status`)", agents.name, LATE_S,
+                )  # fmt: skip
+
+    def _start_agent(
+        self, key: str, name: str, resources: Mapping[str, float], starts: int
+    ) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self._package.write()
+        gpus = resources.get("GPU", 0)
+        actor = (
+            # What there is to tell is waited for in a thread of its own.
+            self._ray.remote(concurrency_groups={"told": 1})(_agent_class())
+            .options(
+                # What the agent may lease, Ray must not give to anybody else.
+                num_gpus=gpus,
+                num_cpus=0 if gpus else resources["CPU"],
+                scheduling_strategy=NodeAffinitySchedulingStrategy(key, soft=False),
+            )
+            .remote(self._argv, self._environment)
+        )
+        log.info("starting an agent on node %s", name)
+        for stage, (peak_mib, finished) in self._peaks.items():
+            actor.tell.remote({"learn": stage, "peak_mib": peak_mib, "finished": finished})
+        told = _next(actor)
+        self._nodes[key] = _Node(key, name, actor, told, starts, time.monotonic())
+
+    def _lose(self, node: _Node, reason: str) -> None:
+        """Its jobs run again elsewhere, or there if the node itself is still alive."""
+        del self._nodes[node.key]
+        for job in node.jobs.values():
+            why = f"node {node.name} was lost: {reason}"
+            self._ended.append((job, Outcome(State.FAIL, reason=why, lost=True)))
+        if self._stop_by is not None:
+            return
+        log.warning("node %s: %s", node.name, reason)
+        if node.starts >= STARTS:
+            self._refused[node.key] = f"{node.name}: its agent died {STARTS} times ({reason})"
+        elif node.key not in self._refused:
+            for other in self._ray.nodes():
+                if other["NodeID"] == node.key and other["Alive"]:
+                    self._start_agent(node.key, node.name, other["Resources"], node.starts + 1)
+
+    # -- messages --
+
+    def _free(self) -> _Node | None:
+        """The node with a free slot that runs the fewest jobs."""
+        free = [node for node in self._nodes.values() if node.free]
+        return min(free, key=lambda node: len(node.jobs), default=None)
+
+    def _listen(self, timeout_s: float) -> bool:
+        """Act on what agents tell within the time; whether one told anything."""
+        nodes = {node.told: node for node in self._nodes.values()}
+        if not nodes:
+            time.sleep(min(max(timeout_s, 0.0), POLL_S))
+            return False
+        ready, _ = self._ray.wait(list(nodes), num_returns=1, timeout=max(timeout_s, 0.0))
+        for future in ready:
+            node = nodes[future]
+            try:
+                messages = self._ray.get(future)
+            except self._ray.exceptions.RayActorError as error:
+                self._lose(node, str(error).partition("\n")[0])
+                continue
+            node.told = _next(node.actor)
+            node.answered = True
+            for message in messages:
+                self._hear(node, message)
+        return bool(ready)
+
+    def _hear(self, node: _Node, message: Mapping[str, Any]) -> None:
+        if "slots" in message:
+            node.asked, node.free = False, bool(message["slots"])
+        elif "on" in message:
+            node.devices[message["on"]] = tuple(message["devices"])
+        elif "ended" in message:
+            job = node.jobs.pop(message["ended"])
+            node.devices.pop(job.number, None)
+            outcome = outcome_from_json(message["outcome"])
+            self._learn(job.stage, outcome, known_to=node)
+            returned = self._package.files.job_return(job.number)
+            if self._returns and returned.exists():
+                outcome = replace(outcome, job_return=hydra_job.read_return(returned))
+            self._ended.append((job, replace(outcome, lost=message["lost"])))
+        elif "stopped" in message:
+            node.stopped = True
+        elif "log" in message:
+            level, text = message["log"]
+            log.log(level, "%s: %s", node.name, text)
+        elif "error" in message:
+            name, text = message["error"]
+            if name != DeviceError.__name__:
+                kind: type[AutoCLError] = getattr(errors, name)
+                raise kind(text)
+            self._refused[node.key] = f"{node.name}: {text}"
+        elif "gone" in message:
+            self._lose(node, f"its agent ended ({exit_reason(message['gone'])})")
+
+
+def connect(address: str) -> Any:
+    """Ray, connected to a cluster. Raises ConfigurationError with the command that mends it."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigurationError(
+            f"hydra/launcher=ray needs Ray, which cannot be imported here: {error}\n"
+            "  Install it on every node: pip install 'autocl-sweeper[ray]'"
+        ) from error
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in address:
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except OSError as error:
+            raise _unreachable(address, error) from error
+    quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == "local":
+            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _unreachable(address, error) from error
+    return ray
+
+
+def _unreachable(address: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"No Ray cluster answers at hydra.launcher.address={address}: {error}\n"
+        "  Start one with `ray start --head` and join it on the other nodes with"
+        " `ray start --address=<host>:6379`,\n"
+        "  or set hydra.launcher.address=local to have one on this machine alone."
+    )
+
+
+def _next(actor: Any) -> Any:
+    return actor.told.options(concurrency_group="told").remote()
+
+
+def _agent_class() -> type:
+    """The actor. Made in a function, so that Ray sends its code: a node may not have the module."""
+
+    class AgentActor:
+        """Passes messages between the controller and an agent process of its node."""
+
+        def __init__(self, argv: list[str], more: dict[str, str]) -> None:
+            import os
+            import queue
+            import subprocess
+            import threading
+
+            # Jobs are to find the environment in which the node joined the cluster: what Ray sets
+            # for its workers (thread counts, devices) and for its own daemon (preloads) stays out.
+            with open(f"/proc/{os.environ['RAY_RAYLET_PID']}/environ", "rb") as file:
+                pairs = (entry.partition(b"=") for entry in file.read().split(b"\0") if entry)
+                joined = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
+            environment = {key: value for key, value in joined.items() if key in os.environ}
+            self.messages: Any = queue.SimpleQueue()
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment | more,
+                start_new_session=True,
+            )
+            threading.Thread(target=self.read, daemon=True).start()
+
+        def read(self) -> None:
+            import json
+
+            for line in self.process.stdout:  # type: ignore[union-attr]
+                self.messages.put(json.loads(line))
+            self.messages.put({"gone": self.process.wait()})
+
+        def tell(self, message: dict[str, Any]) -> None:
+            import contextlib
+            import json
+
+            with contextlib.suppress(BrokenPipeError):  # it is gone, and `told` says so
+                self.process.stdin.write(json.dumps(message).encode() + b"\n")  # type: ignore[union-attr]
+                self.process.stdin.flush()  # type: ignore[union-attr]
+
+        def told(self) -> list[dict[str, Any]]:
+            import contextlib
+            import queue
+
+            messages = [self.messages.get()]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    messages.append(self.messages.get_nowait())
+            return messages
+
+    return AgentActor

@@ -1,0 +1,1 @@
+"""One Hydra job: composed by the controller, run in its own process."""

@@ -1,0 +1,1 @@
+"""What a sweep runs next, from its history alone."""

@@ -1,0 +1,225 @@
+"""YAML files that include others, and the one rule by which a layer of values goes over another.
+
+    values = load(path)                 # a file with its `_include`d ones: a plain dict
+    values = load_layers([first, ...])  # several files, later over earlier
+
+The rules are told to users in docs/configuration.md. Everything here works on plain dicts, before
+OmegaConf sees them: OmegaConf would always merge deeply, refuses a list where a mapping stood, and
+lets `???` keep the old value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from autocl_sweeper.errors import LayerError
+from autocl_sweeper.yaml.text import INCLUDE, ReadText, at, parse, read_text
+
+NAME = "_name"
+DEFAULTS = "defaults"
+
+
+# -- files ------------------------------------------------------------------------------------------
+
+
+def load(path: str, read: ReadText = read_text) -> dict[Any, Any]:
+    """What a file says with its includes, which may be shared with nobody. Raises LayerError."""
+    return _load(os.path.abspath(path), read, ())
+
+
+def load_layers(paths: Sequence[str], read: ReadText = read_text) -> dict[Any, Any]:
+    """Several files, each with its includes, later over earlier. Raises LayerError.
+
+    Only the first may have a `defaults:` list: Hydra reads it relative to the name of that one.
+    """
+    merged: dict[Any, Any] = {}
+    for place, path in enumerate(os.path.abspath(path) for path in paths):
+        values = _load(path, read, ())
+        if place and DEFAULTS in values:
+            raise LayerError(
+                f"'{path}'{at(read, path, (DEFAULTS,))} has a `defaults:` list, which only the first"
+                f" file of a command line may have ('{paths[0]}').\n"
+                "  Hydra would look for its entries beside the first file.\n"
+                f"  Choose groups on the command line (group=choice), or list the files in {INCLUDE}."
+            )
+        merged = merge(merged, values)
+    return merged
+
+
+def _load(path: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, Any]:
+    """`chain`: the files that led here, outermost first."""
+    own = _parsed(path, read, chain)
+    if INCLUDE not in own:
+        return merge({}, own)
+    chain = (*chain, path)
+    merged: dict[Any, Any] = {}
+    for entry in _entries(own[INCLUDE], path, read, chain):
+        merged = merge(merged, _included(entry, read, chain))
+    return merge(merged, {key: value for key, value in own.items() if key != INCLUDE})
+
+
+def _entries(value: Any, path: str, read: ReadText, chain: tuple[str, ...]) -> list[str]:
+    entries = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise LayerError(
+            f"{INCLUDE}: {value!r} in '{path}'{at(read, path, (INCLUDE,))} is not a text or a list"
+            f" of texts.{_told(chain[:-1])}\n"
+            f"  Each entry is a path, and keys to take from it if not all: {INCLUDE}: [base.yaml, "
+            "other.yaml task model]"
+        )
+    return entries
+
+
+def _included(entry: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, Any]:
+    """The finished result of one entry; `chain` ends with the including file."""
+    file = chain[-1]
+    name, *keys = entry.split() or [""]
+    path = os.path.normpath(os.path.join(os.path.dirname(file), name))
+    if not name:
+        raise LayerError(
+            f"{INCLUDE} in '{file}'{at(read, file, (INCLUDE,))} has an empty entry."
+            f"{_told(chain[:-1])}\n  Name a file, or remove the entry."
+        )
+    real = os.path.realpath(path)
+    if real in map(os.path.realpath, chain):
+        lines = "\n    includes ".join(f"'{one}'" for one in (*chain, path))
+        raise LayerError(
+            f"The files include each other in a cycle:\n    {lines}\n"
+            f"  Remove one of these {INCLUDE} entries: what two files share goes into a third."
+        )
+    values = _load(path, read, chain)
+    if DEFAULTS in values:
+        raise LayerError(
+            f"'{path}'{at(read, path, (DEFAULTS,))} has a `defaults:` list and is included."
+            f"{_told(chain)}\n"
+            "  Hydra would look for its entries beside the including file.\n"
+            "  Move the list to the primary config, or replace it by `_include` in this file."
+        )
+    if not keys:
+        return values
+    known = {str(key): key for key in values}
+    missing = [key for key in keys if key not in known]
+    if missing:
+        there = ", ".join(known) or "none, it is empty"
+        dotted = "\n  Only whole top-level keys can be taken." if "." in missing[0] else ""
+        raise LayerError(
+            f"{INCLUDE}: '{entry}' in '{file}'{at(read, file, (INCLUDE,))} asks for"
+            f" {', '.join(map(repr, missing))}, which '{path}' does not have.{_told(chain[:-1])}\n"
+            f"  Its top-level keys are: {there}.{dotted}\n"
+            "  After the path stand the keys to take, split by spaces (so no path has spaces)."
+        )
+    return {known[key]: values[known[key]] for key in keys}
+
+
+def _parsed(path: str, read: ReadText, chain: tuple[str, ...]) -> Mapping[Any, Any]:
+    """The file's own values, not to be changed: they are shared with the cache."""
+    try:
+        text = read(path)
+    except OSError as error:
+        raise LayerError(_unreadable(path, error, read, chain)) from error
+    except UnicodeDecodeError as error:
+        raise LayerError(f"'{path}' is not UTF-8 text: {error}.{_told(chain)}") from error
+    try:
+        return parse(text)
+    except LayerError as error:
+        raise LayerError(f"'{path}', {error}{_told(chain)}") from error
+
+
+def _unreadable(path: str, error: OSError, read: ReadText, chain: Sequence[str]) -> str:
+    if isinstance(error, FileNotFoundError):
+        told = f"There is no file '{path}'."
+    else:
+        told = f"'{path}' cannot be read: {error.strerror or error}."
+    if not chain:
+        return told
+    file = chain[-1]
+    written = _parsed(file, read, ())[INCLUDE]
+    here = os.path.dirname(file)
+    (entry,) = [
+        one
+        for one in ([written] if isinstance(written, str) else written)
+        if one.split() and os.path.normpath(os.path.join(here, one.split()[0])) == path
+    ][:1]
+    return (
+        f"{told}\n  {INCLUDE}: '{entry}' in '{file}'{at(read, file, (INCLUDE,))}"
+        f"{_told(chain[:-1])}\n"
+        "  A path is relative to the folder of the file it stands in, and taken as it is written:\n"
+        "  ~, $VAR, ${...}, * and URLs mean nothing in it, and .yaml is not added."
+    )
+
+
+def _told(chain: Sequence[str]) -> str:
+    return "".join(f"\n  included from '{path}'" for path in reversed(chain))
+
+
+# -- the rule ---------------------------------------------------------------------------------------
+
+
+def merge(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[Any, Any]:
+    """`new` over `old`, for includes, several files and `"*"` alike; shares nothing with either.
+
+    Mappings merge key by key, everything else is replaced: lists, `null` and `???` too. Mappings
+    with different `_name`s are different things: the new one stands alone. In a text over a text,
+    `${key}` with the key's own name is the old text.
+    """
+    if NAME in old and NAME in new and old[NAME] != new[NAME]:
+        return {key: _copy(value) for key, value in new.items()}
+    merged = {key: _copy(value) for key, value in old.items()}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            merged[key] = merge(before, value)
+        elif isinstance(value, str) and isinstance(before, str):
+            merged[key] = _spliced(str(key), before, value)
+        else:
+            merged[key] = _copy(value)
+    return merged
+
+
+def _spliced(key: str, before: str, text: str) -> str:
+    own = "${" + key + "}"
+    if own not in text:
+        return text
+    # Behind an odd number of backslashes ${ is literal.
+    pattern = r"(?<!\\)((?:\\\\)*)" + re.escape(own)
+    return re.sub(pattern, lambda match: match[1] + before, text)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_copy(child) for child in value]
+    return value  # what else YAML gives cannot be changed
+
+
+# -- what the files go over ----------------
+
+
+def below_files(
+    config_name: str, chosen: Sequence[str], groups: Collection[str], read: ReadText = read_text
+) -> list[str]:
+    """Choices of a command line that its YAML files go over, one sentence each.
+
+    config_name: Hydra's, several files joined by `+`; chosen: overrides as typed; groups: config groups
+    in use. Hydra puts files after groups, so that `model=tiny` does not change what they say of `model`.
+    """
+    told = []
+    files = [part for part in config_name.split("+")[1:] if os.path.isabs(part)]
+    for text in chosen:
+        group, equals, _ = text.lstrip("+").partition("=")
+        for path in files if equals and group in groups else ():
+            node: Any = load(path, read)
+            for key in group.split("/"):
+                node = node.get(key) if isinstance(node, Mapping) else None
+            if node is not None:
+                keys = ", ".join(map(str, node)) if isinstance(node, Mapping) else "itself"
+                told.append(
+                    f"{text} chooses a group, and '{path}' goes over it with what it says of"
+                    f" {group.replace('/', '.')} ({keys}); to set one key from here: "
+                    f"{group.replace('/', '.')}.<key>=<value>"
+                )
+    return told

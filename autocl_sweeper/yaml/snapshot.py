@@ -1,0 +1,272 @@
+"""The YAML files of a sweep as they were when it began.
+
+Hydra reads the app's files again for every job, so an edit would reach some trials of a sweep and not
+others. While a snapshot is installed, `include.FileConfigSource` reads from it instead: in the
+controller, and in every process that a launcher gives the state of Hydra's singletons, as all do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+
+from autocl_sweeper.errors import LayerError
+from autocl_sweeper.journal import NAME as JOURNAL
+from autocl_sweeper.journal import read
+from autocl_sweeper.yaml.layers import load
+from autocl_sweeper.yaml.text import INCLUDE
+
+log = logging.getLogger(__name__)
+
+FOLDER = "configuration"  # below the sweep folder: a copy of each file under its absolute path
+# A search path can be a whole project with its data: looking through it must not cost a sweep's start.
+MOST_ENTRIES = 10_000
+MOST_BYTES = 4 * 2**20
+
+
+class Snapshot:
+    """Texts by absolute path. Composing notes what it reads; a complete snapshot takes nothing in.
+
+    A folder of the search path that is small enough is known as a whole: what is not in it is not
+    there, as Hydra's messages then say. A file elsewhere that no planned job needed is read from disk
+    when a job asks for it, with a warning.
+    """
+
+    def __init__(self, folders: Sequence[str] = ()) -> None:
+        self.texts: dict[str, str] = {}
+        self.used: dict[str, None] = {}  # in the order composing read them
+        self.composed: dict[Any, Any] = {}  # what composing made of the texts, for who reads again
+        self._known: dict[str, set[str]] = {}  # folder -> names in it, all of its YAML and folders
+        self.is_complete = False
+        self._told: set[str] = set()
+        self._stamps: dict[str, tuple[int, int, int]] = {}
+        for folder in folders:
+            self._look_through(os.path.abspath(folder))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "composed": {}}
+
+    def __deepcopy__(self, memo: Any) -> Snapshot:
+        return self  # Hydra copies its singletons to pickle them
+
+    # -- what a source of configs asks --
+
+    def text(self, path: str) -> str:
+        """Raises OSError or UnicodeDecodeError, as reading the file would."""
+        path = os.path.abspath(path)
+        if path not in self.texts:
+            if self._is_missing(path):
+                raise FileNotFoundError(f"'{path}' was not there when the sweep began")
+            if self.is_complete and path not in self._told:
+                log.warning(
+                    "'%s' is not in the snapshot that the sweep took of its configuration; it is read"
+                    " as it is now",
+                    path,
+                )
+                self._told.add(path)
+                return _read(path)
+            self.texts[path] = _read(path)
+        if not self.is_complete:
+            self.used[path] = None
+            self._stamp(path)
+        return self.texts[path]
+
+    def is_file(self, path: str) -> bool:
+        path = os.path.abspath(path)
+        return path in self.texts or (not self._is_missing(path) and os.path.isfile(path))
+
+    def is_folder(self, path: str) -> bool:
+        path = os.path.abspath(path)
+        return path in self._known or (not self._is_missing(path) and os.path.isdir(path))
+
+    def names(self, folder: str) -> Sequence[str]:
+        known = self._known.get(os.path.abspath(folder))
+        return os.listdir(folder) if known is None else sorted(known)
+
+    def _is_missing(self, path: str) -> bool:
+        """Whether it was not there when its folder was looked through."""
+        folder, name = os.path.split(path)
+        known = self._known.get(folder)
+        return known is not None and name not in known and not _passed_over(name)
+
+    # -- taking it --
+
+    def _look_through(self, root: str) -> None:
+        seen: dict[str, set[str]] = {}
+        texts: dict[str, str] = {}
+        entries = size = 0
+        for folder, folders, files in os.walk(root, followlinks=True):
+            entries += len(folders) + len(files)
+            folders[:] = [
+                name
+                for name in folders
+                if not _passed_over(name)
+                and not os.path.exists(os.path.join(folder, name, JOURNAL))
+            ]
+            names = {name for name in files if name.endswith(".yaml")}
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                with suppress(OSError, UnicodeDecodeError):
+                    self._stamp(path)
+                    texts[path] = _read(path)
+                    size += len(texts[path])
+            seen[folder] = names | set(folders)
+            if entries > MOST_ENTRIES or size > MOST_BYTES:
+                log.info("'%s' is too big to keep a copy of: only what jobs need is kept", root)
+                return
+        self._known.update(seen)
+        self.texts.update(texts)
+
+    def complete(self, sweep_folder: Path) -> None:
+        """Take in what files nobody composed yet would include, and nothing after that.
+
+        Where an earlier session of the sweep kept other copies of such files, those count.
+        """
+
+        def peek(path: str) -> str:
+            if path not in self.texts:
+                self._stamp(path)
+                self.texts[path] = _read(path)
+            return self.texts[path]
+
+        for path, text in list(self.texts.items()):
+            if path not in self.used and INCLUDE in text:
+                with suppress(LayerError):  # who chooses it will be told
+                    load(path, peek)
+        if _is_open(sweep_folder):
+            self._adopt(sweep_folder)
+        self.is_complete = True
+
+    # -- on disk --
+
+    def record(self, configuration: Any) -> dict[str, Any]:
+        """For the journal: the files that made the configuration, and a hash of that."""
+        composed = json.dumps(configuration, sort_keys=True, default=str)
+        return {
+            "files": {path: _hash(self.texts[path]) for path in self.used},
+            "composed": _hash(composed),
+        }
+
+    def keep(self, sweep_folder: Path) -> None:
+        """Copy every file into the sweep folder."""
+        for path, text in self.texts.items():
+            copy = copy_of(sweep_folder, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(text, "utf-8", newline="")
+
+    def _adopt(self, sweep_folder: Path) -> None:
+        """What this session has read itself is compared when the journal is opened."""
+        kept = sweep_folder / FOLDER
+        for copy in kept.rglob("*.yaml"):
+            path = "/" + str(copy.relative_to(kept))
+            if path not in self.used:
+                with suppress(OSError, UnicodeDecodeError):
+                    self.texts[path] = _read(str(copy))
+                    if os.path.dirname(path) in self._known:
+                        self._known[os.path.dirname(path)].add(copy.name)
+
+    def changes(self, recorded: Mapping[str, str]) -> list[str]:
+        """What an earlier session's files (path -> hash) have become, one line a changed file.
+
+        A file with the same content at another path has moved with its project: no change.
+        """
+        now = {path: _hash(self.texts[path]) for path in self.used}
+        moved = set(now.values())
+        changes = []
+        for path, digest in recorded.items():
+            if now.get(path) == digest or (path not in now and digest in moved):
+                continue
+            try:
+                found = now.get(path) or _hash(_read(path))
+            except (OSError, UnicodeDecodeError):
+                changes.append(f"{path}: is gone")
+                continue
+            if found != digest:
+                changes.append(f"{path}: was edited")
+        return changes
+
+    def edits(self) -> Iterator[str]:
+        """The files in use that were edited or removed since, each of them once an edit."""
+        for path in self.used:
+            stamp = _stamp_of(path)
+            if stamp != self._stamps.get(path):
+                self._stamps[path] = stamp
+                try:
+                    same = _read(path) == self.texts[path]
+                except (OSError, UnicodeDecodeError):
+                    same = False
+                if not same:
+                    yield path
+
+    def _stamp(self, path: str) -> None:
+        self._stamps.setdefault(path, _stamp_of(path))
+
+
+def _is_open(sweep_folder: Path) -> bool:
+    """Whether a sweep was begun there and has not come to its end."""
+    try:
+        events = [record["event"] for record in read(sweep_folder)]
+    except OSError:
+        return False
+    return bool(events) and events[-1] != "end"
+
+
+def copy_of(sweep_folder: Path, path: str) -> Path:
+    """Where a sweep keeps its copy of the file at an absolute path."""
+    return sweep_folder / FOLDER / path.lstrip("/")
+
+
+def _read(path: str) -> str:
+    """The text exactly, line ends included: its hash is that of the file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name == "__pycache__"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _stamp_of(path: str) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0, 0)
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+# -- in this process --------------------------------------------------------------------------------
+
+
+class Installed(metaclass=Singleton):
+    """Which snapshot configs are read from; travels to jobs with Hydra's other singletons."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+
+
+def installed() -> Snapshot | None:
+    found: Installed = Installed.instance()
+    return found.snapshot
+
+
+@contextmanager
+def install(snapshot: Snapshot) -> Iterator[Snapshot]:
+    """Read configs from `snapshot` until the end of the block."""
+    found: Installed = Installed.instance()
+    before, found.snapshot = found.snapshot, snapshot
+    try:
+        yield snapshot
+    finally:
+        found.snapshot = before

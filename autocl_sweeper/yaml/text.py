@@ -1,0 +1,228 @@
+"""The YAML text of one configuration file: parsed as OmegaConf reads it, checked, and searched for lines."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+from autocl_sweeper.errors import LayerError
+
+INCLUDE = "_include"
+MOST_NODES = 100_000  # of one file, aliases written out; more is a slip or an attack
+
+ReadText = Callable[[str], str]
+"""The text of the file at an absolute path. Raises OSError or UnicodeDecodeError."""
+
+
+def read_text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def includes(text: str) -> bool:
+    """Whether `load` would differ from Hydra on this text: by what it includes, or by its error."""
+    try:
+        return INCLUDE in parse(text)
+    except LayerError:
+        return True
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> Mapping[Any, Any]:
+    """A file's text as values: what OmegaConf.load reads, checked. Not to be changed.
+
+    Raises LayerError, whose message begins with the line. Equal texts are parsed once in a process:
+    Hydra reads the same files for every job of a sweep.
+    """
+    import yaml
+
+    try:
+        values = yaml.load(text, Loader=_loader())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        told = ", ".join(filter(None, (error.context, error.problem)))
+        hint = ""
+        if any("???" in one for one in text.splitlines()[line - 1 : line]):
+            hint = '\n  Between {} and [] YAML wants ??? in quotes: "???".'
+        raise LayerError(f"line {line}: this is not valid YAML: {told}.{hint}") from error
+    except yaml.YAMLError as error:  # a character that YAML forbids
+        raise LayerError(f"this is not valid YAML: {error}.") from error
+    except ValueError as error:  # of a constructor: 0b2 is binary by its looks only
+        raise LayerError(f"this is not valid YAML: {error}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise LayerError(
+            f"line 1: its top level is a {_kind(values)}, not a mapping of keys to values."
+        )
+    _check(values, text)
+    return values
+
+
+def _check(values: Mapping[Any, Any], text: str) -> None:
+    """Refuse what is no configuration: nested includes, endless aliases, bad `${`, foreign types."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    resolving: list[tuple[tuple[Any, ...], str]] = []
+    for place, (keys, value) in enumerate(_walk(values, (), ())):
+        if place > MOST_NODES:
+            raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
+        key = keys[-1]
+        if not isinstance(key, (str, int, float, bytes)):
+            raise LayerError(
+                f"{_line(text, keys[:-1])}: the key {key!r} is neither text nor number."
+            )
+        if key == INCLUDE and len(keys) > 1:
+            raise LayerError(
+                f"{_line(text, keys)}: {INCLUDE} stands at '{dotted(keys)}', but only the top"
+                " level of a file includes.\n"
+                f"  Move it to the top level; the included file then names '{dotted(keys[:-1])}'"
+                " itself."
+            )
+        if isinstance(value, str):
+            if "${" in value:
+                resolving.append((keys, value))
+        elif not isinstance(value, (dict, list, int, float, bytes, os.PathLike, type(None))):
+            raise LayerError(
+                f"{_line(text, keys)}: '{dotted(keys)}' is a {_kind(value)}; a configuration holds"
+                " mappings, lists, texts, numbers, booleans and null."
+            )
+    try:
+        OmegaConf.create([value for _, value in resolving])
+    except OmegaConfBaseException:
+        for keys, value in resolving:
+            try:
+                OmegaConf.create([value])
+            except OmegaConfBaseException as error:
+                raise LayerError(
+                    f"{_line(text, keys)}: '{dotted(keys)}' is {value!r}, and its ${{...}} cannot be"
+                    f" read: {str(error).partition(chr(10))[0]}.\n"
+                    "  Close it, or write \\${ for the two characters themselves."
+                ) from error
+
+
+def _walk(
+    node: Any, keys: tuple[Any, ...], above: tuple[int, ...]
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every value below a node with its keys. Raises LayerError where an alias holds itself."""
+    if id(node) in above:
+        raise LayerError(f"'{dotted(keys)}' is an alias of a node that contains it.")
+    above = (*above, id(node))
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield (*keys, key), value
+        if isinstance(value, (dict, list)):
+            yield from _walk(value, (*keys, key), above)
+
+
+def _kind(value: Any) -> str:
+    return {"str": "text", "int": "number", "float": "number"}.get(
+        type(value).__name__, type(value).__name__
+    )
+
+
+def dotted(keys: Sequence[Any]) -> str:
+    """Hydra's spelling of a key: a.b[0]."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return text.removeprefix(".")
+
+
+def at(read: ReadText, path: str, keys: Sequence[Any]) -> str:
+    return f", {_line(read(path), keys)}"
+
+
+def _line(text: str, keys: Sequence[Any]) -> str:
+    return f"line {line_of(text, keys) or 1}"
+
+
+def line_of(text: str, keys: Sequence[Any]) -> int | None:
+    """Where a key of a YAML text stands, counted from 1; None where the text does not have it.
+
+    What comes from an alias or from `<<` stands where it is written out.
+    """
+    import yaml
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for key in keys:
+        found = None
+        if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            if key < len(node.value):
+                found = (node.value[key].start_mark, node.value[key])
+        elif isinstance(node, yaml.MappingNode):
+            found = _find(node, str(key))
+        if found is None:
+            return None
+        line, node = found[0].line + 1, found[1]
+    return line
+
+
+def _find(node: Any, key: str) -> tuple[Any, Any] | None:
+    merged: list[Any] = []
+    for name, value in node.value:
+        if name.value == key:
+            return name.start_mark, value
+        if name.value == "<<":
+            merged += value.value if value.id == "sequence" else [value]
+    for one in merged:
+        if found := _find(one, key):
+            return found
+    return None
+
+
+@cache
+def _loader() -> Any:
+    """OmegaConf's YAML on libyaml's parser, which takes a tenth of the time where it is there.
+
+    1e-5 is a number, a date stays text, a key that stands twice is an error. That it agrees with
+    OmegaConf.load is tested with random documents.
+    """
+    import pathlib
+
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def __init__(self, stream: Any) -> None:
+            super().__init__(stream)
+            self.seen: set[int] = set()
+
+        def flatten_mapping(self, node: Any) -> None:
+            """Called for each mapping before its `<<` are written out, and again afterwards."""
+            lines: dict[tuple[str, Any], int] = {}
+            for key, _ in node.value if id(node) not in self.seen else ():
+                name = (key.tag, str(key.value))
+                if name in lines and not key.tag.endswith(":merge"):
+                    raise yaml.constructor.ConstructorError(
+                        None,
+                        None,
+                        f"the key '{key.value}' stands twice, first in line {lines[name]}; one of"
+                        " the two values would silently win",
+                        key.start_mark,
+                    )
+                lines[name] = key.start_mark.line + 1
+            self.seen.add(id(node))
+            super().flatten_mapping(node)
+
+    number = r"""[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+           |[-+]?[0-9]+(?:_[0-9]+)*[eE][-+]?[0-9]+
+           |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
+           |[-+]?[0-9]+(?:_[0-9]+)*(?::[0-5]?[0-9])+\.[0-9_]*
+           |[-+]?\.(?:inf|Inf|INF)
+           |\.(?:nan|NaN|NAN)"""
+    float_tag = "tag:yaml.org,2002:float"
+    pattern = re.compile(f"^(?:{number})$", re.X)
+    Loader.add_implicit_resolver(float_tag, pattern, list("-+0123456789."))
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in found if not tag.endswith(":timestamp")]
+        for first, found in Loader.yaml_implicit_resolvers.items()
+    }
+    for kind in ("Path", "PosixPath"):  # as OmegaConf.save writes them
+        Loader.add_constructor(
+            f"tag:yaml.org,2002:python/object/apply:pathlib.{kind}",
+            lambda loader, node: pathlib.Path(*loader.construct_sequence(node)),
+        )
+    return Loader

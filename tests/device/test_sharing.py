@@ -1,0 +1,712 @@
+"""Several jobs on one device: real leases and processes, and devices that a test makes up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.bench import Bench, Gpus, wait_until
+from test_launcher import GPUS, OURS, choices
+
+from autocl_sweeper.device import pool as pools
+from autocl_sweeper.device import sampling
+from autocl_sweeper.device.leases import Lease, LeaseFolder, Occupied
+from autocl_sweeper.device.packing import Claim
+from autocl_sweeper.device.pool import Grant, Pool
+from autocl_sweeper.device.probe import CpuProbe, Device, FakeProbe
+from autocl_sweeper.errors import ConfigurationError, DeviceError
+from autocl_sweeper.executor import local
+from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, State
+
+GIB = 1024
+
+
+@pytest.fixture
+def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Pools of sweeps that share one machine; each keyword is a field of the pool.
+
+    `seen`: whether a job of it was seen already.
+    """
+    made: list[Grant] = []
+
+    class Remembering(Pool):
+        def acquire(self, *, alone: bool = False, stage: int | None = None) -> Grant | None:
+            grant = super().acquire(alone=alone, stage=stage)
+            made.extend([grant] if grant else [])
+            return grant
+
+    def make(
+        probe: FakeProbe | CpuProbe, holder: str = "sweep", seen: bool = True, **keys: Any
+    ) -> Pool:
+        pool = Remembering(probe, LeaseFolder(tmp_path / "leases"), holder=holder, **keys)
+        if seen:  # a job that used nothing, so that numbers decide
+            pool.expect(0)
+        return pool
+
+    yield make
+    for grant in made:
+        grant.close()
+
+
+def taken(pool: Pool, most: int = 20, **how: Any) -> list[Grant]:
+    """Grants until there is none."""
+    found = []
+    while len(found) < most and (grant := pool.acquire(**how)) is not None:
+        found.append(grant)
+    return found
+
+
+def numbers(grants: list[Grant]) -> list[str]:
+    """On which devices, by the last digit of their ids."""
+    return ["".join(name[-1] for name in grant.ids) for grant in grants]
+
+
+# -- by number --------------------------------------------------------------------------------------
+
+
+def test_jobs_spread_before_they_share(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(FakeProbe.gpus(3), jobs_per_device=2)
+    assert numbers(taken(pool)) == ["0", "1", "2", "0", "1", "2"]
+    assert "has 2 jobs, as many as all who use it allow" in pool.refusal
+
+
+def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(
+    make_pool: Callable[..., Pool],
+) -> None:
+    probe = FakeProbe.gpus(1)
+    two = make_pool(probe, "two", jobs_per_device=2)
+    three = make_pool(probe, "three", jobs_per_device=3)
+    alone = make_pool(probe, "alone")
+    first, second = taken(three, 2)
+    assert two.acquire() is None
+    second.close()
+    joined = two.acquire()
+    assert joined is not None
+    assert three.acquire() is None  # it would allow a third, the other sweep does not
+    joined.close()
+    assert len(taken(three)) == 2
+    assert alone.acquire() is None
+    first.close()
+
+
+def test_a_sweep_that_never_shares_is_never_joined(make_pool: Callable[..., Pool]) -> None:
+    probe = FakeProbe.gpus(1)
+    alone, many = make_pool(probe, "alone"), make_pool(probe, "many", jobs_per_device=9)
+    grant = alone.acquire()
+    assert grant is not None and grant.alone
+    assert many.acquire() is None
+    assert f"is leased by pid {os.getpid()}: alone" in many.refusal
+    grant.close()
+    assert len(taken(many)) == 9
+
+
+class AnotherController(LeaseFolder):
+    """Leases as a process with another number takes them."""
+
+    def take(
+        self,
+        device_id: str,
+        claim: Claim,
+        objection: Callable[[Occupied], str] = lambda occupied: "",
+    ) -> Lease | str:
+        return super().take(device_id, replace(claim, pid=1), objection)
+
+
+def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_ever(
+    make_pool: Callable[..., Pool],
+) -> None:
+    probe = FakeProbe.gpus(2)
+    many, alone = make_pool(probe, "many", jobs_per_device=2), make_pool(probe, "alone")
+    many.leases = AnotherController(many.leases.path)
+    running = taken(many)
+    running.pop().close()  # GPU 1 has one job left, GPU 0 has two
+    assert alone.acquire() is None
+    assert many.acquire() is None, "the emptiest device is left to empty"
+    assert "which waits to have it alone" in many.refusal
+    running[0].close()
+    assert numbers(taken(many)) == ["0"], "and no other device"
+    running[1].close()
+    assert numbers(taken(alone, 1)) == ["1"]
+    assert alone.acquire() is None
+    running[2].close()
+    assert numbers(taken(many)) == ["0"], "who has a device has no second one emptied for it"
+
+
+def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(
+    make_pool: Callable[..., Pool],
+) -> None:
+    pool = make_pool(FakeProbe.gpus(2), jobs_per_device=2)
+    shared = pool.acquire()
+    alone = pool.acquire(alone=True)
+    assert shared is not None and alone is not None
+    assert (shared.alone, alone.alone) == (False, True)
+    assert shared.ids != alone.ids
+    assert numbers(taken(pool)) == ["0"]
+
+
+def test_jobs_of_several_devices_share_them_all_or_nothing(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(FakeProbe.gpus(3), jobs_per_device=2, count=2)
+    assert numbers(taken(pool)) == ["01", "20", "12"]
+    assert pool.acquire() is None
+
+
+def test_starts_on_a_device_keep_their_distance_and_other_devices_do_not_wait(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("autocl_sweeper.device.leases.time.time", lambda: now)
+    probe = FakeProbe.gpus(2)
+    pool = make_pool(probe, "slow", jobs_per_device=3, stagger_s=30)
+    hasty = make_pool(probe, "hasty", jobs_per_device=3)
+    for place in ("0", "1"):
+        (grant,) = taken(pool, 1)
+        assert numbers([grant]) == [place]
+        pool.began(grant, os.getpid(), 1)
+    assert pool.acquire() is None
+    assert "had a start less than 30 s ago (stagger_s)" in pool.refusal
+    (grant,) = taken(hasty, 1)
+    hasty.began(grant, os.getpid(), 1)  # it counts, whoever starts it
+    now = 1029.9
+    assert pool.acquire() is None
+    now = 1030.0
+    assert len(taken(pool)) == 3
+
+
+def test_cpu_slots_are_shared_by_number_and_say_that_memory_has_no_effect(
+    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool(CpuProbe(2, {}), jobs_per_device=2, memory_per_job_mib=100)
+    pool.check()
+    assert "memory_per_job_mib=100 has no effect on CPU slots" in caplog.text
+    assert numbers(taken(pool)) == ["0", "1", "0", "1"]
+
+
+# -- by memory --------------------------------------------------------------------------------------
+
+
+def test_declared_memory_alone_says_how_many_share_a_device(
+    make_pool: Callable[..., Pool],
+) -> None:
+    probe = FakeProbe([Device("GPU-0", "small", 20 * GIB, 20 * GIB, {}),
+                       Device("GPU-1", "large", 80 * GIB, 79 * GIB, {})])  # fmt: skip
+    pool = make_pool(probe, memory_per_job_mib=20 * GIB)
+    assert numbers(taken(pool)) == ["0", "1", "1", "1"]  # 3 x 20 in 79: what is foreign counts
+
+
+def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
+    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    pool = make_pool(FakeProbe.gpus(1, 80 * GIB), memory_per_job_mib=30 * GIB)
+    assert pool.reservation_mib(1) == 30 * GIB
+    pool.learn(1, 10_000)
+    pool.learn(1, 9_000)
+    assert pool.reservation_mib(1) == 30 * GIB  # the next one may be a larger model
+    pool.learn(1, 5_000)
+    assert pool.reservation_mib(1) == 11_000  # the largest, and a tenth
+    assert pool.reservation_mib(2) == 30 * GIB  # another stage is another model
+    pool.learn(2, 40_000)
+    assert pool.reservation_mib(2) == 44_000  # more than declared counts at once
+    assert caplog.messages == [
+        "jobs of stage 1 reserve 11000 MiB from now on: the largest of 3 used 10000",
+        "jobs of stage 2 reserve 44000 MiB from now on: the largest of 1 used 40000",
+    ]
+
+
+def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> None:
+    pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
+    first = taken(pool, stage=1)
+    assert len(first) == 8
+    for grant in first:
+        grant.close()
+    pool.learn(1, 25 * GIB)  # 27.5 with the margin: two of them in 79.5
+    assert len(taken(pool, stage=1)) == 2
+    assert taken(pool, stage=2) == []  # they reserve what the stage before needed
+    pool.learn(2, 2 * GIB)
+    assert len(taken(pool, stage=2)) == 6  # as many as jobs_per_device allows
+
+
+def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_counts(
+    make_pool: Callable[..., Pool],
+) -> None:
+    pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
+    pool.learn(1, 70 * GIB)
+    pool.learn(2, 10 * GIB)
+    (first,) = taken(pool, 1, stage=1)
+    pool.began(first, os.getpid(), 1)
+    first.close()
+    (second,) = taken(pool, 1)
+    pool.began(second, os.getpid(), 2)  # it turned out to need 11 of the 77
+    assert second.leases[0].claim.reserved_mib == 11 * GIB
+    assert taken(pool) == [], "the next one may be of stage 1"
+    assert len(taken(pool, stage=2)) == 6  # 77 of 79.5, the first included
+
+
+def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(
+    make_pool: Callable[..., Pool],
+) -> None:
+    probe = FakeProbe.gpus(2, 80 * GIB)
+    first = make_pool(probe, seen=False, jobs_per_device=4)
+    assert numbers(taken(first)) == ["0", "1"]
+    assert "nobody knows yet what memory such jobs need" in first.refusal
+    other = make_pool(probe, "other", seen=False, jobs_per_device=4)
+    assert numbers(taken(other)) == ["0", "1"]  # else it might wait for ever: one of each sweep
+    first.expect(30 * GIB)  # 33 with the margin, and one of its own on each counts as much
+    assert numbers(taken(first)) == ["0", "1"]
+    assert "has 13" in first.refusal  # of 79.5
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        lambda pool: pool.expect(0),
+        lambda pool: pool.learn(1, 1 * GIB),
+        lambda pool: pool.learn(3, 1 * GIB),  # another stage is the best guess
+        lambda pool: setattr(pool, "memory_per_job_mib", 1 * GIB),
+    ],
+    ids=["nothing to be seen", "this stage", "another stage", "declared"],
+)
+def test_once_something_is_known_jobs_share(
+    make_pool: Callable[..., Pool], known: Callable[[Pool], None]
+) -> None:
+    pool = make_pool(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=3)
+    assert len(taken(pool, stage=1)) == 1
+    known(pool)
+    assert len(taken(pool, stage=1)) == 2
+
+
+def test_boards_that_do_not_tell_their_memory_are_shared_by_number_from_the_start(
+    make_pool: Callable[..., Pool],
+) -> None:
+    for probe in (FakeProbe([Device("GPU-0", "unified", None, None, {})]), CpuProbe(1, {})):
+        assert len(taken(make_pool(probe, seen=False, jobs_per_device=3))) == 3
+
+
+def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empty_one(
+    make_pool: Callable[..., Pool],
+) -> None:
+    pool = make_pool(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)
+    pool.learn(1, 79 * GIB)
+    assert numbers(taken(pool, stage=1)) == ["0", "1"]
+
+
+# -- settings ---------------------------------------------------------------------------------------
+
+KEYS = {
+    "cpu_slots": 2, "devices_per_job": 1, "jobs_per_device": 1, "max_devices": None,
+    "memory_per_job_mib": None, "free_memory": 0.8, "stagger_s": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("jobs_per_device", 0, "hydra.launcher.jobs_per_device=0: at least 1"),
+        ("devices_per_job", 0, "hydra.launcher.devices_per_job=0: at least 1"),
+        ("max_devices", 0, "hydra.launcher.max_devices=0: at least 1"),
+        ("memory_per_job_mib", -5, "hydra.launcher.memory_per_job_mib=-5: at least 1"),
+        ("free_memory", 80, "hydra.launcher.free_memory=80: a share from 0 to 1"),
+        ("stagger_s", -1.0, "hydra.launcher.stagger_s=-1: .* cannot be negative"),
+    ],
+)
+def test_a_key_that_makes_no_sense_is_an_error_before_any_job(
+    key: str, value: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    Pool.of(KEYS, "sweep")
+    with pytest.raises(ConfigurationError, match=expected):
+        Pool.of({**KEYS, key: value}, "sweep")
+
+
+def test_memory_that_no_device_has_is_an_error_that_lists_what_each_has(
+    make_pool: Callable[..., Pool],
+) -> None:
+    probe = FakeProbe([Device("GPU-0", "small", 20 * GIB, 20 * GIB),
+                       Device("GPU-1", "large", 80 * GIB, 80 * GIB)])  # fmt: skip
+    make_pool(probe, memory_per_job_mib=80 * GIB).check()
+    with pytest.raises(DeviceError) as error:
+        make_pool(probe, memory_per_job_mib=90_000).check()
+    assert "memory_per_job_mib=90000 is more than any device has:" in str(error.value)
+    assert "\n  GPU-0 small: 20480 MiB\n  GPU-1 large: 81920 MiB\n" in str(error.value)
+    with pytest.raises(DeviceError, match="more than enough devices have"):
+        make_pool(probe, memory_per_job_mib=30_000, count=2).check()
+    with pytest.raises(DeviceError, match="a job wants 3 devices, and 2 can serve it"):
+        make_pool(probe, count=3).check()
+
+
+# -- real processes on devices made up --------------------------------------------------------------
+
+WELL = json.dumps(outcome_to_json(Outcome(State.COMPLETE, returned="float", score=1.0)))
+
+
+class Shell:
+    """Jobs that end when their file `end-<number>` is there: well, unless it says how else."""
+
+    def __init__(self, folder: Path, files: JobFiles) -> None:
+        self.folder = folder
+        self.files = files
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        end, result = self.folder / f"end-{job.number}", self.files.outcome(job.number)
+        wait = f"while [ ! -e {end} ]; do sleep 0.01; done; [ -s {end} ] && exit 3"
+        return ["/bin/sh", "-c", f"{wait}; echo '{WELL}' > {result}.new; mv {result}.new {result}"]
+
+    def end(self, number: int, badly: bool = False) -> None:
+        aside = self.folder / "aside"
+        aside.write_text("badly" if badly else "")
+        aside.rename(self.folder / f"end-{number}")
+
+
+class Machine:
+    """An executor on fake GPUs, with a sampler that looks often."""
+
+    def __init__(self, folder: Path, probe: FakeProbe, seen: bool = True, **keys: Any) -> None:
+        files = JobFiles.of(folder)
+        self.probe = probe
+        self.ids = [device.id for device in probe.devices()]
+        self.shell = Shell(folder, files)
+        self.pool = Pool(probe, LeaseFolder(folder / "leases"), holder=str(folder), **keys)
+        if seen:
+            self.pool.expect(0)
+        self.executor = LocalExecutor(self.shell, files, self.pool, Limits(grace_s=0.1))
+        self.ended: dict[int, Outcome] = {}
+
+    def start(self, *jobs: int) -> None:
+        for number in jobs:
+            self.executor.submit(Job(number, (), stage=1))
+
+    def end_of(self, number: int) -> Outcome:
+        def look() -> bool:
+            self.ended |= {job.number: outcome for job, outcome in self.executor.wait(0.05)}
+            return number in self.ended
+
+        wait_until(look, f"job {number} ends")
+        return self.ended[number]
+
+    def pid(self, number: int) -> int:
+        return self.executor._running[number].process.pid
+
+    def uses(self, device: int, **figures: Any) -> None:
+        """Change a device, and wait until the sampler has looked at it."""
+        self.probe.change(self.ids[device], **figures)
+        looks = self.looks
+        wait_until(lambda: self.looks >= looks + 2, "the sampler looks")
+
+    looks = 0
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
+    monkeypatch.setattr(sampling, "PERIOD_S", 0.02)
+    monkeypatch.setattr(pools, "LOST_S", 0.05)
+    made: list[Machine] = []
+
+    def make(probe: FakeProbe, **keys: Any) -> Machine:
+        found = Machine(tmp_path, probe, **keys)
+        made.append(found)
+        real = found.executor._sampler.sample
+
+        def counted() -> None:
+            real()
+            found.looks += 1
+
+        monkeypatch.setattr(found.executor._sampler, "sample", counted)
+        return found
+
+    yield make
+    for one in made:
+        one.executor.close()
+
+
+def test_a_job_is_measured_beside_others_and_its_peak_sets_the_next_reservation(
+    machine: Callable[..., Machine],
+) -> None:
+    here = machine(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=4)
+    here.start(0, 1)
+    mine, other = here.pid(0), here.pid(1)
+    here.uses(0, processes={mine: 9000, other: 500}, utilisation=80, temperature_c=61)
+    here.uses(0, processes={mine: 4000, other: 700}, utilisation=80, temperature_c=55)
+    here.shell.end(0)
+    use = here.end_of(0).device
+    assert use is not None
+    assert (use.ids, use.peak_mib) == ((here.ids[0],), 9000)
+    assert (use.mean_utilisation, use.max_temperature_c) == (80.0, 61)
+    assert here.pool.reservation_mib(1) == 9900
+    here.shell.end(1)
+    assert (ended := here.end_of(1).device) is not None and ended.peak_mib == 700
+
+
+def test_the_second_job_joins_when_the_first_has_shown_its_memory_and_not_while_it_loads(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=4)
+    here.start(0)
+    mine = here.pid(0)
+    here.uses(0, processes={mine: 20 * GIB})
+    assert here.executor.free_slots() == 0
+    monkeypatch.setattr(sampling, "LEVEL_S", 0.0)  # it has been so for long enough
+    here.uses(0, processes={mine: 30 * GIB})
+    wait_until(here.executor.free_slots, "it is level")
+    here.executor.submit(Job(1, (), stage=1))
+    assert here.pool.reservation_mib(1) == 33 * GIB
+    assert here.executor.free_slots() == 0  # 66 of 79.5
+
+
+def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
+    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sampling, "PERIOD_S", 1000.0)  # it looks when it is told to
+    probe = FakeProbe.gpus(1, 80 * GIB)
+    pool = make_pool(probe, seen=False, jobs_per_device=4)
+    sampler = sampling.Sampler(pool, lambda number, reason: None)
+    sampler.add(0, os.getpid(), [probe.devices()[0].id], {})
+    # Seconds, MiB in use -> what the next ones reserve.
+    table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
+             (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),
+             (90, 15_000, 22_000)]  # fmt: skip
+    for seconds, used_mib, reserved_mib in table:
+        now[0] = float(seconds)
+        probe.change(probe.devices()[0].id, processes={os.getpid(): used_mib} if used_mib else {})
+        sampler.sample()
+        assert pool.reservation_mib(1) == reserved_mib, seconds
+    sampler.close()
+
+
+@pytest.mark.parametrize("how", ["over at once", "for long"])
+def test_jobs_that_use_no_memory_keep_no_other_waiting_for_long(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(sampling, "UNSEEN_S", 0.2 if how == "for long" else 1000.0)
+    here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=2)
+    here.start(0)
+    assert here.executor.free_slots() == 0
+    if how == "over at once":
+        here.shell.end(0)
+        assert here.end_of(0).state is State.COMPLETE
+        here.start(1)
+    wait_until(here.executor.free_slots, "a second one may join")
+
+
+def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(
+    machine: Callable[..., Machine],
+) -> None:
+    here = machine(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)  # 500 MiB are in use
+    here.start(0, 1, 2)
+    host = {4_000_001: None, 4_000_002: None}  # pids of the host, which mean nothing here
+    for number in (0, 1):
+        here.uses(number, free_mib=80 * GIB - 7500, processes=host)
+    for number in (0, 1, 2):
+        here.shell.end(number)
+    peaks = {n: use.peak_mib for n in (0, 1, 2) if (use := here.end_of(n).device)}
+    assert peaks[1] == 7000  # alone on GPU 1
+    assert (peaks[0], peaks[2]) == (None, None)  # together on GPU 0: nobody can tell
+
+
+def test_a_lost_device_is_out_of_service_and_its_job_runs_elsewhere(
+    machine: Callable[..., Machine], caplog: pytest.LogCaptureFixture
+) -> None:
+    here = machine(FakeProbe.gpus(2))
+    here.start(0, 1)
+    here.probe.change(here.ids[0], problem="NVML: GPU is lost", error=15)
+    outcome = here.end_of(0)  # nobody ended it: its shell would wait for ever
+    assert (outcome.state, outcome.cause, outcome.lost) == (State.FAIL, Cause.DEVICE, True)
+    assert outcome.reason == "its device is lost: NVML: GPU is lost"
+    said = [r.getMessage() for r in caplog.records if "out of service" in r.getMessage()]
+    assert said == ["GPU-fa000000 is out of service for this sweep: NVML: GPU is lost"]
+    assert here.executor.free_slots() == 0  # GPU 1 is busy
+    here.shell.end(1)
+    assert here.end_of(1).state is State.COMPLETE
+    here.start(0)
+    assert here.executor.devices()[0] == (here.ids[1],)
+    here.probe.change(here.ids[0], problem="", error=0)
+    assert here.executor.free_slots() == 0
+
+
+def test_a_job_that_hangs_in_a_lost_device_beyond_sigkill_does_not_hold_up_the_sweep(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "signal_group", lambda group, number: None)
+    monkeypatch.setattr(local, "UNKILLABLE_S", 0.1)
+    here = machine(FakeProbe.gpus(1))
+    here.start(0)
+    thread = here.executor._running[0].thread
+    here.probe.change(here.ids[0], problem="NVML: GPU is lost", error=15)
+    outcome = here.end_of(0)
+    assert (outcome.cause, outcome.lost) == (Cause.DEVICE, True)
+    with pytest.raises(DeviceError, match="a job wants 1 devices, and 0 can serve it"):
+        here.executor.free_slots()
+    here.shell.end(0)
+    thread.join()
+    assert here.executor.wait(0.0) == [], "each job ends once"
+
+
+def test_when_no_device_is_left_the_error_names_each_and_why_after_the_last_job(
+    machine: Callable[..., Machine],
+) -> None:
+    here = machine(FakeProbe.gpus(2))
+    here.start(0)
+    here.probe.change(here.ids[1], problem="NVML: GPU requires restart", error=16)
+    wait_until(lambda: here.ids[1] in here.pool.retired, "GPU 1 is out")
+    here.pool.retired[here.ids[0]] = "NVML: Unknown Error"
+    assert here.executor.free_slots() == 0, "job 0 may still end well"
+    here.shell.end(0)
+    assert here.end_of(0).state is State.COMPLETE
+    with pytest.raises(DeviceError) as error:
+        here.executor.free_slots()
+    assert "GPU-fa000000 Fake GPU: out of service: NVML: Unknown Error" in str(error.value)
+    assert "GPU-fa000001 Fake GPU: out of service: NVML: GPU requires restart" in str(error.value)
+
+
+def test_an_error_of_nvml_that_passes_or_lasts_costs_no_healthy_job(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "SICK_S", 0.2)
+    here = machine(FakeProbe.gpus(2))
+    here.start(0)
+    here.uses(0, problem="NVML: Unknown Error", error=999)
+    here.uses(0, problem="", error=0)
+    assert here.pool.retired == {}
+    here.probe.change(here.ids[0], problem="NVML: Unknown Error", error=999)
+    wait_until(lambda: here.ids[0] in here.pool.retired, "it lasts")
+    assert here.pool.lost == set()
+    here.shell.end(0)
+    assert here.end_of(0).state is State.COMPLETE
+    here.start(1)
+    assert here.executor.devices()[1] == (here.ids[1],)
+
+
+def test_a_job_that_fails_while_its_device_cannot_be_asked_runs_again_elsewhere(
+    machine: Callable[..., Machine],
+) -> None:
+    here = machine(FakeProbe.gpus(2))
+    here.start(0, 1)
+    here.shell.end(1, badly=True)
+    assert (here.end_of(1).cause, here.end_of(1).lost) == (Cause.EXIT, False)
+    here.probe.change(here.ids[0], problem="NVML: Unknown Error", error=999)
+    here.shell.end(0, badly=True)
+    outcome = here.end_of(0)
+    assert (outcome.cause, outcome.lost) == (Cause.DEVICE, True)
+    assert outcome.reason == "exit status 3 [GPU-fa000000: NVML: Unknown Error]"
+    assert here.executor.free_slots() == 1
+    assert here.ids[0] in here.pool.retired
+
+
+# -- whole sweeps -----------------------------------------------------------------------------------
+
+
+def crowd(ledger: list[dict[str, Any]]) -> int:
+    """The most jobs on one device at any time."""
+    running: dict[str, int] = {}
+    most = 0
+    for event in ledger:
+        device = event["devices"]
+        running[device] = running.get(device, 0) + (1 if event["event"] == "start" else -1)
+        most = max(most, *running.values())
+    return most
+
+
+def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
+    benches: Callable[..., Bench],
+    gpus: Gpus,
+    tmp_path: Path,
+) -> None:
+    one, other = (gpus.seen_by(benches("chain", name)) for name in ("one", "other"))
+    hold = tmp_path / "hold"
+    hold.touch()
+    for bench in (one, other):
+        bench.leases = tmp_path / "leases-of-both"
+        bench.environment |= {
+            "AUTOCL_LEASE_DIR": str(bench.leases),
+            "CUDA_VISIBLE_DEVICES": GPUS[0],
+            "LEDGER": str(one.ledger_file),
+            "HOLD": str(hold),
+        }
+    first = one.start(*OURS, "lr=1", "hydra.launcher.jobs_per_device=2")
+    wait_until(lambda: one.ledger("start"), "a job of the one")
+    second = other.start(*OURS, choices(3), "hydra.launcher.jobs_per_device=3")
+    wait_until(lambda: len(one.ledger("start")) == 2, "a job of the other joins it")
+    hold.unlink()
+    for bench, process in ((one, first), (other, second)):
+        assert process.wait(120) == 0, bench.printed(process)
+        assert {event["state"] for event in bench.finished().values()} == {"COMPLETE"}
+    assert crowd(one.ledger()) == 2
+    assert len(one.ledger("end")) == 4
+    assert one.nothing_is_left()
+    (event,) = one.finished().values()
+    assert event["device"]["ids"] == [GPUS[0]]
+    with open(one.sweep / "trials.csv", newline="") as file:
+        assert [row["device/ids"] for row in csv.DictReader(file)] == [GPUS[0]]
+
+
+def test_what_a_job_used_survives_the_journal_and_old_journals_have_none() -> None:
+    use = DeviceUse(("GPU-a", "GPU-b"), 1234, 56.5, None)
+    told = json.loads(json.dumps(outcome_to_json(Outcome(State.COMPLETE, device=use))))
+    assert outcome_from_json(told).device == use
+    del told["device"]
+    assert outcome_from_json(told).device is None
+
+
+def test_declared_memory_packs_a_whole_sweep(on_gpus: Bench) -> None:
+    """Two of 40000 MiB fit into 81559 with 559 in use; the third waits for one of them."""
+    hold = on_gpus.folder / "hold"
+    hold.touch()
+    process = on_gpus.start(
+        *OURS, choices(3), "hydra.launcher.memory_per_job_mib=40000",
+        HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
+    )  # fmt: skip
+    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "two jobs run")
+    hold.unlink()
+    output = on_gpus.finish(process)
+    assert process.returncode == 0, output
+    assert crowd(on_gpus.ledger()) == 2
+    assert len(on_gpus.ledger("end")) == 3
+
+
+def test_more_memory_than_any_gpu_has_is_an_error_before_any_job(on_gpus: Bench) -> None:
+    output = on_gpus.run(*OURS, "lr=1", "hydra.launcher.memory_per_job_mib=81560", status=1)
+    assert "DeviceError: hydra.launcher.memory_per_job_mib=81560 is more than any device" in output
+    assert "\n  GPU-00000007 Fake H100 80GB: 81559 MiB\n" in output
+    assert on_gpus.ledger() == [] and not on_gpus.sweep.joinpath("journal.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_is_measured_through_nvml(on_gpus: Bench, gpus: Gpus) -> None:
+    hold = on_gpus.folder / "hold"
+    hold.touch()
+    process = on_gpus.start(
+        *OURS, choices(2), "hydra.launcher.jobs_per_device=2",
+        HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
+    )  # fmt: skip
+    wait_until(lambda: on_gpus.ledger("start"), "a job runs, alone while nobody knows its memory")
+    (first,) = on_gpus.ledger("start")
+    gpus.change(2, pids={first["pid"]: 9000}, free_mib=81_559 - 9559)
+    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "another one joins it")
+    assert "jobs reserve 9900 MiB until one has finished: one that runs uses 9000" in (
+        on_gpus.printed(process)
+    )
+    used = {event["pid"]: 9000 + 1000 * event["trial"] for event in on_gpus.ledger("start")}
+    gpus.change(2, pids=used, free_mib=81_559 - 19_559, utilisation=70, temperature_c=71)
+    time.sleep(5 * sampling.PERIOD_S)
+    hold.unlink()
+    output = on_gpus.finish(process)
+    assert process.returncode == 0, output
+    for trial, event in on_gpus.finished().items():
+        use = event["device"]
+        assert (use["ids"], use["peak_mib"]) == ([GPUS[2]], 9000 + 1000 * trial)
+        assert use["max_temperature_c"] == 71 and 0 < use["mean_utilisation"] <= 70
+    assert re.search("jobs of stage 1 reserve (9900|11000) MiB from now on", output)

@@ -1,0 +1,415 @@
+"""hydra/launcher=ray: agents, and two Ray nodes on this machine. Runs where Ray is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, wait_until
+from test_pipeline import COMMAND, Run, World, check_the_tree, started
+
+from autocl_sweeper.executor.ray import cluster as rays
+from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor
+from autocl_sweeper.executor.simulated import SimulatedExecutor
+from autocl_sweeper.hydra_sweep import learn_from
+from autocl_sweeper.journal import outcome_to_json
+from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.types import DeviceUse, History, Job, Outcome, State, Suggestion, Trial
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed"
+)
+# Ray asks for the machine's own address and listens there; this makes it the loopback's.
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+OURS = ("hydra/sweeper=autocl", "hydra/launcher=ray")
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(APPS / "ray_cluster.py"), str(folder)],
+            env={
+                **os.environ,
+                **ON_LOOPBACK,
+                "HOME": str(folder),  # Ray keeps a token there
+                "PYTHONPATH": str(REPOSITORY),
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        assert self.address, "the cluster did not start"
+
+    def lose_a_node(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def close(self) -> None:
+        with self.process:  # closes the pipes, which ends it
+            pass
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    made.close()
+
+
+def alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@needs_ray
+def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
+    chain: Bench, cluster: Cluster
+) -> None:
+    hold = chain.folder / "hold"
+    hold.touch()
+    command = (
+        *OURS,
+        f"hydra.launcher.address={cluster.address}",
+        "hydra.launcher.cpu_slots=2",
+        "hydra.launcher.warm=true",
+        "hydra.job.env_copy=[LEDGER,HOLD]",
+        "task=a,b",
+        "lr=1,2,3,4",
+    )
+    killed = chain.start(*command, HOLD=str(hold), **ON_LOOPBACK)
+    wait_until(lambda: len(chain.ledger("start")) == 4, "both nodes run two jobs each")
+    killed.kill()
+    pids = [event["pid"] for event in chain.ledger("start")]
+    wait_until(lambda: not any(map(alive, pids)), "no job outlives its controller")
+
+    sweep = chain.start(*command, HOLD=str(hold), **ON_LOOPBACK)
+    wait_until(lambda: len(chain.ledger("start")) == 8, "the same four run again")
+    assert chain.printed(sweep).count("starting an agent on node 127.0.0.1/") == 2
+    pids = [event["pid"] for event in chain.ledger("start")[4:]]
+    cluster.lose_a_node()
+    wait_until(lambda: sum(map(alive, pids)) == 2, "the jobs of the lost node are gone")
+    hold.unlink()
+    output = chain.finish(sweep)
+    assert sweep.returncode == 0, output
+
+    lost = [e for e in chain.events("attempt_failed") if "was lost" in e["reason"]]
+    assert len(lost) == 2 and all(event["lost"] for event in lost)
+    assert "node 127.0.0.1/" in lost[0]["reason"]
+    # By hand: the score of a chain is the first lr minus 0.6 times the second.
+    second_stage = {round(first - 0.6 * lr, 6) for first in (3, 4) for lr in (1, 2, 3, 4)}
+    kept = {e["score"] for e in chain.finished().values() if e["state"] == "COMPLETE"}
+    assert kept >= {1, 2, 3, 4} | second_stage
+    assert chain.results()["chain"][-1]["score"] == max(second_stage)
+    pids = [event["pid"] for event in chain.ledger("start")]
+    wait_until(lambda: not any(map(alive, pids)), "no job is left")
+
+
+@needs_ray
+def test_a_cluster_that_does_not_answer_is_named_with_the_command_that_starts_one(
+    chain: Bench,
+) -> None:
+    output = chain.run(*OURS, "hydra.launcher.address=127.0.0.1:9", "task=a", status=1)
+    assert "No Ray cluster answers at hydra.launcher.address=127.0.0.1:9" in output
+    assert "ray start --head" in output
+    assert not chain.ledger("start")
+
+
+def test_without_ray_the_launcher_says_how_to_install_it(chain: Bench) -> None:
+    stub = chain.folder / "no_ray"
+    stub.mkdir()
+    (stub / "ray.py").write_text("raise ImportError('no module named ray')\n")
+    path = os.pathsep.join([str(stub), chain.environment["PYTHONPATH"]])
+    output = chain.run(*OURS, "task=a", status=1, PYTHONPATH=path)
+    assert "pip install 'autocl-sweeper[ray]'" in output
+    assert "Traceback" not in output
+    assert not chain.ledger("start")
+
+
+def test_jobs_that_should_outlive_their_controller_are_refused_on_a_cluster(chain: Bench) -> None:
+    output = chain.run(*OURS, "hydra.launcher.on_controller_death=finish", "task=a", status=1)
+    assert "hydra.launcher.on_controller_death=finish" in output
+    assert not chain.ledger("start")
+
+
+def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
+    """An agent without Ray: its protocol is lines of JSON."""
+    hold = chain.folder / "hold"
+    hold.touch()
+    # Another sweep's package serves as what the controller wrote.
+    sweep = chain.start("hydra/sweeper=autocl", "hydra/launcher=gpu", "task=a", HOLD=str(hold))
+    wait_until(lambda: chain.ledger("start"), "the job that brings the package runs")
+    package = (chain.sweep / ".autocl" / "package.pkl").read_bytes()
+    sweep.kill()
+    wait_until(chain.nothing_is_left, "the sweep is gone")
+    folder = chain.folder / "other" / ".autocl"
+    folder.mkdir(parents=True)
+    (folder / "package.pkl").write_bytes(package)
+    settings = {
+        "folder": str(folder),
+        "holder": "a test",
+        "returns": False,
+        "launcher": {**launcher_keys(), "jobs_per_device": 2},
+    }
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "autocl_sweeper.executor.ray.agent", json.dumps(settings)],
+        env={**chain.environment, "HOLD": str(hold)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert agent.stdin is not None and agent.stdout is not None
+    patience = threading.Timer(DEADLINE_S, agent.kill)  # else what it never tells is waited for
+    patience.start()
+
+    def ask(**request: object) -> None:
+        assert agent.stdin is not None
+        agent.stdin.write(json.dumps(request) + "\n")
+        agent.stdin.flush()
+
+    def hear(key: str) -> dict[str, object]:
+        assert agent.stdout is not None
+        for line in agent.stdout:
+            message: dict[str, object] = json.loads(line)
+            if key in message:
+                return message
+        raise AssertionError(f"the agent left without a word about {key}")
+
+    ask(learn=1, peak_mib=5000, finished=2)
+    told = "jobs of stage 1 reserve 5500 MiB from now on: the largest of 2 used 5000"
+    assert hear("log")["log"] == [logging.INFO, told]
+    overrides = [f"hydra.sweep.dir={folder.parent}", "lr=5"]
+    ask(slots=True)
+    assert hear("slots")["slots"] == 1
+    ask(submit=7, overrides=overrides, alone=False)
+    assert hear("on") == {"on": 7, "devices": ["cpu-0"]}
+    wait_until(lambda: len(chain.ledger("start")) == 2, "the agent's job runs")
+    ask(cancel=7)
+    ended = hear("ended")
+    assert ended["ended"] == 7
+    assert ended["outcome"]["reason"] == "cancelled"  # type: ignore[index]
+    ask(slots=True)
+    hear("slots")
+    ask(submit=8, overrides=overrides, alone=False)
+    wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
+    patience.cancel()
+    with agent:  # closes its pipes
+        pass
+    wait_until(chain.nothing_is_left, "its jobs and leases are gone")
+
+
+def launcher_keys() -> dict[str, object]:
+    """The defaults of hydra/launcher=ray, as the launcher gives them."""
+    from dataclasses import asdict
+
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+    from hydra_plugins.hydra_autocl_sweeper.config import RayLauncherConf
+
+    return {**asdict(RayLauncherConf()), "cpu_slots": 2}
+
+
+# -- without Ray: a cluster in virtual time ---------------------------------------------------------
+
+
+class FakeAgent:
+    """What an agent answers, by its protocol; its jobs are simulated."""
+
+    def __init__(self, devices: int, run: Callable[[Job], Outcome]) -> None:
+        self.executor = SimulatedExecutor(devices, run, grace_s=0.1)
+        self.messages: list[Mapping[str, Any]] = []
+        self.learned: list[tuple[int, int, int]] = []
+        self.cancelled: list[int] = []
+        self.options = lambda **_: self
+        self.tell = SimpleNamespace(remote=self.hear)
+        self.told = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: self))
+
+    def remote(self, argv: Sequence[str], environment: Mapping[str, str]) -> FakeAgent:
+        return self
+
+    def hear(self, request: Mapping[str, Any]) -> None:
+        if "slots" in request:
+            self.messages.append({"slots": min(1, self.executor.free_slots())})
+        elif "submit" in request:
+            job = Job(request["submit"], tuple(request["overrides"]), stage=request["stage"])
+            self.executor.submit(job)
+        elif "cancel" in request:
+            self.cancelled.append(request["cancel"])
+            self.executor.cancel(Job(request["cancel"], ()))
+        elif "learn" in request:
+            self.learned.append((request["learn"], request["peak_mib"], request["finished"]))
+        elif "close" in request:
+            self.messages.append({"gone": 0})
+
+    def move_to(self, clock_s: float) -> None:
+        self.executor.clock_s = clock_s
+        for job, outcome in self.executor.wait(0.0):
+            told = outcome_to_json(outcome)
+            self.messages.append({"ended": job.number, "outcome": told, "lost": False})
+
+
+class FakeRay:
+    """As much of Ray as the controller needs; time goes by when it waits and nothing was told."""
+
+    exceptions = SimpleNamespace(RayActorError=ConnectionError)
+
+    def __init__(self, *devices: int, run: Callable[[Job], Outcome]) -> None:
+        self.agents = [FakeAgent(count, run) for count in devices]
+        self.alive = len(devices)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "NodeID": str(n),
+                "NodeManagerAddress": "here",
+                "Resources": {"CPU": 1},
+                "Alive": n < self.alive,
+            }
+            for n in range(len(self.agents))
+        ]
+
+    def remote(self, **_: Any) -> Callable[[type], Any]:
+        return lambda _: SimpleNamespace(
+            options=lambda scheduling_strategy, **_: self.agents[int(scheduling_strategy)]
+        )
+
+    def wait(
+        self, told: list[FakeAgent], num_returns: int, timeout: float
+    ) -> tuple[list[FakeAgent], None]:
+        if timeout > ANSWER_S and not any(agent.messages for agent in told):
+            busy = [agent.executor for agent in told if agent.executor._running]
+            if busy:
+                end = min(executor._next_end() for executor in busy)
+                for agent in told:
+                    agent.move_to(end)
+        return [agent for agent in told if agent.messages][:num_returns], None
+
+    def get(self, agent: FakeAgent) -> list[Mapping[str, Any]]:
+        messages, agent.messages = agent.messages, []
+        return messages
+
+    def shutdown(self) -> None:
+        """Nothing was started."""
+
+
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., RayExecutor]:
+    """Executors over fake nodes: fake_ray(2, 3, run=...) has one of 2 devices and one of 3."""
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda key, soft: key)
+    for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, strategies)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+    def make(*devices: int, run: Callable[[Job], Outcome]) -> RayExecutor:
+        monkeypatch.setattr(rays, "connect", lambda address: FakeRay(*devices, run=run))
+        package = SimpleNamespace(files=JobFiles.of(tmp_path / "sweep"), write=lambda: None)
+        return RayExecutor("auto", launcher_keys(), package, False, {})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize("seed", [6, 12, 16])
+def test_on_a_cluster_too_the_tree_is_that_of_the_sweep_that_waits(
+    seed: int, tmp_path: Path, fake_ray: Callable[..., RayExecutor]
+) -> None:
+    """Jobs of the next stage begin early on any node; those whose parent falls out end there."""
+    world = World(seed)
+    waiting = Run(world, tmp_path / "waits", pipeline=False)
+    early = Run(world, tmp_path / "early", pipeline=True, make=lambda run: fake_ray(2, 3, run=run))
+    assert early.table() == waiting.table()
+    assert early.beams() == waiting.beams()
+    over: set[int] = set()
+    expected: list[int] = []  # those given up while their job ran
+    for record in early.records():
+        if record["event"] == "finish":
+            over.add(record["trial"])
+        elif record["event"] == "give_up" and record["trial"] not in over:
+            expected.append(record["trial"])
+    agents = early.executor._ray.agents
+    assert sorted(n for agent in agents for n in agent.cancelled) == sorted(expected)
+    assert all(agent.cancelled for agent in agents), "another seed proves more"
+    early.executor.close()
+
+
+def finished_with(peak_mib: int | None, state: State = State.COMPLETE) -> Outcome:
+    return Outcome(state, seconds=1.0, device=DeviceUse(("GPU-0",), peak_mib))
+
+
+def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_later(
+    fake_ray: Callable[..., RayExecutor],
+) -> None:
+    ends = {0: finished_with(7000), 1: finished_with(9999, State.FAIL), 2: finished_with(None)}
+    executor = fake_ray(1, 1, 1, run=lambda job: ends[job.number])
+    ray = executor._ray
+    ray.alive = 2
+    history = History()  # of a sweep that is continued
+    for number, (stage, peak_mib) in enumerate([(1, 5000), (1, 4000), (2, 300), (2, None)]):
+        history.start(Trial(number, stage, "a", Suggestion(number, {}), None))
+        history.finish(number, finished_with(peak_mib))
+    learn_from(history, executor)
+    for number in ends:
+        wait_until(executor.free_slots, "a slot")
+        executor.submit(Job(number, (), stage=1))
+        ((job, _),) = wait_until(lambda: executor.wait(None), "it ends")
+        assert job.number == number
+    first, second, third = ray.agents
+    on_first = first.executor.busy[0].number == 0
+    told = [(1, 5000, 2), (2, 300, 1)]
+    # Who ran job 0 knows it by itself.
+    assert (first if on_first else second).learned == told
+    assert (second if on_first else first).learned == [*told, (1, 7000, 1)]
+    ray.alive, executor._met = 3, -rays.POLL_S
+    executor.free_slots()
+    assert third.learned == [(1, 7000, 3), (2, 300, 1)]
+    executor.close()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_jobs_that_began_early_on_two_nodes_are_kept_or_ended(
+    chain: Bench, cluster: Cluster
+) -> None:
+    """The tree of test_pipeline's real jobs; one of a losing parent would run for ever."""
+    hold = chain.folder / "hold"
+    hold.touch()
+    names = "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,FOREVER]"
+    command = [text for text in COMMAND if "hydra/launcher" not in text and "cpu_slots" not in text]
+    sweep = chain.start(
+        *command, *OURS[1:], f"hydra.launcher.address={cluster.address}",
+        "hydra.launcher.cpu_slots=2", names, HOLD=str(hold), HOLDS="[3]", FOREVER="[[1, 9]]",
+        **ON_LOOPBACK,
+    )  # fmt: skip
+    early = {(2, 4), (2, 9), (1, 4), (1, 9)}
+    wait_until(lambda: started(chain) >= early and len(chain.finished()) == 5, "all of b began")
+    wait_until(lambda: len(chain.ledger("start")) == 7, "the jobs themselves too")
+    hold.unlink()
+    output = chain.finish(sweep)
+    assert sweep.returncode == 0, output
+    check_the_tree(chain)
+    assert len(chain.ledger("start")) == 3 + 4 + 2
+
+
+def test_submitit_runs_a_sweep_stage_by_stage(chain: Bench) -> None:
+    """Its local executor, in place of SLURM: the same plugin code on the controller's side."""
+    chain.run(
+        "hydra/sweeper=autocl", "hydra/launcher=submitit_local", "task=a,b", "lr=1,2", "hydra.sweeper.top_k=1"
+    )  # fmt: skip
+    scores = {number: event["score"] for number, event in chain.finished().items()}
+    assert scores == {0: 1, 1: 2, 2: 1.4, 3: 0.8}  # lr1 - 0.6 lr2, from the better first step

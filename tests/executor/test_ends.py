@@ -1,0 +1,643 @@
+"""What is done about the end of a job: memory, retries, stalls, and a sweep that is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.bench import Bench, wait_until
+from support.fake_nvml import build as fake
+from test_plan import plan_of
+
+from autocl_sweeper.device.leases import LeaseFolder
+from autocl_sweeper.device.pool import Pool
+from autocl_sweeper.device.probe import CpuProbe
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.executor.process import last_write as writing
+from autocl_sweeper.executor.process.deadlines import Deadlines
+from autocl_sweeper.executor.process.groups import OomKills, exit_reason
+from autocl_sweeper.executor.process.last_write import LastWrite
+from autocl_sweeper.executor.settings import check
+from autocl_sweeper.executor.simulated import SimulatedExecutor
+from autocl_sweeper.journal import NAME, fold, outcome_from_json, outcome_to_json, read
+from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
+from autocl_sweeper.report.progress import LogProgress
+from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.types import Cause, Job, Outcome, State
+
+OURS = ("hydra/sweeper=autocl", "task=a")
+
+# -- out of memory, or something else ---------------------------------------------------------------
+
+TorchOutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})
+
+
+class AllocatorError(TorchOutOfMemoryError):  # type: ignore[misc, valid-type]
+    """A library's own, derived from torch's."""
+
+
+MESSAGES = [
+    (TorchOutOfMemoryError("anything"), Cause.DEVICE_MEMORY),
+    (AllocatorError("anything"), Cause.DEVICE_MEMORY),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), Cause.DEVICE_MEMORY),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"), Cause.DEVICE_MEMORY),
+    (RuntimeError("HIP out of memory. Tried to allocate"), Cause.DEVICE_MEMORY),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), Cause.DEVICE_MEMORY),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        Cause.DEVICE_MEMORY,
+    ),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), Cause.DEVICE_MEMORY),
+    (RuntimeError("Cuda failure 2 'out of memory'"), Cause.DEVICE_MEMORY),
+    (MemoryError(), Cause.HOST_MEMORY),
+    (OSError(12, "Cannot allocate memory"), Cause.HOST_MEMORY),
+    (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate"
+                     " memory: you tried to allocate 4000 bytes"),
+        Cause.HOST_MEMORY,
+    ),
+    (RuntimeError("CUDA error: device-side assert triggered"), Cause.EXCEPTION),
+    (RuntimeError("CUDNN_STATUS_EXECUTION_FAILED"), Cause.EXCEPTION),
+    (OSError(28, "No space left on device"), Cause.EXCEPTION),
+    (ValueError("the sentence is out of memory of the tokenizer"), Cause.EXCEPTION),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error, cause", MESSAGES, ids=lambda value: str(value)[:40])
+def test_running_out_of_memory_is_known_by_what_libraries_raise(
+    error: Exception, cause: Cause
+) -> None:
+    assert cause_of(error) is cause
+    assert failure(error, 1.0).cause is cause
+
+
+def raised(how: str) -> BaseException:
+    memory = TorchOutOfMemoryError("CUDA out of memory")
+    try:
+        try:
+            raise memory
+        except RuntimeError as caught:
+            if how == "from":
+                raise ValueError("the batch cannot be made") from caught
+            if how == "while handling":
+                raise ValueError("the batch cannot be made")  # noqa: B904
+            if how == "from None":
+                raise ValueError("the settings are wrong") from None
+            error = ValueError("a loop")
+            error.__cause__, memory.__cause__ = memory, error
+            raise error  # noqa: B904
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "how, cause",
+    [
+        ("from", Cause.DEVICE_MEMORY),
+        ("while handling", Cause.DEVICE_MEMORY),
+        ("in a loop", Cause.DEVICE_MEMORY),
+        ("from None", Cause.EXCEPTION),
+    ],
+)
+def test_an_error_is_what_led_to_it_unless_its_author_says_otherwise(
+    how: str, cause: Cause
+) -> None:
+    assert cause_of(raised(how)) is cause
+
+
+@pytest.mark.parametrize(
+    "lines, cause",
+    [
+        (["Traceback", "torch.OutOfMemoryError: CUDA out of memory.", "[W] exit"], "device_memory"),
+        (["RuntimeError: CUDA error: out of memory"], "device_memory"),
+        (["MemoryError"], "host_memory"),
+        (["numpy._core._exceptions.MemoryError: Unable to allocate"], "host_memory"),
+        (["step 3: no CUDA out of memory so far", "ValueError: x"], "exit"),
+        ([], "exit"),
+    ],
+)
+def test_a_job_that_only_exited_is_told_by_the_last_traceback_in_its_log(
+    lines: list[str], cause: str
+) -> None:
+    assert cause_in_log(lines).value == cause
+
+
+@pytest.mark.parametrize(
+    "before, after, words, cause",
+    [
+        ((3, 7), (4, 8), "for this control group rose", Cause.HOST_MEMORY),
+        ((3, 7), (3, 8), "most likely", Cause.HOST_MEMORY),
+        ((3, 7), (3, 7), "not the kernel's", Cause.SIGNAL),
+        ((None, 7), (None, 7), "not the kernel's", Cause.SIGNAL),
+        ((None, None), (None, None), "likely the kernel's", Cause.SIGNAL),
+        ((3, None), (3, None), "likely the kernel's", Cause.SIGNAL),
+    ],
+)
+def test_a_sigkill_is_blamed_on_the_kernel_as_far_as_its_counts_go(
+    before: tuple[int | None, int | None],
+    after: tuple[int | None, int | None],
+    words: str,
+    cause: Cause,
+) -> None:
+    blame, found = OomKills(*before).blame(OomKills(*after))
+    assert words in blame and "out-of-memory" in blame
+    assert found is cause
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    unnamed = signal.SIGRTMIN + 3
+    assert exit_reason(-unnamed) == f"killed by signal {int(unnamed)}"
+
+
+def test_outcomes_of_journals_that_know_no_cause_are_read() -> None:
+    outcome = Outcome(State.FAIL, "exit status 3", cause=Cause.EXIT)
+    record = outcome_to_json(outcome)
+    assert outcome_from_json(record) == outcome
+    del record["cause"]
+    record["configuration_error"] = False
+    assert outcome_from_json(record) == replace(outcome, cause=Cause.NONE)
+
+
+# -- retries ----------------------------------------------------------------------------------------
+
+
+def test_retries_come_soon_at_first_then_ever_later_up_to_a_limit() -> None:
+    assert [delay_s(5.0, retry) for retry in (1, 2, 3, 4)] == [5.0, 10.0, 20.0, 40.0]
+    assert delay_s(5.0, 10_000) == 600.0
+    assert delay_s(3600.0, 4) == 3600.0  # asked for
+    assert delay_s(0.0, 3) == 0.0
+
+
+def test_what_waits_comes_out_when_it_is_due_and_in_that_order() -> None:
+    clock = [0.0]
+    waiting: Waiting[str] = Waiting(lambda: clock[0])
+    assert (waiting.due(), waiting.wait_s()) == (False, None)
+    waiting.add("late", 10.0)
+    waiting.add("soon", 2.0)
+    assert (bool(waiting), waiting.due(), waiting.wait_s()) == (True, False, 2.0)
+    waiting.add("first")
+    waiting.add("second")
+    assert (waiting.due(), waiting.wait_s()) == (True, None)
+    assert [waiting.pop(), waiting.pop()] == ["first", "second"]
+    clock[0] = 2.0
+    assert (waiting.due(), waiting.pop(), waiting.wait_s()) == (True, "soon", 8.0)
+    clock[0] = 11.0
+    assert (waiting.due(), waiting.pop(), bool(waiting)) == (True, "late", False)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Cause) -> None:
+    hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED}
+    assert may_help(Outcome(State.FAIL, cause=cause)) == (cause not in hopeless)
+    assert not may_help(Outcome(State.COMPLETE, cause=cause))
+
+
+ENDS = {
+    "timeout_s": None, "stall_s": None, "grace_s": 10.0, "retries": 0, "retry_delay_s": 5.0,
+    "on_controller_death": "kill",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key, value, rule",
+    [
+        ("timeout_s", 0, "more than 0, or null"),
+        ("stall_s", -1.0, "more than 0, or null"),
+        ("stall_s", float("nan"), "more than 0, or null"),
+        ("grace_s", -1.0, "at least 0"),
+        ("grace_s", float("inf"), "at least 0"),
+        ("retries", -1, "at least 0"),
+        ("retry_delay_s", -0.5, "at least 0"),
+        ("on_controller_death", "wait", "kill, finish"),
+    ],
+)
+def test_a_launcher_setting_that_means_nothing_is_refused_by_name(
+    key: str, value: object, rule: str
+) -> None:
+    check(ENDS)
+    check({**ENDS, "grace_s": 0, "timeout_s": 1, "on_controller_death": "finish"})
+    with pytest.raises(ConfigurationError, match=f"hydra.launcher.{key}=.*{rule}"):
+        check({**ENDS, key: value})
+
+
+class VirtualTime(SimulatedExecutor):
+    """Both clocks of a sweep too; jobs fail as often as told. Waiting for nothing takes its time."""
+
+    def __init__(self, fails: dict[int, int], now_s: float = 0.0) -> None:
+        super().__init__(1, self.end)
+        self.fails = fails
+        self.clock_s = now_s
+        self.starts: list[tuple[int, float]] = []
+
+    def end(self, job: Job) -> Outcome:
+        self.starts.append((job.number, self.clock_s))
+        self.fails[job.number] = self.fails.get(job.number, 0) - 1
+        if self.fails[job.number] >= 0:
+            return Outcome(State.FAIL, "exit status 3", seconds=1.0, cause=Cause.EXIT)
+        return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=10.0)
+
+    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
+        if not self._running:
+            self.clock_s += timeout_s or 0.0
+        return super().wait(timeout_s)
+
+    def time(self) -> float:
+        return self.clock_s
+
+    def monotonic(self) -> float:
+        return self.clock_s
+
+
+def run_in_virtual_time(folder: Path, executor: VirtualTime) -> list[tuple[int, float]]:
+    """A sweep of two trials on one device: who started when."""
+    plan = plan_of("task=a", "lr=1,2", retries=3, retry_delay_s=100.0)
+    sweep = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress(), clock=executor)
+    assert [trial.state for trial in sweep.run()] == [State.COMPLETE] * 2
+    return executor.starts
+
+
+def test_while_a_retry_waits_for_its_time_other_trials_run(tmp_path: Path) -> None:
+    # By hand: 0 fails at 1, and 100 s later again, at 102; then 200 s go by.
+    starts = run_in_virtual_time(tmp_path, VirtualTime({0: 2}))
+    assert starts == [(0, 0.0), (1, 1.0), (0, 101.0), (0, 302.0)]
+
+
+@pytest.mark.parametrize(
+    "resumed_at, runs_at",
+    [(1_050.0, 1_200.0), (1_199.0, 1_200.0), (40_000.0, 40_000.0), (500.0, 700.0)],
+    ids=["early", "just before", "long after", "by a clock that is behind"],
+)
+def test_a_retry_that_waited_when_its_controller_died_waits_out_the_rest(
+    tmp_path: Path, resumed_at: float, runs_at: float
+) -> None:
+    run_in_virtual_time(tmp_path / "whole", VirtualTime({0: 2}))
+    records = read(tmp_path / "whole")
+    second = [place for place, e in enumerate(records) if e["event"] == "attempt_failed"][1]
+    cut = [*records[:second], {**records[second], "time": 1_000.0}]
+    folder = tmp_path / "again"
+    folder.mkdir()
+    (folder / NAME).write_text("".join(json.dumps(record) + "\n" for record in cut))
+    assert run_in_virtual_time(folder, VirtualTime({}, resumed_at)) == [(0, runs_at)]
+
+
+def test_a_job_that_no_longer_composes_stops_the_sweep_and_runs_again_when_mended(
+    tmp_path: Path,
+) -> None:
+    mended = False
+
+    def end(job: Job) -> Outcome:
+        if mended or job.number == 0:
+            return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=1.0)
+        why = "Could not find 'model/gone'"
+        return Outcome(State.FAIL, why, cause=Cause.CONFIGURATION, log_tail=("the last line",))
+
+    def swept() -> Sweep:
+        plan = plan_of("task=a", "lr=1,2,3", retries=3)
+        executor = SimulatedExecutor(1, end)
+        return Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress())
+
+    with pytest.raises(ConfigurationError, match=r"(?s)Trial 1 .*not be composed: .*last line"):
+        swept().run()
+    state = fold(read(tmp_path))
+    assert [trial.state for trial in state.history] == [State.COMPLETE, State.RUNNING]
+    assert not any(event["event"] == "attempt_failed" for event in read(tmp_path))
+    mended = True
+    assert [trial.state for trial in swept().run()] == [State.COMPLETE] * 3
+
+
+def test_alone_the_launcher_retries_crashes_as_often_as_asked(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    output = bench.run(
+        "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", "fault=fine,sigkill,no_device_memory",
+        "task=a", "hydra.launcher.retries=2", "hydra.launcher.retry_delay_s=0.1", status=1,
+    )  # fmt: skip
+    assert output.count("#1 runs again in 0.1 s: killed by SIGKILL") == 1
+    assert output.count("#1 runs again in 0.2 s: killed by SIGKILL") == 1
+    assert "#0 runs again" not in output and "#2 runs again" not in output
+    assert len(list((bench.sweep / "1").glob("job.log*"))) == 3
+    assert bench.nothing_is_left()
+
+
+# -- a device that others share ---------------------------------------------------------------------
+
+
+class Tells:
+    """Job 1 is out of memory; job 0 is so too unless it is alone, and job 2 waits for a file."""
+
+    def __init__(self, files: JobFiles, hold: Path) -> None:
+        self.files = files
+        self.hold = hold
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        lines = "import sys, time, pathlib\n"
+        if job.number == 2:
+            lines += f"while pathlib.Path({str(self.hold)!r}).exists(): time.sleep(0.02)\n"
+        if job.number == 1 or (job.number == 0 and not job.alone):
+            lines += "sys.exit('RuntimeError: CUDA out of memory. Tried to allocate 2 GiB')\n"
+        return [sys.executable, "-c", lines]
+
+
+def ends(executor: LocalExecutor, count: int) -> dict[int, Outcome]:
+    found: dict[int, Outcome] = {}
+
+    def enough() -> bool:
+        found.update({job.number: outcome for job, outcome in executor.wait(0.1)})
+        return len(found) >= count
+
+    wait_until(enough, f"{count} jobs end")
+    return found
+
+
+def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
+    tmp_path: Path,
+) -> None:
+    hold, files = tmp_path / "hold", JobFiles.of(tmp_path)
+    pool = Pool(CpuProbe(1, {}), LeaseFolder(), jobs_per_device=2)
+    hold.touch()
+    executor = LocalExecutor(Tells(files, hold), files, pool)
+    try:
+        executor.submit(Job(2, ()))
+        executor.submit(Job(0, ()))
+        outcome = ends(executor, 1)[0]
+        assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, True)
+        assert outcome.reason.endswith("[shared cpu-0]")
+        executor.submit(Job(0, (), alone=True))
+        assert set(executor.devices()) == {2}, "it started beside another"
+        assert executor.free_slots() == 0, "the place it waits for would go to another"
+        executor._wants_to_be_alone.append(Job(3, (), alone=True))
+        executor.cancel(Job(3, ("known=by its number",)))
+        assert ends(executor, 1)[3].cause is Cause.CANCELLED
+        hold.unlink()
+        assert ends(executor, 2)[0].reason.startswith("exit status 0")
+        executor.submit(Job(1, (), alone=True))
+        outcome = ends(executor, 1)[1]
+        assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, False)
+        assert "alone on cpu-0: once more would end the same" in outcome.reason
+        assert executor.free_slots() == 1
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize(
+    "ours", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["our sweeper", "Hydra's"]
+)
+def test_a_job_of_a_shared_gpu_that_ran_out_of_memory_runs_once_more_and_that_is_no_retry(
+    benches: Callable[..., Bench], tmp_path: Path, ours: bool
+) -> None:
+    bench = benches("faults")
+    gpus = fake.write_figures(tmp_path / "figures", fake.gpus(1))
+    bench.environment |= fake.environment(fake.build(tmp_path), gpus)
+    del bench.environment["CUDA_VISIBLE_DEVICES"]
+    attempts = tmp_path / "attempts"
+    output = bench.run(
+        *(OURS if ours else ["task=a"]), "hydra/launcher=gpu", "hydra.launcher.jobs_per_device=2",
+        "fault=no_device_memory_at_first,fine", ATTEMPTS=str(attempts),
+    )  # fmt: skip
+    assert attempts.read_text().splitlines() == [fake.gpus(1)[0].uuid] * 2
+    assert "[shared GPU-" in output
+    assert bench.nothing_is_left()
+    if ours:
+        (again,) = bench.events("attempt_failed")
+        assert (again["trial"], again["cause"], again["lost"]) == (0, "device_memory", True)
+        assert {event["state"] for event in bench.finished().values()} == {"COMPLETE"}
+
+
+# -- a sweep that is stopped, or whose controller dies ----------------------------------------------
+
+GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=3", "hydra.launcher.grace_s=1000")
+
+
+def start_and_hold(
+    bench: Bench, jobs: int, *arguments: str, answers: str = "{}"
+) -> tuple[subprocess.Popen[bytes], Path]:
+    hold = bench.folder / "hold"
+    hold.touch()
+    process = bench.start(*arguments, HOLD=str(hold), ANSWERS=answers)
+    wait_until(lambda: len(bench.ledger()) >= jobs, f"{jobs} jobs run")
+    return process, hold
+
+
+def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain: Bench) -> None:
+    command = (*OURS, *GPU, "lr=1,2,3,4")
+    answers = '{"1": "finish", "2": "ignore", "3": "raise"}'
+    process, hold = start_and_hold(chain, 3, *command, answers=answers)
+    for number in range(3):  # what tells the launcher where a job may be writing
+        told = (chain.sweep / f".autocl/{number}.output").read_text()
+        assert told == str(chain.sweep / f"1_a/{number}")
+    process.send_signal(signal.SIGINT)
+    wait_until(chain.finished, "the job that came to its end is in the journal")
+    assert "3 running job(s) got SIGTERM and have 1000 s to end; another signal kills them now" in (
+        chain.printed(process)
+    )
+    log = chain.sweep / "1_a/2/job.log"
+    wait_until(lambda: "there is no end to this" in log.read_text(), "another raises")
+    assert process.poll() is None, "it did not wait for the one that does not listen"
+    process.send_signal(signal.SIGINT)
+    chain.finish(process)
+    assert process.returncode == 130
+    assert chain.nothing_is_left()
+    assert {n: event["state"] for n, event in chain.finished().items()} == {0: "COMPLETE"}
+    hold.unlink()
+    before = len(chain.ledger("start"))
+    chain.run(*command)
+    assert sorted(event["trial"] for event in chain.ledger("start")[before:]) == [1, 2, 3]
+    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
+    assert {event["lost"] for event in chain.events("attempt_failed")} == {True}
+
+
+def test_alone_the_launcher_ends_at_one_signal_and_kills_at_another(chain: Bench) -> None:
+    process, _ = start_and_hold(chain, 2, *GPU, "lr=1,2", answers='{"1": "ignore"}')
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: len(chain.leased()) == 1, "the job that does not answer is over")
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    chain.finish(process)
+    assert process.returncode == 143
+    assert chain.nothing_is_left()
+
+
+FINISH = "hydra.launcher.on_controller_death=finish"
+
+
+@pytest.mark.parametrize(
+    "warm, killed_again", [("true", True), ("false", False)], ids=["warm", "fresh"]
+)
+def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
+    chain: Bench, warm: str, killed_again: bool
+) -> None:
+    command = (
+        *OURS, "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", f"hydra.launcher.warm={warm}",
+        FINISH, "lr=1,2,3",
+    )  # fmt: skip
+    process, hold = start_and_hold(chain, 2, *command)
+    process.kill()
+    process.wait()
+    process, _ = start_and_hold(chain, 2, *command)
+    for number in (0, 1):
+        line = f"the job of trial {number} outlived its controller and goes on"
+        wait_until(lambda text=line: text in chain.printed(process), "it is waited for")
+    assert len(chain.leased()) == 2
+    if killed_again:
+        process.kill()
+        process.wait()
+        hold.unlink()
+        wait_until(chain.nothing_is_left, "jobs, templates and guardians end by themselves")
+        assert len(chain.ledger("end")) == 2
+        process, _ = start_and_hold(chain, 2, *command)
+    hold.unlink()
+    output = chain.finish(process)
+    assert process.returncode == 0, output
+    assert sorted(event["trial"] for event in chain.ledger("start")) == [0, 1, 2]
+    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
+    assert chain.events("attempt_failed") == []
+    wait_until(chain.nothing_is_left, "the helpers of the killed controllers end too")
+
+
+@pytest.mark.parametrize(
+    "warm", ["true", pytest.param("false", marks=pytest.mark.slow)], ids=["warm", "fresh"]
+)
+def test_alone_the_launchers_jobs_outlive_it_too_and_leave_nothing(
+    benches: Callable[..., Bench], warm: str
+) -> None:
+    bench = benches("warm")
+    process, hold = start_and_hold(
+        bench, 2, *GPU, f"hydra.launcher.warm={warm}", FINISH, "do=hold", "again=1,2"
+    )
+    process.kill()
+    process.wait()
+    hold.unlink()
+    wait_until(bench.nothing_is_left, "the jobs, and the children they leave, are gone")
+    for number in (0, 1):
+        told = next(bench.sweep.glob(f".autocl/launch-*/{number}.json")).read_text()
+        assert '"COMPLETE"' in told
+
+
+def test_a_trial_between_two_attempts_is_known_as_such_after_a_kill() -> None:
+    start = {
+        "event": "start", "trial": 0, "stage": 1, "task": "a", "suggestion": 0, "params": {},
+        "parent": None, "folder": "0", "attempt": 1, "overrides": [],
+    }  # fmt: skip
+    failed = {"event": "attempt_failed", "trial": 0, "attempt": 1, "reason": "", "lost": True}
+    memory = {**failed, "cause": "device_memory"}
+    assert (fold([start]).over, fold([start]).alone) == (set(), set())
+    assert (fold([start, failed]).over, fold([start, failed]).alone) == ({0}, set())
+    assert (fold([start, memory]).over, fold([start, memory]).alone) == ({0}, {0})
+    again = fold([start, memory, {**start, "attempt": 2}])
+    assert (again.over, again.alone) == (set(), {0})
+
+
+# -- stalls and deadlines ---------------------------------------------------------------------------
+
+
+def test_deadlines_come_in_order_and_cancelled_ones_never() -> None:
+    deadlines, calls, last = Deadlines(), [], threading.Event()
+    now = time.monotonic()
+    deadlines.at(now + 0.2, last.set)
+    deadlines.at(now + 0.1, lambda: calls.append("second"))
+    cancelled = deadlines.at(now + 0.05, lambda: calls.append("cancelled"))
+    deadlines.at(now, lambda: calls.append(1 / 0))  # type: ignore[arg-type]
+    deadlines.at(now - 1, lambda: calls.append("first"))
+    deadlines.cancel(cancelled)
+    assert last.wait(60)
+    assert calls == ["first", "second"]
+    deadlines.close()
+
+
+def test_many_cancelled_deadlines_are_forgotten() -> None:
+    deadlines = Deadlines()
+    for _ in range(10_000):
+        deadlines.cancel(deadlines.at(time.monotonic() + 3600, int))
+    assert len(deadlines._heap) < 1000 and not deadlines._calls
+    deadlines.close()
+
+
+class Clocks:
+    """Both clocks of a machine, and those of its file server `server_s` ahead."""
+
+    def __init__(self, server_s: float) -> None:
+        self.now = 1000.0
+        self.server_s = server_s
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_600_000_000.0 + self.now
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write("x")
+        stamp = self.time() + self.server_s
+        for written in (path, path.parent):
+            os.utime(written, (stamp, stamp))
+
+
+@pytest.mark.parametrize("server_s", [0.0, -5000.0, 5000.0])
+@pytest.mark.parametrize("where", ["log", "folder", "deep"])
+def test_a_job_is_quiet_since_it_last_wrote_whatever_a_file_servers_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, server_s: float
+) -> None:
+    clocks, files = Clocks(server_s), JobFiles(tmp_path)
+    monkeypatch.setattr(writing, "time", clocks)
+    folder = tmp_path / "output"
+    files.output(0).write_text(str(folder))
+    (folder / "a/b").mkdir(parents=True)
+    for path in (files.log(0), folder / "a/b/c", folder / "a/x", folder / "x"):
+        clocks.write(path)
+    job = LastWrite(files, 0)
+    assert job.quiet_s() == 0.0
+    clocks.now += 30.0
+    path = {"log": files.log(0), "folder": folder / "model", "deep": folder / "a/b/c"}[where]
+    clocks.write(path)
+    clocks.now += 30.0
+    assert job.quiet_s() == (30.0 if server_s == 0 else 0.0)
+    clocks.now += 60.0
+    assert job.quiet_s() == (90.0 if server_s == 0 else 60.0)
+
+
+class Script:
+    def __init__(self, files: JobFiles, folder: Path) -> None:
+        self.files, self.folder = files, folder
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        """Job 0 says nothing more; job 1 prints, job 2 writes into its folder, then they end."""
+        folder = self.folder / str(job.number)
+        folder.mkdir()
+        self.files.output(job.number).write_text(str(folder))
+        # The shell, because Python alone may take longer to start on a busy machine.
+        line = {1: "echo $n", 2: f"echo > '{folder}'/$n"}.get(job.number)
+        lines = f"for n in $(seq 25); do sleep 0.1; {line}; done"
+        if job.number == 0:
+            lines = "echo ready; sleep 1000"
+        return ["/bin/sh", "-c", lines]
+
+
+def test_a_job_that_writes_nothing_is_ended_and_those_that_do_are_not(tmp_path: Path) -> None:
+    files = JobFiles.of(tmp_path)
+    pool = Pool(CpuProbe(3, {}), LeaseFolder())
+    limits = Limits(stall_s=1.5, grace_s=0.2)
+    executor = LocalExecutor(Script(files, tmp_path), files, pool, limits)
+    try:
+        for number in range(3):
+            executor.submit(Job(number, ()))
+        outcomes = ends(executor, 3)
+    finally:
+        executor.close()
+    assert (outcomes[0].cause, outcomes[0].log_tail) == (Cause.STALL, ("ready",))
+    assert outcomes[0].reason.startswith("wrote nothing for 1.5 s")
+    assert "hydra.launcher.stall_s" in outcomes[0].reason
+    assert {outcomes[1].cause, outcomes[2].cause} == {Cause.EXIT}

@@ -1,0 +1,366 @@
+"""Every way a job can end is an outcome with a reason, and its siblings finish."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bench import APPS, Bench, wait_until
+
+from autocl_sweeper.device.leases import LeaseFolder
+from autocl_sweeper.device.pool import Pool
+from autocl_sweeper.device.probe import CpuProbe
+from autocl_sweeper.executor import local
+from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.types import Cause, Job, Outcome, State
+
+OURS = ("hydra/sweeper=autocl", "task=a")
+GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
+
+# fault -> the whole reason as a pattern, a part of the last log lines, the cause; None: it completes
+FAULTS: dict[str, tuple[str, str, str] | None] = {
+    "exception": ("ValueError: no such luck", "raise ValueError", "exception"),
+    "two_arguments": (
+        "TwoArgumentsError: a mistake in the loader",
+        "raise TwoArgumentsError",
+        "exception",
+    ),
+    "speechless": ("SpeechlessError", "raise SpeechlessError", "exception"),
+    "exit_3": ("exit status 3", "leaving with 3", "exit"),
+    "exit_words": ("exit status 1", "no data set", "exit"),
+    "exit_0": ("exit status 0 before the task function returned", "about to: exit_0", "exit"),
+    "os_exit": ("exit status 7", "about to: os_exit", "exit"),
+    "os_exit_0": (
+        "exit status 0 before the task function returned",
+        "about to: os_exit_0",
+        "exit",
+    ),
+    "sigkill": (r"killed by SIGKILL \(.*out-of-memory.*\)", "about to: sigkill", "signal"),
+    "segfault": ("killed by SIGSEGV", "about to: segfault", "signal"),
+    "no_memory": ("MemoryError", "raise MemoryError", "host_memory"),
+    "no_device_memory": (
+        r"OutOfMemoryError: CUDA out of memory\. Tried .* \[alone on cpu-.: once more .*\]",
+        "raise OutOfMemoryError",
+        "device_memory",
+    ),
+    "no_memory_behind": (r"KeyError: 'batch' \[alone on .*\]", "KeyError", "device_memory"),
+    "child_without_memory": (
+        r"exit status 1 \[alone on .*\]",
+        "CUDA out of memory",
+        "device_memory",
+    ),
+    "grandchildren": None,
+    "escaped": None,
+    "workers": None,
+    "huge": ("its score is inf", "", "result"),
+    "returns_nan": ("its score is nan", "", "result"),
+    "returns_inf": ("its score is inf", "", "result"),
+    "nothing": ("it returned nothing", "", "result"),
+    "text": ("it returned a str, not a number", "", "result"),
+    "bool": ("it returned a bool, not a number", "", "result"),
+    "tensor": ("it returned a Tensor, not a number", "", "result"),
+    "lock": ("it returned a lock, not a number", "", "result"),
+    "homebound": ("it returned a Homebound, not a number", "", "result"),
+    "no_score": (
+        r"what it returned has no number 'score' \(it has: loss\)",
+        "",
+        "result",
+    ),
+    "nan_score": ("its score is nan", "", "result"),
+    "metrics": None,
+    "score_and_lock": None,
+}
+SCORES = {
+    "fine": 1.0,
+    "grandchildren": 1.0,
+    "escaped": 1.0,
+    "workers": 9.0,
+    "metrics": 0.5,
+    "score_and_lock": 1.0,
+}
+
+
+def faults_choice(names: list[str]) -> str:
+    """One sweep over all of them, between jobs that do nothing wrong."""
+    return f"fault=fine,{','.join(names)},fine"
+
+
+def by_fault(bench: Bench) -> dict[str, dict[str, Any]]:
+    faults = {event["trial"]: event["params"]["fault"] for event in bench.events("start")}
+    return {faults[trial]: event for trial, event in bench.finished().items()}
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["warm", "fresh"])
+def faulty(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Bench]:
+    """A sweep on our launcher that met every fault."""
+    bench = Bench(tmp_path_factory.mktemp("faulty"), APPS / "faults.py")
+    try:
+        journal = str(bench.sweep / "journal.jsonl")
+        warm = f"hydra.launcher.warm={request.param}"
+        bench.run(*OURS, *GPU, warm, faults_choice(list(FAULTS)), JOURNAL=journal)
+        yield bench
+    finally:
+        bench.close()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_job_that_ends_badly_has_a_reason_and_the_end_of_its_log(
+    faulty: Bench, fault: str
+) -> None:
+    event = by_fault(faulty)[fault]
+    expected = FAULTS[fault]
+    if expected is None:
+        found = (event["state"], event["score"], event["cause"])
+        assert found == ("COMPLETE", SCORES[fault], "")
+        return
+    reason, last_words, cause = expected
+    assert (event["state"], event["cause"]) == ("FAIL", cause)
+    assert re.fullmatch(reason, event["reason"])
+    assert last_words in "\n".join(event["log_tail"])
+    assert f"about to: {fault}" in (faulty.sweep / f"1_a/{event['trial']}/job.log").read_text()
+
+
+def test_siblings_of_every_fault_finish_and_the_best_of_them_wins(faulty: Bench) -> None:
+    finished = faulty.finished()
+    assert sorted(finished) == list(range(len(FAULTS) + 2))
+    assert [finished[n]["score"] for n in (0, len(FAULTS) + 1)] == [1.0, 1.0]
+    assert [step["params"] for step in faulty.results()["chain"]] == [{"fault": "workers"}]
+
+
+def test_nothing_a_job_started_outlives_the_sweep(faulty: Bench) -> None:
+    assert faulty.processes() == []
+    assert faulty.leased() == []
+
+
+def test_other_numbers_of_a_result_are_kept_and_its_texts_are_not(faulty: Bench) -> None:
+    assert by_fault(faulty)["metrics"]["numbers"] == {"score": 0.5, "loss": 0.25}
+
+
+def test_a_metric_ranks_by_its_name_and_direction(benches: Callable[..., Bench]) -> None:
+    bench = benches("faults")
+    bench.run(
+        *OURS, *GPU, "fault=metrics,no_score,exception",
+        "hydra.sweeper.metric=loss", "hydra.sweeper.direction=minimize",
+    )  # fmt: skip
+    assert [e["score"] for _, e in sorted(bench.finished().items())] == [0.25, 0.25, None]
+
+
+@pytest.mark.parametrize(
+    "launcher, slow_ones",
+    [("basic", []), ("joblib", ["sigkill", "segfault"])],
+)
+def test_other_launchers_give_the_same_reasons(
+    benches: Callable[..., Bench], launcher: str, slow_ones: list[str]
+) -> None:
+    """Deaths of the process: basic has only the one, and joblib says the same of all."""
+    bench = benches("faults")
+    names = ["exception", "two_arguments", "exit_3", "exit_0", *slow_ones, "returns_nan", "text",
+             "lock", "score_and_lock", "metrics"]  # fmt: skip
+    bench.run(*OURS, f"hydra/launcher={launcher}", faults_choice(names))
+    events = by_fault(bench)
+    assert len(bench.finished()) == len(names) + 2
+    assert {event["reason"] for name, event in events.items() if name in SCORES} == {""}
+    for name in set(names) - set(SCORES) - set(slow_ones):
+        expected = FAULTS[name]
+        assert expected is not None
+        assert re.fullmatch(expected[0], events[name]["reason"])
+    for name in slow_ones:
+        assert events[name]["reason"].startswith("TerminatedWorkerError")
+
+
+def test_under_hydras_basic_sweeper_siblings_finish_and_the_first_failure_is_raised(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    names = ["exception", "two_arguments", "speechless", "exit_3", "sigkill", "lock", "homebound"]
+    output = bench.run(*GPU, faults_choice(names), "task=a", status=1)
+    assert "no such luck" in output
+    for number, name in enumerate(["fine", *names, "fine"]):
+        assert f"about to: {name}" in (bench.sweep / f"{number}" / "job.log").read_text()
+    reasons = {
+        "two_arguments": "FAIL in .* TwoArgumentsError: a mistake in the loader",
+        "speechless": "FAIL in .* SpeechlessError",
+        "exit_3": "FAIL in .* exit status 3",
+        "sigkill": "FAIL in .* killed by SIGKILL",
+        "homebound": "FAIL in .* RuntimeError: not my process",
+        "fine": "COMPLETE",
+    }
+    for number, name in enumerate(["fine", *names, "fine"]):
+        assert re.search(rf"#{number} {reasons.get(name, '')}", output)
+    assert bench.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    "status, argument", [(0, "fault=nothing,text"), (1, "fault=exception,fine")]
+)
+def test_without_a_sequence_our_sweeper_ends_as_hydras_basic_one(
+    benches: Callable[..., Bench], status: int, argument: str
+) -> None:
+    """No score is needed; what a job raises is raised when all have run."""
+    bench = benches("faults")
+    bench.run("hydra/sweeper=autocl", *GPU, argument, status=status)
+    assert len(bench.finished()) == 2
+
+
+def test_a_callback_that_raises_is_a_warning(benches: Callable[..., Bench]) -> None:
+    bench = benches("faults")
+    clumsy = "+hydra.callbacks.clumsy._target_=callbacks.Clumsy"
+    bench.run(*OURS, *GPU, clumsy, "fault=fine,metrics")
+    assert [event["state"] for event in bench.finished().values()] == ["COMPLETE"] * 2
+    log = (bench.sweep / "1_a/0/job.log").read_text()
+    assert "stumbled over the start" in log
+    assert "stumbled over the end" in log
+
+
+def test_failed_trials_run_again_as_often_as_asked(benches: Callable[..., Bench]) -> None:
+    bench = benches("faults")
+    bench.run(
+        *OURS, *GPU, "fault=fine,exit_3", "hydra.sweeper.retries=2", "hydra.sweeper.retry_delay_s=0"
+    )
+    again = bench.events("attempt_failed")
+    assert [(e["trial"], e["attempt"], e["reason"]) for e in again] == [
+        (1, 1, "exit status 3"),
+        (1, 2, "exit status 3"),
+    ]
+    assert sorted(p.name for p in (bench.sweep / "1_a").iterdir()) == [
+        "0", "1", "1.attempt1", "1.attempt2",
+    ]  # fmt: skip
+
+
+def test_too_many_failures_stop_the_sweep_with_their_reasons_and_end_the_rest(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    output = bench.run(
+        *OURS, *GPU, "fault=fine,exception,exit_3,fine", "hydra.sweeper.max_failures=0", status=1
+    )
+    assert "TooManyFailuresError: 1 trials failed (hydra.sweeper.max_failures=0)." in output
+    assert "trial 1: ValueError: no such luck" in output
+    assert f"full log: {bench.sweep}/1_a/1/job.log" in output
+    assert bench.nothing_is_left()
+
+
+# -- without Hydra: what a process can do to its executor -------------------------------------------
+
+
+class Script:
+    """Runs Python text as a job."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def argv(self, job: Job, returns: bool) -> list[str]:
+        return [sys.executable, "-c", self.text]
+
+
+def outcome_of_script(folder: Path, text: str, limits: Limits | None = None) -> Outcome:
+    pool = Pool(CpuProbe(1, {}), LeaseFolder())
+    executor = LocalExecutor(Script(text), JobFiles.of(folder), pool, limits)
+    try:
+        executor.submit(Job(0, ()))
+        ((_, outcome),) = wait_until(lambda: executor.wait(0.1), "the job ends")
+    finally:
+        executor.close()
+    return outcome
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+
+
+@pytest.mark.parametrize("first_words", ["", DEAF], ids=["listening", "deaf to SIGTERM"])
+def test_a_job_that_takes_too_long_is_ended_also_when_it_does_not_listen(
+    tmp_path: Path, first_words: str
+) -> None:
+    text = f"{first_words}print('busy', flush=True); import time; time.sleep(1000)"
+    outcome = outcome_of_script(tmp_path, text, Limits(timeout_s=1.0, grace_s=0.2))
+    assert (outcome.state, outcome.cause) == (State.FAIL, Cause.TIMEOUT)
+    assert outcome.reason == "timed out after 1 s (hydra.launcher.timeout_s)"
+    assert outcome.log_tail == ("busy",)
+
+
+def test_helpers_that_do_not_listen_are_ended_with_their_job(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    helper = f"{DEAF} import os; open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+    text = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {helper!r}]);"
+    outcome_of_script(tmp_path, f"{text} time.sleep(1000)", Limits(timeout_s=3.0, grace_s=0.2))
+    wait_until(lambda: not _alive(int(pids.read_text())), "the helper is gone")
+
+
+def test_what_a_job_leaves_behind_is_gone_when_its_end_is_told(tmp_path: Path) -> None:
+    """Not only when the sweep is: its device goes to the next job."""
+    pid = tmp_path / "pid"
+    text = f"(trap '' TERM; echo $$ > {pid}; while :; do sleep 1; done) & until [ -s {pid} ]; do :; done"
+
+    class Shell:
+        def argv(self, job: Job, returns: bool) -> list[str]:
+            return ["/bin/sh", "-c", text.replace("$$", "$(exec sh -c 'echo $PPID')")]
+
+    pool = Pool(CpuProbe(1, {}), LeaseFolder())
+    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool)
+    try:
+        executor.submit(Job(0, ()))
+        wait_until(lambda: executor.wait(0.1), "the job ends")
+        # Killed it is by now; the kernel may take a moment more.
+        wait_until(lambda: not _alive(int(pid.read_text())), "it is gone")
+    finally:
+        executor.close()
+        with suppress(ProcessLookupError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_a_log_of_any_bytes_has_last_lines(tmp_path: Path) -> None:
+    text = r"import sys; sys.stdout.buffer.write(b'\xff\xfe' * 20000 + b'\nlast\n'); sys.exit(4)"
+    outcome = outcome_of_script(tmp_path, text)
+    assert (outcome.reason, outcome.log_tail[-1]) == ("exit status 4", "last")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_outlives_a_job_that_ignores_its_timeout(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    begin = time.monotonic()
+    bench.run(*OURS, *GPU, "fault=fine,stubborn", "hydra.launcher.timeout_s=5")
+    assert time.monotonic() - begin >= 5 + Limits().grace_s
+    assert by_fault(bench)["stubborn"]["reason"].startswith("timed out after 5 s")
+    assert by_fault(bench)["fine"]["state"] == "COMPLETE"
+    assert os.path.exists(bench.sweep / "1_a/1/job.log")
+
+
+def test_a_job_that_was_reaped_is_never_signalled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its end and the sweep's hearing of it, its number may already be a stranger's."""
+
+    class Shell:
+        def argv(self, job: Job, returns: bool) -> list[str]:
+            return ["/bin/true"]
+
+    sent: list[int] = []
+    monkeypatch.setattr(local, "signal_group", lambda group, number: sent.append(number))
+    pool = Pool(CpuProbe(1, {}), LeaseFolder(tmp_path / "leases"))
+    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool, Limits(grace_s=0.05))
+    executor.submit(Job(0, ()))
+    (running,) = executor._running.values()
+    wait_until(lambda: not executor._ended.empty(), "the job's thread is done with it")
+    executor.cancel(Job(0, ()))
+    executor.close()
+    assert sent == [] and running.deadlines == []

@@ -1,0 +1,254 @@
+"""Mistakes are told before a job starts: key, value, rule and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.bench import Bench, wait_until
+
+OURS = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
+ONE_BY_ONE = (*OURS, "hydra.launcher.cpu_slots=1")
+S = "hydra.sweeper"
+
+# what -> arguments, what the message must say: key, value, rule, remedy
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "an unknown override": (
+        ["task=a", "learning_rate=1"],
+        ["Could not override 'learning_rate'", "use +learning_rate=1"],  # Hydra says it itself
+    ),
+    "an unknown searched key": (
+        ["task=a", "learning_rate=1,2"],
+        ["cannot be composed", "learning_rate=1", "prefix a new one with '+'"],
+    ),
+    "an unknown searched key in the configuration": (
+        ["task=a", f"+{S}.params.learning_rate='choice(1,2)'"],
+        ["cannot be composed", "learning_rate=1", "prefix a new one with '+'"],
+    ),
+    "a choice that is no config": (
+        ["task=a", "optimizer=adam,sgdd"],
+        ["cannot be composed", "optimizer/sgdd", "must name a file of its group"],
+    ),
+    "an empty value for the sequence": (
+        ["task="],
+        ["Could not find 'task/'", "Available options in 'task'"],  # Hydra says it itself
+    ),
+    "an empty sequence": (
+        [f"{S}.sequence=momentum", "momentum="],
+        ["ConfigurationError: The sequence 'momentum' is empty", "momentum=first,second,third"],
+    ),
+    "an empty list of tasks": (
+        ["task=[]"],
+        ["ConfigurationError: The sequence 'task' is empty", "task=first,second,third"],
+    ),
+    "a task that stands twice": (
+        ["task=a,b,a"],
+        ["Task 'a' stands twice in the sequence 'task'", "a name of its own"],
+    ),
+    "a task without a config": (
+        ["task=a,b,d"],
+        ["ConfigurationError: Task 'd' cannot be composed", "task/d", "task=d",
+         "must name a file of its group"],
+    ),
+    "settings for a task that is not in the sequence": (
+        ["task=a,b", f"+{S}.task_params.c=[{{lr:1}}]"],
+        [f"{S}.task_params has settings for ['c']", "The tasks of 'task' are: a, b",
+         "Correct the name, or add the task to the sequence"],
+    ),
+    "settings of a task that are no mapping": (
+        ["task=a", f"+{S}.task_params.a=[3]"],
+        [f"{S}.task_params.a[0] is 3", "not a mapping", "Each entry is one suggestion"],
+    ),
+    "an empty list of settings": (
+        ["task=a", f"+{S}.task_params.a=[]"],
+        [f"{S}.task_params.a is an empty list", "nothing to run"],
+    ),
+    "an unknown key in the settings of a task": (
+        ["task=a,b", f"+{S}.task_params.b=[{{lr:1}},{{lrr:1}}]"],
+        ["Task 'b' cannot be composed", "lrr=1"],
+    ),
+    "an unknown direction": (
+        ["task=a", f"{S}.direction=up"],
+        [f"{S}.direction='up'", "maximize, minimize"],
+    ),
+    "a beam without width": (
+        ["task=a", f"{S}.top_k=0"],
+        [f"{S}.top_k=0", "at least 1", "docs/sweeper.md"],
+    ),
+    "a beam that is no number": (["task=a", f"{S}.top_k=two"], [f"{S}.top_k", "two"]),
+    "a misspelt setting": (["task=a", f"{S}.topk=3"], ["topk"]),
+    "a negative number of retries": (
+        ["task=a", f"{S}.retries=-1"], [f"{S}.retries=-1", "at least 0"],
+    ),
+    "an unknown value to keep checkpoints": (
+        ["task=a", f"{S}.keep_checkpoints=some"], [f"{S}.keep_checkpoints='some'", "beam, all"],
+    ),
+    "an interval under the grid": (
+        ["task=a", "lr=interval(0,1)"],
+        ["ConfigurationError: 'lr'", "cannot be listed", "the grid search tries every value",
+         "hydra/sweeper/search=random"],
+    ),
+    "a search that never ends": (
+        ["task=a", "lr=interval(0,1)", "hydra/sweeper/search=random"],
+        ["never ends", f"{S}.popsize", "null", f"{S}.popsize=8"],
+    ),
+    "an unknown value to hand over": (
+        ["task=a", f"{S}.handover.init_from=weights"],
+        [f"{S}.handover.init_from='weights'", "checkpoint", "parent"],
+    ),
+    "a handover to a key the app does not have": (
+        ["task=a,b", f"+{S}.handover.start_from=checkpoint"],
+        ["Task 'b' cannot be composed", "start_from"],
+    ),
+    "a value Hydra cannot read": (
+        ["task=a", f"+{S}.params.lr='choice(1'"],
+        [f"{S}.params", "'lr'", "choice(1"],
+    ),
+    "no CPU slot": (["task=a", "hydra.launcher.cpu_slots=0"], ["cpu_slots=0", "at least 1"]),
+    "more devices than there are": (
+        ["task=a", "hydra.launcher.devices_per_job=3"],
+        ["DeviceError", "wants 3 devices, and 2 can serve it"],
+    ),
+    "an unknown way for jobs to end": (
+        ["task=a", "hydra.launcher.on_controller_death=wait"],
+        ["on_controller_death='wait'", "kill, finish", "No job was started"],
+    ),
+    "jobs on a cluster that outlive their sweep": (
+        ["task=a", "hydra/launcher=ray", "hydra.launcher.on_controller_death=finish"],
+        ["on_controller_death=finish is not possible on a Ray cluster", "Leave it at 'kill'"],
+    ),
+    "the launcher's retries under our sweeper": (
+        ["task=a", "hydra.launcher.retries=2"],
+        ["hydra.launcher.retries=2", "hydra.sweeper.retries=2", "No job was started"],
+    ),
+    "an unknown launcher setting": (["task=a", "hydra.launcher.cpus=2"], ["cpus"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_named_with_its_remedy_before_any_job(
+    chain: Bench, arguments: list[str], words: list[str]
+) -> None:
+    output = chain.run(*OURS, *arguments, status=1)
+    missing = [word for word in words if word not in output]
+    assert not missing, f"the message lacks {missing}:\n{output}"
+    assert "Traceback" not in output
+    assert chain.ledger() == []
+    folders = {path.name for path in chain.sweep.glob("*") if path.is_dir()}
+    assert folders <= {"configuration"}, "a job folder was made"
+
+
+def test_a_second_sweep_in_a_folder_is_refused_and_the_first_one_not_disturbed(
+    chain: Bench,
+) -> None:
+    hold = chain.folder / "hold"
+    hold.touch()
+    first = chain.start(*OURS, "task=a", "lr=1,2,3", HOLD=str(hold))
+    wait_until(lambda: len(chain.ledger("start")) == 2, "two jobs run")
+    before = files_of(chain.sweep)
+    output = chain.run(*OURS, "task=b", "lr=4,5", "momentum=0.1", status=1)
+    assert f"SweepLockedError: Another sweep is running in '{chain.sweep}'" in output
+    assert f"(pid {first.pid} on " in output
+    assert "One folder holds one sweep at a time" in output
+    assert "set another hydra.sweep.dir" in output
+    assert files_of(chain.sweep) == before
+    hold.unlink()
+    assert "complete" in chain.finish(first)
+    assert first.returncode == 0
+    assert {event["params"]["lr"] for event in chain.events("start")} == {1, 2, 3}
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_not_a_trace(chain: Bench) -> None:
+    """A regular file on the way: not even root can write below it."""
+    (chain.folder / "file").touch()
+    chain.sweep = chain.folder / "file" / "sweep"
+    output = chain.run(*OURS, "task=a", status=1)
+    assert f"SweepFolderError: Cannot write the sweep folder '{chain.sweep}'" in output
+    assert "Not a directory" in output
+    assert "Set hydra.sweep.dir to a folder you may write" in output
+    assert "Traceback" not in output
+    assert chain.ledger() == []
+
+
+def test_a_folder_of_leases_that_others_may_write_is_refused(chain: Bench) -> None:
+    chain.leases.mkdir(mode=0o700)
+    chain.leases.chmod(0o777)
+    output = chain.run(*OURS, "task=a", status=1)
+    assert "DeviceError: the folder of device leases" in output
+    assert "chmod 700 mends that" in output
+    assert not chain.sweep.exists()
+
+
+# -- what shows only when jobs run ------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_is_told_after_the_first_trial(chain: Bench) -> None:
+    output = chain.run(*OURS, "task=a,b", "lr=1,2,3,4,5,6", "saves=false", status=1)
+    assert "saved no checkpoint, but the next stage starts from it (init_from=<checkpoint>)" in (
+        output
+    )
+    assert "saves its model in 'checkpoint/'" in output
+    assert f"set {S}.handover.init_from=null" in output
+    assert "job.log" in output
+    assert len(chain.ledger("start")) <= 4  # both slots, and perhaps again in the same moment
+    assert chain.nothing_is_left()
+
+
+def test_tasks_that_do_not_build_on_each_other_need_no_checkpoint(chain: Bench) -> None:
+    chain.run(*OURS, "task=a,b", "lr=1,2", "saves=false", f"{S}.handover.init_from=null")
+    assert len(chain.finished()) == 6
+
+
+def test_the_last_task_needs_no_checkpoint(chain: Bench) -> None:
+    chain.run(*OURS, "task=a", "lr=1,2", "saves=false")
+    assert [step["checkpoint"] for step in chain.results()["chain"]] == [None]
+
+
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        ("nothing", "it returned nothing"),
+        ("text", "it returned a str, not a number"),
+        ("no_score", "what it returned has no number 'score' (it has: loss)"),
+    ],
+)
+@pytest.mark.parametrize("launcher", ["gpu", "basic"])
+def test_a_first_job_that_cannot_be_ranked_stops_the_sweep_and_says_what_to_return(
+    benches: Callable[..., Bench], launcher: str, fault: str, reason: str
+) -> None:
+    bench = benches("faults")
+    chosen = {"gpu": ONE_BY_ONE, "basic": ("hydra/sweeper=autocl", "hydra/launcher=basic")}
+    output = bench.run(*chosen[launcher], "task=a", f"fault={fault},fine", status=1)
+    assert f"JobContractError: Trial 0 (task 'a') cannot be ranked: {reason}." in output
+    assert "a job returns a number, or a\n  mapping with 'score'" in output
+    where = {"gpu": "full log: {}/1_a/0/job.log", "basic": "its folder: {}/1_a/0"}[launcher]
+    assert where.format(bench.sweep) in output
+    assert bench.nothing_is_left()
+
+
+def test_a_first_job_that_returns_nan_is_one_failure_and_the_others_go_on(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    bench.run(*ONE_BY_ONE, "task=a", "fault=returns_nan,fine")
+    assert [bench.finished()[n]["reason"] for n in (0, 1)] == ["its score is nan", ""]
+
+
+def test_a_stage_without_survivors_stops_the_sweep_with_the_reasons(
+    benches: Callable[..., Bench],
+) -> None:
+    bench = benches("faults")
+    output = bench.run(*OURS, "task=a,b", "fault=returns_nan,exception,exit_3,sigkill", status=1)
+    assert "NoSurvivorError: No trial of task 'a' survived" in output
+    assert "trial 3: killed by SIGKILL" in output
+    assert "| about to: exit_3" in output
+    assert f"full log: {bench.sweep}/1_a/1/job.log" in output
+    assert "and 1 more, in" in output
+    assert f"{S}.retries=1 to run them again" in output
+    assert bench.results()["chain"] == []
+    assert not (bench.sweep / "2_b").exists()

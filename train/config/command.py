@@ -1,0 +1,44 @@
+"""`python train.py a.yaml b.yaml --trainer.num_train_epochs=3`: YAML files over the app's own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Collection
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from autocl_sweeper.command_line import CommandLineError, rewrite
+from autocl_sweeper.yaml.layers import below_files
+
+log = logging.getLogger(__name__)
+
+
+def accept_yaml_files() -> None:
+    """Let Hydra read this process's command line. Ends the process where it cannot."""
+    try:
+        sys.argv[1:] = rewrite(sys.argv[1:], first="base")
+    except CommandLineError as error:
+        raise SystemExit(f"{sys.argv[0]}: {error}") from None
+
+
+def warn_of_a_default_task(hydra: Any, tasks: Collection[str]) -> None:
+    """Log that a task nobody named is trained with those that were added to it."""
+    default = hydra.runtime.choices.get("task")
+    typed = [text for text in hydra.overrides.task if text.startswith("task=")]
+    if hydra.job.config_name == "config" and default in tasks and len(tasks) > 1 and not typed:
+        log.warning(
+            "%s is trained together with %s: conf/config.yaml chooses it where nothing else does, and"
+            " a plus adds to it. Without it: ~task",
+            *(default, ", ".join(name for name in tasks if name != default)),
+        )
+
+
+def warn_of_choices_below_files(hydra: Any) -> None:
+    """Log which groups chosen on the command line its YAML files go over; a sweep does so itself."""
+    if OmegaConf.is_missing(hydra.job, "num"):
+        for sentence in below_files(
+            hydra.job.config_name, hydra.overrides.task, hydra.runtime.choices
+        ):
+            log.warning(sentence)

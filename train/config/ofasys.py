@@ -1,0 +1,537 @@
+"""OFASys's names for what this app calls otherwise: one table, and what it makes of a configuration.
+
+A row says which key is accepted, and either which of our keys it is, or at which values it says what
+happens anyway. Whatever else OFASys has is refused with the reason. docs/configuration.md prints
+the table (`python -m train.config.ofasys`).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, make_dataclass
+from typing import Any
+
+from train.config.sections import ModelSettings
+from train.config.typed import Problem, SettingsErrors, nearest, option
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key of OFASys. `convert` gives None where a value asks for nothing."""
+
+    key: str
+    type: Any
+    default: Any  # OFASys's
+    to: tuple[str, ...] = ()
+    convert: Callable[[Any], Any] = lambda value: value  # one value per key of `to`, if several
+    fits: Callable[[Any], bool] = lambda value: False  # it says what happens anyway
+    why: str = ""  # else: why not, and what to do
+
+    @property
+    def name(self) -> str:
+        return self.key.partition(".")[2]
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    parsed = ast.literal_eval(value) if isinstance(value, str) else value
+    first, second = (float(one) for one in parsed)
+    return first, second
+
+
+def _first(value: Any) -> float:
+    return float(value[0] if isinstance(value, list) else value)
+
+
+def _optimizer(value: str) -> str:
+    return "adamw_torch" if value == "adam" else value
+
+
+def _schedule(value: str) -> str:
+    return "polynomial" if value == "ofa_polynomial_decay" else value
+
+
+def _limit(value: int | None) -> int | None:
+    return None if value is None or value < 0 else value
+
+
+def _every(value: int) -> tuple[str, int] | None:
+    return ("steps", value) if value > 0 else None
+
+
+def _is(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+FRESH = (
+    "a job starts from weights alone (init_from), with a fresh optimizer, schedule and data order"
+)
+EVERY = "every epoch, or give a number of updates in {}_interval_updates"
+FLOATS = float | list[float]
+
+ROWS: tuple[Row, ...] = (
+    Row("common.seed", int, 1, ("seed",)),
+    Row("common.fp16", bool, False, ("trainer.fp16",)),
+    Row("common.bf16", bool, False, ("trainer.bf16",)),
+    Row("common.fp16_scale_window", int | None, None, ("trainer.fp16_scale_window",)),
+    Row("common.fp16_init_scale", float, 128.0, ("trainer.fp16_init_scale",)),
+    Row("common.min_loss_scale", float, 1e-4, ("trainer.min_loss_scale",)),
+    Row("common.log_format", str | None, None, ("trainer.log_format",)),
+    Row("common.log_interval", int, 100, ("trainer.logging_steps",)),
+    Row(
+        "common.log_file",
+        str | None,
+        None,
+        fits=_is(None),
+        why="a job logs into its own folder; choose that with hydra.run.dir",
+    ),
+    Row(
+        "common.tensorboard_logdir",
+        str | None,
+        None,
+        fits=_is(None),
+        why="all a job reports is in its log and in all_results.json",
+    ),
+    Row("common.cpu", bool, False, ("trainer.use_cpu",)),
+    Row(
+        "distributed_training.find_unused_parameters",
+        bool,
+        False,
+        ("trainer.ddp_find_unused_parameters",),
+    ),
+    Row("distributed_training.distributed_backend", str, "nccl", ("trainer.ddp_backend",)),
+    Row(
+        "optimization.max_epoch",
+        float,
+        0,
+        ("trainer.num_train_epochs",),
+        lambda v: v if v > 0 else None,
+    ),
+    Row("optimization.max_update", int, 0, ("trainer.max_steps",), lambda v: v if v > 0 else None),
+    Row("optimization.stop_time_hours", float, 0.0, ("trainer.stop_time_hours",)),
+    Row("optimization.clip_norm", float, 0.0, ("trainer.max_grad_norm",)),
+    Row("optimization.lr", FLOATS, 0.25, ("trainer.learning_rate",), _first),
+    Row("optimization.sentence_avg", bool, False, ("task.*.criterion.sentence_avg",)),
+    Row(
+        "optimization.update_freq",
+        FLOATS | None,
+        None,
+        fits=_is(None),
+        why="gradient accumulation is a task's: set task.<name>.dataset.update_freq",
+    ),
+    Row("optimizer._name", str, "adam", ("trainer.optim",), _optimizer),
+    Row(
+        "optimizer.adam_betas",
+        str | list[float],
+        "(0.9, 0.999)",
+        ("trainer.adam_beta1", "trainer.adam_beta2"),
+        _betas,
+    ),
+    Row("optimizer.adam_eps", float, 1e-8, ("trainer.adam_epsilon",)),
+    Row("optimizer.weight_decay", float, 0.0, ("trainer.weight_decay",)),
+    Row(
+        "lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",), _schedule
+    ),
+    Row(
+        "lr_scheduler.warmup_ratio",
+        float,
+        0.0,
+        ("trainer.warmup_steps",),
+        lambda v: v if v > 0 else None,
+    ),
+    Row(
+        "lr_scheduler.warmup_updates",
+        int,
+        0,
+        ("trainer.warmup_steps",),
+        lambda v: v if v > 0 else None,
+    ),
+    Row("lr_scheduler.end_learning_rate", float, 0.0, ("trainer.lr_scheduler_kwargs.lr_end",)),
+    Row("lr_scheduler.power", float, 1.0, ("trainer.lr_scheduler_kwargs.power",)),
+    Row(
+        "lr_scheduler.total_num_update",
+        float,
+        1e6,
+        fits=_is(1e6),
+        why="the schedule ends where the training does: set optimization.max_update",
+    ),
+    Row("dataset.micro_batch_size", int, 32, ("trainer.per_device_train_batch_size",)),
+    Row(
+        "dataset.micro_valid_batch_size", int | None, None, ("trainer.per_device_eval_batch_size",)
+    ),
+    Row(
+        "dataset.validate_interval",
+        int,
+        1,
+        ("trainer.eval_strategy",),
+        lambda v: "epoch",
+        why=EVERY.format("validate"),
+    ),
+    Row(
+        "dataset.validate_interval_updates",
+        int,
+        0,
+        ("trainer.eval_strategy", "trainer.eval_steps"),
+        _every,
+    ),
+    Row("dataset.validate_after_updates", int, 0, ("trainer.eval_delay",)),
+    Row("dataset.max_valid_steps", int | None, None, ("trainer.max_valid_steps",)),
+    Row(
+        "dataset.disable_validation",
+        bool,
+        False,
+        ("trainer.eval_strategy",),
+        lambda v: "no" if v else None,
+    ),
+    Row("checkpoint.save_dir", str, "checkpoints", ("trainer.save_dir",)),
+    Row(
+        "checkpoint.restore_file",
+        str,
+        "checkpoint_last.pt",
+        fits=_is("checkpoint_last.pt"),
+        why="start from a finished job's checkpoint folder with the top-level key init_from",
+    ),
+    Row("checkpoint.finetune_from_model", str | None, None, ("init_from",)),
+    Row("checkpoint.reset_optimizer", bool, False, fits=lambda v: True, why=FRESH),
+    Row("checkpoint.reset_lr_scheduler", bool, False, fits=lambda v: True, why=FRESH),
+    Row("checkpoint.reset_meters", bool, False, fits=lambda v: True, why=FRESH),
+    Row("checkpoint.reset_dataloader", bool, False, fits=lambda v: True, why=FRESH),
+    Row(
+        "checkpoint.save_interval",
+        int,
+        1,
+        ("trainer.save_strategy",),
+        lambda v: "epoch",
+        why=EVERY.format("save"),
+    ),
+    Row(
+        "checkpoint.save_interval_updates",
+        int,
+        0,
+        ("trainer.save_strategy", "trainer.save_steps"),
+        _every,
+    ),
+    Row(
+        "checkpoint.validate_interval_updates",
+        int,
+        0,
+        ("trainer.eval_strategy", "trainer.eval_steps"),
+        _every,
+    ),
+    Row("checkpoint.keep_interval_updates", int, -1, ("trainer.save_total_limit",), _limit),
+    Row("checkpoint.keep_last_epochs", int, -1, ("trainer.save_total_limit",), _limit),
+    Row(
+        "checkpoint.keep_best_checkpoints",
+        int,
+        -1,
+        fits=_is(-1),
+        why="checkpoint/ is the best one already where best_checkpoint_metric is set",
+    ),
+    Row(
+        "checkpoint.no_epoch_checkpoints",
+        bool,
+        False,
+        fits=lambda v: True,
+        why="none are kept unless save_interval asks for them",
+    ),
+    Row(
+        "checkpoint.no_save",
+        bool,
+        False,
+        fits=_is(False),
+        why="the next task of a chain starts from this job's checkpoint",
+    ),
+    Row("checkpoint.best_checkpoint_metric", str, "loss", ("trainer.metric_for_best_model",)),
+    Row(
+        "checkpoint.maximize_best_checkpoint_metric",
+        bool | None,
+        None,
+        ("trainer.greater_is_better",),
+    ),
+    Row("checkpoint.patience", int, -1, ("trainer.patience",)),
+    Row(
+        "ema.store_ema",
+        bool,
+        False,
+        fits=_is(False),
+        why="the app keeps no moving average of the weights",
+    ),
+    Row("ema.ema_decay", float, 0.9999, fits=lambda v: True, why="of store_ema, which is off"),
+    Row("ema.ema_start_update", int, 0, fits=lambda v: True, why="of store_ema, which is off"),
+)
+BY_KEY: Mapping[str, Row] = {row.key: row for row in ROWS}
+# Where one of these is set, that one of them takes the place of the other.
+INSTEAD = {
+    "dataset.validate_interval": (
+        "dataset.validate_interval_updates",
+        "checkpoint.validate_interval_updates",
+    ),
+    "checkpoint.save_interval": ("checkpoint.save_interval_updates",),
+}
+
+
+def _section(name: str) -> type:
+    rows = [row for row in ROWS if row.key.startswith(f"{name}.")]
+    fields = [
+        (
+            "kind" if row.name == "_name" else row.name,
+            row.type,
+            option(row.default, told(row), key=row.name if row.name == "_name" else ""),
+        )
+        for row in rows
+    ]
+    return make_dataclass(f"OFASys_{name}", fields, frozen=True)
+
+
+def told(row: Row) -> str:
+    """A row's meaning in a line."""
+    if row.to:
+        return ", ".join(row.to) + (f"; {row.why}" if row.why else "")
+    return row.why
+
+
+# Top-level section -> its options, all of them OFASys's.
+OFASYS: Mapping[str, type] = {
+    name: _section(name) for name in dict.fromkeys(row.key.partition(".")[0] for row in ROWS)
+}
+
+# arch -> width, layers of the encoder and of the decoder, heads, width inside a layer's MLP
+ARCHITECTURES: Mapping[str, tuple[int, int, int, int, int]] = {
+    "tiny": (256, 4, 4, 4, 1024),
+    "medium": (512, 4, 4, 8, 2048),
+    "base": (768, 6, 6, 12, 3072),
+    "large": (1024, 12, 12, 16, 4096),
+    "huge": (1280, 24, 12, 16, 5120),
+}
+SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_decoder_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+# What the encoder-decoder of this app (T5) is; other values are refused.
+IS_SO: Mapping[str, Any] = {
+    "share_decoder_input_output_embed": True,
+    "share_all_embeddings": True,
+    "freeze_encoder_embedding": False,
+    "freeze_decoder_embedding": False,
+    "encode_drop_path_rate": 0.0,
+    "decode_drop_path_rate": 0.0,
+    "encoder.normalize_before": True,
+    "decoder.normalize_before": True,
+}
+# Details of OFASys's own network that this one does otherwise: taken, with a warning.
+OTHERWISE: Mapping[str, str] = {
+    "max_source_positions": "positions are relative and have no last one",
+    "max_target_positions": "positions are relative and have no last one",
+    "encoder.learned_pos": "positions are relative, and learned",
+    "decoder.learned_pos": "positions are relative, and learned",
+    "no_scale_embedding": "embeddings are not scaled",
+    "layernorm_embedding": "embeddings are not normalised",
+    "activation_fn": "the activation is T5's",
+    "attention_dropout": "`dropout` is that of attention, too",
+    "adaptor": "images are read as patches, without a ResNet",
+}
+
+
+@dataclass(frozen=True)
+class ModelKeys(ModelSettings):
+    """What may stand in `model`: the app's options, and OFASys's."""
+
+    arch: str | None = option(None, f"sizes by name: {', '.join(ARCHITECTURES)}")
+    adaptor: dict[str, Any] | None = option(None, "OFASys's; " + OTHERWISE["adaptor"])
+    encoder: dict[str, Any] | None = option(None, "OFASys's: normalize_before, learned_pos")
+    decoder: dict[str, Any] | None = option(None, "OFASys's: normalize_before, learned_pos")
+    max_source_positions: int | None = option(
+        None, "OFASys's; " + OTHERWISE["max_source_positions"]
+    )
+    max_target_positions: int | None = option(
+        None, "OFASys's; " + OTHERWISE["max_target_positions"]
+    )
+    share_decoder_input_output_embed: bool | None = option(None, "OFASys's; they are shared")
+    share_all_embeddings: bool | None = option(None, "OFASys's; they are shared")
+    no_scale_embedding: bool | None = option(None, "OFASys's; " + OTHERWISE["no_scale_embedding"])
+    layernorm_embedding: bool | None = option(None, "OFASys's; " + OTHERWISE["layernorm_embedding"])
+    activation_fn: str | None = option(None, "OFASys's; " + OTHERWISE["activation_fn"])
+    attention_dropout: float | None = option(None, "OFASys's; " + OTHERWISE["attention_dropout"])
+    encode_drop_path_rate: float | None = option(None, "OFASys's; only 0")
+    decode_drop_path_rate: float | None = option(None, "OFASys's; only 0")
+    freeze_encoder_embedding: bool | None = option(None, "OFASys's; only false")
+    freeze_decoder_embedding: bool | None = option(None, "OFASys's; only false")
+
+
+# -- translating ------------------------------------------------------------------------------------
+
+
+def translate(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, resolved, with OFASys's keys turned into ours. Raises SettingsErrors."""
+    problems: list[Problem] = []
+    given = {
+        f"{section}.{name}": value
+        for section in OFASYS
+        for name, value in (values.get(section) or {}).items()
+    }
+    ours: dict[str, tuple[str, Any]] = {}  # our key -> who said so first, and what
+    for key, value in given.items():
+        row = BY_KEY.get(key)
+        if row is None or any(_active(given, other) for other in INSTEAD.get(key, ())):
+            if row is None:
+                problems.append(_no_such(key, value))
+            continue
+        for target, wanted in _wanted(row, value, problems):
+            said = _select(values, target)
+            first = ours.setdefault(target, (target, said) if said is not None else (key, wanted))
+            if not _same(first[1], wanted):
+                problems.append(
+                    Problem(
+                        key,
+                        f"{key}={value} and {first[0]}={first[1]} say two things about {target}; "
+                        "remove one of them",
+                    )
+                )
+    limits = ("optimization.max_epoch", "optimization.max_update")
+    if all(given.get(key) == 0 for key in limits):
+        problems.append(
+            Problem(
+                limits[0], f"{limits[0]}=0 and {limits[1]}=0: training would never end; set one"
+            )
+        )
+    made = {key: value for key, value in values.items() if key not in OFASYS}
+    made["model"] = _model(values.get("model") or {}, problems)
+    if problems:
+        raise SettingsErrors(problems)
+    for target, (_, wanted) in ours.items():
+        made = _put(made, target.split("."), wanted)
+    if "lr_scheduler" in values:  # where OFASys's schedule ends; transformers' ends at 1e-7
+        trainer = made["trainer"]
+        if trainer.get("lr_scheduler_type") == "polynomial":
+            kwargs = {"lr_end": 0.0, "power": 1.0, **(trainer.get("lr_scheduler_kwargs") or {})}
+            made = _put(made, ["trainer", "lr_scheduler_kwargs"], kwargs)
+    return made
+
+
+def _active(given: Mapping[str, Any], key: str) -> bool:
+    return (given.get(key) or 0) > 0
+
+
+def _no_such(key: str, value: Any) -> Problem:
+    return Problem(key, f"{key}={value}: there is no option '{key}'{nearest(key, BY_KEY)}")
+
+
+def _wanted(row: Row, value: Any, problems: list[Problem]) -> list[tuple[str, Any]]:
+    """Our keys and values for one of OFASys's."""
+    if not row.to:
+        if not row.fits(value):
+            problems.append(Problem(row.key, f"{row.key}={value} is not taken over: {row.why}"))
+        return []
+    if row.why and value != row.default:
+        problems.append(Problem(row.key, f"{row.key}={value} is not taken over: only {row.why}"))
+        return []
+    try:
+        wanted = row.convert(value)
+    except (ValueError, SyntaxError, TypeError, IndexError):
+        problems.append(Problem(row.key, f"{row.key}={value!r} cannot be read; like {row.default}"))
+        return []
+    if wanted is None:
+        return []
+    return list(zip(row.to, wanted, strict=True)) if len(row.to) > 1 else [(row.to[0], wanted)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(one == other and isinstance(one, bool) == isinstance(other, bool))
+
+
+def _select(values: Mapping[str, Any], key: str) -> Any:
+    node: Any = values
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return None
+        node = node[name]
+    return node
+
+
+def _put(values: Mapping[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+    """A copy with `value` at `keys`; below `*` it is a default, and what is there stays."""
+    name, *rest = keys
+    if name == "*":
+        return {
+            key: _put(child, rest, value) if _select(child, ".".join(rest)) is None else child
+            for key, child in values.items()
+        }
+    below = _put(values.get(name) or {}, rest, value) if rest else value
+    return {**values, name: below}
+
+
+def _model(given: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """The section `model` by our names: sizes from `arch`, unless they are given."""
+    made = dict(given)
+    arch = made.pop("arch", None)
+    if arch is not None and arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        problems.append(
+            Problem(
+                "model.arch",
+                f"model.arch={arch}: unknown; there are {known}{nearest(str(arch), ARCHITECTURES)}",
+            )
+        )
+    elif arch is not None:
+        made = {**dict(zip(SIZES, ARCHITECTURES[arch], strict=True)), **made}
+    for key, value in _details(made).items():
+        if key in IS_SO and value != IS_SO[key]:
+            problems.append(
+                Problem(
+                    f"model.{key}", f"model.{key}={value}: this app's model has {IS_SO[key]} only"
+                )
+            )
+        elif key in OTHERWISE:
+            log.warning("model.%s=%s has no effect: %s", key, value, OTHERWISE[key])
+        elif key not in IS_SO:
+            problems.append(
+                Problem(
+                    f"model.{key}",
+                    f"model.{key}={value}: there is no option '{key}'"
+                    f"{nearest(key, [*IS_SO, *OTHERWISE])}",
+                )
+            )
+    return {key: value for key, value in made.items() if key not in _OFASYS_MODEL}
+
+
+_OFASYS_MODEL = ModelKeys.__dataclass_fields__.keys() - ModelSettings.__dataclass_fields__.keys()
+
+
+def _details(model: Mapping[str, Any]) -> dict[str, Any]:
+    """OFASys's options of a model that are set, `encoder` and `decoder` flat."""
+    found: dict[str, Any] = {}
+    for key in sorted(_OFASYS_MODEL & model.keys()):
+        if key in ("encoder", "decoder"):
+            found |= {f"{key}.{name}": value for name, value in (model[key] or {}).items()}
+        elif model[key] is not None:
+            found[key] = model[key]
+    return found
+
+
+# -- the documentation ------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """ROWS as the table of docs/configuration.md."""
+    lines = ["| OFASys | its default | here |", "|---|---|---|"]
+    for row in ROWS:
+        here = " and ".join(f"`{key}`" for key in row.to)
+        if not row.to:
+            values = [v for v in (None, False, True, -1, 1e6, "checkpoint_last.pt") if row.fits(v)]
+            anything = row.fits(object())
+            here = "accepted" if anything else f"only {json.dumps(values[0])}"
+        lines.append(
+            f"| `{row.key}` | {json.dumps(row.default)} | {here}{'; ' + row.why if row.why else ''} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

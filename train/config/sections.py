@@ -1,0 +1,544 @@
+"""What one job is asked to do, as typed values checked before anything heavy is imported.
+
+Each section of the configuration is a dataclass here: defaults, units and one line of help per
+option (`python train.py --info <section>` prints them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from omegaconf import DictConfig
+
+from train.chain import walk
+from train.config.hf_arguments import HFArguments, SchedulerType
+from train.config.refused import REFUSED
+from train.config.typed import SettingsError, build, default_of, option, options, values_of
+
+__all__ = ["SettingsError"]
+
+CLASSES = 10  # digits 0 to 9: the rows of the model's head
+
+
+def at_least(least: float) -> dict[str, Any]:
+    return {
+        "check": lambda v: v is None or (v >= least and math.isfinite(v)),
+        "rule": f"must be a finite number, {least:g} or more",
+    }
+
+
+# -- a task ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InstructionSettings:
+    """What a task's model reads and what it answers, as templates."""
+
+    template: str | list[str] = option(
+        help="'[IMAGE:image] what digit? -> [TEXT:label]'; several: a list, or ' ||| ' between them"
+    )
+    decoder_plain_with_loss: bool = option(False, "train on the plain text of the answer as well")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """Where a task's rows come from, and how many go into an update."""
+
+    train_data: str | list[str] | None = option(
+        None, "files; ' ||| ' or a list: mixed; ',': one per epoch; x_[1-3]: three files"
+    )
+    valid_data: str | list[str] | None = option(None, "rows for selection; null: none are scored")
+    test_data: str | list[str] | None = option(None, "rows for the report, never for selection")
+    selected_cols: str | None = option(None, "'0:id,4:img': column index or header name : slot")
+    sample_ratios: float | list[float] | str = option(
+        1.0, "share of the rows of each source; above 1 repeats", unit="rows/row"
+    )
+    micro_batch_size: int | None = option(
+        None, "null: trainer.per_device_train_batch_size", unit="rows", **at_least(1)
+    )
+    micro_valid_batch_size: int | None = option(None, "null: 256", unit="rows", **at_least(1))
+    update_freq: int | list[int] | None = option(
+        None,
+        "micro-batches per update, a list: per epoch; null: trainer.gradient_accumulation_steps",
+    )
+    num_workers: int = option(
+        0, "processes that prepare rows; 0: the training itself", **at_least(0)
+    )
+    prefetch_factor: int = option(5, "updates each of them prepares ahead", **at_least(1))
+    header: bool = option(False, "the first line of a file names its columns")
+    separator: str = option("\t", "between columns")
+    cached: bool = option(False, "of old files: rows are kept in memory either way")
+    shuffle: bool = option(True, "a new order every epoch")
+    interleaved_multiple_reader: bool = option(
+        False, "take from the sources in proportion instead of one after another"
+    )
+    fixed_validation_seed: int | None = option(7, "seed of what is random in validation")
+
+
+@dataclass(frozen=True)
+class TextPreprocess:
+    """How text becomes token ids."""
+
+    ans2label: dict[str, int] | str | None = option(
+        None, "the answers of closed_set: a mapping, its JSON text, or a file of 'label<TAB>int'"
+    )
+    max_src_length: int | None = option(None, "null: the task's", unit="tokens", **at_least(1))
+    max_tgt_length: int = option(1024, "cut answers to", unit="tokens", **at_least(1))
+    mask_span_distribution: str = option("span-poisson", "lengths of the spans of mask_ratio")
+    poisson_lambda: float = option(3.0, "mean span length", unit="words", **at_least(0))
+    random_ratio: float = option(0.0, "share of masked words that become random ones")
+    replace_length: int = option(-1, "-1: a mask per word; 1: a mask per span; 0: none")
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """How an image becomes pixels of the model."""
+
+    patch_image_size: int = option(480, "images are resized to this squared", unit="pixels")
+    imagenet_default_mean_and_std: bool = option(False, "normalise by ImageNet's; else by 0.5")
+    interpolation: str = option("bicubic", "of the resize")
+    processor: str | None = option(
+        None, "folder of an image processor, as model.path; it alone says size, mean and deviation"
+    )
+
+    def __post_init__(self) -> None:
+        if self.processor is None:
+            return
+        for key, one in options(ImagePreprocess).items():
+            if key not in ("processor", "patch_image_size") and getattr(self, key) != default_of(
+                one
+            ):
+                raise SettingsError(
+                    f"preprocess: {key}={getattr(self, key)} has no effect beside "
+                    f"processor={self.processor}, which says it itself; remove one of them"
+                )
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """By the name a slot's `preprocess=` gives."""
+
+    text: TextPreprocess = option(TextPreprocess, "slots with preprocess=text (default of TEXT)")
+    image: ImagePreprocess = option(ImagePreprocess, "preprocess=image (default of IMAGE)")
+    imagenet: ImagePreprocess = option(ImagePreprocess, "preprocess=imagenet")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The options of one criterion."""
+
+    label_smoothing: float = option(0.0, "of label_smoothed_cross_entropy")
+    report_accuracy: bool = option(False, "log the accuracy of the training rows as well")
+    drop_worst_ratio: float = option(0.0, "share of the rows with the highest loss left out")
+    drop_worst_after: int = option(0, "from this update on", unit="updates", **at_least(0))
+    sentence_avg: bool = option(False, "divide by rows instead of by tokens")
+    weight: float = option(1.0, "of this task's loss", **at_least(0))
+    is_active: bool = option(True, "OFASys's; false: as if the criterion were not named")
+
+
+CRITERIA = ("cross_entropy", "label_smoothed_cross_entropy")
+
+
+@dataclass(frozen=True)
+class CriterionSettings(LossSettings):
+    """`{_name: X, ...}` or `{X: {...}}`: both mean criterion X."""
+
+    kind: str | None = option(None, f"one of {', '.join(CRITERIA)}", key="_name")
+    cross_entropy: LossSettings | None = option(None, "the nested form")
+    label_smoothed_cross_entropy: LossSettings | None = option(None, "the nested form")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """One metric of a task; naming it activates it."""
+
+    target_field: str = option(help="the column that holds the right answer")
+    ans2label: dict[str, int] | str | None = option(None, "answers as numbers")
+    beta: float = option(1.0, "of f_measure", **at_least(0))
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """How a task's answers are generated and scored."""
+
+    metrics: dict[str, MetricSettings] = option({}, "metric name -> its options")
+    generator_args: dict[str, Any] | str = option(
+        {"beam": 5, "max_len_b": 32, "no_repeat_ngram_size": 3}, "of generation, or JSON text"
+    )
+    output_dir: str | None = option(None, "folder for the answers; null: they are not kept")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task instance: `task.<name>` of the configuration."""
+
+    name: str  # of the instance: the key under `task`
+    kind: str = option(
+        help="the task class; default: text with dataset.train_data, else the instance's name",
+        key="_name",
+    )
+    options: tuple[int, ...] = option([], "of class digits: the digits of this task")
+    instruction: InstructionSettings | None = option(None, "templates")
+    dataset: DatasetSettings = option(DatasetSettings, "rows")
+    preprocess: PreprocessSettings = option(PreprocessSettings, "slots to model inputs")
+    criterion: CriterionSettings = option(CriterionSettings, "the loss")
+    evaluation: TaskEvaluation = option(TaskEvaluation, "generation and metrics")
+    max_src_length: int = option(128, "cut what the model reads to", unit="tokens", **at_least(1))
+    max_tgt_length: int = option(30, "cut what it answers to", unit="tokens", **at_least(1))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        wrong = [o for o in self.options if not 0 <= o < CLASSES]
+        if self.kind == "digits" and (
+            wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options)
+        ):
+            raise SettingsError(
+                f"task.{self.name}.options={list(self.options)}: "
+                f"give at least two different digits from 0 to {CLASSES - 1}"
+            )
+
+
+# -- the other sections ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model of the first task; see conf/model.
+
+    vit: one image, one answer of a closed set. unify: an encoder-decoder of text and images. Both are
+    small and begin at random. seq2seq: an encoder-decoder of text from a folder of Hugging Face.
+    """
+
+    kind: Literal["vit", "unify", "seq2seq"] = option("vit", "vit, unify or seq2seq", key="_name")
+    path: str | None = option(
+        None, "of seq2seq: folder of the model, pkg://<package>/<folder>, or a name of the hub"
+    )
+    tokenizer: str | None = option(
+        None, "likewise, of unify and seq2seq; null: bytes for unify, `path` for seq2seq"
+    )
+    weights: Literal["pretrained", "random"] = option(
+        "pretrained", "of seq2seq: those in `path`, or random ones of its shape"
+    )
+    config: dict[str, Any] = option({}, "of seq2seq: values over those of its config.json")
+    hidden_size: int = option(64, "width", **at_least(1))
+    num_hidden_layers: int = option(3, "layers", **at_least(1))
+    num_attention_heads: int = option(4, "heads per layer", **at_least(1))
+    intermediate_size: int = option(128, "width inside a layer's MLP", **at_least(1))
+    patch_size: int | None = option(
+        None,
+        "an image is cut into patches of this squared; null: 2, of images above 32 pixels 16",
+        unit="pixels",
+        **at_least(1),
+    )
+    image_size: int | None = option(
+        None, "side of the images; null: as the tasks have them", unit="pixels", **at_least(1)
+    )
+    num_channels: int | None = option(
+        None, "1: grey, as the digits; 3: colour; null: as the tasks have them", **at_least(1)
+    )
+    num_decoder_layers: int | None = option(
+        None, "of unify; null: num_hidden_layers", **at_least(1)
+    )
+    dropout: float = option(0.0, "of unify")
+
+    def __post_init__(self) -> None:
+        self._check_kind()
+        if self.hidden_size % self.num_attention_heads:
+            raise SettingsError(
+                f"model.hidden_size={self.hidden_size}: must be a multiple of "
+                f"model.num_attention_heads={self.num_attention_heads}"
+            )
+        if self.side % self.patch:
+            raise SettingsError(
+                f"model.image_size={self.side}: must be a multiple of model.patch_size={self.patch}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise SettingsError(f"model.dropout={self.dropout}: must be in [0, 1)")
+
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels; without any task that says it the digits' 8."""
+        return self.image_size or 8
+
+    @property
+    def channels(self) -> int:
+        return self.num_channels or 1
+
+    @property
+    def patch(self) -> int:
+        return self.patch_size or (2 if self.side <= 32 else 16)
+
+    def _check_kind(self) -> None:
+        """What this kind of model does not look at is refused."""
+        of_folders = ("path", "tokenizer", "weights", "config")
+        unread = {"vit": of_folders, "unify": ("path", "weights", "config")}.get(self.kind)
+        why = "is of model=seq2seq" if self.kind == "unify" else "is of models that read text"
+        if unread is None:
+            if self.path is None:
+                raise SettingsError(
+                    "model.path is missing: seq2seq is read from a folder that save_pretrained wrote, "
+                    "from pkg://<package>/<folder>, or by its name from the hub"
+                )
+            unread = tuple(k for k in options(ModelSettings) if k not in (*of_folders, "_name"))
+            why = "has no effect: the model in model.path has a shape of its own; see model.config"
+        for key in unread:
+            value = getattr(self, key)
+            if value != default_of(options(ModelSettings)[key]):
+                raise SettingsError(f"model.{key}={value}: {why}")
+
+
+@dataclass(frozen=True)
+class DeltaSettings:
+    """The LoRA adapter of a task and the weights of its O-LoRA penalties."""
+
+    lora_dim: int = option(8, "rank of an adapter")
+    lora_alpha: float = option(32.0, "an adapter counts alpha / rank")
+    lora_dropout: float = option(0.0, "on the adapter's input")
+    target_modules: tuple[str, ...] = option(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], "layers that get an adapter"
+    )
+    lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
+    lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if self.lora_dim < 1:
+            raise SettingsError(
+                f"delta.lora_dim={self.lora_dim}: the rank of an adapter must be at least 1"
+            )
+        if not self.lora_alpha > 0:
+            raise SettingsError(f"delta.lora_alpha={self.lora_alpha}: must be above 0")
+        if not 0 <= self.lora_dropout < 1:
+            raise SettingsError(f"delta.lora_dropout={self.lora_dropout}: must be in [0, 1)")
+        for key in ("lamda_1", "lamda_2"):
+            value = getattr(self, key)
+            if not (value >= 0 and math.isfinite(value)):
+                raise SettingsError(
+                    f"delta.{key}={value}: a penalty weight must be a finite number, 0 or more "
+                    "(0 turns the penalty off)"
+                )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the images of a task are divided; the same for every job of a sweep."""
+
+    dev_share: float = option(0.25, "of each digit's images, for selection")
+    test_share: float = option(0.25, "of each digit's images, for the report")
+    split_seed: int = option(0, "of the division; apart from `seed`")
+
+    def __post_init__(self) -> None:
+        if not (
+            self.dev_share > 0 and self.test_share > 0 and self.dev_share + self.test_share < 1
+        ):
+            raise SettingsError(
+                f"evaluation.dev_share={self.dev_share}, evaluation.test_share={self.test_share}: "
+                "both must be above 0 and leave something to train on (sum below 1)"
+            )
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What training may take of a device."""
+
+    budget_mib: int | None = option(
+        None,
+        "GPU memory of a process; more is an out-of-memory error of its own. null: no limit",
+        unit="MiB",
+        **at_least(1),
+    )
+
+
+@dataclass(frozen=True)
+class TrainerExtras:
+    """Options of `trainer` that transformers.TrainingArguments has no name for."""
+
+    save_dir: str | None = option(
+        None,
+        "folder of the checkpoint; null: checkpoint/ of the job",
+        check=lambda v: v is None or "://" not in v,
+        rule="must be a local path; copy the checkpoint after the job",
+    )
+    patience: int = option(-1, "stop after so many validations without a better one; -1: never")
+    max_valid_steps: int | None = option(
+        None, "validate on so many micro-batches; null: on all", **at_least(1)
+    )
+    stop_time_hours: float = option(0.0, "stop training after; 0: never", unit="h", **at_least(0))
+    log_format: str | None = option(None, "of the training log: json, none, simple or tqdm")
+    fp16_scale_window: int | None = option(
+        None, "double the loss scale after so many updates; null: torch's 2000", unit="updates"
+    )
+    fp16_init_scale: float = option(128.0, "first loss scale of fp16", **at_least(0))
+    min_loss_scale: float = option(1e-4, "a loss scale below it ends the training", **at_least(0))
+
+
+@dataclass(frozen=True)
+class TrainerSettings(TrainerExtras, HFArguments):
+    """How a job trains: arguments of transformers.TrainingArguments by their names, and some more."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = REFUSED
+
+    learning_rate: float = option(1e-3, "the highest of the schedule", **at_least(0))
+    num_train_epochs: float = option(5.0, "unless max_steps is set", unit="epochs", **at_least(0))
+    per_device_train_batch_size: int = option(
+        16, "where a task has no micro_batch_size of its own", unit="rows", **at_least(1)
+    )
+    gradient_accumulation_steps: int = option(
+        1, "where a task has no update_freq of its own", unit="micro-batches", **at_least(1)
+    )
+    lr_scheduler_type: SchedulerType = option("constant", "how the learning rate goes on")
+    logging_steps: float = option(20, "log every so many updates", unit="updates")
+    dataloader_pin_memory: bool = option(False, "page-locked memory for batches")
+
+
+# Where the app's default is not that of transformers.
+TRAINER_DEFAULTS: Mapping[str, Any] = {
+    name: default_of(one)
+    for name, one in options(TrainerSettings).items()
+    if name in options(HFArguments) and default_of(one) != default_of(options(HFArguments)[name])
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: which tasks, from which parent, how, and on what it is evaluated."""
+
+    tasks: tuple[Task, ...]  # trained together; one, unless it is a multi-task job
+    seen_tasks: tuple[Task, ...]
+    init_from: Path | None
+    model: ModelSettings
+    delta: DeltaSettings
+    trainer: dict[str, Any]  # arguments of transformers.TrainingArguments, by their own names
+    extras: TrainerExtras  # the other options of `trainer`
+    memory: MemorySettings
+    evaluation: EvaluationSettings
+    seed: int
+
+    @property
+    def task(self) -> Task:
+        """The task of a job that has only one."""
+        (task,) = self.tasks
+        return task
+
+
+def read_job(cfg: DictConfig | Mapping[str, Any], task_dir: Path) -> Job:
+    """The job a composed config describes; `task_dir` holds one YAML file per known task.
+
+    Raises SettingsError.
+    """
+    from train.config.settle import settle
+
+    values = settle(cfg)
+    trainer = build(TrainerSettings, values.get("trainer", {}), "trainer")
+    # Only what somebody set: what Hugging Face makes of the others is its own affair.
+    named = {*TRAINER_DEFAULTS, *values.get("trainer", {})} & options(HFArguments).keys()
+    tasks = read_tasks(values.get("task", {}))
+    init_from = values.get("init_from")
+    if init_from is not None:
+        init_from = Path(str(init_from)).absolute()
+        if not init_from.is_dir():
+            raise SettingsError(
+                f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
+                "finished job of the task before, or null for the first task"
+            )
+    seed = values.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise SettingsError(f"seed={seed}: must be a whole number, 0 or more")
+    return Job(
+        tasks=tasks,
+        seen_tasks=_seen_tasks(cfg, values.get("seen_tasks"), tasks, init_from, task_dir),
+        init_from=init_from,
+        model=build(ModelSettings, values.get("model", {}), "model"),
+        delta=build(DeltaSettings, values.get("delta", {}), "delta"),
+        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named},
+        extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
+        memory=build(MemorySettings, values.get("memory", {}), "memory"),
+        evaluation=build(EvaluationSettings, values.get("evaluation", {}), "evaluation"),
+        seed=seed,
+    )
+
+
+def write_resolved(job: Job, env: Any, folder: Path) -> None:
+    """All that a run uses, defaults filled in, as resolved.yaml: a configuration like any other."""
+    values = {
+        "task": {task.name: values_of(task) for task in job.tasks},
+        **{
+            name: values_of(getattr(job, name))
+            for name in ("model", "delta", "memory", "evaluation")
+        },
+        "trainer": {**job.trainer, **values_of(job.extras)},
+        "env": values_of(env),
+        "seed": job.seed,
+        "init_from": None if job.init_from is None else str(job.init_from),
+        "seen_tasks": [task.name for task in job.seen_tasks],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    (folder / "resolved.yaml").write_text(written, encoding="utf-8")
+
+
+def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The task instances below `task`, in their order."""
+    if not nodes:
+        raise SettingsError("task: no task is configured; choose one, for instance task=digits_01")
+    return tuple(
+        build(
+            Task, {"_name": _class_of(name, node), **(node or {})}, f"task.{name}", name=str(name)
+        )
+        for name, node in nodes.items()
+    )
+
+
+def _class_of(name: str, node: Any) -> str:
+    """The class of a task that does not say it: rows come from files where there are some."""
+    dataset = node.get("dataset") if isinstance(node, Mapping) else None
+    of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
+    return "text" if of_files else str(name)
+
+
+def _seen_tasks(
+    cfg: DictConfig | Mapping[str, Any],
+    names: Any,
+    current: tuple[Task, ...],
+    init_from: Path | None,
+    task_dir: Path,
+) -> tuple[Task, ...]:
+    own = {task.name: task for task in current}
+    if names is None:
+        ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
+        names = [*dict.fromkeys([*ancestors, *own])]
+    if not isinstance(names, list) or len(set(names)) < len(names) or not own.keys() <= set(names):
+        raise SettingsError(
+            f"seen_tasks={names}: must be a list of different task names that contains the "
+            f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"
+        )
+    known = sorted(path.stem for path in task_dir.glob("*.yaml"))
+    missing = [name for name in names if name not in own and name not in known]
+    if missing:
+        raise SettingsError(
+            f"seen_tasks={list(names)}: no config for {missing}. Known tasks: {', '.join(known)}; "
+            f"a new one needs a file {task_dir}/<name>.yaml"
+        )
+    return tuple(own[name] if name in own else _group_task(cfg, name, task_dir) for name in names)
+
+
+def _group_task(cfg: DictConfig | Mapping[str, Any], name: str, task_dir: Path) -> Task:
+    """A task an earlier job of the chain trained: its group file, under the star of this config."""
+    from autocl_sweeper.yaml.layers import load
+    from train.config.settle import settle, unresolved
+
+    whole = unresolved(cfg)
+    star = {key: node for key, node in whole.get("task", {}).items() if key == "*"}
+    found = load(str(task_dir / f"{name}.yaml"))
+    if list(found) != [name]:
+        raise SettingsError(
+            f"{task_dir / name}.yaml: must hold the task '{name}' alone, to be found again by its "
+            f"name later in a chain; it holds {', '.join(map(str, found))}"
+        )
+    (task,) = read_tasks(settle({**whole, "task": {**star, **found}})["task"])
+    return task

@@ -1,0 +1,1 @@
+"""Tasks as data: instructions, rows, batches of rows, metrics."""

@@ -1,0 +1,242 @@
+"""Rows of a task: read from files, taken from scikit-learn, or made up by rule at run time.
+
+A row maps column names to values, and instructions name the columns. Every class divides its rows into
+train, dev and test; nothing is downloaded. No torch here.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.config.sections import EvaluationSettings
+from train.data.specs import Column, Source, file_of_epoch, mix, occurrences
+from train.data.task_plan import CLASS_COLUMNS, TaskPlan
+
+Row = Mapping[str, Any]
+
+
+class DataError(RuntimeError):
+    """Data that cannot be read, or must not be used as it is."""
+
+
+class DataOverlap(DataError):
+    """The same row is in two of train, dev and test."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one task."""
+
+    train: Callable[[int], Sequence[Row]]  # epoch, from 0 -> its rows
+    dev: Sequence[Row]
+    test: Sequence[Row]
+
+
+def load(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
+    """The rows of a task. Raises DataError for what cannot be read, and where parts share rows."""
+    rows = _of_files(plan) if plan.data.train else _of_class(plan, shares)
+    _refuse_shared_rows(plan, rows)
+    return rows
+
+
+# Reading files
+
+
+def _of_files(plan: TaskPlan) -> Rows:
+    settings, data = plan.task.dataset, plan.data
+
+    def read(file: str) -> list[Row]:
+        return read_table(Path(file), data.columns, settings.separator, settings.header)
+
+    def every(part: tuple[Source, ...]) -> list[Row]:
+        return [row for source in part for file in source for row in read(file)]
+
+    @cache
+    def of_files(files: tuple[str, ...]) -> Sequence[Row]:
+        tables = [read(file) for file in files]
+        for file, table in zip(files, tables, strict=True):
+            if not table:
+                raise DataError(f"task {plan.name}: train_data: no rows in {file}")
+        lengths = [len(table) for table in tables]
+        order = mix(lengths, data.ratios, settings.interleaved_multiple_reader)
+        return [tables[source][row] for source, row in occurrences(order, lengths)]
+
+    def train(epoch: int) -> Sequence[Row]:
+        return of_files(tuple(file_of_epoch(source, epoch + 1) for source in data.train))
+
+    return Rows(train, every(data.valid), every(data.test))
+
+
+def _refuse_shared_rows(plan: TaskPlan, rows: Rows) -> None:
+    seen: dict[tuple[object, ...], str] = {}
+    # Longer: the files of several sources meet again after the product of their numbers.
+    epochs = max((len(source) for source in plan.data.train), default=1)
+    train = (row for epoch in range(epochs) for row in rows.train(epoch))
+    for name, part in (("test", rows.test), ("dev", rows.dev), ("train", train)):
+        for row in part:
+            key = tuple(v.tobytes() if isinstance(v, np.ndarray) else v for v in row.values())
+            if seen.setdefault(key, name) != name:
+                shown = {k: v for k, v in row.items() if not isinstance(v, np.ndarray)}
+                raise DataOverlap(
+                    f"task {plan.name}: the row {shown} is in '{name}' and in '{seen[key]}': "
+                    "training, selection and the final test must not share rows; remove it from one"
+                )
+
+
+def read_table(path: Path, selected: Sequence[Column], separator: str, header: bool) -> list[Row]:
+    """The selected columns of a text table, one mapping per line, values as text.
+
+    Quotes mean something only where the separator is not a tab. Raises DataError.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if separator == "\t":
+                table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            else:
+                table = csv.reader(file, delimiter=separator, strict=True)
+            lines = list(table)
+    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+        raise DataError(
+            f"data file {path} (from {Path.cwd()}): {error}. Paths are relative to the working "
+            f"directory; the separator is dataset.separator={separator!r}"
+        ) from error
+    names = lines.pop(0) if header and lines else []
+    places = [_place(path, column, names, header) for column in selected]
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=2 if header else 1):
+        if not line:
+            continue
+        if max(places) >= len(line):
+            wanted = selected[places.index(max(places))]
+            raise DataError(
+                f"{path}, line {number}: {len(line)} columns, but column {wanted.column} "
+                f"(slot '{wanted.name}') is wanted; check dataset.separator={separator!r} and "
+                "dataset.selected_cols (columns count from 0)"
+            )
+        rows.append({c.name: line[place] for c, place in zip(selected, places, strict=True)})
+    return rows
+
+
+def _place(path: Path, column: Column, names: Sequence[str], header: bool) -> int:
+    if column.column in names:
+        return names.index(column.column)
+    if column.column.isdecimal():
+        return int(column.column)
+    hint = (
+        f"its header has {', '.join(names)}" if header else "set dataset.header=true to use names"
+    )
+    raise DataError(f"{path} has no column '{column.column}': {hint}")
+
+
+# Classes of tasks
+
+
+@cache
+def digits() -> tuple[Any, Any]:
+    """All 1797 images (n x 8 x 8, float32 in [-1, 1]) and their labels (int64)."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = (pixels / 8 - 1).astype(np.float32).reshape(-1, 8, 8)
+    return images, labels.astype(np.int64)
+
+
+def _digit_rows(labels: Sequence[str]) -> list[Row]:
+    images, truth = digits()
+    return [
+        {"image": images[row], "label": str(truth[row])}
+        for row in range(len(truth))
+        if str(truth[row]) in labels
+    ]
+
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+WORDS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
+
+
+def _arithmetic_rows(labels: Sequence[str]) -> list[Row]:
+    """Sums and differences of numbers up to nine; those whose result is a label."""
+    found = [
+        (a, word, b, a + b if word == "plus" else a - b)
+        for a, word, b in itertools.product(range(10), ("plus", "minus"), range(10))
+    ]
+    rows = [
+        {"question": f"{WORDS[a]} {word} {WORDS[b]}", "answer": WORDS[result]}
+        for a, word, b, result in found
+        if result >= 0
+    ]
+    return [row for row in rows if not labels or row["answer"] in labels]
+
+
+def _parity_rows(labels: Sequence[str]) -> list[Row]:
+    """Sequences of three to eight bits in words: is the number of ones even or odd?"""
+    return [
+        {
+            "bits": " ".join(WORDS[bit] for bit in bits),
+            "answer": "odd" if sum(bits) % 2 else "even",
+        }
+        for length in range(3, 9)
+        for bits in itertools.product((0, 1), repeat=length)
+    ]
+
+
+def _sentiment_rows(labels: Sequence[str]) -> list[Row]:
+    """Short reviews whose judgement is an adjective, turned round by 'not'."""
+    things = ("film", "book", "song", "play", "meal", "show", "game", "story")
+    openings = ("the {} was", "i found the {}", "we all thought the {} was", "that {} is")
+    degrees = ("", "very ", "not ", "really ", "not very ")
+    good = ("good", "lovely", "clever", "funny", "brilliant")
+    bad = ("bad", "awful", "boring", "weak", "terrible")
+    return [
+        {
+            "review": f"{opening.format(thing)} {degree}{word}",
+            "label": "positive" if (word in good) != degree.startswith("not") else "negative",
+        }
+        for thing, opening, degree, word in itertools.product(things, openings, degrees, good + bad)
+    ]
+
+
+MAKERS: Mapping[str, Callable[[Sequence[str]], list[Row]]] = {
+    "arithmetic": _arithmetic_rows,
+    "digits": _digit_rows,
+    "parity": _parity_rows,
+    "sentiment": _sentiment_rows,
+}
+
+
+def _of_class(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
+    """Rows by rule in three parts; those of every answer of a closed set are divided apart.
+
+    There, which part a row goes to depends on the rows with its own answer alone, so it stays the same
+    whichever task the answer occurs in.
+    """
+    answer = CLASS_COLUMNS[plan.task.kind][-1]  # type: ignore[index]  # null: read from files
+    groups: dict[str, list[Row]] = {}
+    for row in MAKERS[plan.task.kind](tuple(plan.answers or ())):
+        groups.setdefault(str(row[answer]) if plan.answers else "", []).append(row)
+    parts: dict[str, list[Row]] = {"train": [], "dev": [], "test": []}
+    for label in sorted(groups):
+        group = groups[label]
+        key = int(label) if label.isdecimal() else int.from_bytes(label.encode(), "big")
+        order = np.random.default_rng([shares.split_seed, key]).permutation(len(group))
+        dev_end = round(len(group) * shares.dev_share)
+        test_end = dev_end + round(len(group) * shares.test_share)
+        for name, part in zip(
+            ("dev", "test", "train"), np.split(order, [dev_end, test_end]), strict=True
+        ):
+            parts[name].extend(group[i] for i in part)
+    empty = [name for name, part in parts.items() if not part]
+    if empty:
+        raise DataError(
+            f"task {plan.name}: no rows in {empty[0]}; check preprocess.text.ans2label "
+            f"({', '.join(plan.answers or ())}) and the shares in `evaluation`"
+        )
+    return Rows(lambda epoch: parts["train"], parts["dev"], parts["test"])

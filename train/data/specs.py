@@ -1,0 +1,169 @@
+r"""Data strings: which files a task reads in which epoch, which columns, how much of each.
+
+    train_data: "a_[1-3].tsv ||| b.tsv,c.tsv"      two sources that are mixed; files of one take turns
+    selected_cols: "0:uid,image,2:label"           column index or header name : slot name
+    sample_ratios: [1, 0.5]                        rows of a source = int(rows * ratio)
+
+Paths are local; nothing is evaluated, only read. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from train.data.instruction import SEPARATOR
+
+Source = tuple[str, ...]  # files of one source, in turn one per epoch
+
+
+class DataSpecError(ValueError):
+    """A data string that cannot be read; the message says the value, the rule and the repair."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column to read: by index (counted from 0) or header name, under the slot name."""
+
+    column: str
+    name: str
+
+
+def sources(text: str | Sequence[str] | None) -> tuple[Source, ...]:
+    """The sources of a data string: ` ||| ` or a list divides them, `,` the files of one source.
+
+    `x_[1-3]` stands for three files; leading zeros are kept (`[08-10]`: 08, 09, 10). Null and the
+    empty text mean no data. Raises DataSpecError.
+    """
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return ()
+    texts = [text] if isinstance(text, str) else list(text)
+    parts = [part for one in texts for part in SEPARATOR.split(one.strip())]
+    return tuple(tuple(f for path in _files(p, text) for f in expand(path)) for p in parts)
+
+
+def _files(source: str, text: str | Sequence[str]) -> list[str]:
+    files = [path.strip() for path in source.split(",")]
+    if not all(files):
+        raise DataSpecError(
+            f"data {text!r}: the source {source!r} has an empty path; remove the ',' or '|||' too many"
+        )
+    return files
+
+
+def expand(path: str) -> list[str]:
+    """The files `x_[1-3]` stands for; any other path stands for itself."""
+    if "://" in path:
+        raise DataSpecError(f"data path {path!r}: only local paths are read; copy the file first")
+    if "[" not in path and "]" not in path:
+        return [path]
+    found = re.fullmatch(r"([^\[\]]*)\[([0-9]+)-([0-9]+)\]([^\[\]]*)", path)
+    if not found:
+        raise DataSpecError(
+            f"data path {path!r}: one bracket per path, written [FIRST-LAST] with whole numbers, "
+            "such as part_[1-3].tsv"
+        )
+    before, first, last, after = found.groups()
+    if int(first) > int(last):
+        raise DataSpecError(f"data path {path!r}: the range is empty; the first number comes first")
+    width = len(first) if first.startswith("0") else 0
+    return [f"{before}{n:0{width}}{after}" for n in range(int(first), int(last) + 1)]
+
+
+def file_of_epoch(source: Source, epoch: int) -> str:
+    """The file a source reads in an epoch, counted from 1."""
+    return source[(epoch - 1) % len(source)]
+
+
+def columns(text: str | None) -> tuple[Column, ...]:
+    """The columns of a `selected_cols` string. Raises DataSpecError."""
+    if text is None:
+        raise DataSpecError(
+            "dataset.selected_cols is not set, but data is read from files: "
+            'name the columns and their slots, such as "0:text,1:label"'
+        )
+    found: list[Column] = []
+    for part in str(text).split(","):
+        column, colon, name = (piece.strip() for piece in part.partition(":"))
+        name = name if colon else column
+        if not column or not name or ":" in name:
+            raise DataSpecError(
+                f"dataset.selected_cols={text!r}: {part!r} must be a column, or column:slot"
+            )
+        for what, value, taken in (
+            ("column", column, [c.column for c in found]),
+            ("slot", name, [c.name for c in found]),
+        ):
+            if value in taken:
+                raise DataSpecError(
+                    f"dataset.selected_cols={text!r}: {what} {value} twice; "
+                    "a slot may stand in a template twice, so once is enough"
+                )
+        found.append(Column(column, name))
+    return tuple(found)
+
+
+def ratios(value: float | str | Sequence[float], n_sources: int) -> tuple[float, ...]:
+    """One ratio per source. A number counts for the only source; text is parsed, never evaluated."""
+    key = f"dataset.sample_ratios={value!r}"
+    if isinstance(value, str):
+        inside = value.strip()
+        several = inside.startswith("[") and inside.endswith("]")
+        parts = inside[1:-1].split(",") if several else [inside]
+        try:
+            numbers = [float(part) for part in parts]
+        except ValueError as error:
+            raise DataSpecError(f"{key}: must be a number or a list of numbers") from error
+    else:
+        several = not isinstance(value, (int, float))
+        numbers = [float(v) for v in ([value] if isinstance(value, (int, float)) else value)]
+    if any(not (n > 0 and math.isfinite(n)) for n in numbers):
+        raise DataSpecError(f"{key}: a ratio must be a finite number above 0")
+    # The default, 1, means all rows of however many sources.
+    if not several and numbers == [1.0]:
+        return (1.0,) * n_sources
+    if len(numbers) != n_sources:
+        raise DataSpecError(
+            f"{key}: {len(numbers)} given for {n_sources} sources of train_data; "
+            "give a list with one ratio per source"
+        )
+    return tuple(numbers)
+
+
+def shard(rows: int, rank: int, world: int, larger_first: bool = True) -> tuple[int, int]:
+    """[start, end) of a rank's contiguous part; `rows % world` parts are one row longer."""
+    if not 0 <= rank < world:
+        raise DataSpecError(f"rank {rank} of {world} processes: must be from 0 to {world - 1}")
+    size, longer = divmod(rows, world)
+    before = min(rank, longer) if larger_first else max(0, rank - (world - longer))
+    own = rank < longer if larger_first else rank >= world - longer
+    start = rank * size + before
+    return start, start + size + own
+
+
+def taken(rows: int, ratio: float) -> int:
+    """Rows a source contributes; above `rows` they repeat from the head."""
+    return int(rows * ratio)
+
+
+def mix(rows: Sequence[int], sample_ratios: Sequence[float], interleaved: bool) -> list[int]:
+    """Index of the source of each row of the mixture.
+
+    Concatenated, or interleaved in proportion: the k-th of n rows of a source stands at (k + 1/2) / n
+    of the way, and where two stand alike the earlier source comes first.
+    """
+    counts = [taken(n, ratio) for n, ratio in zip(rows, sample_ratios, strict=True)]
+    if not interleaved:
+        return [source for source, n in enumerate(counts) for _ in range(n)]
+    places = [((2 * k + 1) / (2 * n), s) for s, n in enumerate(counts) for k in range(n)]
+    return [source for _, source in sorted(places)]
+
+
+def occurrences(order: Sequence[int], rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(source, row in it) of each row of the mixture: heads first, repeated from the start."""
+    seen = [0] * len(rows)
+    for source in order:
+        yield source, seen[source] % rows[source]
+        seen[source] += 1

@@ -1,0 +1,96 @@
+"""Metrics of a task by name, on answers and truths as text; computed by kept libraries.
+
+matthews_corrcoef and f_measure come from scikit-learn, rouge and bleu from torchmetrics (extra
+`metrics`). Names are checked without importing either.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from train.config.sections import MetricSettings
+
+LOGGED: Mapping[str, tuple[str, ...]] = {
+    "accuracy": ("acc",),
+    "matthews_corrcoef": ("mcc",),
+    "f_measure": ("f_{beta:g}",),
+    "rouge": ("rouge1_f1", "rouge2_f1", "rougeL_f1"),
+    "bleu": ("bleu",),
+    "exact_match": ("exact_match",),
+}
+IN_TORCHMETRICS = ("rouge", "bleu")
+REFUSED = {"cider": "no maintained library computes it without Java or a download"}
+
+
+def logged_names(metric: str, beta: float = 1.0) -> tuple[str, ...]:
+    """The names a metric is logged under. Raises ValueError for an unknown or missing one."""
+    if metric in REFUSED:
+        raise ValueError(f"metric '{metric}' is not supported: {REFUSED[metric]}")
+    if metric not in LOGGED:
+        near = get_close_matches(metric, LOGGED, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown metric '{metric}'{hint} (known: {', '.join(LOGGED)})")
+    if metric in IN_TORCHMETRICS and importlib.util.find_spec("torchmetrics") is None:
+        raise ValueError(f"metric '{metric}' needs a package: pip install torchmetrics")
+    return tuple(name.format(beta=beta) for name in LOGGED[metric])
+
+
+def compute(
+    metric: str, settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]
+) -> dict[str, float]:
+    """Logged name -> value, all from 0 to 1 but mcc (-1 to 1) and bleu (0 to 100).
+
+    f_measure of two classes is that of the second label of `ans2label`'s numbering (1); of more, the
+    plain mean over classes.
+    """
+    names = logged_names(metric, settings.beta)
+    if metric in ("accuracy", "exact_match"):
+        same = [a.strip() == t.strip() for a, t in zip(answers, truths, strict=True)]
+        return {names[0]: sum(same) / len(same)}
+    if metric == "matthews_corrcoef":
+        from sklearn.metrics import matthews_corrcoef
+
+        return {names[0]: float(matthews_corrcoef(list(truths), list(answers)))}
+    if metric == "f_measure":
+        return {names[0]: _f_measure(settings, answers, truths)}
+    from torchmetrics.functional.text import rouge_score, sacre_bleu_score
+
+    if metric == "rouge":
+        kinds = ("rouge1", "rouge2", "rougeL")
+        found = rouge_score(list(answers), list(truths), rouge_keys=kinds)
+        return {
+            name: float(found[f"{kind}_fmeasure"]) for name, kind in zip(names, kinds, strict=True)
+        }
+    return {names[0]: 100 * float(sacre_bleu_score(list(answers), [[t] for t in truths]))}
+
+
+def _f_measure(settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]) -> float:
+    from sklearn.metrics import fbeta_score
+
+    labels = sorted({*truths, *answers})
+    positive = None
+    if isinstance(settings.ans2label, Mapping) and len(settings.ans2label) == 2:
+        positive = next((k for k, v in settings.ans2label.items() if v == 1), None)
+    if positive is not None:
+        return float(
+            fbeta_score(
+                [t == positive for t in truths],
+                [a == positive for a in answers],
+                beta=settings.beta,
+                zero_division=0,
+            )
+        )
+    return float(
+        fbeta_score(
+            list(truths),
+            list(answers),
+            labels=labels,
+            average="macro",
+            beta=settings.beta,
+            zero_division=0,
+        )
+    )

@@ -1,0 +1,1 @@
+"""What a task trains on top of a frozen model."""

@@ -1,0 +1,103 @@
+"""Micro-batches as the Trainer gets them: one item per optimizer update."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from train.data.mixing import MicroBatch, Stream, Update, total_updates, updates
+from train.data.rows import Row, Rows
+from train.data.task_plan import TaskPlan
+
+
+class Meeting(Protocol):
+    """How a task meets a model: `ImageChoice` and `TextAnswer`."""
+
+    plan: TaskPlan
+
+    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Any: ...
+    def batch(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]: ...
+    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor: ...
+    def answers(
+        self, model: torch.nn.Module, examples: Sequence[Any], device: torch.device
+    ) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of the tasks that are trained together, and how much of it an update takes."""
+
+    task: Meeting
+    rows: Rows
+    micro_batch_size: int
+    update_freq: tuple[int, ...]
+    seed: int
+
+    def order(self, epoch: int) -> list[int]:
+        """Row indices in the order of an epoch, from 0; the same in every process."""
+        n = len(self.rows.train(epoch))
+        if not self.task.plan.task.dataset.shuffle:
+            return list(range(n))
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order: list[int] = torch.randperm(n, generator=generator).tolist()
+        return order
+
+    def stream(self) -> Stream:
+        return Stream(cache(self.order), self.micro_batch_size, self.update_freq)
+
+
+class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
+    """The updates of a training in order, each a list of own micro-batches (possibly empty ones)."""
+
+    def __init__(
+        self, tasks: Sequence[Training], rank: int, world: int, epochs: float, limit: int
+    ) -> None:
+        """`limit`: updates, 0 or less for no limit; with several tasks it alone ends the training."""
+        self.tasks = tasks
+        self.streams = [task.stream() for task in tasks]
+        self.rank, self.world = rank, world
+        self.total = total_updates(
+            self.streams, lambda e: len(tasks[0].rows.train(e)), world, epochs, limit
+        )
+        self.single = len(tasks) == 1
+
+    def __len__(self) -> int:
+        return self.total
+
+    def plan(self) -> Iterator[Update]:
+        return updates(self.streams, self.rank, self.world, None, self.total)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for update in itertools.islice(self.plan(), first, None, step):
+            yield [self._batch(part) for part in update.micro_batches]
+
+    def _batch(self, part: MicroBatch) -> dict[str, Any]:
+        training = self.tasks[part.task]
+        rows = training.rows.train(part.epoch)
+        examples = [
+            training.task.example(
+                rows[i],
+                # By row and epoch, so that it does not matter which process draws it.
+                np.random.default_rng([training.seed, part.epoch, i]),
+                True,
+                f"task {training.task.plan.name}, training row {i + 1}",
+            )
+            for i in part.rows
+        ]
+        return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
+
+
+def ends_of_epochs(updates: Updates) -> dict[int, int]:
+    """Number of the update, from 1 -> epoch of the only task, from 1, that ends with it."""
+    if not updates.single:
+        return {}
+    ends = enumerate((u.ends_epoch for u in updates.plan()), start=1)
+    return {step: epoch for step, epoch in ends if epoch is not None}
