@@ -38,7 +38,7 @@ class GPULauncher(Launcher):
 
     def executor(self, returns: bool, files: JobFiles) -> LocalExecutor | RayExecutor:
         """Jobs one by one, for a sweeper that feeds devices as they free."""
-        from autocl_sweeper.hydra_sweep import local_executor
+        from autocl_sweeper.hydra_launch import local_executor
 
         assert self.config is not None
         return local_executor(
@@ -57,7 +57,7 @@ class GPULauncher(Launcher):
         from weakref import finalize
 
         from autocl_sweeper.executor.process.forked import KeptTemplate
-        from autocl_sweeper.hydra_sweep import launch
+        from autocl_sweeper.hydra_launch import launch
 
         assert self.config is not None
         if self._kept is None:
@@ -70,7 +70,7 @@ class RayLauncher(GPULauncher):
     """The same on every node of a Ray cluster."""
 
     def executor(self, returns: bool, files: JobFiles) -> RayExecutor:
-        from autocl_sweeper.hydra_sweep import ray_executor
+        from autocl_sweeper.hydra_launch import ray_executor
 
         assert self.config is not None
         return ray_executor(

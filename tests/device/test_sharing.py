@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.bench import Bench, Gpus, wait_until
-from test_launcher import GPUS, OURS, choices
+from support.launching import GPUS, OURS, choices
 
 from autocl_sweeper.device import pool as pools
 from autocl_sweeper.device import sampling

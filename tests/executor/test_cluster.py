@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, wait_until
-from test_pipeline import COMMAND, Run, World, check_the_tree, started
+from support.pipelined import COMMAND, check_the_tree, started
+from support.virtual import Run, World
 
 from autocl_sweeper.executor.ray import cluster as rays
 from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.bench import Bench, wait_until
 from support.fake_nvml import build as fake
-from test_plan import plan_of
+from support.plans import plan_of
 
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool

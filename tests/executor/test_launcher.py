@@ -11,11 +11,7 @@ from pathlib import Path
 import pytest
 from support.bench import Bench, Gpus, wait_until
 from support.fake_nvml import build as fake
-
-OURS = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "task=a")
-# Where it does not matter how a job came to be: forked, it starts in a tenth of the time.
-WARM = (*OURS, "hydra.launcher.warm=true")
-GPUS = [gpu.uuid for gpu in fake.gpus(8)]
+from support.launching import GPUS, OURS, WARM, choices
 
 
 def devices(bench: Bench) -> list[str]:
@@ -55,10 +51,6 @@ def ends_well(bench: Bench, process: subprocess.Popen[bytes], hold: Path) -> Non
     assert process.returncode == 0, output
     assert {event["state"] for event in bench.finished().values()} == {"COMPLETE"}
     assert bench.nothing_is_left()
-
-
-def choices(count: int) -> str:
-    return "lr=" + ",".join(map(str, range(1, count + 1)))
 
 
 def test_jobs_fill_all_gpus_and_each_sees_one_from_its_very_start(on_gpus: Bench) -> None:

@@ -22,7 +22,11 @@ CORE_FLOORS = [
     {"strategy"},
     {"plan", "results", "report"},
     {"sweep"},
-    {"hydra_sweep", "cli"},  # what the plugin classes call, and the command `autocl`
+    {
+        "hydra_sweep",
+        "hydra_launch",
+        "cli",
+    },  # what the plugin classes call, and the command `autocl`
     {"__main__"},
 ]
 TRAIN_FLOORS = [
@@ -40,11 +44,12 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "report": {"plan", "results"},
+    "hydra_sweep": {"hydra_launch"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "job", "hydra_sweep", "yaml"},
-    "omegaconf": {"space", "job", "hydra_sweep", "yaml"},
+    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
+    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
     "yaml": {"results", "yaml", "job"},
     "optuna": {"search"},
     "rich": {"report", "hydra_sweep", "cli"},

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan import Settings, changed, make_plan
+from autocl_sweeper.plan import changed
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.types import Outcome, State, Suggestion, Trial
-
-GRID = {"factory": "autocl_sweeper.search.grid.GridSearch"}
-RANDOM = {"factory": "autocl_sweeper.search.random.RandomSearch"}
-SETTINGS = Settings(
-    sequence="task",
-    top_k=2,
-    metric=None,
-    direction="maximize",
-    params={},
-    task_params={},
-    rounds=1,
-    popsize=None,
-    handover={"init_from": "checkpoint"},
-    max_failures=None,
-    retries=0,
-    retry_delay_s=0.0,
-    max_batch_size=None,
-    keep_checkpoints="beam",
-    seed=0,
-    pipeline=True,
-    search=GRID,
-)
-
-
-def plan_of(*arguments, compose=lambda overrides, meant_for: {}, knows_folders=True, **settings):
-    return make_plan(replace(SETTINGS, **settings), arguments, compose, None, knows_folders)
 
 
 def suggestions(plan, stage=0):

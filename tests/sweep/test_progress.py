@@ -11,7 +11,7 @@ import threading
 import pytest
 from rich.console import Console
 from support.bench import Bench
-from test_plan import plan_of
+from support.plans import plan_of
 
 from autocl_sweeper.device.probe import Device
 from autocl_sweeper.report.progress import LaunchProgress, LiveLaunch, LiveProgress, Panel, watch

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import yaml
-from test_plan import plan_of
+from support.plans import plan_of
 
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.report.progress import LogProgress

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_train_app import train
+from support.train_app import train
 
 
 @pytest.fixture

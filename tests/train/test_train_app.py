@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.train_app import ROOT, train
 
 EPOCH = "trainer.num_train_epochs=1"
-ROOT = Path(__file__).resolve().parents[2]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
-
-
-def train(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=300)
 
 
 def test_help_loads_no_torch(tmp_path: Path) -> None:

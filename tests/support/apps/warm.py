@@ -89,7 +89,9 @@ def workers() -> None:
 
 def bad_fork() -> None:
     """Fails as torch does where CUDA was initialised before the fork."""
-    forked = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().count(b"executor.template")
+    forked = (
+        Path(f"/proc/{os.getppid()}/cmdline").read_bytes().count(b"executor.process.forkserver")
+    )
     note(forked=forked)
     if forked:
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with ...")

@@ -1,0 +1,195 @@
+"""Between Hydra's launcher class and the executors: make one, or run a batch of plain jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+
+from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.process.forked import KeptTemplate
+from autocl_sweeper.executor.ray.cluster import RayExecutor
+from autocl_sweeper.executor.settings import from_settings
+from autocl_sweeper.job.hydra_job import Package, ReportingTask, Terminated
+from autocl_sweeper.order import longest_first, work_of
+from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.report.progress import watch_launch
+from autocl_sweeper.retries import Waiting, delay_s, may_help
+from autocl_sweeper.types import Cause, Job, Outcome, State
+
+log = logging.getLogger(__name__)
+
+
+def local_executor(
+    settings: Mapping[str, Any],
+    hydra_context: Any,
+    task_function: Any,
+    config: DictConfig,
+    returns: bool,
+    files: JobFiles,
+    kept: KeptTemplate | None = None,
+) -> LocalExecutor:
+    """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
+    package = _package(hydra_context, task_function, config, files)
+    return from_settings(settings, package, files, str(files.folder.parent), returns, kept)
+
+
+def ray_executor(
+    settings: Mapping[str, Any],
+    hydra_context: Any,
+    task_function: Any,
+    config: DictConfig,
+    returns: bool,
+    files: JobFiles,
+) -> RayExecutor:
+    """The same of `hydra/launcher=ray`. Raises ConfigurationError when Ray is not there."""
+    package = _package(hydra_context, task_function, config, files)
+    plain = {key: plain(value) for key, value in settings.items()}
+    # What Hydra copies for jobs elsewhere; they compose where it is not there to be copied.
+    copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
+    return RayExecutor(plain["address"], plain, package, returns, copied)
+
+
+def _package(
+    hydra_context: Any, task_function: Any, config: DictConfig, files: JobFiles
+) -> Package:
+    if isinstance(task_function, ReportingTask):
+        task_function = task_function.task_function  # our job processes report by themselves
+    return Package.pack(files, hydra_context, config, task_function)
+
+
+def launch(
+    executor: Callable[[bool, JobFiles], LocalExecutor | RayExecutor],
+    config: DictConfig,
+    settings: Mapping[str, Any],
+    job_overrides: Sequence[Sequence[str]],
+    initial_job_idx: int,
+) -> Sequence[JobReturn]:
+    """The whole of `GPULauncher.launch`: every job ends in a JobReturn, in the order given.
+
+    They start longest first, unless `order` in the launcher's `settings` says otherwise.
+    """
+    if not job_overrides:
+        return []
+    setup_globals()
+    configure_hydra_log(config)
+    folder = Path(str(config.hydra.sweep.dir)).absolute()
+    # Other sweepers do not lock the folder, so two of them must not meet in one place.
+    files = JobFiles(JobFiles.of(folder).folder / f"launch-{os.getpid()}")
+    jobs = [Job(initial_job_idx + i, tuple(texts)) for i, texts in enumerate(job_overrides)]
+    waiting: Waiting[Job] = Waiting()
+    retried: Counter[int] = Counter()
+    returned: dict[int, JobReturn] = {}
+    with (
+        errors_for_hydra(),
+        signals_stop_it(),
+        contextlib.closing(executor(True, files)) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        work = work_of(settings)
+        for job in jobs if work is None else longest_first(jobs, work):
+            waiting.add(job)
+        progress = watch_launch(running, len(jobs))
+        progress.begin()
+        stack.callback(progress.end)
+        while len(returned) < len(jobs):
+            while waiting.due() and running.free_slots():
+                job = waiting.pop()
+                progress.started(job, " ".join(filter_overrides(job.overrides)))
+                running.submit(job)
+            for job, outcome in running.wait(waiting.wait_s()):
+                if outcome.lost:
+                    progress.again(job, outcome.reason)
+                    alone = job.alone or outcome.cause is Cause.DEVICE_MEMORY
+                    waiting.add(replace(job, alone=alone))
+                    continue
+                if may_help(outcome) and retried[job.number] < settings["retries"]:
+                    retried[job.number] += 1
+                    pause_s = delay_s(settings["retry_delay_s"], retried[job.number])
+                    progress.again(job, outcome.reason, pause_s)
+                    waiting.add(job, pause_s)
+                    continue
+                returned[job.number] = job_return_of(job, outcome)
+                progress.finished(job, outcome)
+                files.forget(job.number)
+    files.package().unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # logs that belong to no folder stay
+        files.folder.rmdir()
+        files.folder.parent.rmdir()
+    return [returned[job.number] for job in jobs]
+
+
+class JobDiedError(RuntimeError):
+    """A job process ended without an outcome."""
+
+
+def job_return_of(job: Job, outcome: Outcome) -> JobReturn:
+    if outcome.job_return is not None:
+        assert isinstance(outcome.job_return, JobReturn)
+        return outcome.job_return
+    if outcome.state is State.COMPLETE:  # a dead controller's job; its JobReturn died with it
+        return JobReturn(
+            overrides=list(filter_overrides(job.overrides)),
+            status=JobStatus.COMPLETED,
+            _return_value=outcome.score,
+        )
+    tail = "".join(f"\n  | {line}" for line in outcome.log_tail)
+    return JobReturn(
+        overrides=list(filter_overrides(job.overrides)),
+        status=JobStatus.FAILED,
+        _return_value=JobDiedError(f"job {job.number}: {outcome.reason}{tail}"),
+    )
+
+
+def configure_hydra_log(config: DictConfig) -> None:
+    """Hydra's own logging, as launchers set it; 1.4 polices the classes it may name."""
+    more = {}
+    if "execution_whitelist" in inspect.signature(configure_log).parameters:
+        more["execution_whitelist"] = config.hydra.get("execution_whitelist")
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose, **more)
+
+
+@contextlib.contextmanager
+def errors_for_hydra() -> Iterator[None]:
+    """Our errors as Hydra prints its own: the message, without a traceback through Hydra."""
+    try:
+        yield
+    except AutoCLError as error:
+        raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        # What was going on has been told; a traceback through Hydra says nothing more.
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+@contextlib.contextmanager
+def signals_stop_it() -> Iterator[None]:
+    """SIGTERM stops the sweep as Ctrl-C does: in good order, and at once when it comes again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise Terminated(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -1,0 +1,33 @@
+"""Plans without an app: settings and arguments, composing faked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autocl_sweeper.plan import Settings, make_plan
+
+GRID = {"factory": "autocl_sweeper.search.grid.GridSearch"}
+RANDOM = {"factory": "autocl_sweeper.search.random.RandomSearch"}
+SETTINGS = Settings(
+    sequence="task",
+    top_k=2,
+    metric=None,
+    direction="maximize",
+    params={},
+    task_params={},
+    rounds=1,
+    popsize=None,
+    handover={"init_from": "checkpoint"},
+    max_failures=None,
+    retries=0,
+    retry_delay_s=0.0,
+    max_batch_size=None,
+    keep_checkpoints="beam",
+    seed=0,
+    pipeline=True,
+    search=GRID,
+)
+
+
+def plan_of(*arguments, compose=lambda overrides, meant_for: {}, knows_folders=True, **settings):
+    return make_plan(replace(SETTINGS, **settings), arguments, compose, None, knows_folders)
