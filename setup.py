@@ -23,6 +23,7 @@ setup(
             "autocl = hydra_plugins.hydra_autocl_sweeper.sweeper:AutoCLSweeper",
             "gpu = hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
             "include = hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
+            "guard = hydra_plugins.hydra_autocl_sweeper.guard:StartGuard",
             "ray = hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
         ],
     },

@@ -23,7 +23,8 @@ from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptTemplate
 from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.executor.settings import from_settings
-from autocl_sweeper.job.hydra_job import Package, ReportingTask, Terminated
+from autocl_sweeper.job.package import Package
+from autocl_sweeper.job.task import ReportingTask, Terminated
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.report.progress import watch_launch

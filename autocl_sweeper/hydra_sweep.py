@@ -16,8 +16,7 @@ from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.hydra_launch import errors_for_hydra, job_return_of, plain, signals_stop_it
-from autocl_sweeper.job.composition import remembering
-from autocl_sweeper.job.hydra_job import compose_task_config
+from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
@@ -60,10 +59,10 @@ def _run_sweep(
 ) -> Any:
     settings = Settings(**{key: plain(value) for key, value in raw.items()})
 
-    composing = replace(hydra_context, config_loader=remembering(hydra_context.config_loader))
+    composer = Composer(hydra_context.config_loader, config)
 
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
-        return compose_task_config(composing, config, overrides, meant_for)
+        return flat_configuration(composer, overrides, meant_for)
 
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -37,8 +37,8 @@ from autocl_sweeper.executor.process.groups import (
     write_group,
 )
 from autocl_sweeper.executor.process.last_write import LastWrite
-from autocl_sweeper.job import hydra_job
-from autocl_sweeper.job.hydra_job import GO
+from autocl_sweeper.job.process import GO
+from autocl_sweeper.job.returned import failed_return, read_return
 from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
@@ -52,9 +52,13 @@ BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
 
 
 class Commands(Protocol):
-    """What to run for a job; `hydra_job.Package` in real life."""
+    """What to run for a job; `job.Package` in real life."""
 
-    def argv(self, job: Job, returns: bool) -> list[str]: ...
+    def command(self) -> list[str]: ...
+
+    def order(self, job: Job, returns: bool) -> bytes:
+        """Raises what composing the job does."""
+        ...
 
 
 class Process(Protocol):
@@ -106,6 +110,15 @@ def peak_of(outcome: Outcome) -> int | None:
     use = outcome.device
     # One that never showed in NVML was too short to be measured.
     return (use.peak_mib or None) if use is not None and outcome.state is State.COMPLETE else None
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[int]:
+    """A descriptor to read `data` from, which a process can inherit."""
+    with os.fdopen(os.memfd_create("order"), "wb+") as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
 
 
 class LocalExecutor:
@@ -333,7 +346,16 @@ class LocalExecutor:
         return True
 
     def _run(self, job: Job, grant: Grant) -> None:
-        self._watch(self._start(job, grant))
+        try:
+            order = self._commands.order(job, self._returns)
+        except Exception as error:  # Hydra's, or that of an app's resolver
+            grant.close()
+            outcome = failure(error, 0.0, Cause.CONFIGURATION)
+            returned = failed_return(job.overrides, error) if self._returns else None
+            self._ended.put((job, replace(outcome, job_return=returned)))
+            self.on_end()
+        else:
+            self._watch(self._start(job, grant, order))
 
     def _watch(self, running: _Running) -> None:
         number = running.job.number
@@ -369,13 +391,13 @@ class LocalExecutor:
             due = time.monotonic() + stall_s - quiet_s
             self._later(running, due, lambda: self._look_for_writing(running, stall_s))
 
-    def _start(self, job: Job, grant: Grant) -> _Running:
+    def _start(self, job: Job, grant: Grant, order: bytes) -> _Running:
         self._files.folder.mkdir(parents=True, exist_ok=True)
         self._files.forget(job.number)
         stdin, word = os.pipe()
         try:
-            with open(self._files.log(job.number), "wb") as output:
-                process = self._process(job, stdin, output.fileno(), grant)
+            with open(self._files.log(job.number), "wb") as output, _in_memory(order) as reading:
+                process = self._process(job, reading, stdin, output.fileno(), grant)
             self._pool.began(grant, process.pid, job.stage)
         finally:
             os.close(stdin)
@@ -401,17 +423,16 @@ class LocalExecutor:
         """The same for whichever controller has the job."""
         return str(self._files.folder.absolute() / str(job.number))
 
-    def _process(self, job: Job, stdin: int, output: int, grant: Grant) -> Process:
+    def _process(self, job: Job, order: int, stdin: int, output: int, grant: Grant) -> Process:
         environment = {**grant.environment, JOB: self._mark(job)}
         if self._forks:
             assert self._template is not None
-            arguments = self._template.arguments(job, self._returns)
             try:
-                return self._template.start(arguments, stdin, output, grant.fds, environment)
+                return self._template.start(order, stdin, output, grant.fds, environment)
             except TemplateLostError as lost:
                 self._stop_forking(str(lost))
-        argv = self._commands.argv(job, self._returns)
-        return FreshProcess(argv, stdin, output, grant.fds, environment)
+        argv = self._commands.command()
+        return FreshProcess(argv, order, stdin, output, grant.fds, environment)
 
     def _stop_forking(self, reason: str) -> None:
         if self._forks and self._template is not None:
@@ -450,8 +471,9 @@ class LocalExecutor:
         if outcome is None:
             outcome = self._without_result(running, status)
         elif self._returns and not adopted:  # only what a job of ours wrote is unpickled
-            returned = hydra_job.read_return(self._files.job_return(number))
-            outcome = replace(outcome, job_return=returned)
+            with suppress(FileNotFoundError):  # it was killed between the two
+                returned = read_return(self._files.job_return(number))
+                outcome = replace(outcome, job_return=returned)
         if outcome.state is not State.FAIL:
             return outcome
         tail = last_lines(self._files.log(number))

@@ -1,77 +1,12 @@
-"""The keys of hydra/sweeper=autocl and hydra/launcher=gpu.
+"""Registers the keys of hydra/sweeper=autocl and hydra/launcher=gpu, whenever Hydra reads this file."""
 
-Hydra imports this in every app of the environment, so it holds dataclasses and nothing that costs.
-No `from __future__ import annotations`: Hydra 1.3 executes this file without entering it in
-sys.modules, where dataclasses would look up annotations that are text.
-"""
-
-from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-
-@dataclass
-class SearchConf:
-    """A search is called as factory(space, seed=..., stage_name=..., **the other keys)."""
-
-    factory: str = "???"
-
-
-@dataclass
-class AutoCLSweeperConf:
-    _target_: str = "hydra_plugins.hydra_autocl_sweeper.sweeper.AutoCLSweeper"
-    _recursive_: bool = False
-    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"search": "grid"}])
-    sequence: str | None = "task"
-    top_k: int = 2
-    metric: str | None = None
-    direction: str = "maximize"
-    params: dict[str, Any] = field(default_factory=dict)
-    task_params: dict[str, Any] = field(default_factory=dict)
-    rounds: int = 1
-    popsize: int | None = None
-    handover: dict[str, Any] = field(default_factory=lambda: {"init_from": "checkpoint"})
-    max_failures: int | None = None
-    retries: int = 0
-    retry_delay_s: float = 5.0
-    max_batch_size: int | None = None
-    keep_checkpoints: str = "beam"
-    seed: int = 0
-    pipeline: bool = True
-    search: Any = None
-
-
-@dataclass
-class GPULauncherConf:
-    _target_: str = "hydra_plugins.hydra_autocl_sweeper.launcher.GPULauncher"
-    max_devices: int | None = None
-    free_memory: float = 0.8
-    devices_per_job: int = 1
-    jobs_per_device: int = 1
-    memory_per_job_mib: int | None = None
-    stagger_s: float = 0.0
-    cpu_slots: Any = "auto"
-    warm: bool | None = None
-    preload: list[str] = field(default_factory=list)
-    order: str = "longest"
-    duration_keys: list[str] | None = None
-    timeout_s: float | None = None
-    stall_s: float | None = None
-    grace_s: float = 10.0
-    retries: int = 0
-    retry_delay_s: float = 5.0
-    on_controller_death: str = "kill"
-
-
-@dataclass
-class RayLauncherConf(GPULauncherConf):
-    """The keys of hydra/launcher=gpu, for every node."""
-
-    _target_: str = "hydra_plugins.hydra_autocl_sweeper.launcher.RayLauncher"
-    address: str = "auto"
+from ._schema import AutoCLSweeperConf, GPULauncherConf, RayLauncherConf, SearchConf
 
 
 def _register() -> None:

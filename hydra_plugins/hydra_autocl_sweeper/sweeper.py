@@ -26,7 +26,7 @@ class AutoCLSweeper(Sweeper):
     ) -> None:
         from hydra.core.plugins import Plugins
 
-        from autocl_sweeper.job.hydra_job import ReportingTask
+        from autocl_sweeper.job.task import ReportingTask
 
         self.hydra_context = hydra_context
         self.config = config

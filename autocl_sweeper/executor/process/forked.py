@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.process import forkserver as template
 from autocl_sweeper.executor.process.groups import JOB, end_marked, exit_reason, signal_group
-from autocl_sweeper.job.hydra_job import command
-from autocl_sweeper.types import Job
+from autocl_sweeper.executor.process.preload import WHILE_IMPORTING
+from autocl_sweeper.job.package import command
+from autocl_sweeper.outcome import JobFiles
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,10 @@ class TemplateLostError(Exception):
 
 
 class Shared(Protocol):
-    """What jobs have in common; `hydra_job.Package` in real life."""
+    """What jobs have in common; `job.Package` in real life."""
 
     data: bytes
-
-    def arguments(self, job: Job, returns: bool) -> list[str]: ...
+    files: JobFiles
 
 
 class ForkedProcess:
@@ -72,26 +72,31 @@ class Template:
 
     def __init__(self, shared: Shared, preload: Sequence[str] = ()) -> None:
         self._shared = shared
-        self._jobs: dict[int, ForkedProcess] = {}
-        self._answers: queue.SimpleQueue[dict[str, Any] | ForkedProcess | None]
-        self._answers = queue.SimpleQueue()
+        self._modules = list(preload)
         self._sending = threading.Lock()
-        self._lost = ""
         # Forks of it show its environment, whatever became of theirs: so none can hide.
         self.mark = f"template of {os.getpid()} at {time.monotonic_ns()}"
         self._is_ready: bool | None = None  # None: nobody has waited for it yet
+        self._begin()
+
+    def _begin(self) -> None:
+        self._jobs: dict[int, ForkedProcess] = {}
+        self._answers: queue.SimpleQueue[dict[str, Any] | ForkedProcess | None]
+        self._answers = queue.SimpleQueue()
+        self._lost = ""
         self._control, theirs = socket.socketpair()
         # Files without names: nothing to remove, whoever is killed.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
+        arguments = (str(theirs.fileno()), str(self._shared.files.folder), *self._modules)
         with theirs, tempfile.TemporaryFile() as package:
-            package.write(shared.data)
+            package.write(self._shared.data)
             package.seek(0)
             self._process = subprocess.Popen(
-                command(template.__name__, str(theirs.fileno()), *preload),
+                command(template.__name__, *arguments),
                 stdin=package,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **template.WHILE_IMPORTING, JOB: self.mark},
+                env={**os.environ, **WHILE_IMPORTING, JOB: self.mark},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -126,33 +131,42 @@ class Template:
             return False
         assert isinstance(answer, dict)
         if "missing" in answer:
+            module, because = answer["missing"]
             raise ConfigurationError(
-                f"hydra.launcher.preload names '{answer['missing']}', which cannot be imported:"
-                f" {answer['because']}\n"
+                f"hydra.launcher.preload names '{module}', which cannot be imported:"
+                f" {because}\n"
                 "  Install it, correct its name, or leave it out. Jobs import from the folders their"
                 " app imports from. No job was started."
             )
         if "unfit" in answer:
-            log.warning("%s: %s; %s", answer["unfit"], answer["because"], NO_TEMPLATE)
+            what, because, module = answer["unfit"]
+            if module in self._modules:
+                log.warning("%s: %s; it is left out, and jobs import it themselves", what, because)
+                self._modules.remove(module)
+                self._end()
+                self._begin()
+                return self._wait_for_imports()
+            log.warning("%s: %s; %s", what, because, NO_TEMPLATE)
             return False
+        if answer["flaw"]:
+            log.warning(
+                "jobs do not import the app's main file: %s. What it defines is sent to them as a copy",
+                answer["flaw"],
+            )
         log.info("preloaded %s in %.1f s", answer["preloaded"] or "the app", answer["seconds"])
         return True
 
     def start(
         self,
-        arguments: Sequence[str],
+        order: int,
         stdin: int,
         output: int,
         keep: Sequence[int],
         environment: Mapping[str, str],
     ) -> ForkedProcess:
-        """Fork a job: as `FreshProcess`, with `hydra_job.job_process`'s arguments for the command."""
-        request = {
-            "arguments": list(arguments),
-            "environment": dict(os.environ),
-            "own": dict(environment),
-        }
-        self._send(request, [stdin, output, *keep])
+        """Fork a job: as `FreshProcess`, without a command."""
+        request = {"environment": dict(os.environ), "own": dict(environment)}
+        self._send(request, [stdin, output, order, *keep])
         try:
             answer = None if self._lost else self._answers.get(timeout=START_S)
         except queue.Empty:
@@ -163,9 +177,6 @@ class Template:
             because = answer["failed"] if answer else self._lost
             raise TemplateLostError(because)
         return answer
-
-    def arguments(self, job: Job, returns: bool) -> list[str]:
-        return self._shared.arguments(job, returns)
 
     def outlive(self) -> None:
         """From now on, jobs run to their end when this controller dies, and the template with them."""
@@ -179,6 +190,9 @@ class Template:
 
     def close(self) -> None:
         self._lost = self._lost or "the sweep ended"
+        self._end()
+
+    def _end(self) -> None:
         if self._listener.is_alive():  # so its number is still its own
             signal_group(self.pid, signal.SIGKILL)
         self._listener.join()

@@ -13,19 +13,20 @@ class FreshProcess:
     def __init__(
         self,
         argv: Sequence[str],
+        order: int,
         stdin: int,
         output: int,
         keep: Sequence[int],
         environment: Mapping[str, str],
     ) -> None:
-        """`keep`: descriptors the job inherits under their numbers; `environment`: on top of ours."""
+        """`order`, `keep`: descriptors the job inherits under their numbers; `environment`: on top of ours."""
         self._popen = subprocess.Popen(
-            argv,
+            [*argv, str(order)],
             stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            pass_fds=keep,
+            pass_fds=[order, *keep],
             start_new_session=True,
         )
         self.pid = self._popen.pid

@@ -1,4 +1,4 @@
-"""Jobs of a sweep on another machine: `python -m autocl_sweeper.executor.ray.agent <settings>`
+"""Jobs of a sweep on another machine: `executor.ray.cluster` starts them
 
 Whoever reaches a machine starts one there, with the launcher's keys as JSON. It holds an executor for
 that machine's devices, takes requests from its stdin and tells on its stdout what becomes of them, a
@@ -6,7 +6,7 @@ JSON object a line each:
 
     {"slots": true}                      ->  {"slots": 0 or 1}    a free slot is kept until it is
     {"release": true}                                             given back or filled by
-    {"submit": 3, "overrides": [...],    ->  {"on": 3, "devices": [...]}, and some day
+    {"submit": 3, "order": <base64>,     ->  {"on": 3, "devices": [...]}, and some day
      "alone": false, "stage": 1}             {"ended": 3, "outcome": {...}, "lost": false}
     {"cancel": 3}
     {"learn": 1, "peak_mib": 9000,                                jobs of stage 1 that ran before or
@@ -27,6 +27,7 @@ import os
 import queue
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from typing import Any
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.local import POLL_S, LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
-from autocl_sweeper.job.hydra_job import Package
+from autocl_sweeper.job.package import Package
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Job, Outcome
@@ -52,10 +53,10 @@ class Agent:
         self._slot_kept = False
         self._stopping = False
         files = JobFiles(Path(settings["folder"]))
-        package = Asking(Package.read(files), settings["returns"])
+        self._orders = Orders(Package.read(files))
         # The controller reads JobReturns: they may need modules that only its app imports.
         self._executor: LocalExecutor = from_settings(
-            settings["launcher"], package, files, settings["holder"], returns=False
+            settings["launcher"], self._orders, files, settings["holder"], returns=False
         )
         self._executor.on_end = lambda: self._requests.put({"look": True})
         threading.Thread(target=self._read, name="requests", daemon=True).start()
@@ -88,8 +89,8 @@ class Agent:
         elif "release" in request:
             self._slot_kept = False
         elif "submit" in request:
-            overrides, stage = tuple(request["overrides"]), request.get("stage", 0)
-            job = Job(request["submit"], overrides, request["alone"], stage)
+            job = Job(request["submit"], (), request["alone"], request["stage"])
+            self._orders.by_number[job.number] = b64decode(request["order"])
             self._slot_kept = False
             self._executor.submit(job)
             self._jobs[job.number] = job
@@ -114,19 +115,17 @@ class Agent:
         os._exit(1)  # what is left of its jobs is its guardian's
 
 
-class Asking:
-    """A package whose jobs leave a JobReturn, or not, whatever their executor would do with it."""
+class Orders:
+    """The controller's package, and the orders of jobs as it composed them."""
 
-    def __init__(self, package: Package, returns: bool) -> None:
+    def __init__(self, package: Package) -> None:
         self.data = package.data
-        self._package = package
-        self._returns = returns
+        self.files = package.files
+        self.command = package.command
+        self.by_number: dict[int, bytes] = {}
 
-    def argv(self, job: Job, returns: bool) -> list[str]:
-        return self._package.argv(job, self._returns)
-
-    def arguments(self, job: Job, returns: bool) -> list[str]:
-        return self._package.arguments(job, self._returns)
+    def order(self, job: Job, returns: bool) -> bytes:
+        return self.by_number.pop(job.number)
 
 
 class Up(logging.Handler):
@@ -138,7 +137,8 @@ class Up(logging.Handler):
         self._tell({"log": [record.levelno, record.getMessage()]})
 
 
-def main(settings: Message) -> None:
+def main(text: str) -> None:
+    settings: Message = json.loads(text)
     # Jobs and whatever an import prints must not talk into the protocol.
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -157,10 +157,3 @@ def main(settings: Message) -> None:
         tell({"error": [type(error).__name__, str(error)]})
     except BrokenPipeError:  # the controller went, and its jobs with it
         os._exit(1)
-
-
-if __name__ == "__main__":
-    # Run as the importable module, so that nothing here is pickled as part of `__main__`.
-    from autocl_sweeper.executor.ray.agent import main as run
-
-    run(json.loads(sys.argv[1]))

@@ -10,6 +10,7 @@ import json
 import logging
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,10 +21,11 @@ from autocl_sweeper.executor.local import peak_of
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
 from autocl_sweeper.executor.settings import check
-from autocl_sweeper.job import hydra_job
-from autocl_sweeper.job.hydra_job import Package
+from autocl_sweeper.job.package import Package, command
+from autocl_sweeper.job.returned import failed_return, read_return
 from autocl_sweeper.journal import outcome_from_json
-from autocl_sweeper.types import Job, Outcome, State
+from autocl_sweeper.outcome import failure
+from autocl_sweeper.types import Cause, Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class RayExecutor:
             "launcher": dict(settings),
             "returns": returns,
         }
-        self._argv = hydra_job.command(agent.__name__, json.dumps(request))
+        self._argv = command(agent.__name__, json.dumps(request))
         self._environment = dict(environment)
         self._nodes: dict[str, _Node] = {}
         self._refused: dict[str, str] = {}  # node -> why it gets no agent any more
@@ -121,13 +123,20 @@ class RayExecutor:
         if node is None:
             raise RuntimeError(f"job {job.number} submitted without a free slot")
         self._package.files.forget(job.number)
+        try:
+            order = self._package.order(job, self._returns)
+        except Exception as error:  # Hydra's, or that of an app's resolver
+            outcome = failure(error, 0.0, Cause.CONFIGURATION)
+            returned = failed_return(job.overrides, error) if self._returns else None
+            self._ended.append((job, replace(outcome, job_return=returned)))
+            return
         node.free = False
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
         node.actor.tell.remote(
             {
                 "submit": job.number,
-                "overrides": list(job.overrides),
+                "order": b64encode(order).decode(),
                 "alone": job.alone,
                 "stage": job.stage,
             }
@@ -316,7 +325,7 @@ class RayExecutor:
             self._learn(job.stage, outcome, known_to=node)
             returned = self._package.files.job_return(job.number)
             if self._returns and returned.exists():
-                outcome = replace(outcome, job_return=hydra_job.read_return(returned))
+                outcome = replace(outcome, job_return=read_return(returned))
             self._ended.append((job, replace(outcome, lost=message["lost"])))
         elif "stopped" in message:
             node.stopped = True

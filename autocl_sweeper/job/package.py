@@ -1,0 +1,172 @@
+"""What the jobs of a launcher share, packed once by the controller, and the order of each one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.job.compose import Composer
+from autocl_sweeper.job.pickles import cloudpickle, dumps, loads
+from autocl_sweeper.job.program import (
+    MAIN,
+    OURS,
+    Place,
+    Program,
+    interpreter_options,
+    refuse_without_program,
+)
+from autocl_sweeper.outcome import JobFiles, write_whole
+from autocl_sweeper.types import Job
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job: what it is to run, composed."""
+
+    number: int
+    overrides: tuple[str, ...]
+    returns: bool  # whether it leaves a JobReturn, too
+    config: Any
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A package in the process of a job, which is one of the app by now."""
+
+    context: Any  # Hydra's
+    function: Any
+    flaw: str  # why the main file could not be imported; empty: it was
+
+
+class Package:
+    """Two parts in one file, because the second cannot be read before the first is done.
+
+    The program to enter (JSON, one line); then context, singletons and task function (a pickle).
+    """
+
+    def __init__(
+        self, files: JobFiles, data: bytes, composer: Composer | None, written: bool = False
+    ) -> None:
+        self.files = files
+        self.data = data
+        self._composer = composer
+        # Not on disk before the first job: the folder may turn out to be another sweep's.
+        self._written = written
+
+    @classmethod
+    def pack(cls, files: JobFiles, hydra_context: Any, config: Any, function: Any) -> Package:
+        """Raises ConfigurationError for a function that no job could get."""
+        from hydra.core.singleton import Singleton
+
+        program = Program.of_this_process()
+        refuse_without_program(program, function)
+        place = Place.of(function)
+        copy: bytes | None = None
+        if place is None or place.module == MAIN:
+            try:
+                copy = cloudpickle().dumps(function)
+            except Exception as error:  # it uses a lock or an open file: its place has to do
+                if place is None:
+                    raise ConfigurationError(
+                        f"The task function {function!r} cannot be sent to a job process: {error}.\n"
+                        "  It is pickled with the globals it uses, and one of them cannot be.\n"
+                        "  Make that object inside the function, or move the function to the top of"
+                        " a file."
+                    ) from error
+        state = Singleton.get_state()
+        header = program.to_json()
+        if program.can_be_imported:
+            header["imported"] = [*program.imported, *_homes_of_resolvers(state)]
+        body = dumps((hydra_context, state, place, copy))
+        data = json.dumps(header).encode() + b"\n" + body
+        return cls(files, data, Composer(hydra_context.config_loader, config))
+
+    @classmethod
+    def read(cls, files: JobFiles) -> Package:
+        """The one that the controller of these files has written, perhaps on another machine."""
+        return cls(files, files.package().read_bytes(), None, written=True)
+
+    def write(self) -> None:
+        if not self._written:
+            write_whole(self.files.package(), self.data)
+            self._written = True
+
+    def order(self, job: Job, returns: bool) -> bytes:
+        """What the process of a job reads. Raises what composing the job does."""
+        assert self._composer is not None
+        config = self._composer(job.overrides)
+        return dumps(Order(job.number, tuple(job.overrides), returns, config))
+
+    def command(self) -> list[str]:
+        """Starts one job process; an order's descriptor is to follow."""
+        self.write()
+        return command("autocl_sweeper.job.process", str(self.files.folder))
+
+
+_START = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from importlib import import_module;"
+    " import_module(sys.argv.pop(1)).main(*sys.argv[1:])"
+)
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """Runs `main` of a module of ours, also where this package lies beside a script, not installed.
+
+    With the interpreter's own options: a job is started as the app was.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    options = interpreter_options(sys.orig_argv)
+    return [sys.executable, *options, "-c", _START, home, module, *arguments]
+
+
+def enter(data: bytes) -> str:
+    """Make this process one of the app that packed `data`; why its main file is missing, if it is."""
+    header, _, _ = data.partition(b"\n")
+    return Program.from_json(json.loads(header)).enter()
+
+
+def opened(data: bytes, flaw: str) -> Opened:
+    """What a package holds, with Hydra's singletons installed; `flaw` is what `enter` returned."""
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import setup_globals
+
+    _, _, body = data.partition(b"\n")
+    context, state, place, copy = loads(body)
+    Singleton.set_state(state)
+    setup_globals()
+    function = None
+    if place is not None and not (flaw and place.module == MAIN):
+        function = place.find()
+    if function is None:
+        if copy is None:
+            raise ConfigurationError(
+                f"The task function '{place.name}' is not in the program as a job imports it"
+                f" ({flaw or 'its main file defines it in another way'}), and it cannot be pickled.\n"
+                "  Define it at the top of its file, and guard what only the app itself is to do:"
+                " if __name__ == '__main__':"
+            )
+        function = loads(copy)
+    return Opened(context, function, flaw)
+
+
+def _homes_of_resolvers(state: Any) -> Iterator[str]:
+    """The modules that registered OmegaConf's resolvers, imported: they cannot register them twice."""
+    homes: dict[str, None] = {}
+    for resolver in state["omegaconf_resolvers"].values():
+        for cell in getattr(resolver, "__closure__", None) or ():
+            if isinstance(cell.cell_contents, FunctionType):
+                homes[cell.cell_contents.__module__] = None
+    for name in homes:
+        if name in sys.modules and name.partition(".")[0] not in (
+            *OURS,
+            MAIN,
+            "hydra",
+            "omegaconf",
+        ):
+            yield name

@@ -1,0 +1,256 @@
+"""The user's program in its jobs: described by the controller, imported as multiprocessing's spawn does it.
+
+A job is started as the app was: with its interpreter options, `sys.path`, working directory and command
+line. Its main file runs once under the name `__mp_main__`, before any state of the controller comes, and
+stands in `sys.modules` as `__main__` too. So its classes can be pickled and instantiated by name, and what
+it registers is registered. A main file without a guard would start Hydra again: that call ends the import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.machinery import PathFinder, SourceFileLoader
+from pathlib import Path
+from traceback import format_exception_only, walk_stack
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+
+MAIN, SPAWNED = "__main__", "__mp_main__"
+OURS = ("autocl_sweeper", "hydra_plugins")
+
+importing = False  # whether this process imports a program now
+
+
+class StartedAgain(BaseException):
+    """Hydra was started by the top level of a main file that a job imports."""
+
+
+def refuse_to_start_again() -> None:
+    """Called by our search path plugin whenever Hydra starts. Raises StartedAgain in such an import."""
+    if importing and any(
+        frame.f_globals.get("__name__") == "hydra.main" for frame, _ in walk_stack(None)
+    ):
+        raise StartedAgain
+
+
+@dataclass(frozen=True)
+class Program:
+    """How the app was started. `module` or `file` is empty; both are for what has no main file."""
+
+    argv: tuple[str, ...]
+    path: tuple[str, ...]  # absolute
+    cwd: str
+    module: str  # of `python -m module`
+    file: str
+    imported: tuple[str, ...]  # the app's own modules, in the order they were imported
+
+    @classmethod
+    def of_this_process(cls) -> Program:
+        main = sys.modules[MAIN]
+        spec = getattr(main, "__spec__", None)
+        file = os.path.abspath(getattr(main, "__file__", None) or "")
+        module = spec.name if spec is not None and spec.name != MAIN else ""
+        runs_a_file = spec is not None or os.path.isfile(file)
+        return cls(
+            argv=tuple(sys.argv),
+            path=tuple(os.path.abspath(entry) for entry in sys.path),
+            cwd=os.getcwd(),
+            module=module,
+            file=file if runs_a_file and not module else "",
+            imported=tuple(_modules_below(_home(file, module))) if runs_a_file else (),
+        )
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Program:
+        listed = {key: tuple(fields.pop(key)) for key in ("argv", "path", "imported")}
+        return cls(**fields, **listed)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def can_be_imported(self) -> bool:
+        return bool(self.module or self.file)
+
+    def enter(self) -> str:
+        """Make this process one of the app: paths, command line, main file, modules.
+
+        Returns why the main file could not be imported; empty when it was, or when there is none.
+        """
+        sys.path[:] = self.path
+        os.chdir(self.cwd)
+        sys.argv[:] = self.argv
+        flaw = self._import_main() if self.can_be_imported else ""
+        if not flaw:
+            for name in self.imported:
+                if flaw := _attempt(lambda name=name: importlib.import_module(name)):  # type: ignore[misc]
+                    return f"module {name}: {flaw}"
+        return flaw
+
+    def _import_main(self) -> str:
+        before = sys.modules[MAIN]
+        main = types.ModuleType(SPAWNED)
+        sys.modules[MAIN] = sys.modules[SPAWNED] = main
+        flaw = _attempt(lambda: exec(self._code(main), main.__dict__))
+        if flaw:
+            sys.modules[MAIN] = before
+            del sys.modules[SPAWNED]
+        return flaw
+
+    def _code(self, main: types.ModuleType) -> types.CodeType:
+        """The code of the main file; `main` gets the attributes that Python gives it."""
+        if self.module:
+            spec = importlib.util.find_spec(self.module)
+        elif os.path.isfile(self.file) and os.path.basename(self.file) != "__main__.py":
+            loader = SourceFileLoader(SPAWNED, self.file)
+            main.__dict__.update(
+                __file__=self.file, __spec__=None, __cached__=None, __loader__=loader
+            )
+            code: types.CodeType = compile(
+                Path(self.file).read_bytes(), self.file, "exec", dont_inherit=True
+            )
+            return code
+        else:  # a folder or an archive with a `__main__.py`
+            spec = PathFinder.find_spec(MAIN, [os.path.dirname(self.file)])
+        if spec is None or spec.loader is None:
+            raise ImportError(f"there is no module {self.module or self.file}")
+        main.__dict__.update(
+            __file__=spec.origin,
+            __spec__=spec,
+            __package__=spec.parent,
+            __cached__=spec.cached,
+            __loader__=spec.loader,
+        )
+        found: types.CodeType = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
+        return found
+
+
+def _attempt(work: Callable[[], Any]) -> str:
+    """Why `work` failed, in a line; where it only started Hydra again it is done."""
+    global importing
+    importing = True
+    try:
+        work()
+    except StartedAgain:
+        return ""
+    except (Exception, SystemExit) as error:
+        return format_exception_only(type(error), error)[-1].strip()
+    finally:
+        importing = False
+    return ""
+
+
+def _home(file: str, module: str) -> str:
+    """The folder that the app's modules are imported from."""
+    home = os.path.dirname(file)
+    for _ in module.split(".")[1:]:
+        home = os.path.dirname(home)
+    return home
+
+
+def _modules_below(home: str) -> Iterator[str]:
+    installed = {sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib")}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        spec = getattr(module, "__spec__", None)
+        if file is None or spec is None or spec.name != name or name.partition(".")[0] in OURS:
+            continue
+        inside = Path(home) in Path(file).parents
+        if inside and not any(Path(folder) in Path(file).parents for folder in installed):
+            yield name
+
+
+def interpreter_options(words: Sequence[str]) -> list[str]:
+    """The options before the program in a command line of Python (`sys.orig_argv`), but `-i`."""
+    options: list[str] = []
+    rest = list(words[1:])
+    while rest and rest[0].startswith("-") and rest[0] != "-":
+        word = rest.pop(0)
+        if word.startswith("--"):
+            options += [word, rest.pop(0)] if word == "--check-hash-based-pycs" else [word]
+            continue
+        for place, letter in enumerate(word[1:], start=1):
+            if letter in "cm":
+                return options
+            if letter in "WX":
+                options += [f"-{letter}", word[place + 1 :] or rest.pop(0)]
+                break
+            if letter != "i":
+                options.append(f"-{letter}")
+    return options
+
+
+# -- functions of the program -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a function stands: its module, and what tells it from the module's others."""
+
+    module: str
+    name: str
+    line: int
+
+    @classmethod
+    def of(cls, function: Any) -> Place | None:
+        """None for a function that its module does not lead to, or that is none."""
+        code = getattr(function, "__code__", None)
+        if code is None or function.__module__ not in sys.modules:
+            return None
+        place = cls(function.__module__, function.__qualname__, code.co_firstlineno)
+        return place if place.find() is function else None
+
+    def find(self) -> Any:
+        """The function, however many decorators are around it; None where the module has it not.
+
+        Raises what importing the module does.
+        """
+        module = importlib.import_module(self.module)
+        seen: set[int] = set()
+        waiting = [vars(module).get(self.name), *vars(module).values()]
+        while waiting:
+            one = waiting.pop(0)
+            if id(one) in seen or not callable(one):
+                continue
+            seen.add(id(one))
+            code = getattr(one, "__code__", None)
+            if code is not None and (one.__qualname__, code.co_firstlineno) == (
+                self.name,
+                self.line,
+            ):
+                return one
+            if isinstance(one, types.FunctionType):
+                waiting += [
+                    cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)
+                ]
+            inner = (getattr(one, name, None) for name in ("__wrapped__", "func", "__func__"))
+            waiting += [function for function in inner if function is not None]
+        return None
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def refuse_without_program(program: Program, function: Any) -> None:
+    """Raises ConfigurationError for a function of a main module that jobs cannot import."""
+    if getattr(function, "__module__", MAIN) == MAIN and not program.can_be_imported:
+        raise ConfigurationError(
+            "The app's main module has no file, as in a notebook, an interactive session or `python -c`,"
+            " so no job can start it.\n"
+            "  hydra/launcher=gpu starts each job as the app was started. Put the app into a file and"
+            " run `python app.py`\n"
+            "  or `python -m package.app`; or take hydra/launcher=basic here, which runs jobs in this"
+            " process. No job was started."
+        )

@@ -1,0 +1,69 @@
+"""The keys of hydra/sweeper=autocl and hydra/launcher=gpu.
+
+The name keeps this module out of Hydra 1.3's scan, which executes what it finds again and again: a class
+that is made anew cannot be pickled any more, as callbacks and launchers do with a configuration.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class SearchConf:
+    """A search is called as factory(space, seed=..., stage_name=..., **the other keys)."""
+
+    factory: str = "???"
+
+
+@dataclass
+class AutoCLSweeperConf:
+    _target_: str = "hydra_plugins.hydra_autocl_sweeper.sweeper.AutoCLSweeper"
+    _recursive_: bool = False
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"search": "grid"}])
+    sequence: str | None = "task"
+    top_k: int = 2
+    metric: str | None = None
+    direction: str = "maximize"
+    params: dict[str, Any] = field(default_factory=dict)
+    task_params: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 1
+    popsize: int | None = None
+    handover: dict[str, Any] = field(default_factory=lambda: {"init_from": "checkpoint"})
+    max_failures: int | None = None
+    retries: int = 0
+    retry_delay_s: float = 5.0
+    max_batch_size: int | None = None
+    keep_checkpoints: str = "beam"
+    seed: int = 0
+    pipeline: bool = True
+    search: Any = None
+
+
+@dataclass
+class GPULauncherConf:
+    _target_: str = "hydra_plugins.hydra_autocl_sweeper.launcher.GPULauncher"
+    max_devices: int | None = None
+    free_memory: float = 0.8
+    devices_per_job: int = 1
+    jobs_per_device: int = 1
+    memory_per_job_mib: int | None = None
+    stagger_s: float = 0.0
+    cpu_slots: Any = "auto"
+    warm: bool | None = None
+    preload: list[str] = field(default_factory=list)
+    order: str = "longest"
+    duration_keys: list[str] | None = None
+    timeout_s: float | None = None
+    stall_s: float | None = None
+    grace_s: float = 10.0
+    retries: int = 0
+    retry_delay_s: float = 5.0
+    on_controller_death: str = "kill"
+
+
+@dataclass
+class RayLauncherConf(GPULauncherConf):
+    """The keys of hydra/launcher=gpu, for every node."""
+
+    _target_: str = "hydra_plugins.hydra_autocl_sweeper.launcher.RayLauncher"
+    address: str = "auto"
