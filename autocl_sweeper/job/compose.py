@@ -66,6 +66,8 @@ class Composer:
         except HydraException:  # composing reports it
             return None, []
         keys = [override.key_or_group for override in parsed]
+        if "hydra.searchpath" in keys:  # it changes what is a group
+            return None, []
         plain = [o for o in parsed if _is_plain(o) and not self._is_group(o.key_or_group)]
         for override in plain:
             own = override.key_or_group

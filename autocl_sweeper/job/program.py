@@ -70,7 +70,7 @@ class Program:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Program:
-        listed = {key: tuple(fields.pop(key)) for key in ("argv", "path", "imported")}
+        listed: dict[str, Any] = {k: tuple(fields.pop(k)) for k in ("argv", "path", "imported")}
         return cls(**fields, **listed)
 
     def to_json(self) -> dict[str, Any]:
