@@ -54,12 +54,10 @@ def _read(order: int) -> bytes:
 
 def run(files: JobFiles, order: bytes, package: Opened) -> NoReturn:
     """Run the job to its end and leave its outcome, which nothing that comes later can change."""
-    # Whatever the job does to sys.stderr, its own errors stand in its log.
-    log = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
-    _run(files, loads(order), package, log)
+    _run(files, loads(order), package)
     # Tearing down an interpreter that holds torch takes about a second; waiting for the user's
     # threads and exit hooks is all of it that anybody needs.
-    for end in (log.flush, threading._shutdown, atexit._run_exitfuncs, *_flushes()):  # type: ignore[attr-defined]
+    for end in (threading._shutdown, atexit._run_exitfuncs, *_flushes()):  # type: ignore[attr-defined]
         with suppress(Exception):
             end()
     os._exit(0)
@@ -70,7 +68,7 @@ def _flushes() -> list[Any]:
     return [stream.flush for stream in streams if hasattr(stream, "flush")]
 
 
-def _run(files: JobFiles, order: Order, package: Opened, log: Any) -> None:
+def _run(files: JobFiles, order: Order, package: Opened) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import JobStatus, run_job
     from omegaconf import OmegaConf, open_dict
@@ -89,7 +87,7 @@ def _run(files: JobFiles, order: Order, package: Opened, log: Any) -> None:
         _claim_folder(output_dir, files.log(order.number))
         files.output(order.number).write_text(str(output_dir), "utf-8", "surrogateescape")
     except Exception as error:
-        traceback.print_exc(file=log)
+        _show(error)
         outcome = failure(error, time.monotonic() - start, Cause.CONFIGURATION)
         job_return = failed_return(order.overrides, error)
     else:
@@ -105,11 +103,18 @@ def _run(files: JobFiles, order: Order, package: Opened, log: Any) -> None:
         if job_return.status is JobStatus.COMPLETED:
             outcome = outcome_of(value, output_dir, seconds)
         else:
-            traceback.print_exception(value, file=log)
+            _show(value)
             outcome = failure(value, seconds)
     files.write_outcome(order.number, outcome)
     if order.returns:
         write_return(files.job_return(order.number), job_return)
+
+
+def _show(error: BaseException) -> None:
+    """Write a traceback to the job's log, whatever the job has done to `sys.stderr`."""
+    text = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace")
+    with suppress(OSError):  # it closed the descriptor, or the disk is full: the outcome has it too
+        os.write(2, text)
 
 
 def _claim_folder(output_dir: Path, log: Path) -> None:

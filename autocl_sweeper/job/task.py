@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.job.pickles import cloudpickle
-from autocl_sweeper.job.program import Place
+from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
 from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
 from autocl_sweeper.types import Cause
@@ -77,12 +78,22 @@ class ReportingTask:
             place = Place.of(self.task_function)
             if place is None:
                 raise
-            return _placed, (place, self.controller)
+            return _placed, (Program.of_this_process(), place, self.controller)
         return _unpickled, (pickled, self.controller)
 
 
-def _placed(place: Place, controller: int) -> ReportingTask:
-    return ReportingTask(place.find(), controller)
+def _placed(program: Program, place: Place, controller: int) -> ReportingTask:
+    flaw = _enter(program)
+    function = place.find()
+    if function is None:
+        raise ImportError(f"the program does not define {place.name} ({flaw or 'once imported'})")
+    return ReportingTask(function, controller)
+
+
+@cache
+def _enter(program: Program) -> str:
+    """Once in a worker, whose next jobs find the program's modules imported."""
+    return program.enter()
 
 
 def _unpickled(pickled: bytes, controller: int) -> ReportingTask:

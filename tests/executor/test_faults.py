@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.bench import APPS, Bench, wait_until
+from support.scripts import Command, script
 
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
@@ -254,19 +254,9 @@ def test_too_many_failures_stop_the_sweep_with_their_reasons_and_end_the_rest(
 # -- without Hydra: what a process can do to its executor -------------------------------------------
 
 
-class Script:
-    """Runs Python text as a job."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def argv(self, job: Job, returns: bool) -> list[str]:
-        return [sys.executable, "-c", self.text]
-
-
 def outcome_of_script(folder: Path, text: str, limits: Limits | None = None) -> Outcome:
     pool = Pool(CpuProbe(1, {}), LeaseFolder())
-    executor = LocalExecutor(Script(text), JobFiles.of(folder), pool, limits)
+    executor = LocalExecutor(script(text), JobFiles.of(folder), pool, limits)
     try:
         executor.submit(Job(0, ()))
         ((_, outcome),) = wait_until(lambda: executor.wait(0.1), "the job ends")
@@ -302,12 +292,9 @@ def test_what_a_job_leaves_behind_is_gone_when_its_end_is_told(tmp_path: Path) -
     pid = tmp_path / "pid"
     text = f"(trap '' TERM; echo $$ > {pid}; while :; do sleep 1; done) & until [ -s {pid} ]; do :; done"
 
-    class Shell:
-        def argv(self, job: Job, returns: bool) -> list[str]:
-            return ["/bin/sh", "-c", text.replace("$$", "$(exec sh -c 'echo $PPID')")]
-
+    shell = Command("/bin/sh", "-c", text.replace("$$", "$(exec sh -c 'echo $PPID')"))
     pool = Pool(CpuProbe(1, {}), LeaseFolder())
-    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool)
+    executor = LocalExecutor(shell, JobFiles.of(tmp_path), pool)
     try:
         executor.submit(Job(0, ()))
         wait_until(lambda: executor.wait(0.1), "the job ends")
@@ -350,14 +337,12 @@ def test_a_job_that_was_reaped_is_never_signalled_again(
 ) -> None:
     """Between its end and the sweep's hearing of it, its number may already be a stranger's."""
 
-    class Shell:
-        def argv(self, job: Job, returns: bool) -> list[str]:
-            return ["/bin/true"]
-
     sent: list[int] = []
     monkeypatch.setattr(local, "signal_group", lambda group, number: sent.append(number))
     pool = Pool(CpuProbe(1, {}), LeaseFolder(tmp_path / "leases"))
-    executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool, Limits(grace_s=0.05))
+    executor = LocalExecutor(
+        Command("/bin/true"), JobFiles.of(tmp_path), pool, Limits(grace_s=0.05)
+    )
     executor.submit(Job(0, ()))
     (running,) = executor._running.values()
     wait_until(lambda: not executor._ended.empty(), "the job's thread is done with it")

@@ -9,10 +9,12 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.job.package import Opened, enter, opened
@@ -89,10 +91,13 @@ def _rehearse() -> None:
 def flaw_of_forks(known_fds: set[str]) -> str:
     """What a forked job would suffer from; empty when it is as good as a fresh interpreter."""
     deadline = time.monotonic() + THREAD_S
-    while (threads := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < deadline:
+    while (threads := _other_threads()) and time.monotonic() < deadline:
         time.sleep(0.02)
     if threads:
-        return f"it leaves {threads} thread(s) running, which forked jobs would wait for in vain"
+        return (
+            f"it leaves {len(threads)} thread(s) running ({', '.join(threads)}), which forked jobs would"
+            " wait for in vain"
+        )
     with suppress(ChildProcessError):
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return "it leaves a child process running, which forked jobs would share"
@@ -104,6 +109,18 @@ def flaw_of_forks(known_fds: set[str]) -> str:
     if cuda_is_initialised():
         return "it initialises CUDA, which then fails in forked jobs"
     return _probe()
+
+
+def _other_threads() -> list[str]:
+    """The names of all threads but this one, those of C code included."""
+    pythons = {thread.native_id: thread.name for thread in threading.enumerate()}
+    names = []
+    for number in map(int, os.listdir("/proc/self/task")):
+        if number != threading.get_native_id():
+            with suppress(OSError):  # it ended
+                comm = Path(f"/proc/self/task/{number}/comm").read_text().strip()
+                names.append(pythons.get(number, comm))
+    return names
 
 
 def cuda_is_initialised() -> bool:

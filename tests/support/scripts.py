@@ -1,0 +1,25 @@
+"""Jobs without Hydra: any command, run by an executor as if it were a job's process."""
+
+from __future__ import annotations
+
+import sys
+
+from autocl_sweeper.types import Job
+
+
+class Command:
+    """Runs one command for every job; its last argument is the descriptor of an empty order."""
+
+    def __init__(self, *argv: str) -> None:
+        self._argv = argv
+
+    def command(self) -> list[str]:
+        return list(self._argv)
+
+    def order(self, job: Job, returns: bool) -> bytes:
+        return b""
+
+
+def script(text: str) -> Command:
+    """Runs Python text."""
+    return Command(sys.executable, "-c", text)
