@@ -169,6 +169,7 @@ class _Generators:
     def note_seeds(self) -> None:
         if _words_of_random() != self._words:
             self.seeded.add("random")
+            self._state = random.getstate()
         numpy = sys.modules.get("numpy.random")
         # Numpy forgets where its global generator's state is from when it is seeded.
         if numpy is not None and numpy.get_bit_generator().seed_seq is None:
@@ -179,8 +180,9 @@ class _Generators:
 
     def reseed(self) -> None:
         """All forks inherit the state of the generators: those that nobody seeded start anew."""
-        if "random" not in self.seeded:
-            random.seed()
+        # Python seeds its own anew in each fork.
+        if "random" in self.seeded:
+            random.setstate(self._state)
         if "numpy" not in self.seeded and "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
         if "torch" not in self.seeded and "torch" in sys.modules:
