@@ -38,6 +38,9 @@ from autocl_sweeper.executor.process.preload import (
 from autocl_sweeper.job import process
 
 MAX_FDS = 253  # Linux's limit for one message
+# Objects that fill the gaps between what imports left: a job's own, put there, would have the pages around
+# them copied. They take 16 MiB, which all jobs share, and save each of them 5 % of its private memory.
+FILLING = 2000
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -278,6 +281,7 @@ def main(control_fd: str, folder: str, *modules: str) -> NoReturn:
     changed |= {k: None for k in environment.keys() - os.environ.keys()}
     _keep_what_is_shared()
     gc.collect()
+    _filling = [bytes(size) for size in range(1, 480, 16) for _ in range(FILLING)]
     gc.freeze()  # a collection in a job would write to, and so copy, all that is shared
     server = Server(control, changed)
     with suppress(OSError):

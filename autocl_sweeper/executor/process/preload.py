@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import pickle
 import random
 import re
 import signal
@@ -14,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
+from logging.config import DictConfigurator
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +84,23 @@ def _check(what: str, known: set[str], module: str = "") -> None:
 
 
 def _rehearse() -> None:
-    """What parsers, OmegaConf and others learn the first time: better once than in every job."""
-    from omegaconf import OmegaConf
+    """What parsers, OmegaConf and logging learn the first time: better once than in every job."""
+    from omegaconf import OmegaConf, open_dict
 
-    texts = {"a": "${oc.env:HOME,x}/${b}/${c.d}", "b": "x", "c": {"d": [1, 2.5, True, None]}}
-    OmegaConf.to_yaml(OmegaConf.create(texts), resolve=True)
+    job = {
+        "dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}/${oc.env:HOME,x}",
+        "sub": "${job.num}",
+        "job": {"num": 1, "name": "x", "values": [1, 2.5, True, None, "text"]},
+        "file": {"filename": "${dir}/${job.name}.log", "class": "logging.FileHandler"},
+    }
+    config = OmegaConf.create(job)
+    with open_dict(config):
+        config.job.num = 2
+    OmegaConf.to_container(deepcopy(config), resolve=True)
+    OmegaConf.to_yaml(pickle.loads(pickle.dumps(config)))
+    DictConfigurator({"version": 1}).configure_formatter(
+        {"format": "[%(levelname)s] - %(message)s"}
+    )
 
 
 def flaw_of_forks(known_fds: set[str]) -> str:
