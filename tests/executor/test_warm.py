@@ -319,6 +319,19 @@ UNFIT = {
 }
 
 
+def test_the_thread_of_pyarrows_allocator_is_switched_off_while_importing(bench: Bench) -> None:
+    write_module(
+        bench,
+        "arrow_like",
+        "import os, threading, time\n"
+        "if os.environ.get('JE_ARROW_MALLOC_CONF') != 'background_thread:false':\n"
+        "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n",
+    )
+    output = bench.run(*GPU, "do=look", preload("arrow_like"))
+    assert "preloaded arrow_like in " in output
+    assert "JE_ARROW_MALLOC_CONF" not in bench.ledger()[0]["environment"]
+
+
 @pytest.mark.parametrize("name", ["raises", "leaves", "needs", "threads", "children", "sockets"])
 def test_a_module_that_forks_would_suffer_from_is_named_and_left_out(
     bench: Bench, name: str
