@@ -26,21 +26,23 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     from train.config.env import read_env, start
     from train.config.schema import drop_unset
     from train.config.sections import read_job, write_resolved
-    from train.data.task_plan import plan_job
+    from train.data.task_plan import plan_run
+    from train.model.family import check_model
 
     drop_unset(cfg)  # of a launcher that composes without `install`
     warn_of_choices_below_files(HydraConfig.get())
     job, env = read_job(cfg, CONF / "task"), read_env(cfg)
     warn_of_a_default_task(HydraConfig.get(), [task.name for task in job.tasks])
-    plan_job(job)  # templates, data strings and metrics: mistakes come before anything heavy
+    plans = plan_run(job)  # mistakes come before anything heavy
+    check_model(job, plans)
     folder = Path(HydraConfig.get().runtime.output_dir)
     write_resolved(job, env, folder / (HydraConfig.get().output_subdir or "."))
 
     def here() -> dict[str, Any]:
         # Takes seconds to import, so `--help` and mistakes in the config are answered before.
-        from train.job import run
+        from train.job import train_and_evaluate
 
-        return run(job, folder)
+        return train_and_evaluate(job, plans, folder)
 
     returned: dict[str, Any] = start(cfg, env, folder, here)
     return returned

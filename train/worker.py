@@ -28,10 +28,12 @@ def main(order: Path) -> int:
     _log(rank, content)
     try:
         from train.config.sections import read_job
-        from train.job import run
+        from train.data.task_plan import plan_run
+        from train.job import train_and_evaluate
         from train.main import CONF
 
-        result = run(read_job(content.config, CONF / "task"), Path(content.folder))
+        run = read_job(content.config, CONF / "task")
+        result = train_and_evaluate(run, plan_run(run), Path(content.folder))
         if local_rank == 0:
             _write(exchange / "result.json", result)
         _leave_group()

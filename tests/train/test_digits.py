@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import meeting_of, planned
 
 TASKS = ["digits_01", "digits_23", "digits_45", "digits_67", "digits_89"]
 
 
 def rows_of(job: Any) -> Any:
     from train.data.rows import load
-    from train.data.task_plan import plan_job
 
-    return load(plan_job(job)[job.task.name], job.evaluation)
+    return load(planned(job)[job.task.name], job.evaluation)
 
 
 def parts(job: Any) -> dict[str, set[bytes]]:
@@ -75,13 +75,10 @@ def test_a_copy_of_an_image_in_another_part_is_refused(
 def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
     from sklearn.datasets import load_digits
 
-    from train.data.task_plan import plan_job
-    from train.model.models import meeting
-
     bunch = load_digits()
     job = make_job("task=digits_67")
     row = next(r for r in rows_of(job).dev if r["label"] == "7")
-    task: Any = meeting(plan_job(job)["digits_67"], job.model)
+    task = meeting_of(job)
     made = task.example(row, np.random.default_rng(0), False, "row")
     sevens = bunch.images[bunch.target == 7]
     assert any(np.array_equal((made.pixels[0] + 1) * 8, image) for image in sevens)
@@ -91,11 +88,8 @@ def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
 def test_an_answer_is_always_one_of_the_options(make_job: Any) -> None:
     import torch
 
-    from train.data.task_plan import plan_job
-    from train.model.models import meeting
-
     job = make_job("task=digits_67")
-    task = meeting(plan_job(job)["digits_67"], job.model)
+    task = meeting_of(job)
 
     class Head(torch.nn.Module):
         """Ten logits per image; the highest are no options."""

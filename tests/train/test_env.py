@@ -296,10 +296,9 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The third task of a chain: adapters, both penalties, accumulation, a last batch cut short."""
-    from train.job import run
 
-    parent = run(make_job(), tmp_path / "1")["checkpoint"]
-    parent = run(make_job("task=digits_23", f"init_from={parent}"), tmp_path / "2")["checkpoint"]
+    parent = finish(make_job(), tmp_path / "1")["checkpoint"]
+    parent = finish(make_job("task=digits_23", f"init_from={parent}"), tmp_path / "2")["checkpoint"]
     third = [
         "task=digits_45",
         f"init_from={parent}",
@@ -308,8 +307,8 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
         "trainer.logging_steps=1",
     ]
     caplog.clear()
-    with caplog.at_level(logging.INFO, "train.loop.trainer"):
-        alone = run(make_job(*third, "trainer.per_device_train_batch_size=16"), tmp_path / "3")
+    with caplog.at_level(logging.INFO, "train.loop"):
+        alone = finish(make_job(*third, "trainer.per_device_train_batch_size=16"), tmp_path / "3")
     done = app(
         tmp_path,
         *third,
@@ -342,13 +341,12 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
 
     The second link of a chain, so that an adapter is trained; an epoch ends with an uneven micro-batch.
     """
-    from train.job import run
 
     shares = ["evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
     # Dropout is the one thing that differs between processes, on purpose.
     both = ["model=unify_tiny", "model.num_decoder_layers=1", "trainer.logging_steps=1", *shares]
     first = [*both, "task=sentiment", "+trainer.max_steps=1"]
-    parent = run(make_job(*first), tmp_path / "1")["checkpoint"]
+    parent = finish(make_job(*first), tmp_path / "1")["checkpoint"]
 
     def second(images: int, texts: int) -> list[str]:
         return [
@@ -363,8 +361,8 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
         ]
 
     caplog.clear()
-    with caplog.at_level(logging.INFO, "train.loop.trainer"):
-        alone = run(make_job(*second(8, 6)), tmp_path / "2")
+    with caplog.at_level(logging.INFO, "train.loop"):
+        alone = finish(make_job(*second(8, 6)), tmp_path / "2")
     done = app(tmp_path, *second(4, 3), "env.nproc_per_node=2", "hydra.run.dir=both")
     assert done.returncode == 0, done.stdout + done.stderr
     expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())

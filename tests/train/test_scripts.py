@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from support.runs import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.yaml") if path.stem != "base")
@@ -39,7 +40,6 @@ def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
     from omegaconf import OmegaConf
 
     from train.config.sections import read_job
-    from train.data.task_plan import plan_job
     from train.main import CONF
 
     words = argv(script)
@@ -47,7 +47,7 @@ def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
     files = [ROOT / word for word in words if word.endswith(".yaml")]
     typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
     job = read_job(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
-    assert list(plan_job(job)) == [task.name for task in job.tasks]
+    assert list(planned(job)) == [task.name for task in job.tasks]
 
 
 def test_the_scripts_train_two_tasks_together(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     import torch
 
     from train.config.sections import MemorySettings, SettingsError
-    from train.job import limit_memory
+    from train.memory.budget import limit_memory
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):

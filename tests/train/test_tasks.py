@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import planned as plans_of
 
 TASKS = ["arithmetic", "digits_01", "parity", "sentiment"]
 
 
 def planned(make_job: Any, *overrides: str) -> Any:
-    from train.data.task_plan import plan_job
-
     job = make_job("model=unify_tiny", *overrides)
-    return plan_job(job)[job.tasks[0].name], job
+    return plans_of(job)[job.tasks[0].name], job
 
 
 def loaded(make_job: Any, *overrides: str) -> Any:
@@ -204,12 +203,9 @@ def test_a_mistake_about_a_task_is_found_before_torch(
     make_job: Any, overrides: list[str], words: list[str]
 ) -> None:
     from train.config.sections import SettingsError
-    from train.data.task_plan import plan_task, update_freq
 
     with pytest.raises(SettingsError) as caught:
-        _, job = planned(make_job, *overrides)
-        for task in job.tasks:
-            update_freq(plan_task(task).task, job.trainer)
+        planned(make_job, *overrides)
     for word in words:
         assert word in str(caught.value)
 
@@ -263,7 +259,8 @@ def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
     from train.data.vocabulary import tokens
-    from train.model.seq2seq import IGNORED, collate
+    from train.model.family import IGNORED
+    from train.model.text_answer import collate
 
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"

@@ -53,7 +53,8 @@ from train.config.typed import (
     options,
     problems_of,
 )
-from train.data.task_plan import plan_job, plan_task
+from train.data.task_plan import plan_run, plan_task
+from train.model.family import check_model
 
 PARTS: Mapping[str, type] = {
     "model": ModelSettings,
@@ -287,8 +288,8 @@ def mistakes_of_job(values: Mapping[str, Any], launcher: Any) -> list[Problem]:
     begun = values.get("init_from")
 
     def job() -> None:
-        read = read_job(own, TASKS)
-        plan_job(replace(read, init_from=Path(str(begun)) if begun else None))
+        read = replace(read_job(own, TASKS), init_from=Path(str(begun)) if begun else None)
+        check_model(read, plan_run(read))
 
     problems = _told([env, job])
     if problems:  # the first of the job's parts to be wrong; what about the others?

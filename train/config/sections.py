@@ -405,7 +405,7 @@ TRAINER_DEFAULTS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Run:
     """One training run: which tasks, from which parent, how, and on what it is evaluated."""
 
     tasks: tuple[Task, ...]  # trained together; one, unless it is a multi-task job
@@ -426,7 +426,7 @@ class Job:
         return task
 
 
-def read_job(cfg: DictConfig | Mapping[str, Any], task_dir: Path) -> Job:
+def read_job(cfg: DictConfig | Mapping[str, Any], task_dir: Path) -> Run:
     """The job a composed config describes; `task_dir` holds one YAML file per known task.
 
     Raises SettingsError.
@@ -449,7 +449,7 @@ def read_job(cfg: DictConfig | Mapping[str, Any], task_dir: Path) -> Job:
     seed = values.get("seed", 0)
     if not isinstance(seed, int) or seed < 0:
         raise SettingsError(f"seed={seed}: must be a whole number, 0 or more")
-    return Job(
+    return Run(
         tasks=tasks,
         seen_tasks=_seen_tasks(cfg, values.get("seen_tasks"), tasks, init_from, task_dir),
         init_from=init_from,
@@ -463,7 +463,7 @@ def read_job(cfg: DictConfig | Mapping[str, Any], task_dir: Path) -> Job:
     )
 
 
-def write_resolved(job: Job, env: Any, folder: Path) -> None:
+def write_resolved(job: Run, env: Any, folder: Path) -> None:
     """All that a run uses, defaults filled in, as resolved.yaml: a configuration like any other."""
     values = {
         "task": {task.name: values_of(task) for task in job.tasks},

@@ -1,1 +1,1 @@
-"""What a task trains on top of a frozen model."""
+"""What a task adds to a model, one file per method, behind the protocols of `train.delta.delta`."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 
 from train.config.sections import LossSettings
-
-IGNORED = -100  # a label that counts in no loss
+from train.model.family import IGNORED
 
 
 def sample_size(labels: torch.Tensor, settings: LossSettings, update: int) -> int:

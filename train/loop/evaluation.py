@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from train.data.rows import Row
+from train.data.rows import Row, Rows
 from train.data.task_metrics import compute
-from train.loop.batches import Meeting
 from train.loop.criterion import loss_sum, sample_size
+from train.model.family import Meeting
 
 BATCH = 256
 
@@ -66,6 +67,47 @@ def evaluate(
             Path(plan.task.evaluation.output_dir), plan.name, part, target, chosen, answers
         )
     return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a model, by task."""
+
+    dev: Mapping[str, float]  # of tasks with rows for selection
+    test: Mapping[str, float]  # of tasks with rows for the report
+    metrics: Mapping[str, Mapping[str, float]]  # all metrics on dev; each task's first is its score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model, and the tasks it is evaluated on, by name."""
+
+    model: torch.nn.Module
+    tasks: Mapping[str, Meeting]
+    rows: Mapping[str, Rows]
+
+    def scores(self, names: Sequence[str]) -> Scores:
+        """Scores on all rows of dev and test."""
+        metrics = {n: self._metrics(n, "dev") for n in names if self.tasks[n].plan.is_scored}
+        dev = {name: found[self._score(name)] for name, found in metrics.items()}
+        test = {n: self._metrics(n, "test")[self._score(n)] for n in names if self.rows[n].test}
+        return Scores(dev, test, metrics)
+
+    def validation(self, names: Sequence[str], max_batches: int | None) -> dict[str, float]:
+        """What a validation on dev rows is logged as: metrics and losses, see `means`."""
+        found = {name: self._metrics(name, "dev", max_batches, True) for name in names}
+        return means(found, {name: self._score(name) for name in names})
+
+    def _metrics(
+        self, name: str, part: str, max_batches: int | None = None, with_loss: bool = False
+    ) -> dict[str, float]:
+        task, rows = self.tasks[name], self.rows[name]
+        chosen = rows.dev if part == "dev" else rows.test
+        size = task.plan.task.dataset.micro_valid_batch_size or BATCH
+        return evaluate(self.model, task, chosen, part, size, max_batches, with_loss)
+
+    def _score(self, name: str) -> str:
+        return self.tasks[name].plan.logged[0]
 
 
 def means(

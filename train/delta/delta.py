@@ -1,0 +1,58 @@
+"""The joint between a run and how a task changes its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What a delta adds to the loss of an update, and its parts by the names they are logged under."""
+
+    weighted: torch.Tensor  # a scalar
+    parts: Mapping[str, torch.Tensor]  # scalars without their weights; the same names every time
+
+
+class Delta(Protocol):
+    """What one task trains on top of a model, under a name of its own in the chain.
+
+    The first task of a chain trains the base in full: there the delta is not attached, has a penalty
+    of 0, and is not saved.
+    """
+
+    def attach(
+        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
+    ) -> PeftModel:
+        """The model with a new delta, the only trainable part, on top of its active `ancestors`.
+
+        Draws from torch's global generator. The delta changes nothing yet.
+        """
+
+    def penalty(self) -> Penalty:
+        """The penalty of this update, in float32 whatever autocast is on.
+
+        When it is computed decides in which order autograd adds its gradients to the task's (the last
+        computed comes first), and with it the last bit of a step.
+        """
+
+    def report(self) -> dict[str, float]:
+        """Numbers of the training so far, for its log and its results."""
+
+    def save(self, folder: Path) -> None:
+        """Write the attached delta to a folder of its name in `folder`."""
+
+    def load(
+        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
+    ) -> PeftModel:
+        """The model with the delta `save` wrote to `folder`, frozen, active together with `ancestors`.
+
+        Raises ValueError where it does not fit the model, and what the libraries raise on damage.
+        """
