@@ -23,7 +23,7 @@ from train.data.task_plan import TaskPlan, micro_batch_size, update_freq
 from train.delta.olora import OLoRA
 from train.loop import ranks
 from train.loop.batches import Training
-from train.loop.evaluation import Evaluation
+from train.loop.evaluation import evaluate, means
 from train.loop.trainer import train
 from train.memory.budget import limit_memory
 from train.model.checkpoints import delta_name, load, save
@@ -68,10 +68,12 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     own = [task.name for task in run.tasks]
     scored = [name for name in own if plans[name].is_scored]
-    evaluation = Evaluation(model, tasks, rows)
+    score_of = {name: plan.logged[0] for name, plan in plans.items()}
 
     def validate(step: int) -> dict[str, float]:
-        logged = evaluation.validation(scored, run.extras.max_valid_steps)
+        limit = run.extras.max_valid_steps
+        found = {n: evaluate(model, tasks[n], rows[n], "dev", limit, True) for n in scored}
+        logged = means(found, score_of)
         report(logged["score"], step)
         return logged
 
@@ -97,22 +99,26 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     def keep_and_score() -> dict[str, Any]:
         save(model, save_dir, own, parent, family, delta)
-        scores = evaluation.scores([task.name for task in run.seen_tasks])
+        seen = [task.name for task in run.seen_tasks]
+        metrics = {n: evaluate(model, tasks[n], rows[n], "dev") for n in seen if plans[n].is_scored}
+        dev = {n: found[score_of[n]] for n, found in metrics.items()}
+        test = {
+            n: evaluate(model, tasks[n], rows[n], "test")[score_of[n]] for n in seen if rows[n].test
+        }
         results = {
-            "score": sum(scores.dev.values()) / len(scores.dev),
+            "score": sum(dev.values()) / len(dev),
             "checkpoint": str(save_dir),
-            "eval": scores.dev,
-            "test": scores.test,
+            "eval": dev,
+            "test": test,
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - start,
         }
-        everything = {**results, "metrics": scores.metrics}
+        everything = {**results, "metrics": metrics}
         (folder / "all_results.json").write_text(json.dumps(everything, indent=2) + "\n")
-        seen = ", ".join(scores.dev)
-        log.info("%s: score %.3f on dev of %s", "+".join(own), results["score"], seen)
+        log.info("%s: score %.3f on dev of %s", "+".join(own), results["score"], ", ".join(dev))
         return results
 
     return ranks.on_first(keep_and_score)

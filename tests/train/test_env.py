@@ -296,6 +296,7 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The third task of a chain: adapters, both penalties, accumulation, a last batch cut short."""
+    from support.runs import finish
 
     parent = finish(make_job(), tmp_path / "1")["checkpoint"]
     parent = finish(make_job("task=digits_23", f"init_from={parent}"), tmp_path / "2")["checkpoint"]
@@ -341,6 +342,7 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
 
     The second link of a chain, so that an adapter is trained; an epoch ends with an uneven micro-batch.
     """
+    from support.runs import finish
 
     shares = ["evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
     # Dropout is the one thing that differs between processes, on purpose.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,24 @@ def test_a_mistake_about_a_task_is_found_before_torch(
         planned(make_job, *overrides)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_a_family_refuses_is_known_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from typing import get_args, get_type_hints\n"
+        "from train.config.sections import ModelSettings\n"
+        "from train.model.family import family_of\n"
+        "kinds = get_args(get_type_hints(ModelSettings)['kind'])\n"
+        "for kind in kinds:\n"
+        "    more = {'path': 'google/t5'} if kind == 'seq2seq' else {}\n"
+        "    family_of(ModelSettings(kind=kind, **more)).check([], begins=True)\n"
+        "print(kinds, {'torch', 'transformers', 'peft'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.stdout == "('vit', 'unify', 'seq2seq') set()\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,13 @@ def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: P
     model = loaded(make_job(), Path(parent)).model
     for module in factors(model, "task3", ["task2"]):
         assert (module.a_old - module.a_new).abs().max() > 0.1
+
+
+def test_every_validation_is_reported_with_its_update(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[float, int]] = []
+    monkeypatch.setattr("train.job.report", lambda score, step: reports.append((score, step)))
+    every = ("+trainer.eval_strategy=steps", "+trainer.eval_steps=2", "+trainer.max_steps=4")
+    score = finish(make_job(*every), tmp_path)["score"]
+    assert [step for _, step in reports] == [2, 4] and reports[-1][0] == score

@@ -1,4 +1,4 @@
-"""The joint between a run and how a task changes its model."""
+"""The joints between a run and how a task changes its model."""
 
 from __future__ import annotations
 
@@ -56,3 +56,17 @@ class Delta(Protocol):
 
         Raises ValueError where it does not fit the model, and what the libraries raise on damage.
         """
+
+
+class Merge(Protocol):
+    """One delta's state made of several, tensor by tensor: a pure function.
+
+    `states` map names of tensors to values and have names, shapes and dtypes in common; `weights` has a
+    number per state and need not sum to 1. The result has the same names and new tensors; the same input
+    gives the same bits, and one state with weight 1 comes back bit for bit. Raises ValueError, naming the
+    tensor, where states differ, and for a weight that is not finite.
+    """
+
+    def __call__(
+        self, states: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]
+    ) -> dict[str, torch.Tensor]: ...

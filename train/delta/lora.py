@@ -1,4 +1,4 @@
-"""LoRA adapters of peft: adding, saving and loading one by name, on a model that may have others."""
+"""LoRA adapters of peft: adding and loading one by name, on a model that may have others."""
 
 from __future__ import annotations
 
@@ -90,12 +90,6 @@ def activate(model: PeftModel, names: Sequence[str]) -> None:
     tuner.set_adapter(list(names))
     for name in names:
         model.set_requires_grad(name, False)
-
-
-def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Write one adapter to `folder`/`name`."""
-    # Without the flag peft looks the base up where it was when the chain began.
-    model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
 
 
 def load_adapter(

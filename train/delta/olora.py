@@ -22,7 +22,7 @@ import torch
 
 from train.config.sections import DeltaSettings
 from train.delta.delta import Penalty
-from train.delta.lora import add_adapter, load_adapter, save_adapter
+from train.delta.lora import add_adapter, load_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,12 +84,11 @@ class OLoRA:
 
     def save(self, folder: Path) -> None:
         assert self.model is not None
-        save_adapter(self.model, self.chain[-1], folder)
+        # Without the flag peft looks the base up where it was when the chain began.
+        own = [self.chain[-1]]
+        self.model.save_pretrained(str(folder), selected_adapters=own, save_embedding_layers=False)
 
-    def load(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
-    ) -> PeftModel:
-        return load_adapter(model, name, ancestors, folder)
+    load = staticmethod(load_adapter)
 
 
 @dataclass(frozen=True)

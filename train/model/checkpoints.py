@@ -24,10 +24,7 @@ class LoadedChain:
 
     model: PreTrainedModel | PeftModel
     nodes: tuple[Node, ...]  # base first
-
-    @property
-    def deltas(self) -> list[str]:
-        return [delta_name(place) for place in range(2, len(self.nodes) + 1)]
+    deltas: tuple[str, ...]  # their names: one for each node but the base
 
 
 def delta_name(place: int) -> str:
@@ -60,17 +57,17 @@ def load(folder: Path, family: Family, delta: Delta) -> LoadedChain:
 
     Raises CheckpointError, which names the folder at fault and the chain that needs it.
     """
-    nodes = walk(folder)
+    nodes, deltas = walk(folder), tuple[str, ...]()
     model: PreTrainedModel | PeftModel | None = None
     for place, node in enumerate(nodes, start=1):
         try:
             if model is None:
                 model = family.load(node.folder / "base").requires_grad_(False)
             else:
-                ancestors = [delta_name(one) for one in range(2, place)]
-                model = delta.load(model, delta_name(place), ancestors, node.folder)
+                model = delta.load(model, delta_name(place), deltas, node.folder)
+                deltas += (delta_name(place),)
         # Whatever the libraries raise on damaged files (OSError, SafetensorError, KeyError, ...).
         except Exception as error:
             raise broken(node.folder, f"{type(error).__name__}: {error}", nodes[place:]) from error
     assert model is not None
-    return LoadedChain(model, tuple(nodes))
+    return LoadedChain(model, tuple(nodes), deltas)

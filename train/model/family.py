@@ -7,10 +7,10 @@ family loads no torch: its check answers mistakes before anything heavy is impor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from train.config.sections import ModelSettings, Run
 from train.data.rows import Row
@@ -71,10 +71,8 @@ class Family(Protocol):
         """How a task meets this kind of model. Raises SettingsError."""
 
 
-class MakeFamily(Protocol):
-    """`FAMILY` of a family's module. `base`: folder of the chain's base, once there is one."""
-
-    def __call__(self, settings: ModelSettings, base: Path | None = None) -> Family: ...
+# `FAMILY` of a family's module, from the settings and the folder of the chain's base, if there is one.
+MakeFamily: TypeAlias = "Callable[[ModelSettings, Path | None], Family]"
 
 
 def family_of(settings: ModelSettings, base: Path | None = None) -> Family:
