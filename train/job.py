@@ -42,7 +42,7 @@ TASK_SEEDS = 1_000_003  # apart: tasks trained together draw different orders
 def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) -> dict[str, Any]:
     """Do `run` in `folder`; the numbers it returns are also in all_results.json there.
 
-    `plans`: those of `plan_run`, of the tasks trained and all seen.
+    `plans`: by `plan_run`, of the tasks trained and all seen.
     """
     start = time.perf_counter()
     disable_progress_bar()  # a job's output is a log file
@@ -125,7 +125,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
 
 def _save_dir(run: Run, folder: Path) -> Path:
-    """Where the checkpoint goes. Raises SettingsError where another run's lies already."""
+    """The folder of the checkpoint. Raises SettingsError where another run's lies already."""
     if run.extras.save_dir is None:
         return folder / "checkpoint"
     path = Path(run.extras.save_dir).absolute()

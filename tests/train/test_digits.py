@@ -24,7 +24,7 @@ def parts(job: Any) -> dict[str, set[bytes]]:
 
 
 def test_the_five_tasks_use_every_image_once(make_job: Any) -> None:
-    from train.data.rows import digits
+    from train.data.generated import digits
 
     rows = [r for task in TASKS for part in parts(make_job(f"task={task}")).values() for r in part]
     images, _ = digits()
@@ -33,7 +33,7 @@ def test_the_five_tasks_use_every_image_once(make_job: Any) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_part_has_its_share_of_each_digit(make_job: Any, task: str) -> None:
-    from train.data.rows import digits
+    from train.data.generated import digits
 
     _, labels = digits()
     job = make_job(f"task={task}", "evaluation.dev_share=0.3", "evaluation.test_share=0.2")
@@ -63,11 +63,11 @@ def test_an_image_stays_in_its_part_whichever_task_asks(make_job: Any) -> None:
 def test_a_copy_of_an_image_in_another_part_is_refused(
     make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.data import rows
+    from train.data import generated, rows
 
     images = np.random.default_rng(0).normal(size=(16, 8, 8)).astype(np.float32)
     images[8:] = images[0]
-    monkeypatch.setattr(rows, "digits", lambda: (images, np.arange(16) // 8))
+    monkeypatch.setattr(generated, "digits", lambda: (images, np.arange(16) // 8))
     with pytest.raises(rows.DataOverlap, match=r"task digits_01: the row .*'label': '1'.* is in '"):
         rows_of(make_job())
 

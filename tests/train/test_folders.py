@@ -19,7 +19,7 @@ QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_s
 
 
 def corpus() -> list[str]:
-    from train.data.rows import MAKERS
+    from train.data.generated import MAKERS
 
     rows = [*MAKERS["sentiment"](()), *MAKERS["parity"](())]
     texts = [" ".join(map(str, row.values())) for row in rows]
@@ -378,7 +378,7 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
     from train.config.sections import ImagePreprocess, SettingsError
-    from train.data.preprocess import image_pixels
+    from train.data.pixels import image_pixels
     from train.model.fit import fitted
 
     made = CLIPImageProcessorPil(

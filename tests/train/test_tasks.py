@@ -339,7 +339,7 @@ def test_images_come_from_a_path_base64_or_pil_and_are_resized_and_normalised(
     from PIL import Image
 
     from train.config.sections import ImagePreprocess
-    from train.data.preprocess import blank_centre, image_pixels, open_image
+    from train.data.pixels import blank_centre, image_pixels, open_image
     from train.data.rows import DataError
 
     image = Image.new("RGB", (20, 10), (255, 0, 51))

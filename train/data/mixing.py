@@ -1,4 +1,4 @@
-"""Which rows a process sees in which update: one task, or several trained jointly.
+"""The order of rows: which of them a process sees in which update, of one task or several.
 
 An update visits all tasks in order; of each it takes `update_freq` micro-batches. A task's rows pass
 in epochs of their own, each in a new order, and a task weighs as much as it brings to an update: there
@@ -18,7 +18,7 @@ from train.data.specs import shard
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process takes of one micro-batch of a task."""
+    """The share of one process in one micro-batch of a task."""
 
     task: int
     epoch: int  # of the task, from 0

@@ -34,12 +34,12 @@ CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the fi
     "text": None,
 }
 IMAGE_ADAPTORS = ("image_patches",)  # explicit names; without the attribute it is this one
-INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's order
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """Files a task is read from; without any its class makes up the rows."""
+    """Files a task is read from; without any its class generates the rows."""
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...]
@@ -76,7 +76,7 @@ class TaskPlan:
 
     @property
     def is_scored(self) -> bool:
-        """Whether there are rows for selection: classes that make up their rows have them."""
+        """True where there are rows for selection; classes that generate their rows have them."""
         return bool(self.data.valid) or not self.data.train
 
 
@@ -269,7 +269,7 @@ def plan_run(run: Run) -> dict[str, TaskPlan]:
 
 
 def _check_scored(own: Sequence[TaskPlan]) -> None:
-    """Tasks without valid_data are trained along, but a run needs a score."""
+    """Refuse a run without a score; beside a scored task, others may lack valid_data."""
     if any(plan.is_scored for plan in own):
         return
     others = "" if len(own) == 1 else "; of tasks trained together one has to have it"
@@ -280,7 +280,7 @@ def _check_scored(own: Sequence[TaskPlan]) -> None:
 
 
 def _check_validation(run: Run, own: Sequence[TaskPlan]) -> None:
-    """The metric for the best model must be logged, and something must ask for it."""
+    """Refuse a metric for the best model that is not logged, or that nothing asks for."""
     metric, validates = (run.trainer.get(k) for k in ("metric_for_best_model", "eval_strategy"))
     patience = run.extras.patience if run.extras.patience > 0 else None
     scored = [plan for plan in own if plan.is_scored]
@@ -305,7 +305,7 @@ def _check_validation(run: Run, own: Sequence[TaskPlan]) -> None:
 
 
 def _check_updates(run: Run) -> None:
-    """Every task says what it brings to an update, and something ends the training."""
+    """Refuse a task that brings nothing to an update, and a training that never ends."""
     for task in run.tasks:
         update_freq(task, run.trainer)
     limit = run.trainer.get("max_steps", -1)

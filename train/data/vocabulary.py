@@ -75,7 +75,7 @@ class FolderTokens:
     """A tokenizer of Hugging Face, for a model that was made for it or is made for it here.
 
     Made here (`config` null): marks that it lacks, and <image>, get ids behind its own, and groups have a
-    begin mark. Else the marks around text are those the tokenizer sets itself, and an answer begins
+    begin mark. Else the tokenizer sets its own marks around text, and an answer begins
     with the model's decoder_start_token_id.
     """
 
@@ -119,7 +119,7 @@ class FolderTokens:
         return self.size - 1
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the tokenizer itself puts before and after a text."""
+        """The marks the tokenizer itself puts before and after a text."""
         text = self._tokenizer.convert_ids_to_tokens(self._plain[0])
         bare = self.encode(text)
         whole: list[int] = self._tokenizer(text).input_ids

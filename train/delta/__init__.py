@@ -1,1 +1,1 @@
-"""What a task adds to a model, one file per method, behind the protocols of `train.delta.delta`."""
+"""Deltas: what a task adds to a model. One file per method, behind `train.delta.delta`."""

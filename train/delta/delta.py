@@ -1,4 +1,4 @@
-"""The joints between a run and how a task changes its model."""
+"""The joints for deltas, the changes of a model by a task: training one, and merging several."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Penalty:
-    """What a delta adds to the loss of an update, and its parts by the names they are logged under."""
+    """A term of the loss of an update, and its parts by the names they are logged under."""
 
     weighted: torch.Tensor  # a scalar
     parts: Mapping[str, torch.Tensor]  # scalars without their weights; the same names every time
 
 
 class Delta(Protocol):
-    """What one task trains on top of a model, under a name of its own in the chain.
+    """The part one task trains on top of a model, under a name of its own in the chain.
 
     The first task of a chain trains the base in full: there the delta is not attached, has a penalty
     of 0, and is not saved.

@@ -97,7 +97,7 @@ def load_adapter(
 ) -> PeftModel:
     """The model with the adapter in `folder`/`name`, frozen, on top of its active `ancestors`.
 
-    Raises ValueError where its weights are not those of this model, and what the libraries raise.
+    Raises ValueError where its weights do not fit the model, and what the libraries raise on damage.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file

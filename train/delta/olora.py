@@ -93,7 +93,7 @@ class OLoRA:
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of one LoRA module: those of all ancestors, stacked and frozen, and the new."""
+    """The factors of one LoRA module: all ancestors', stacked and frozen, and the new adapter's."""
 
     a_old: torch.Tensor  # R x d_in; R is the sum of the ancestors' ranks, 0 without ancestors
     a_new: torch.Tensor  # r x d_in

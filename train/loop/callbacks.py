@@ -1,4 +1,4 @@
-"""What happens beside the updates of a training: log lines, validation and saving at ends of epochs."""
+"""Callbacks of the Trainer: log lines, validation and saving at ends of epochs, early ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a model is at a task: the metrics of its configuration, on dev or test."""
+"""Scores of a model on a task: the metrics of its configuration, on dev or test."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def evaluate(
 def means(
     by_task: Mapping[str, Mapping[str, float]], score_of: Mapping[str, str]
 ) -> dict[str, float]:
-    """What a validation of several tasks is logged as.
+    """The logged values of a validation of several tasks.
 
     Each name as the plain mean over the tasks that have it, `score` as the mean of every task's own
     (`score_of`: task -> its name), and behind the task's name each by itself where there are several.

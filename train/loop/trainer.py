@@ -29,7 +29,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training came to."""
+    """The numbers a training ends with."""
 
     steps: int
     train_loss: float  # cross entropy alone, mean over the updates
@@ -207,7 +207,7 @@ class UpdateTrainer(Trainer):
             self.save_as(f"checkpoint-{self.state.global_step}")
 
     def restore_best(self) -> None:
-        """The weights of the best validation, where one was asked for; else those of the end."""
+        """Put the weights of the best validation back, where one was asked for."""
         if self.best is not None:
             own = self._trained()
             with torch.no_grad():
@@ -228,7 +228,7 @@ class UpdateTrainer(Trainer):
 
 
 def loss_scaler(extras: TrainerExtras, device: str) -> torch.amp.GradScaler:
-    """What keeps gradients of fp16 above underflow, as `trainer` asks for it."""
+    """The scaler that keeps gradients of fp16 above underflow, with the settings of `trainer`."""
     window = extras.fp16_scale_window
     made = torch.amp.GradScaler(device, init_scale=extras.fp16_init_scale)
     if window is not None:

@@ -27,7 +27,7 @@ IGNORED = -100  # a label that counts in no loss
 
 
 class Meeting(Protocol):
-    """How one task meets a model: rows to examples, batches to logits, models to answers."""
+    """One task on one kind of model: rows to examples, batches to logits, models to answers."""
 
     plan: TaskPlan
 
@@ -56,7 +56,7 @@ class Family(Protocol):
         """
 
     def build(self) -> PreTrainedModel:
-        """A first model: random weights, from torch's global generator, or those of a folder.
+        """A first model: random weights, from torch's global generator, or weights of a folder.
 
         Raises SettingsError.
         """
@@ -68,7 +68,7 @@ class Family(Protocol):
         """The model `save` wrote to `base`. Raises whatever the libraries do on damage."""
 
     def meeting(self, plan: TaskPlan) -> Meeting:
-        """How a task meets this kind of model. Raises SettingsError."""
+        """A task on this kind of model. Raises SettingsError."""
 
 
 # `FAMILY` of a family's module, from the settings and the folder of the chain's base, if there is one.

@@ -1,4 +1,4 @@
-"""Whether a model and its tasks fit each other: sizes of images, lengths of texts. No torch."""
+"""Sizes on which a model and its tasks must agree: of images, of texts. No torch."""
 
 from __future__ import annotations
 

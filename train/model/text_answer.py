@@ -1,4 +1,4 @@
-"""How a task meets an encoder-decoder: an instruction is read, an answer generated as text."""
+"""A task on an encoder-decoder: an instruction is read, an answer is generated as text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class TextAnswer:
-    """How a task meets the encoder-decoder: rows to examples, batches to logits, models to answers."""
+    """A `Meeting`: rows to ids and images, answers by generation."""
 
     def __init__(self, plan: TaskPlan, patches: int, vocabulary: Vocabulary) -> None:
         self.plan = plan

@@ -15,7 +15,7 @@ import numpy as np
 
 from train.config.sections import CLASSES, ModelSettings
 from train.config.typed import SettingsError
-from train.data.preprocess import Pixels, pixels_of
+from train.data.pixels import Pixels, pixels_of
 from train.data.rows import Row
 from train.data.task_plan import TaskPlan
 from train.model.family import MakeFamily, load_base
@@ -109,7 +109,7 @@ class Image:
 
 
 class ImageChoice:
-    """Rows to images, batches to logits over the task's answers, models to answers."""
+    """A `Meeting`: rows to images, logits over the task's answers, the likeliest as the answer."""
 
     def __init__(self, plan: TaskPlan) -> None:
         assert plan.answers is not None
