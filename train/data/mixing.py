@@ -22,8 +22,7 @@ class MicroBatch:
 
     task: int
     epoch: int  # of the task, from 0
-    rows: tuple[int, ...]  # own share, may be empty; indices into the rows of this epoch
-    rows_of_all: tuple[int, ...]  # of all processes together, in order
+    rows: tuple[int, ...]  # indices into the rows of this epoch, may be empty
 
 
 @dataclass(frozen=True)
@@ -115,4 +114,4 @@ def _endless(stream: Stream, world: int) -> Iterator[tuple[int, tuple[int, ...]]
 
 def _share(task: int, epoch: int, rows: tuple[int, ...], rank: int, world: int) -> MicroBatch:
     start, end = shard(len(rows), rank, world)
-    return MicroBatch(task, epoch, rows[start:end], rows)
+    return MicroBatch(task, epoch, rows[start:end])

@@ -34,7 +34,6 @@ class Example:
     decoder: tuple[int, ...]  # <bos> ... </eos>; input is [:-1], target [1:]
     learned: tuple[bool, ...]  # per id of `decoder`: does it count in the loss?
     prefix: tuple[int, ...]  # what generation is given before its first own id
-    row: Row
 
 
 def example(
@@ -67,7 +66,7 @@ def example(
             group += slot_ids(slot, str(value), tokens, plan.text, rng, training)
     source += _closed(group, tokens, plan.max_src_length)
     decoder, learned, prefix = _decoder(plan, filled, tokens, rng, training, where)
-    return Example(tuple(source), tuple(images), decoder, learned, prefix, row)
+    return Example(tuple(source), tuple(images), decoder, learned, prefix)
 
 
 def _closed(group: Sequence[int], tokens: Vocabulary, longest: int) -> list[int]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from train.config.typed import SettingsError
 
-UNIT = "tokens"
 _MASKS = ("<mask>", "[MASK]", "<extra_id_0>")  # the last one is T5's
 
 
@@ -79,7 +78,7 @@ class FolderTokens:
     with the model's decoder_start_token_id.
     """
 
-    unit = UNIT
+    unit = "tokens"
 
     def __init__(self, tokenizer: Any, key: str, config: Any = None) -> None:
         self._tokenizer = tokenizer

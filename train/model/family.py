@@ -87,10 +87,10 @@ def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
     fitted(run.model, plans.values())
 
 
-def load_base(kind: type[Any], base: Path, model_type: str) -> PreTrainedModel:
-    """A model of `kind` from the folder `base`, which must say that it holds `model_type`."""
+def load_base(kind: type[Any], base: Path, model_type: str | None = None) -> PreTrainedModel:
+    """A model of `kind` from the folder `base`, which must hold `model_type` if one is given."""
     found = json.loads((base / "config.json").read_text())["model_type"]
-    if found != model_type:
+    if model_type not in (None, found):
         raise ValueError(f"it holds a model of type {found}; that of model._name is {model_type}")
     model: PreTrainedModel = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
     return model

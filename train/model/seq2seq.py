@@ -13,7 +13,7 @@ from train.config.typed import SettingsError
 from train.data.pretrained import CONFIG, described, read, require_tokenizer
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import FolderTokens, Vocabulary
-from train.model.family import MakeFamily, Meeting
+from train.model.family import MakeFamily, Meeting, load_base
 from train.model.fit import images
 
 if TYPE_CHECKING:
@@ -153,10 +153,7 @@ class Seq2Seq:
     def load(self, base: Path) -> PreTrainedModel:
         from transformers import AutoModelForSeq2SeqLM
 
-        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
-            base, local_files_only=True, use_safetensors=True
-        )
-        return model
+        return load_base(AutoModelForSeq2SeqLM, base)
 
     def meeting(self, plan: TaskPlan) -> Meeting:
         from train.model.text_answer import TextAnswer

@@ -105,7 +105,6 @@ class Image:
 
     pixels: Pixels
     label: int
-    row: Row
 
 
 class ImageChoice:
@@ -123,7 +122,7 @@ class ImageChoice:
         [slot] = [s for s in template.side("encoder") if s.text is None]
         pixels = pixels_of(self.plan, slot, row, training, where)
         truth = row.get(template.target.name)
-        return Image(pixels, -1 if truth is None else self.numbers[str(truth)], row)
+        return Image(pixels, -1 if truth is None else self.numbers[str(truth)])
 
     def batch(self, examples: Sequence[Image]) -> dict[str, torch.Tensor]:
         import torch
