@@ -164,13 +164,6 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     assert report.delta["a_norm"] == pytest.approx(a_norm(modules).item())
 
 
-def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any) -> None:
-    from train.config.sections import SettingsError
-
-    with pytest.raises(SettingsError, match=r"'learning_rates'; did you mean learning_rate\?"):
-        make_job("+trainer.learning_rates=0.1")
-
-
 @pytest.mark.parametrize(("updates", "warmup"), [(1, 0.06), (5, 5), (5, 50), (3, 0.99)])
 def test_a_training_that_is_all_warm_up_has_a_polynomial_schedule(
     tmp_path: Path, updates: int, warmup: float

@@ -117,30 +117,17 @@ def loss_of(task: Task, where: str) -> LossSettings:
         raise SettingsError(f"{key}._name={kind}: there are {', '.join(CRITERIA)}")
     chosen: LossSettings = next(iter(given.values()), settings)
     if kind == "cross_entropy":
-        plain = LossSettings(sentence_avg=chosen.sentence_avg, weight=chosen.weight)
-        extra = [
-            name
-            for name in (
-                "label_smoothing",
-                "report_accuracy",
-                "drop_worst_ratio",
-                "drop_worst_after",
-            )
-            if getattr(chosen, name) != getattr(plain, name)
-        ]
-        if extra:
+        for name in ("label_smoothing", "report_accuracy", "drop_worst_ratio", "drop_worst_after"):
+            if getattr(chosen, name) != getattr(LossSettings(), name):
+                raise SettingsError(
+                    f"{key}.{name}={getattr(chosen, name)}: belongs to label_smoothed_cross_entropy; "
+                    "set criterion._name to it"
+                )
+    for name in ("label_smoothing", "drop_worst_ratio"):
+        if not 0 <= getattr(chosen, name) < 1:
             raise SettingsError(
-                f"{key}.{extra[0]}={getattr(chosen, extra[0])}: belongs to "
-                "label_smoothed_cross_entropy; set criterion._name to it"
+                f"{key}.{name}={getattr(chosen, name)}: must be 0 or more and below 1"
             )
-    if not 0 <= chosen.label_smoothing < 1:
-        raise SettingsError(
-            f"{key}.label_smoothing={chosen.label_smoothing}: must be 0 or more and below 1"
-        )
-    if not 0 <= chosen.drop_worst_ratio < 1:
-        raise SettingsError(
-            f"{key}.drop_worst_ratio={chosen.drop_worst_ratio}: must be 0 or more and below 1"
-        )
     return chosen
 
 

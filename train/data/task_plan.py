@@ -99,10 +99,10 @@ def _plan(task: Task) -> TaskPlan:
         )
     templates = parse_all(task.instruction.template)
     data = _data(task, where)
-    known = _columns(task, data, where)
+    known = CLASS_COLUMNS[task.kind] or tuple(column.name for column in data.columns)
     target = templates[0].target
     for slot in (s for t in templates for s in t.slots if s.text is None):
-        if known is not None and slot.name not in known:
+        if slot.name not in known:
             raise SettingsError(
                 f"{where}.instruction.template: {slot} names the column '{slot.name}', but rows "
                 f"have {', '.join(known)}"
@@ -122,7 +122,7 @@ def _plan(task: Task) -> TaskPlan:
             logged_names(name, settings.beta)
         except ValueError as error:
             raise SettingsError(f"{where}.evaluation.metrics.{name}: {error}") from None
-        if known is not None and settings.target_field not in known:
+        if settings.target_field not in known:
             raise SettingsError(
                 f"{where}.evaluation.metrics.{name}.target_field={settings.target_field}: "
                 f"rows have {', '.join(known)}"
@@ -159,8 +159,7 @@ def _data(task: Task, where: str) -> DataPlan:
     train, valid, test = (
         sources(text) for text in (settings.train_data, settings.valid_data, settings.test_data)
     )
-    from_files = CLASS_COLUMNS[task.kind] is None
-    if not from_files:
+    if CLASS_COLUMNS[task.kind] is not None:
         given = [k for k in ("train_data", "valid_data", "test_data") if getattr(settings, k)]
         if given:
             raise SettingsError(
@@ -189,22 +188,12 @@ def _data(task: Task, where: str) -> DataPlan:
         raise SettingsError(
             f"{where}.dataset.separator={settings.separator!r}: must be one character"
         )
-    return DataPlan(
-        train,
-        valid,
-        test,
-        columns(settings.selected_cols),
-        ratios(settings.sample_ratios, len(train)),
-    )
+    shares = ratios(settings.sample_ratios, len(train))
+    return DataPlan(train, valid, test, columns(settings.selected_cols), shares)
 
 
 def _paths(part: Sequence[Source]) -> set[Path]:
     return {Path(file).resolve() for source in part for file in source}
-
-
-def _columns(task: Task, data: DataPlan, where: str) -> tuple[str, ...] | None:
-    own = CLASS_COLUMNS[task.kind]
-    return own if own is not None else tuple(column.name for column in data.columns)
 
 
 def _check_slot(task: Task, kind: str, preprocess: str, adaptor: Any, shown: str) -> None:
