@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from train.chain import walk
-from train.config.sections import Job, MemorySettings, ModelSettings, SettingsError
+from train.config.sections import MemorySettings, ModelSettings, Run, SettingsError
 from train.data.rows import load as load_rows
-from train.data.task_plan import TaskPlan, fitted, micro_batch_size, plan_job, update_freq
+from train.data.task_plan import TaskPlan, fitted, micro_batch_size, plan_run, update_freq
 from train.data.vocabulary import vocabulary_of
 from train.delta.olora import add_adapter
 from train.loop import ranks
@@ -32,12 +32,16 @@ log = logging.getLogger(__name__)
 TASK_SEEDS = 1_000_003  # apart: tasks trained together draw different orders
 
 
-def run(job: Job, folder: Path) -> dict[str, Any]:
+def run(job: Run, folder: Path) -> dict[str, Any]:
+    """As `train_and_evaluate`, for callers that have no plans yet."""
+    return train_and_evaluate(job, plan_run(job), folder)
+
+
+def train_and_evaluate(job: Run, plans: Mapping[str, TaskPlan], folder: Path) -> dict[str, Any]:
     """Train and evaluate `job` in `folder`; the numbers it returns are also in all_results.json."""
     start = time.perf_counter()
     disable_progress_bar()  # nobody watches; a job's output is a log file
     limit_memory(job.memory)
-    plans = plan_job(job)
     save_dir = _save_dir(job, folder)
     rows = {name: load_rows(plan, job.evaluation) for name, plan in plans.items()}
     begun = None if job.init_from is None else walk(job.init_from)[0].folder / "base"
@@ -156,7 +160,7 @@ def limit_memory(memory: MemorySettings) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, memory.budget_mib / total_mib))
 
 
-def _save_dir(job: Job, folder: Path) -> Path:
+def _save_dir(job: Run, folder: Path) -> Path:
     """Where the checkpoint goes. Raises SettingsError where another run's lies already."""
     if job.extras.save_dir is None:
         return folder / "checkpoint"

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import Job, SettingsError, read_job
+from train.config.reading import read_run
+from train.config.sections import Run, SettingsError
 from train.data.instruction import fill
 from train.data.rows import Row, load
-from train.data.task_plan import TaskPlan, plan_job
+from train.data.task_plan import TaskPlan, plan_run
 
 MARKS = {
     "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
@@ -62,9 +63,9 @@ def train(corpus: Iterator[str], size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, **MARKS)
 
 
-def of_job(job: Job, size: int) -> Any:
+def of_job(job: Run, size: int) -> Any:
     """Of all tasks the job trains. Raises SettingsError, DataError."""
-    plans = plan_job(job)
+    plans = plan_run(job)
     own = [plans[task.name] for task in job.tasks]
     return train(
         (text for plan in own for text in texts(plan, load(plan, job.evaluation).train(0))), size
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     if not files:  # text is read; a file chooses its model itself
         overrides.insert(0, "model=unify_tiny")
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        job = read_job(compose("+".join(["base", *files]), overrides), CONF / "task")
+        job = read_run(compose("+".join(["base", *files]), overrides), CONF / "task")
     made = of_job(job, options.size)
     made.save_pretrained(options.folder)
     print(f"{options.folder}: {len(made)} ids, of {', '.join(task.name for task in job.tasks)}")

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from train.config.sections import DeltaSettings, Job, SettingsError, TrainerExtras
+from train.config.sections import DeltaSettings, Run, SettingsError, TrainerExtras
 from train.delta.olora import Factors, a_norm, factors, l2_loss, orthogonal_loss
 from train.loop import ranks
 from train.loop.batches import Training, Updates, ends_of_epochs
@@ -319,7 +319,7 @@ def train(
     model: torch.nn.Module,
     tasks: Sequence[Training],
     adapters: Sequence[str],
-    job: Job,
+    job: Run,
     seed: int,
     folder: Path,
     validate: Callable[[], dict[str, float]] = dict,
