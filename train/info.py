@@ -7,15 +7,14 @@ import json
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from typing import Any, get_args
 
 from train.config.ofasys import OFASYS
-from train.config.schema import SECTIONS, TopLevel
+from train.config.schema import KINDS, SECTIONS, TopLevel
 from train.config.typed import default_of, hints, nearest, options, type_text
 
-KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
 HYDRAS = ("all", "aliases", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAGS = ("--info", "-i")
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import Run, read_job
+from train.config.reading import read_run
+from train.config.sections import Run
 from train.config.typed import SettingsError
 from train.data.instruction import fill
 from train.data.rows import Row, load
@@ -76,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.plugins import Plugins
 
-    from train.main import CONF, VERSION_BASE
+    from train.config.schema import CONF
+    from train.main import VERSION_BASE
 
     Plugins.instance()  # before composing: one of them reads several files as one
     parser = argparse.ArgumentParser(prog="python -m train.pieces", description=__doc__)
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
     if not files:  # text is read; a file chooses its model itself
         overrides.insert(0, "model=unify_tiny")
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        run = read_job(compose("+".join(["base", *files]), overrides), CONF / "task")
+        run = read_run(compose("+".join(["base", *files]), overrides), CONF / "task")
     made = tokenizer_of(run, options.size)
     made.save_pretrained(options.folder)
     print(f"{options.folder}: {len(made)} ids, of {', '.join(task.name for task in run.tasks)}")

@@ -50,14 +50,22 @@ def compose(hydra_context: Any, config: Any, overrides: Sequence[str]) -> Any:
 
 
 def compose_task_config(
-    hydra_context: Any, config: Any, overrides: Sequence[str], meant_for: str
+    hydra_context: Any,
+    config: Any,
+    overrides: Sequence[str],
+    meant_for: str,
+    check: Callable[[Any, str], None] | None = None,
 ) -> dict[str, Any]:
-    """The flat configuration a job would get. Raises ConfigurationError where Hydra refuses it."""
+    """The flat configuration a job would get. Raises ConfigurationError where Hydra refuses it.
+
+    check: the app's, of the composed configuration.
+    """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return flat_task_config(compose(hydra_context, config, overrides))
+        composed = compose(hydra_context, config, overrides)
+        flat = flat_task_config(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(
             f"{meant_for} cannot be composed: {error}\n"
@@ -65,6 +73,9 @@ def compose_task_config(
             "  Every key must exist in the app's configuration (prefix a new one with '+') and every"
             "\n  choice must name a file of its group. No job was started."
         ) from error
+    if check is not None:
+        check(composed, meant_for)
+    return flat
 
 
 def flat_task_config(composed: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ TRAIN_FLOORS = [
     {"data"},
     {"model", "delta"},
     {"loop", "memory"},
-    {"job", "info"},
+    {"job", "check", "info", "processes"},
     {"main", "worker", "pieces"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
@@ -49,10 +49,8 @@ DOORS = {
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
     "model": {"delta"},  # a checkpoint is a base and its deltas
-    "worker": {"main"},
     "pieces": {"main"},
 }
-LEAVING = {"train.config.compose"}  # its checks belong above the rooms they ask
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
     "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
@@ -132,8 +130,6 @@ class House:
     def rooms_imported(self) -> dict[str, set[str]]:
         reached: dict[str, set[str]] = {}
         for module, found in modules(self.folder).items():
-            if module in LEAVING:
-                continue
             own = {room(i.module) for i in found if top(i.module) == self.folder}
             reached[room(module)] = reached.get(room(module), set()) | own
         return {name: others - {name} for name, others in reached.items() if name}

@@ -119,12 +119,12 @@ def make(make_job: Any) -> Any:
     """A job whose model comes from a folder: without the sizes of `make_job`."""
     from hydra import compose, initialize_config_dir
 
-    from train.config.sections import read_job
+    from train.config.reading import read_run
     from train.main import VERSION_BASE
 
     def job(*overrides: str) -> Any:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-            return read_job(compose("base", overrides=[*overrides]), ROOT / "conf" / "task")
+            return read_run(compose("base", overrides=[*overrides]), ROOT / "conf" / "task")
 
     return job
 

@@ -120,13 +120,13 @@ def pasted(tmp_path: Path) -> Path:
 def job_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, more: Any = ()) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from train.config.sections import read_job
+    from train.config.reading import read_run
     from train.main import CONF, VERSION_BASE
 
     monkeypatch.chdir(folder)  # paths of data are relative to it
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         files = [str(folder / f"{name}.yaml") for name in names]
-        return read_job(compose("+".join(["base", *files]), list(more)), CONF / "task")
+        return read_run(compose("+".join(["base", *files]), list(more)), CONF / "task")
 
 
 def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(

@@ -39,14 +39,14 @@ def argv(script: Path) -> list[str]:
 def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
     from omegaconf import OmegaConf
 
-    from train.config.sections import read_job
+    from train.config.reading import read_run
     from train.main import CONF
 
     words = argv(script)
     assert f"scripts/{script.name}" in words
     files = [ROOT / word for word in words if word.endswith(".yaml")]
     typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
-    job = read_job(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+    job = read_run(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
     assert list(planned(job)) == [task.name for task in job.tasks]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from autocl_sweeper.command_line import CommandLineError, rewrite
 from autocl_sweeper.yaml.layers import below_files
+from train.config.schema import CONF
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,20 @@ def accept_yaml_files() -> None:
     """Let Hydra read this process's command line. Ends the process where it cannot."""
     try:
         sys.argv[1:] = rewrite(sys.argv[1:], first="base")
+        refuse_nameless(sys.argv[1:])
     except CommandLineError as error:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
+
+
+def refuse_nameless(words: Sequence[str]) -> None:
+    """Raise CommandLineError where a group is to be chosen by null: Hydra would show a traceback."""
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        if value == "null" and (CONF / group).is_dir():
+            raise CommandLineError(
+                f"the command line: {word}: a choice of the group '{group}' is the name of one of its"
+                f" files, or a list of names. ~{group} chooses none of them."
+            )
 
 
 def warn_of_a_default_task(hydra: Any, tasks: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from train.config.sections import ModelSettings
-from train.config.typed import Problem, SettingsErrors, nearest, option
+from train.config.typed import Problem, SettingsErrors, nearest, option, read_value
 
 log = logging.getLogger(__name__)
 
@@ -382,6 +382,11 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         if row is None or any(_active(given, other) for other in INSTEAD.get(key, ())):
             if row is None:
                 problems.append(_no_such(key, value))
+            continue
+        try:
+            value = read_value(row.type, value, key)
+        except SettingsErrors as error:
+            problems += error.problems
             continue
         for target, wanted in _wanted(row, value, problems):
             said = _select(values, target)

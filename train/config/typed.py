@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -67,6 +68,14 @@ def option(
         kind = default if isinstance(default, type) else type(default)
         return field(default_factory=kind, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def at_least(least: float) -> dict[str, Any]:
+    """The check and the rule of an option that is a number of at least `least`, or null."""
+    return {
+        "check": lambda v: v is None or (v >= least and math.isfinite(v)),
+        "rule": f"must be a finite number, {least:g} or more",
+    }
 
 
 @cache
@@ -248,11 +257,16 @@ def check(kind: type, values: Any, key: str) -> list[Problem]:
     return reader.problems
 
 
-def check_value(wanted: Any, value: Any, key: str) -> list[Problem]:
-    """As `check`, for a value of any type."""
+def read_value(wanted: Any, value: Any, key: str) -> Any:
+    """One value as the annotation `wanted` has it; `${...}` and `???` as they are.
+
+    Raises SettingsErrors.
+    """
     reader = _Reader([], partial=True)
-    reader.value(value, wanted, key)
-    return reader.problems
+    made = reader.value(value, wanted, key)
+    if reader.problems:
+        raise SettingsErrors(reader.problems)
+    return made
 
 
 def _literal(value: Any, known: tuple[Any, ...]) -> Any:
