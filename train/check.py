@@ -33,11 +33,9 @@ from train.config.typed import (
     SettingsErrors,
     build,
     check,
-    hints,
     nearest,
     options,
     problems_of,
-    read_value,
 )
 from train.data.task_plan import TaskPlan, plan_run, plan_task
 
@@ -114,21 +112,14 @@ def _of_sections(values: Mapping[str, Any]) -> list[Problem]:
 
 def _of_key(name: str, node: Any) -> list[Problem]:
     """What is wrong with one top-level key."""
-    top, known = options(TopLevel), [*KINDS, *options(TopLevel)]
+    known = [*KINDS, *options(TopLevel)]
     if name not in known:
         near = nearest(name, known) or f". There are {', '.join(known)}"
         return [Problem(name, f"{name}: there is no section or key of this name{near}")]
     if node == "???" or node is None:
         return []
-    if name in top:
-        try:
-            value = read_value(hints(TopLevel)[top[name].name], node, name)
-        except SettingsErrors as error:
-            return [*error.problems]
-        rule = top[name].metadata
-        if rule["check"] and isinstance(value, int) and not rule["check"](value):
-            return [Problem(name, f"{name}={node}: {rule['rule']}")]
-        return []
+    if name not in KINDS:
+        return check(TopLevel, {name: node}, "")
     if name != "task":
         return check(KINDS[name], node, name)
     if not isinstance(node, Mapping):

@@ -101,7 +101,7 @@ def default_of(one: dataclasses.Field[Any]) -> Any:
 def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any) -> Section:
     """`values` as an instance of `kind`; `more` are its fields that are no option.
 
-    Raises SettingsErrors with every mistake below `key`.
+    key: where they stand, empty at the top. Raises SettingsErrors with every mistake below it.
     """
     reader = _Reader([], partial=False)
     made = reader.section(kind, values, key, more)
@@ -170,7 +170,7 @@ class _Reader:
         made: dict[str, Any] = dict(more)
         before = len(problems)
         for name, value in values.items():
-            here = f"{key}.{name}"
+            here = f"{key}.{name}".lstrip(".")
             if name not in known:
                 problems.append(unknown(here, value, str(name), kind))
                 continue
