@@ -34,7 +34,7 @@ TRAIN_FLOORS = [
     {"data"},
     {"model", "delta"},
     {"loop"},
-    {"job", "info"},
+    {"job", "check", "info", "processes"},
     {"main", "worker", "pieces"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
