@@ -18,7 +18,15 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from autocl_sweeper.errors import LayerError
-from autocl_sweeper.yaml.origins import COMMAND_LINE, Keys, Layer, keys_of, layers_of, origin
+from autocl_sweeper.yaml.origins import (
+    COMMAND_LINE,
+    Keys,
+    Layer,
+    keys_of,
+    layers_of,
+    origin,
+    typed_for,
+)
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import dotted
 from train.config.env import EnvSettings, read_env
@@ -166,7 +174,7 @@ def _new_tasks(hydra: Any, tasks: Any) -> list[Problem]:
 
     tasks: the section as composed.
     """
-    typed = [text for text in hydra.overrides.task if text.lstrip("+").startswith("task")]
+    typed = [text for text in typed_for(hydra) if text.lstrip("+").startswith("task")]
     overrides = [
         (keys_of(one.key_or_group), one)
         for one in OverridesParser.create().parse_overrides(typed)
@@ -215,7 +223,7 @@ def refuse_clashes(hydra: Any) -> None:
 
     Raises Refused.
     """
-    lists = [text for text in hydra.overrides.task if text.startswith("task=[")]
+    lists = [text for text in typed_for(hydra) if text.startswith("task=[")]
     for override in OverridesParser.create().parse_overrides(lists):
         chosen = override.value()
         assert isinstance(chosen, list)

@@ -228,6 +228,12 @@ TEXTS = """task:
 RANK = "env:\n  nnodes: 2\n  rank: 2\n  port: 29500\n"
 
 
+def test_an_override_with_an_interpolation_is_reported_as_typed(composed: Compose) -> None:
+    said = r"^the command line: trainer\.max_steps=\$\{oc\.env:NOPE_\}: .*'NOPE_' not found"
+    with pytest.raises(Refused, match=said):
+        composed(TASK, overrides=["trainer.max_steps=${oc.env:NOPE_}", "task.a.max_src_length=3"])
+
+
 def test_what_is_wrong_with_a_run_is_told_at_once(composed: Compose, tmp_path: Path) -> None:
     def refusal(name: str, *overrides: str) -> str:
         config = compose(name, [*overrides], return_hydra_config=True)
