@@ -72,7 +72,7 @@ def checked(config: DictConfig, hydra: Any) -> Checked:
 
 
 def check_job(config: DictConfig) -> None:
-    """Raise Refused for a job of a sweep that cannot begin, whatever an earlier job hands over.
+    """Refuse a job of a sweep that cannot begin, whatever an earlier job hands over. Raises Refused.
 
     config: the job's, with the `hydra` node, whose launcher is the one that will start the job.
     """
@@ -119,7 +119,7 @@ def _of_sections(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def _of_key(name: str, node: Any) -> list[Problem]:
-    """What is wrong with one top-level key."""
+    """Mistakes at or below one top-level key."""
     known = [*KINDS, *options(TopLevel)]
     if name not in known:
         near = nearest(name, known) or f". There are {', '.join(known)}"
@@ -137,7 +137,7 @@ def _of_key(name: str, node: Any) -> list[Problem]:
 
 
 def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Where `???` stands."""
+    """Keys at which `???` stands."""
     if node == "???":
         yield keys
     elif isinstance(node, (dict, list)):

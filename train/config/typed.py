@@ -40,7 +40,7 @@ class SettingsErrors(SettingsError):
 
 
 def problems_of(error: SettingsError, otherwise: str = "") -> tuple[Problem, ...]:
-    """The mistakes an error tells, each at the key its message begins with."""
+    """The mistakes of an error, each at the key its message begins with."""
     if isinstance(error, SettingsErrors):
         return error.problems
     found = re.match(r"[\w.*-]+(?:\[\d+\])?(?=[=:, ])", str(error))
@@ -133,7 +133,7 @@ MOST_LISTED = 30  # in a message; more are read elsewhere
 
 
 def _info(key: str) -> str:
-    """What --info calls the section that a key is in."""
+    """The name by which --info knows the section of a key."""
     section, *below = key.split(".")[:-1]
     return ".".join([section, *(below[1:] if section == "task" else below)])
 
@@ -251,7 +251,7 @@ class _Reader:
 
 
 def check(kind: type, values: Any, key: str) -> list[Problem]:
-    """What is wrong with one layer of a section, whatever other layers add to it."""
+    """Mistakes in one layer of a section, whatever other layers add to it."""
     reader = _Reader([], partial=True)
     reader.section(kind, values, key, {})
     return reader.problems
