@@ -18,7 +18,15 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from autocl_sweeper.errors import LayerError
-from autocl_sweeper.yaml.origins import COMMAND_LINE, Keys, Layer, keys_of, layers_of, origin
+from autocl_sweeper.yaml.origins import (
+    COMMAND_LINE,
+    Keys,
+    Layer,
+    keys_of,
+    layers_of,
+    origin,
+    typed_for,
+)
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import dotted
 from train.config.env import EnvSettings, read_env
@@ -33,11 +41,9 @@ from train.config.typed import (
     SettingsErrors,
     build,
     check,
-    hints,
     nearest,
     options,
     problems_of,
-    read_value,
 )
 from train.data.task_plan import TaskPlan, plan_run, plan_task
 from train.model.family import check_model
@@ -67,7 +73,7 @@ def checked(config: DictConfig, hydra: Any) -> Checked:
 
 
 def check_job(config: DictConfig) -> None:
-    """Raise Refused for a job of a sweep that cannot begin, whatever an earlier job hands over.
+    """Refuse a job of a sweep that cannot begin, whatever an earlier job hands over. Raises Refused.
 
     config: the job's, with the `hydra` node, whose launcher is the one that will start the job.
     """
@@ -114,22 +120,15 @@ def _of_sections(values: Mapping[str, Any]) -> list[Problem]:
 
 
 def _of_key(name: str, node: Any) -> list[Problem]:
-    """What is wrong with one top-level key."""
-    top, known = options(TopLevel), [*KINDS, *options(TopLevel)]
+    """Mistakes at or below one top-level key."""
+    known = [*KINDS, *options(TopLevel)]
     if name not in known:
         near = nearest(name, known) or f". There are {', '.join(known)}"
         return [Problem(name, f"{name}: there is no section or key of this name{near}")]
     if node == "???" or node is None:
         return []
-    if name in top:
-        try:
-            value = read_value(hints(TopLevel)[top[name].name], node, name)
-        except SettingsErrors as error:
-            return [*error.problems]
-        rule = top[name].metadata
-        if rule["check"] and isinstance(value, int) and not rule["check"](value):
-            return [Problem(name, f"{name}={node}: {rule['rule']}")]
-        return []
+    if name not in KINDS:
+        return check(TopLevel, {name: node}, "")
     if name != "task":
         return check(KINDS[name], node, name)
     if not isinstance(node, Mapping):
@@ -139,7 +138,7 @@ def _of_key(name: str, node: Any) -> list[Problem]:
 
 
 def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Where `???` stands."""
+    """Keys at which `???` stands."""
     if node == "???":
         yield keys
     elif isinstance(node, (dict, list)):
@@ -176,7 +175,7 @@ def _new_tasks(hydra: Any, tasks: Any) -> list[Problem]:
 
     tasks: the section as composed.
     """
-    typed = [text for text in hydra.overrides.task if text.lstrip("+").startswith("task")]
+    typed = [text for text in typed_for(hydra) if text.lstrip("+").startswith("task")]
     overrides = [
         (keys_of(one.key_or_group), one)
         for one in OverridesParser.create().parse_overrides(typed)
@@ -225,7 +224,7 @@ def refuse_clashes(hydra: Any) -> None:
 
     Raises Refused.
     """
-    lists = [text for text in hydra.overrides.task if text.startswith("task=[")]
+    lists = [text for text in typed_for(hydra) if text.startswith("task=[")]
     for override in OverridesParser.create().parse_overrides(lists):
         chosen = override.value()
         assert isinstance(chosen, list)

@@ -55,7 +55,7 @@ class Order:
 
 
 def command(env: EnvSettings, order: Path) -> list[str]:
-    """What starts the workers of this machine, each of which reads the file `order`."""
+    """The command that starts the workers of this machine; each reads the file `order`."""
     argv = [sys.executable, "-m", "torch.distributed.run"]
     if env.nnodes > 1:
         argv += [f"--nnodes={env.nnodes}", f"--node-rank={env.rank}"]
@@ -232,7 +232,7 @@ def _run(argv: list[str], environment: Mapping[str, str]) -> int:
 
 
 def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> BaseException:
-    """What went wrong first: later failures are mostly of workers that lost their partner.
+    """The first failure: later ones are mostly of workers that lost their partner.
 
     `oom_kills`: processes that the kernel killed for want of memory meanwhile.
     """

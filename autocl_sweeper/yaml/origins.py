@@ -19,6 +19,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from autocl_sweeper.yaml.snapshot import installed
 from autocl_sweeper.yaml.text import INCLUDE, ReadText, line_of, parse, read_text
@@ -63,9 +64,14 @@ class Layer:
 
 
 def layers_of(hydra: Any) -> list[Layer]:
-    """The layers of the configuration with this `hydra` node, without Hydra's own; lowest first."""
+    """The layers of the configuration with this `hydra` node, without Hydra's own; lowest first.
+
+    Empty where Hydra is not at work: a configuration that came from elsewhere.
+    """
+    if not GlobalHydra.instance().is_initialized():
+        return []
     loader = GlobalHydra.instance().config_loader()
-    typed = [*hydra.overrides.hydra, *hydra.overrides.task]
+    typed = [*typed_for(hydra, "hydra"), *typed_for(hydra, "task")]
     found = loader.compute_defaults_list(hydra.job.config_name, typed, RunMode.RUN)
     folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
     snapshot = installed()
@@ -86,6 +92,13 @@ def layers_of(hydra: Any) -> list[Layer]:
         if keys[0] != "hydra" and not override.is_delete():
             layers.append(Layer(_below(keys, override.value())))
     return layers
+
+
+def typed_for(hydra: Any, whose: str = "task") -> list[str]:
+    """The overrides of the app (`task`) or of Hydra (`hydra`) as typed, their `${...}` unresolved."""
+    texts = OmegaConf.to_container(hydra.overrides[whose])
+    assert isinstance(texts, list)
+    return texts
 
 
 def _files(folder: str, config_path: str, is_file: Any) -> list[str]:

@@ -45,7 +45,7 @@ TASK = "task: {a: {_name: digits, options: [0, 1]}}\n"
         ("seed: -1", 1, "seed=-1: must be a whole number, 0 or more"),
     ],
 )
-def test_a_mistake_in_a_file_is_told_with_its_file_line_key_value_and_rule(
+def test_a_mistake_in_a_file_is_reported_with_its_file_line_key_value_and_rule(
     composed: Compose, text: str, line: int, words: str
 ) -> None:
     with pytest.raises(Refused) as caught:
@@ -53,7 +53,7 @@ def test_a_mistake_in_a_file_is_told_with_its_file_line_key_value_and_rule(
     assert f"1.yaml:{line}: " in str(caught.value) and words in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once_wherever_they_stand(composed: Compose) -> None:
+def test_all_mistakes_are_reported_at_once_wherever_they_stand(composed: Compose) -> None:
     with pytest.raises(Refused) as caught:
         composed(
             TASK,
@@ -75,7 +75,7 @@ def test_a_mistake_in_an_included_file_names_the_chain(composed: Compose, tmp_pa
         composed(TASK + "_include: middle.yaml\n")
 
 
-def test_a_task_that_is_not_there_is_told_with_the_nearest_and_how_to_add_one(
+def test_a_task_that_is_not_there_is_reported_with_the_nearest_and_how_to_add_one(
     composed: Compose,
 ) -> None:
     small = "task: {small: {_name: digits, options: [0, 1]}}"
@@ -112,7 +112,9 @@ task:
 """
 
 
-def test_all_that_is_left_to_be_given_is_told_at_once_with_file_and_line(composed: Compose) -> None:
+def test_all_that_is_left_to_be_given_is_reported_at_once_with_file_and_line(
+    composed: Compose,
+) -> None:
     with pytest.raises(Refused) as caught:
         composed(TASK, ASKS, "trainer: {optim: adamm}", overrides=["trainer.warmup_steps=???"])
     first, *said = str(caught.value).splitlines()
@@ -228,7 +230,13 @@ TEXTS = """task:
 RANK = "env:\n  nnodes: 2\n  rank: 2\n  port: 29500\n"
 
 
-def test_what_is_wrong_with_a_run_is_told_at_once(composed: Compose, tmp_path: Path) -> None:
+def test_an_override_with_an_interpolation_is_reported_as_typed(composed: Compose) -> None:
+    said = r"^the command line: trainer\.max_steps=\$\{oc\.env:NOPE_\}: .*'NOPE_' not found"
+    with pytest.raises(Refused, match=said):
+        composed(TASK, overrides=["trainer.max_steps=${oc.env:NOPE_}", "task.a.max_src_length=3"])
+
+
+def test_what_is_wrong_with_a_run_is_reported_at_once(composed: Compose, tmp_path: Path) -> None:
     def refusal(name: str, *overrides: str) -> str:
         config = compose(name, [*overrides], return_hydra_config=True)
         with pytest.raises(Refused) as caught:

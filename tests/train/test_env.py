@@ -127,7 +127,7 @@ def test_every_process_has_a_device_or_the_error_names_what_to_change(
     ("processes", "leased", "warned"),
     [(1, "GPU-1,GPU-2", True), (2, "GPU-1,GPU-2", False), (1, "cpu-0,cpu-1", False)],
 )
-def test_leased_gpus_that_no_process_uses_are_told(
+def test_leased_gpus_that_no_process_uses_are_reported(
     caplog: pytest.LogCaptureFixture, processes: int, leased: str, warned: bool
 ) -> None:
     check_devices(EnvSettings(nproc_per_node=processes), {"AUTOCL_DEVICES": leased}, lambda: 8)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TASK = "task: {a: {_name: digits, options: [0, 1]}}\n"
 Compose = Callable[..., dict[str, Any]]
 
+# Each row of the table: what it is given, and what comes of it.
 ROWS = {
-    # each row of the table: what it is given, and what comes of it
     "common.seed": (7, {"seed": 7}),
     "common.fp16": (True, {"trainer.fp16": True}),
     "common.bf16": (True, {"trainer.bf16": True}),
@@ -27,10 +27,7 @@ ROWS = {
     "common.log_file": ("x", "choose that with hydra.run.dir"),
     "common.tensorboard_logdir": ("x", "all_results.json"),
     "common.cpu": (True, {"trainer.use_cpu": True}),
-    "distributed_training.find_unused_parameters": (
-        True,
-        {"trainer.ddp_find_unused_parameters": True},
-    ),
+    "distributed_training.find_unused_parameters": (True, {"trainer.ddp_find_unused_parameters": True}),
     "distributed_training.distributed_backend": ("gloo", {"trainer.ddp_backend": "gloo"}),
     "optimization.max_epoch": (2, {"trainer.num_train_epochs": 2}),
     "optimization.max_update": (9, {"trainer.max_steps": 9}),
@@ -40,10 +37,7 @@ ROWS = {
     "optimization.sentence_avg": (True, {"task.a.criterion.sentence_avg": True}),
     "optimization.update_freq": (4, "set task.<name>.dataset.update_freq"),
     "optimizer._name": ("adam", {"trainer.optim": "adamw_torch"}),
-    "optimizer.adam_betas": (
-        "(0.8,0.99)",
-        {"trainer.adam_beta1": 0.8, "trainer.adam_beta2": 0.99},
-    ),
+    "optimizer.adam_betas": ("(0.8,0.99)", {"trainer.adam_beta1": 0.8, "trainer.adam_beta2": 0.99}),
     "optimizer.adam_eps": (1e-6, {"trainer.adam_epsilon": 1e-6}),
     "optimizer.weight_decay": (0.1, {"trainer.weight_decay": 0.1}),
     "lr_scheduler._name": ("ofa_polynomial_decay", {"trainer.lr_scheduler_type": "polynomial"}),
@@ -55,10 +49,7 @@ ROWS = {
     "dataset.micro_batch_size": (8, {"trainer.per_device_train_batch_size": 8}),
     "dataset.micro_valid_batch_size": (4, {"trainer.per_device_eval_batch_size": 4}),
     "dataset.validate_interval": (1, {"trainer.eval_strategy": "epoch"}),
-    "dataset.validate_interval_updates": (
-        5,
-        {"trainer.eval_strategy": "steps", "trainer.eval_steps": 5},
-    ),
+    "dataset.validate_interval_updates": (5, {"trainer.eval_strategy": "steps", "trainer.eval_steps": 5}),
     "dataset.validate_after_updates": (3, {"trainer.eval_delay": 3}),
     "dataset.max_valid_steps": (2, {"trainer.max_valid_steps": 2}),
     "dataset.disable_validation": (True, {"trainer.eval_strategy": "no"}),
@@ -70,14 +61,8 @@ ROWS = {
     "checkpoint.reset_meters": (True, {}),
     "checkpoint.reset_dataloader": (True, {}),
     "checkpoint.save_interval": (1, {"trainer.save_strategy": "epoch"}),
-    "checkpoint.save_interval_updates": (
-        7,
-        {"trainer.save_strategy": "steps", "trainer.save_steps": 7},
-    ),
-    "checkpoint.validate_interval_updates": (
-        5,
-        {"trainer.eval_strategy": "steps", "trainer.eval_steps": 5},
-    ),
+    "checkpoint.save_interval_updates": (7, {"trainer.save_strategy": "steps", "trainer.save_steps": 7}),
+    "checkpoint.validate_interval_updates": (5, {"trainer.eval_strategy": "steps", "trainer.eval_steps": 5}),
     "checkpoint.keep_interval_updates": (3, {"trainer.save_total_limit": 3}),
     "checkpoint.keep_last_epochs": (-1, {}),
     "checkpoint.keep_best_checkpoints": (2, "checkpoint/ is the best one already"),
@@ -89,7 +74,7 @@ ROWS = {
     "ema.store_ema": (True, "no moving average"),
     "ema.ema_decay": (0.9, {}),
     "ema.ema_start_update": (3, {}),
-}
+}  # fmt: skip
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -157,7 +142,7 @@ def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
         (["dataset: {validate_interval: 2}"], "is not taken over: only every epoch"),
     ],
 )
-def test_contradictions_and_what_cannot_be_are_told(
+def test_contradictions_and_what_cannot_be_are_reported(
     composed: Compose, texts: list[str], words: str
 ) -> None:
     with pytest.raises(Refused) as caught:

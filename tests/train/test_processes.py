@@ -463,7 +463,7 @@ def test_nothing_is_left_of_a_job_that_is_ended(tmp_path: Path, number: signal.S
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_from_its_partners_complaint(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_reported_from_its_partners_complaint(tmp_path: Path) -> None:
     with open(tmp_path / "output", "wb") as output:
         job = subprocess.Popen(
             [

@@ -92,7 +92,7 @@ def test_without_a_task_the_message_says_how_to_choose_one(composed: Compose) ->
         read_tasks(composed().get("task", {}))
 
 
-def test_a_default_task_that_is_trained_with_added_ones_is_told(
+def test_a_default_task_that_is_trained_with_added_ones_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     from omegaconf import OmegaConf

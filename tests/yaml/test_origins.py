@@ -143,6 +143,12 @@ def test_a_process_that_was_sent_its_configuration_finds_file_and_line(folder: P
     assert done.stdout == "below.yaml:3, included from a.yaml\n", done.stderr
 
 
+def test_without_hydra_at_work_nothing_is_known(folder: Path) -> None:
+    of_hydra = composed(folder)
+    GlobalHydra.instance().clear()
+    assert layers_of(of_hydra) == []
+
+
 def test_hydras_public_loader_lists_what_a_configuration_is_made_of(folder: Path) -> None:
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoader)

@@ -167,7 +167,7 @@ def _check_mig(wanted: int, ids: list[str]) -> None:
 
 
 def _entries(listed: str | None) -> list[str] | None:
-    """What a list with commas names; None when there is none."""
+    """Entries of a list with commas; None when there is no list."""
     return None if listed is None else [e.strip() for e in listed.split(",") if e.strip()]
 
 

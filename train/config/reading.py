@@ -13,6 +13,7 @@ from autocl_sweeper.yaml.layers import load
 from autocl_sweeper.yaml.resolve import STAR
 from train.chain import walk
 from train.config.hf_arguments import HFArguments
+from train.config.schema import TopLevel
 from train.config.sections import (
     TRAINER_DEFAULTS,
     DeltaSettings,
@@ -25,7 +26,7 @@ from train.config.sections import (
     TrainerSettings,
 )
 from train.config.settle import as_written, settle
-from train.config.typed import SettingsError, build, options, read_value, values_of
+from train.config.typed import SettingsError, build, options, values_of
 
 Composed = DictConfig | Mapping[str, Any]
 # Sections that are a part of a run as they are; the others are tasks, or about processes.
@@ -51,24 +52,20 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
     # Only what somebody set: what Hugging Face makes of the others is its own affair.
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})
-    init_from = values.get("init_from")
-    if init_from is not None:
-        init_from = Path(str(init_from)).absolute()
-        if not init_from.is_dir():
-            raise SettingsError(
-                f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
-                "finished job of the task before, or null for the first task"
-            )
-    seed = read_value(int | None, values.get("seed"), "seed") or 0
-    if seed < 0:
-        raise SettingsError(f"seed={seed}: must be a whole number, 0 or more")
+    top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
+    init_from = None if top.init_from is None else Path(top.init_from).absolute()
+    if init_from is not None and not init_from.is_dir():
+        raise SettingsError(
+            f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
+            "finished job of the task before, or null for the first task"
+        )
     return Run(
         tasks=tasks,
-        seen_tasks=_seen_tasks(cfg, values.get("seen_tasks"), tasks, init_from, task_dir),
+        seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, task_dir),
         init_from=init_from,
         trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named},
         extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
-        seed=seed,
+        seed=top.seed or 0,
         **parts,
     )
 
@@ -110,7 +107,7 @@ def _class_of(name: str, node: Any) -> str:
 
 def _seen_tasks(
     cfg: Composed,
-    names: Any,
+    names: list[str] | None,
     current: tuple[Task, ...],
     init_from: Path | None,
     task_dir: Path,
@@ -119,7 +116,7 @@ def _seen_tasks(
     if names is None:
         ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
         names = [*dict.fromkeys([*ancestors, *own])]
-    if not isinstance(names, list) or len(set(names)) < len(names) or not own.keys() <= set(names):
+    if len(set(names)) < len(names) or not own.keys() <= set(names):
         raise SettingsError(
             f"seen_tasks={names}: must be a list of different task names that contains the "
             f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"

@@ -40,7 +40,7 @@ class SettingsErrors(SettingsError):
 
 
 def problems_of(error: SettingsError, otherwise: str = "") -> tuple[Problem, ...]:
-    """The mistakes an error tells, each at the key its message begins with."""
+    """The mistakes of an error, each at the key its message begins with."""
     if isinstance(error, SettingsErrors):
         return error.problems
     found = re.match(r"[\w.*-]+(?:\[\d+\])?(?=[=:, ])", str(error))
@@ -101,7 +101,7 @@ def default_of(one: dataclasses.Field[Any]) -> Any:
 def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any) -> Section:
     """`values` as an instance of `kind`; `more` are its fields that are no option.
 
-    Raises SettingsErrors with every mistake below `key`.
+    key: where they stand, empty at the top. Raises SettingsErrors with every mistake below it.
     """
     reader = _Reader([], partial=False)
     made = reader.section(kind, values, key, more)
@@ -133,7 +133,7 @@ MOST_LISTED = 30  # in a message; more are read elsewhere
 
 
 def _info(key: str) -> str:
-    """What --info calls the section that a key is in."""
+    """The name by which --info knows the section of a key."""
     section, *below = key.split(".")[:-1]
     return ".".join([section, *(below[1:] if section == "task" else below)])
 
@@ -170,7 +170,7 @@ class _Reader:
         made: dict[str, Any] = dict(more)
         before = len(problems)
         for name, value in values.items():
-            here = f"{key}.{name}"
+            here = f"{key}.{name}".lstrip(".")
             if name not in known:
                 problems.append(unknown(here, value, str(name), kind))
                 continue
@@ -251,7 +251,7 @@ class _Reader:
 
 
 def check(kind: type, values: Any, key: str) -> list[Problem]:
-    """What is wrong with one layer of a section, whatever other layers add to it."""
+    """Mistakes in one layer of a section, whatever other layers add to it."""
     reader = _Reader([], partial=True)
     reader.section(kind, values, key, {})
     return reader.problems
