@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.ray.cluster import RayExecutor
@@ -61,8 +63,10 @@ def _run_sweep(
 
     composer = Composer(hydra_context.config_loader, config)
 
+    check = app_check(settings.check, config)
+
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
-        return flat_configuration(composer, overrides, meant_for)
+        return flat_configuration(composer, overrides, meant_for, check)
 
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
@@ -118,6 +122,38 @@ def _run_sweep(
 
     print_summary(plan, history, folder, Console())
     return sweep.best_chain()
+
+
+def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None] | None:
+    """The app's check of composed jobs that `hydra.sweeper.check` names; it raises ConfigurationError.
+
+    config: the sweep's. Raises ConfigurationError where the name leads to no function.
+    """
+    if name is None:
+        return None
+    try:
+        function = get_method(name)
+    except Exception as error:  # importing runs code of the app
+        raise ConfigurationError(
+            f"hydra.sweeper.check={name} cannot be imported: {error}\n"
+            "  It is a function of your app, package.module.function, that gets the composed"
+            " configuration of a job\n  and raises on a mistake. No job was started."
+        ) from error
+    # The sweep's launcher was made before its jobs: it leases as it was asked then.
+    launcher = plain(config.hydra.launcher)
+
+    def check(composed: Any, meant_for: str) -> None:
+        OmegaConf.update(composed, "hydra.launcher", launcher, merge=False)
+        try:
+            function(composed)
+        except Exception as error:
+            told = str(error) if isinstance(error, HydraException | AutoCLError) else repr(error)
+            raise ConfigurationError(
+                f"{meant_for} is refused by hydra.sweeper.check={name}:\n{told}\n"
+                "  No job was started."
+            ) from error
+
+    return check
 
 
 def learn_from(history: History, executor: Executor) -> None:

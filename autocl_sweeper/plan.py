@@ -50,6 +50,7 @@ class Settings:
     keep_checkpoints: str
     seed: int
     pipeline: bool
+    check: str | None
     search: Mapping[str, Any]
 
 

@@ -1,4 +1,4 @@
-"""What `_include` adds to the composition of a configuration, and what a job of a sweep costs to compose.
+"""What `_include` adds to the composition of a configuration, and what checking a job costs.
 
     python benchmarks/composition.py [repetitions]
 
@@ -8,15 +8,13 @@ in one process, directly and from a sweep's snapshot, and started in turns as a 
 so that other work on the machine meets all alike. The promise: 20 includes add less than 30 ms to
 Hydra's start, against the same values in one file; the last column is what these values themselves cost.
 
-Then the jobs of a sweep: the app with the 20 includes, and the training app, which holds every job
-against its sections. Jobs differ in learning rate, parent and folder, as the sweeper writes them; files
-are those of the sweep's snapshot, and the collector's objects are frozen as in the process that jobs are
-forked from. The promise: less than 3 ms of processor time per job.
+Then a job of a sweep of the training app: what Hydra takes to compose it, and the app's check to hold it
+against its sections (hydra.sweeper.check). Jobs differ in learning rate, parent and folder, as the sweeper
+writes them; files are those of the sweep's snapshot.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
@@ -36,11 +34,9 @@ from hydra.core.utils import JobRuntime, setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from autocl_sweeper.job.composition import remembering
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 INCLUDES = 20
-JOBS = 300
 OPTIONS = {"version_base": None} if hydra.__version__.startswith("1.3.") else {}
 APP = f"""
 import hydra
@@ -94,31 +90,32 @@ def started(folder: Path, name: str) -> tuple[float, float]:
     )
 
 
-def of_jobs(conf: Path, name: str, typed: list[str], repetitions: int) -> dict[str, list[float]]:
-    """Milliseconds of processor time per job, by Hydra's loader and by ours."""
+def of_jobs(repetitions: int) -> dict[str, list[float]]:
+    """Milliseconds of processor time per job of the training app: to compose it, to check it."""
+    from train.check import check_job
+    from train.main import CONF
+
     of_sweep = ["hydra/sweeper=autocl", "hydra.sweep.dir=/sweep", "hydra.mode=MULTIRUN"]
-    times: dict[str, list[float]] = {}
-    with initialize_config_dir(str(conf), **OPTIONS):
+    times: dict[str, list[float]] = {"compose": [], "check": []}
+    with initialize_config_dir(str(CONF), **OPTIONS), install(Snapshot([str(CONF)])) as snapshot:
         setup_globals()
         JobRuntime.instance().set("name", "app")
-        loader: Any = GlobalHydra.instance().config_loader()
-        snapshot = Snapshot([str(conf)])
-        with install(snapshot):
-            master = loader.load_configuration(name, of_sweep, RunMode.MULTIRUN)
-            snapshot.complete(conf)
-            gc.collect()
-            gc.freeze()
-            for label, one, count in (
-                ("Hydra", loader, repetitions),
-                ("ours", remembering(loader), JOBS),
-            ):
-                times[label] = []
-                for number in range(count):
-                    job = [text.format(n=number, rate=1e-3 * (number + 1)) for text in typed]
-                    begin = time.process_time()
-                    one.load_sweep_config(master, job)
-                    times[label].append(1000 * (time.process_time() - begin))
-            gc.unfreeze()
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", of_sweep, RunMode.MULTIRUN)
+        snapshot.complete(CONF)
+        for number in range(repetitions):
+            job = [
+                "task=digits_23",
+                f"trainer.learning_rate={1e-3 * (number + 1)!r}",
+                f"init_from=/sweep/1_digits_01/{number}/checkpoint",
+                f"hydra.sweep.subdir='2_digits_23/{number}'",
+            ]
+            begin = time.process_time()
+            config = loader.load_sweep_config(master, job)
+            composed = time.process_time()
+            check_job(config)
+            times["compose"].append(1000 * (composed - begin))
+            times["check"].append(1000 * (time.process_time() - composed))
     return times
 
 
@@ -154,17 +151,6 @@ def main(repetitions: int = 15) -> None:
                 measured = started(folder, name)
                 if repetition:  # the first reads everything from disk
                     walls[name].append(measured)
-        include = of_jobs(
-            folder / "conf",
-            "include",
-            [
-                "name=y",
-                "section_3.learning_rate={rate!r}",
-                "section_4.save_dir=/sweep/1_a/{n}/checkpoint",
-                "hydra.sweep.subdir='2_b/{n}'",
-            ],
-            repetitions,
-        )
     rows = {
         "compose, processor time": {name: min(again[name]) for name in names},
         "the same, from a snapshot": {name: min(kept[name][1:]) for name in names},
@@ -179,27 +165,9 @@ def main(repetitions: int = 15) -> None:
         print(
             f"{label:28}{cells}{row['include'] - row['plain']:14.1f}{row['plain'] - row['line']:8.1f}"
         )
-    from train.main import CONF  # from here on all that uses its schema is checked
-
-    trained = of_jobs(
-        CONF,
-        "config",
-        [
-            "task=digits_23",
-            "trainer.learning_rate={rate!r}",
-            "init_from=/sweep/1_digits_01/{n}/checkpoint",
-            "hydra.sweep.subdir='2_digits_23/{n}'",
-        ],
-        repetitions,
-    )
-    print(
-        f"\n{'a job of a sweep, ms of':28}{'Hydra':>10}{'ours':>10}{'least':>10}{'first':>10}{'second':>10}"
-        f"\nprocessor time, median of {JOBS}"
-    )
-    for label, times in (("20 includes", include), ("training app, checked", trained)):
-        ours = times["ours"]
-        cells = (median(times["Hydra"]), median(ours), min(ours), ours[0], ours[1])
-        print(f"{label:28}" + "".join(f"{cell:10.2f}" for cell in cells))
+    print("\na job of the training app, ms of processor time: median, least, first")
+    for label, taken in of_jobs(repetitions).items():
+        print(f"{label:28}{median(taken):10.2f}{min(taken):10.2f}{taken[0]:10.2f}")
 
 
 if __name__ == "__main__":

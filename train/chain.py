@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint, or one of those it builds on, is missing or damaged."""
+    """A checkpoint, or one it builds on, is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def walk(folder: Path) -> list[Node]:
 
 
 def broken(folder: Path, reason: str, needed_by: list[Node]) -> CheckpointError:
-    """The error for a folder at fault, naming those of the chain that build on it."""
+    """The error for a folder at fault, naming the checkpoints that build on it."""
     chain = "".join(f"\n  needed by {node.task}: {node.folder}" for node in needed_by)
     return CheckpointError(
         f"checkpoint {folder} is missing or damaged ({reason}).{chain}\n"

@@ -7,17 +7,14 @@ import json
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from typing import Any, get_args
 
+from autocl_sweeper.command_line import INFO, INFO_VALUES
 from train.config.ofasys import OFASYS
-from train.config.schema import SECTIONS, TopLevel
+from train.config.schema import KINDS, SECTIONS, TopLevel
 from train.config.typed import default_of, hints, nearest, options, type_text
-
-KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
-HYDRAS = ("all", "aliases", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-FLAGS = ("--info", "-i")
 
 
 def answer(argv: Sequence[str]) -> str | None:
@@ -28,13 +25,13 @@ def answer(argv: Sequence[str]) -> str | None:
     """
     for place, word in enumerate(argv):
         flag, equals, value = word.partition("=")
-        if flag not in FLAGS:
+        if flag not in INFO:
             continue
         if not equals:
             following = argv[place + 1] if place + 1 < len(argv) else ""
             # The next word may be an override or a file: then there is no value.
             value = "" if following.startswith("-") or _no_section(following) else following
-        if value in HYDRAS:
+        if value in INFO_VALUES:
             return None
         return overview() if not value else describe(value)
     return None
@@ -53,7 +50,7 @@ def overview() -> str:
     lines += _rows(TopLevel, "")
     lines += ["", "Sections of OFASys, taken over by other names (see docs/configuration.md):", ""]
     lines.append(f"  {', '.join(OFASYS)}")
-    lines += ["", f"Of Hydra: --info {', '.join(HYDRAS)}"]
+    lines += ["", f"Of Hydra: --info {', '.join(INFO_VALUES)}"]
     return "\n".join(lines)
 
 
@@ -63,7 +60,7 @@ def describe(name: str) -> str:
     if first not in KINDS:
         raise ValueError(
             f"--info {name}: there is no section '{first}'{nearest(first, KINDS)}. Sections: {', '.join(KINDS)}; "
-            f"Hydra's own: {', '.join(HYDRAS)}"
+            f"Hydra's own: {', '.join(INFO_VALUES)}"
         )
     kind = KINDS[first]
     for key in below:

@@ -8,39 +8,36 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from train.config.compose import install
+from train.config.schema import CONF, register
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 # Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
-install()
+register()
 
 
 @hydra.main(**VERSION_BASE, config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Train the task of `cfg` in Hydra's output folder and return its scores."""
+    """Train the task of `cfg` in Hydra's output folder and return its scores. Raises Refused."""
     from hydra.core.hydra_config import HydraConfig
 
+    from train.check import checked
     from train.config.command import warn_of_a_default_task, warn_of_choices_below_files
-    from train.config.env import read_env, start
-    from train.config.schema import drop_unset
-    from train.config.sections import read_job, write_resolved
-    from train.data.task_plan import plan_job
+    from train.config.reading import write_resolved
+    from train.processes import start
 
-    drop_unset(cfg)  # of a launcher that composes without `install`
-    warn_of_choices_below_files(HydraConfig.get())
-    job, env = read_job(cfg, CONF / "task"), read_env(cfg)
-    warn_of_a_default_task(HydraConfig.get(), [task.name for task in job.tasks])
-    plan_job(job)  # templates, data strings and metrics: mistakes come before anything heavy
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    write_resolved(job, env, folder / (HydraConfig.get().output_subdir or "."))
+    of_hydra = HydraConfig.get()
+    warn_of_choices_below_files(of_hydra)
+    found = checked(cfg, of_hydra)  # mistakes come before anything heavy
+    warn_of_a_default_task(of_hydra, [task.name for task in found.run.tasks])
+    folder = Path(of_hydra.runtime.output_dir)
+    write_resolved(found.run, found.env, folder / (of_hydra.output_subdir or "."))
 
     def here() -> dict[str, Any]:
         # Takes seconds to import, so `--help` and mistakes in the config are answered before.
-        from train.job import run
+        from train.job import train_and_evaluate
 
-        return run(job, folder)
+        return train_and_evaluate(found.run, found.plans, folder)
 
-    returned: dict[str, Any] = start(cfg, env, folder, here)
+    returned: dict[str, Any] = start(found.run, found.env, folder, here)
     return returned

@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import Job, SettingsError, read_job
+from train.config.reading import read_run
+from train.config.sections import Run
+from train.config.typed import SettingsError
 from train.data.instruction import fill
 from train.data.rows import Row, load
-from train.data.task_plan import TaskPlan, plan_job
+from train.data.task_plan import TaskPlan, plan_run
 
 MARKS = {
     "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
@@ -45,8 +47,8 @@ def train(corpus: Iterator[str], size: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
         corpus,
@@ -58,16 +60,16 @@ def train(corpus: Iterator[str], size: int) -> Any:
         ),
     )
     around = [(mark, made.token_to_id(mark)) for mark in ("<s>", "</s>")]
-    made.post_processor = TemplateProcessing("<s> $A </s>", None, around)  # type: ignore[assignment]
+    made.post_processor = TemplateProcessing("<s> $A </s>", None, around)
     return PreTrainedTokenizerFast(tokenizer_object=made, **MARKS)
 
 
-def of_job(job: Job, size: int) -> Any:
-    """Of all tasks the job trains. Raises SettingsError, DataError."""
-    plans = plan_job(job)
-    own = [plans[task.name] for task in job.tasks]
+def tokenizer_of(run: Run, size: int) -> Any:
+    """A tokenizer of the text of all tasks the run trains. Raises SettingsError, DataError."""
+    plans = plan_run(run)
+    own = [plans[task.name] for task in run.tasks]
     return train(
-        (text for plan in own for text in texts(plan, load(plan, job.evaluation).train(0))), size
+        (text for plan in own for text in texts(plan, load(plan, run.evaluation).train(0))), size
     )
 
 
@@ -75,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.plugins import Plugins
 
-    from train.main import CONF, VERSION_BASE
+    from train.config.schema import CONF
+    from train.main import VERSION_BASE
 
     Plugins.instance()  # before composing: one of them reads several files as one
     parser = argparse.ArgumentParser(prog="python -m train.pieces", description=__doc__)
@@ -91,10 +94,10 @@ def main(argv: Sequence[str]) -> None:
     if not files:  # text is read; a file chooses its model itself
         overrides.insert(0, "model=unify_tiny")
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        job = read_job(compose("+".join(["base", *files]), overrides), CONF / "task")
-    made = of_job(job, options.size)
+        run = read_run(compose("+".join(["base", *files]), overrides), CONF / "task")
+    made = tokenizer_of(run, options.size)
     made.save_pretrained(options.folder)
-    print(f"{options.folder}: {len(made)} ids, of {', '.join(task.name for task in job.tasks)}")
+    print(f"{options.folder}: {len(made)} ids, of {', '.join(task.name for task in run.tasks)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One of several processes that train a job together: `python -m train.worker <file>`.
 
-Started by torch.distributed.run; the file is what `train.config.env` wrote. It composes nothing.
+Started by torch.distributed.run; the file is what `train.processes` wrote. It composes nothing.
 """
 
 from __future__ import annotations
@@ -8,30 +8,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from train.config.env import die_with_parent
+from train.processes import Order, die_with_parent
 
 
-def main(order: Path) -> int:
+def main(path: Path) -> int:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    content = OmegaConf.load(order)
-    exchange = order.parent
-    _follow(content.parent)
+    order: Order = pickle.loads(path.read_bytes())
+    exchange = path.parent
+    _follow(order.parent)
     (exchange / f"rank{rank}.begun").touch()
-    _log(rank, content)
+    _log(rank, order)
     try:
-        from train.config.sections import read_job
-        from train.job import run
-        from train.main import CONF
+        from train.data.task_plan import plan_run
+        from train.job import train_and_evaluate
 
-        result = run(read_job(content.config, CONF / "task"), Path(content.folder))
+        result = train_and_evaluate(order.run, plan_run(order.run), order.folder)
         if local_rank == 0:
             _write(exchange / "result.json", result)
         _leave_group()
@@ -62,12 +60,12 @@ def _follow(job: int) -> None:
         os._exit(1)
 
 
-def _log(rank: int, content: Any) -> None:
+def _log(rank: int, order: Order) -> None:
     """The first process logs as the job would alone; of the others only warnings are shown."""
     if rank == 0:
         from hydra.core.utils import configure_log
 
-        configure_log(content.logging, content.verbose)
+        configure_log(order.log.job_logging, order.log.verbose)
     else:
         logging.basicConfig(
             level=logging.WARNING, format=f"[rank {rank}][%(name)s][%(levelname)s] - %(message)s"

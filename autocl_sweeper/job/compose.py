@@ -148,11 +148,18 @@ def _override_dirname(overrides: Sequence[Any], options: Any) -> str:
 
 
 def flat_configuration(
-    compose: Callable[[Sequence[str]], DictConfig], overrides: Sequence[str], meant_for: str
+    compose: Callable[[Sequence[str]], DictConfig],
+    overrides: Sequence[str],
+    meant_for: str,
+    check: Callable[[DictConfig, str], None] | None = None,
 ) -> Mapping[str, Any]:
-    """The flat configuration a job would get. Raises ConfigurationError where Hydra refuses it."""
+    """The flat configuration a job would get. Raises ConfigurationError where Hydra refuses it.
+
+    check: the app's, called with the composed configuration and what it is meant for.
+    """
     try:
-        return flat(compose(overrides))
+        composed = compose(overrides)
+        found = flat(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(
             f"{meant_for} cannot be composed: {error}\n"
@@ -160,6 +167,9 @@ def flat_configuration(
             "  Every key must exist in the app's configuration (prefix a new one with '+') and every"
             "\n  choice must name a file of its group. No job was started."
         ) from error
+    if check is not None:
+        check(composed, meant_for)
+    return found
 
 
 def flat(composed: DictConfig) -> dict[str, Any]:

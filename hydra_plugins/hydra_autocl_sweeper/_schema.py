@@ -19,7 +19,10 @@ class SearchConf:
 class AutoCLSweeperConf:
     _target_: str = "hydra_plugins.hydra_autocl_sweeper.sweeper.AutoCLSweeper"
     _recursive_: bool = False
-    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"search": "grid"}])
+    defaults: list[Any] = field(
+        # An app's own settings of the sweeper are the file hydra/sweeper/app/autocl.yaml.
+        default_factory=lambda: ["_self_", {"search": "grid"}, {"optional app@_here_": "autocl"}]
+    )
     sequence: str | None = "task"
     top_k: int = 2
     metric: str | None = None
@@ -36,6 +39,7 @@ class AutoCLSweeperConf:
     keep_checkpoints: str = "beam"
     seed: int = 0
     pipeline: bool = True
+    check: str | None = None
     search: Any = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -16,7 +16,7 @@ CORE = "autocl_sweeper"
 
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 CORE_FLOORS = [
-    {"types", "errors", "metrics", "command_line"},
+    {"types", "errors", "reporter", "metrics", "command_line"},
     {"job", "device", "yaml", "journal", "outcome", "retries", "space"},
     {"search", "selection", "order", "executor"},
     {"strategy"},
@@ -33,8 +33,8 @@ TRAIN_FLOORS = [
     {"config", "chain"},
     {"data"},
     {"model", "delta"},
-    {"loop"},
-    {"job", "info"},
+    {"loop", "memory"},
+    {"job", "check", "info", "processes"},
     {"main", "worker", "pieces"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
@@ -45,6 +45,11 @@ DOORS = {
     "results": {"plan"},
     "report": {"plan", "results"},
     "hydra_sweep": {"hydra_launch"},
+}
+TRAIN_DOORS = {
+    "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
+    "model": {"delta"},  # a checkpoint is a base and its deltas
+    "pieces": {"main"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
@@ -101,52 +106,70 @@ GRAPH = modules(CORE)
 
 
 def room(module: str) -> str:
-    """The room a module of the core is in; empty for the core's own __init__."""
+    """The room a module is in; empty for the __init__ of the whole tree."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
-
-
-def rooms_imported(graph: Mapping[str, list[Import]]) -> dict[str, set[str]]:
-    reached: dict[str, set[str]] = {}
-    for module, found in graph.items():
-        for imported in found:
-            if imported.module.split(".")[0] == CORE:
-                reached.setdefault(room(module), set()).add(room(imported.module))
-    return {name: others - {name} for name, others in reached.items()}
 
 
 def top(module: str) -> str:
     return module.split(".")[0]
 
 
-FLOOR_OF = {name: number for number, floor in enumerate(CORE_FLOORS) for name in floor}
+@dataclass(frozen=True)
+class House:
+    """A tree of packages with its floors, and the doors between rooms of one floor."""
+
+    folder: str
+    floors: Sequence[set[str]]
+    doors: Mapping[str, set[str]]
+
+    @property
+    def floor_of(self) -> dict[str, int]:
+        return {name: number for number, floor in enumerate(self.floors) for name in floor}
+
+    def rooms_imported(self) -> dict[str, set[str]]:
+        reached: dict[str, set[str]] = {}
+        for module, found in modules(self.folder).items():
+            own = {room(i.module) for i in found if top(i.module) == self.folder}
+            reached[room(module)] = reached.get(room(module), set()) | own
+        return {name: others - {name} for name, others in reached.items() if name}
 
 
-def test_every_room_has_its_floor_and_every_floor_its_rooms() -> None:
-    rooms = {room(module) for module in GRAPH} - {""}
-    assert rooms == set(FLOOR_OF), "a new room needs a floor in CORE_FLOORS, a removed one loses it"
+HOUSES = [House(CORE, CORE_FLOORS, DOORS), House("train", TRAIN_FLOORS, TRAIN_DOORS)]
+of_both = pytest.mark.parametrize("house", HOUSES, ids=lambda house: house.folder)
 
 
-def test_imports_go_down_only() -> None:
+@of_both
+def test_every_room_has_its_floor_and_every_floor_its_rooms(house: House) -> None:
+    rooms = {room(module) for module in modules(house.folder)} - {""}
+    assert rooms == set(house.floor_of), "a new room needs a floor above, a removed one loses it"
+
+
+@of_both
+def test_imports_go_down_only(house: House) -> None:
+    floor = house.floor_of
     up = [
-        f"{name} (floor {FLOOR_OF[name]}) imports {other} (floor {FLOOR_OF[other]})"
-        for name, others in rooms_imported(GRAPH).items()
+        f"{name} (floor {floor[name]}) imports {other} (floor {floor[other]})"
+        for name, others in house.rooms_imported().items()
         for other in others
-        if FLOOR_OF[other] > FLOOR_OF[name]
+        if floor[other] > floor[name]
     ]
     assert up == []
 
 
-def test_doors_between_rooms_of_a_floor_are_the_listed_ones() -> None:
+@of_both
+def test_doors_between_rooms_of_a_floor_are_the_listed_ones(house: House) -> None:
+    floor = house.floor_of
     doors = {
-        name: {other for other in others if FLOOR_OF[other] == FLOOR_OF[name]}
-        for name, others in rooms_imported(GRAPH).items()
+        name: {other for other in others if floor[other] == floor[name]}
+        for name, others in house.rooms_imported().items()
     }
-    assert {name: others for name, others in doors.items() if others} == DOORS
+    assert {name: others for name, others in doors.items() if others} == house.doors
 
 
-def test_no_rooms_import_each_other_in_a_circle() -> None:
-    TopologicalSorter(rooms_imported(GRAPH)).prepare()  # raises CycleError
+@of_both
+def test_no_rooms_import_each_other_in_a_circle(house: House) -> None:
+    TopologicalSorter(house.rooms_imported()).prepare()  # raises CycleError
 
 
 def test_the_packages_first_import_brings_nothing() -> None:
@@ -174,12 +197,10 @@ def test_heavy_packages_are_imported_inside_functions() -> None:
     assert early == []
 
 
-def test_the_training_app_knows_of_the_core_only_how_configurations_are_read() -> None:
+def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
     found = [imported.module for one in modules("train").values() for imported in one]
     known = {room(module) for module in found if top(module) == CORE}
-    assert known <= {"command_line", "errors", "yaml"}, (
-        "they serve any Hydra app, with or without sweeps"
-    )
+    assert known <= {"command_line", "errors", "reporter", "yaml"}
     assert "hydra_plugins" not in {top(module) for module in found}
     # That the core does not import train/ is in the table of OTHERS.
 

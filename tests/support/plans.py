@@ -23,6 +23,7 @@ SETTINGS = Settings(
     retry_delay_s=0.0,
     max_batch_size=None,
     keep_checkpoints="beam",
+    check=None,
     seed=0,
     pipeline=True,
     search=GRID,

@@ -1,9 +1,10 @@
-"""A model small enough to test with, and jobs that train it for a few steps."""
+"""A model small enough to test with, and runs that train it for a few steps."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
+    if find_spec("torch") is None:  # what is tested of the configuration needs none
+        return
     import torch
 
     torch.set_num_threads(1)
@@ -36,7 +39,7 @@ def make_job() -> MakeJob:
     """A job as the app would read it, on a model of two layers, width 16; of digits_01 unless told."""
     from hydra import compose, initialize_config_dir
 
-    from train.config.sections import read_job
+    from train.config.reading import read_run
     from train.main import VERSION_BASE
 
     small = ["model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
@@ -47,6 +50,35 @@ def make_job() -> MakeJob:
             named = any(o.startswith(("task=", "+task=")) for o in overrides)
             task = [] if named else ["task=digits_01"]
             cfg = compose("base", overrides=[*task, *small, *quick, *overrides])
-        return read_job(cfg, ROOT / "conf" / "task")
+        return read_run(cfg, ROOT / "conf" / "task")
 
     return make
+
+
+Compose = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose]:
+    """compose(*files, overrides=[...]): the settled values, as `python train.py` would have them."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.plugins import Plugins
+
+    from train.check import checked_values
+    from train.config.settle import as_written
+    from train.main import CONF, VERSION_BASE
+
+    Plugins.instance()  # `_include` and names with '+' are a plugin's
+    monkeypatch.chdir(tmp_path)
+
+    def made(*texts: str, overrides: list[str] | None = None) -> dict[str, Any]:
+        names = ["base"]
+        for number, text in enumerate(texts):
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(text)
+            names.append(str(path))
+        config = compose("+".join(names), overrides or [], return_hydra_config=True)
+        return checked_values(as_written(config), config.hydra)
+
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        yield made

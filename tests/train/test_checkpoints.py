@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import loaded, model_of
 
 IMAGES = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
 
@@ -21,22 +22,21 @@ def logits(model: Any) -> torch.Tensor:
 
 def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> torch.Tensor:
     """Save a checkpoint with random weights on top of `parent`; the logits of its model."""
-    from train.delta.olora import add_adapter, factors
-    from train.model.models import adapter_name, build_base, load, save
+    from train.delta.olora import OLoRA
+    from train.model.checkpoints import delta_name, save
+    from train.model.family import family_of
 
+    run = make_job(f"delta.lora_dim={rank}", f"delta.lora_alpha={5 * rank}")
+    family, delta = family_of(run.model), OLoRA(run.delta)
     if parent is None:
-        job = make_job()
-        torch.manual_seed(0)
-        model: Any = build_base(job.model)
-        save(model, folder, ["digits_01"], None)
+        model = model_of(run)
+        save(model, folder, ["digits_01"], None, family, delta)
         return logits(model)
-    chain = load(parent)
-    name = adapter_name(len(chain.nodes) + 1)
-    delta = make_job(f"delta.lora_dim={rank}", f"delta.lora_alpha={5 * rank}").delta
-    model = add_adapter(chain.model, name, chain.adapters, delta)
-    for module in factors(model, name, chain.adapters):
+    chain = loaded(run, parent)
+    model = delta.attach(chain.model, delta_name(len(chain.nodes) + 1), chain.deltas)
+    for module in delta.modules:
         torch.nn.init.normal_(module.b_new, std=0.1)
-    save(model, folder, [f"task_at_{folder.name}"], chain)
+    save(model, folder, [f"task_at_{folder.name}"], chain, family, delta)
     return logits(model)
 
 
@@ -46,7 +46,7 @@ def grown(
 ) -> tuple[Path, list[torch.Tensor]]:
     """Checkpoints a, b, c, d: the base and adapters of ranks 4, 8, 2; the logits of each."""
     made, parent, folder = [], None, tmp_path_factory.mktemp("grown")
-    for name, rank in (("a", 0), ("b", 4), ("c", 8), ("d", 2)):
+    for name, rank in (("a", 1), ("b", 4), ("c", 8), ("d", 2)):
         made.append(grow(make_job, parent, folder / name, rank))
         parent = folder / name
     return folder, made
@@ -62,14 +62,13 @@ def chain_of_four(
 
 
 def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(
+    make_job: Any,
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
-    from train.model.models import load
-
     folder, made = chain_of_four
     assert not torch.allclose(made[2], made[3], atol=1e-3)  # the adapters do something
     for name, expected in zip("abcd", made, strict=True):
-        chain = load(folder / name)
+        chain = loaded(make_job(), folder / name)
         torch.testing.assert_close(logits(chain.model), expected, rtol=0, atol=1e-6)
         assert not any(p.requires_grad for p in chain.model.parameters())
     assert [node.task for node in chain.nodes] == ["digits_01", *(f"task_at_{n}" for n in "bcd")]
@@ -96,13 +95,13 @@ def test_a_checkpoint_holds_its_own_weights_only_and_no_pickle(
 
 
 def test_a_chain_survives_moving_the_whole_folder(
-    chain_of_four: tuple[Path, list[torch.Tensor]], tmp_path: Path
+    make_job: Any, chain_of_four: tuple[Path, list[torch.Tensor]], tmp_path: Path
 ) -> None:
-    from train.model.models import load
-
     folder, made = chain_of_four
     moved = shutil.move(folder, tmp_path / "elsewhere")
-    torch.testing.assert_close(logits(load(Path(moved) / "d").model), made[3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        logits(loaded(make_job(), Path(moved) / "d").model), made[3], rtol=0, atol=1e-6
+    )
 
 
 def without_folder(checkpoint: Path) -> None:
@@ -146,41 +145,50 @@ def with_weights_of_another_model(checkpoint: Path) -> None:
     ],
 )
 def test_a_damaged_ancestor_is_named_together_with_the_chain_that_needs_it(
-    chain_of_four: tuple[Path, list[torch.Tensor]], damage: Callable[[Path], None]
+    make_job: Any, chain_of_four: tuple[Path, list[torch.Tensor]], damage: Callable[[Path], None]
 ) -> None:
     from train.chain import CheckpointError
-    from train.model.models import load
 
     folder, _ = chain_of_four
     damage(folder / "c")
     with pytest.raises(CheckpointError) as caught:
-        load(folder / "d")
+        loaded(make_job(), folder / "d")
     message = str(caught.value)
     assert message.startswith(f"checkpoint {folder.resolve() / 'c'} is missing or damaged")
     assert f"needed by task_at_d: {folder.resolve() / 'd'}" in message
 
 
 def test_a_base_without_its_weights_is_named(
+    make_job: Any,
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
     from train.chain import CheckpointError
-    from train.model.models import load
 
     folder, _ = chain_of_four
     (folder / "a/base/model.safetensors").unlink()
     with pytest.raises(
         CheckpointError, match=r"(?s)sweep/a is missing or damaged.*needed by task_at_b"
     ):
-        load(folder / "d")
+        loaded(make_job(), folder / "d")
 
 
 def test_a_chain_that_points_back_to_itself_is_an_error(
+    make_job: Any,
     chain_of_four: tuple[Path, list[torch.Tensor]],
 ) -> None:
     from train.chain import CheckpointError
-    from train.model.models import load
 
     folder, _ = chain_of_four
     (folder / "a/node.json").write_text('{"task": "digits_01", "parent": "../c"}')
     with pytest.raises(CheckpointError, match="comes back to itself"):
-        load(folder / "d")
+        loaded(make_job(), folder / "d")
+
+
+def test_a_chain_does_not_go_on_with_a_model_of_another_family(
+    make_job: Any, chain_of_four: tuple[Path, list[torch.Tensor]]
+) -> None:
+    from train.chain import CheckpointError
+
+    folder, _ = chain_of_four
+    with pytest.raises(CheckpointError, match=r"holds a model of type vit; .*_name is unify"):
+        loaded(make_job("model=unify_tiny"), folder / "d")

@@ -43,6 +43,15 @@ def test_a_missing_file_ends_the_command_before_hydra_starts(scripts: Path) -> N
     assert "Traceback" not in done.stderr and not (scripts / "outputs").exists()
 
 
+def test_a_group_chosen_by_null_is_refused_before_hydra_starts() -> None:
+    from autocl_sweeper.command_line import CommandLineError
+    from train.config.command import refuse_nameless
+
+    with pytest.raises(CommandLineError, match=r"task=null: .* ~task chooses none of them"):
+        refuse_nameless(["-m", "task=null"])
+    refuse_nameless(["seed=null", "task.a.dataset=null", "~task", "memory=null"])
+
+
 @pytest.mark.slow
 def test_a_sweep_of_files_trains_every_job_as_they_were(scripts: Path) -> None:
     done = train(

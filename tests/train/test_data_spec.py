@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # the training app is not installed
-    sys.path.insert(0, str(ROOT))
-
-from train.data.specs import (  # noqa: E402
+from train.data.specs import (
     DataSpecError,
     columns,
     file_of_epoch,
@@ -27,7 +22,9 @@ from train.data.specs import (  # noqa: E402
     sources,
 )
 
-GOLDEN = json.loads((ROOT / "tests/golden/layered_config/data_spec.json").read_text())
+GOLDEN = json.loads(
+    (Path(__file__).parents[1] / "golden/layered_config/data_spec.json").read_text()
+)
 
 
 def read(kind: str, case: dict[str, Any]) -> Any:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import finish, meeting_of, model_of, planned
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
 
 
 def corpus() -> list[str]:
-    from train.data.rows import MAKERS
+    from train.data.generated import MAKERS
 
     rows = [*MAKERS["sentiment"](()), *MAKERS["parity"](())]
     texts = [" ".join(map(str, row.values())) for row in rows]
@@ -118,21 +119,18 @@ def make(make_job: Any) -> Any:
     """A job whose model comes from a folder: without the sizes of `make_job`."""
     from hydra import compose, initialize_config_dir
 
-    from train.config.sections import read_job
+    from train.config.reading import read_run
     from train.main import VERSION_BASE
 
     def job(*overrides: str) -> Any:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-            return read_job(compose("base", overrides=[*overrides]), ROOT / "conf" / "task")
+            return read_run(compose("base", overrides=[*overrides]), ROOT / "conf" / "task")
 
     return job
 
 
 def example_of(job: Any, row: dict[str, Any]) -> tuple[Any, Any]:
-    from train.data.task_plan import plan_job
-    from train.model.models import meeting
-
-    task: Any = meeting(plan_job(job)[job.task.name], job.model)
+    task = meeting_of(job)
     return task, task.example(row, np.random.default_rng(0), False, "row")
 
 
@@ -169,11 +167,9 @@ def test_a_model_from_a_folder_computes_what_transformers_does_with_it(
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from train.model.models import build_base
-
     job = make(*of(folders(name)), "task=sentiment")
     task, one = example_of(job, {"review": "the film was good", "label": "positive"})
-    model = build_base(job.model).eval()
+    model = model_of(job).eval()
     batch = task.batch([one])
     own = AutoModelForSeq2SeqLM.from_pretrained(folders(name)).eval()
     labels = AutoTokenizer.from_pretrained(folders(name))(" positive", return_tensors="pt")
@@ -192,14 +188,12 @@ def test_answers_of_a_closed_set_are_given_as_they_were_written_whatever_the_tok
 ) -> None:
     import torch
 
-    from train.model.models import build_base
-
     answers = tmp_path / "answers.tsv"
     answers.write_text("Positive!\t1\nNEGATIVE - (not)\t0\n")
     job = make("model=unify_tiny", f"model.tokenizer={folders('words')}", "task=sentiment",
                f"task.sentiment.preprocess.text.ans2label={answers}")  # fmt: skip
     task, one = example_of(job, {"review": "the film was good", "label": "Positive!"})
-    model = build_base(job.model).eval()
+    model = model_of(job).eval()
     assert task.answers(model, [one] * 3, torch.device("cpu"))[0] in (
         "Positive!",
         "NEGATIVE - (not)",
@@ -214,9 +208,6 @@ def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
     from sentencepiece import SentencePieceTrainer
     from transformers import T5Config
 
-    from train.data.task_plan import plan_job
-    from train.data.vocabulary import vocabulary_of
-
     (tmp_path / "text").write_text("\n".join(corpus()))
     SentencePieceTrainer.train(
         input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=60,
@@ -224,8 +215,7 @@ def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
     )  # fmt: skip
     T5Config(vocab_size=160, decoder_start_token_id=0).save_pretrained(tmp_path)
     job = make(*of(tmp_path), "task=sentiment")
-    plan_job(job)
-    made: Any = vocabulary_of(job.model)
+    made = meeting_of(job).vocabulary
     assert made.decode(made.encode(" the film was good")) == "the film was good"
     assert (made.before, made.after, made.start, made.mask) == ((), (1,), (0,), 159)
 
@@ -233,10 +223,8 @@ def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
 def test_a_vocabulary_of_a_folder_gets_the_marks_it_lacks_where_the_model_begins_at_random(
     make: Any, folders: Callable[[str], Path]
 ) -> None:
-    from train.data.vocabulary import vocabulary_of
-
     job = make("model=unify_tiny", f"model.tokenizer={folders('t5')}", "task=sentiment")
-    made: Any = vocabulary_of(job.model)
+    made = meeting_of(job).vocabulary
     assert made.eos == 1 and made.pad == 0  # its own
     assert (
         made.decode([made.before[0], *made.encode(" good film"), made.image, 1, 5]) == "good film"
@@ -253,23 +241,19 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(
     import torch
 
     from train.config.sections import SettingsError
-    from train.data.task_plan import plan_job
-    from train.job import run
-    from train.model.models import build_base, meeting
 
     def job(length: int) -> Any:
         longest = f"task.sentiment.max_src_length={length}"
         return make(*of(folders("bart")), *QUICK, "task=sentiment", longest)
 
-    [plan] = plan_job(job(139)).values()
-    task: Any = meeting(plan, job(139).model)
+    task = meeting_of(job(139))
     row = {"review": "good film " * 100, "label": "positive"}
     one = task.example(row, np.random.default_rng(0), False, "row")
     assert len(one.source) == 140
     with torch.no_grad():
-        assert task.logits(build_base(job(139).model), task.batch([one])).isfinite().all()
+        assert task.logits(model_of(job(139)), task.batch([one])).isfinite().all()
     with pytest.raises(SettingsError, match=r"max_src_length=140: .* for 140 ids.*139 is"):
-        run(job(140), tmp_path)
+        finish(job(140), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["t5", pytest.param("bart", marks=pytest.mark.slow)])
@@ -278,16 +262,14 @@ def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
 ) -> None:
     import shutil
 
-    from train.job import run
-
     here = tmp_path / "model"
     shutil.copytree(folders(name), here)
-    first = run(make(*of(here), *QUICK, "task=sentiment"), tmp_path / "1")
+    first = finish(make(*of(here), *QUICK, "task=sentiment"), tmp_path / "1")
     shutil.rmtree(here)
-    second = run(
+    second = finish(
         make(*of(here), *QUICK, "task=parity", f"init_from={first['checkpoint']}"), tmp_path / "2"
     )
-    third = run(
+    third = finish(
         make(*of(here), *QUICK, "task=arithmetic", f"init_from={second['checkpoint']}"),
         tmp_path / "3",
     )
@@ -301,12 +283,10 @@ def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
 def test_a_configuration_alone_makes_a_model_of_its_shape_for_any_tokenizer(
     make: Any, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from train.model.models import build_base
-
     (tmp_path / "config.json").write_bytes((folders("t5") / "config.json").read_bytes())
     job = make(*of(tmp_path), "model.weights=random", f"model.tokenizer={folders('bart')}",
                "+model.config={d_ff:24,dropout_rate:0.0}", "task=sentiment")  # fmt: skip
-    model: Any = build_base(job.model)
+    model = model_of(job)
     assert (model.config.d_ff, model.config.vocab_size, model.config.eos_token_id) == (24, 400, 2)
     assert model.config.decoder_start_token_id == model.config.pad_token_id == 1
 
@@ -365,8 +345,7 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
     from safetensors.torch import load_file, save_file
 
     from train.config.sections import SettingsError
-    from train.data.task_plan import plan_job
-    from train.model.models import build_base, meeting
+    from train.delta.olora import OLoRA
 
     places = {name: folders(name) for name in ("t5", "bart")}
     places |= {name: tmp_path / name for name in ("empty", "gpt", "bare", "damaged", "half")}
@@ -388,11 +367,8 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
         given.append("task=sentiment")
     with pytest.raises(SettingsError) as caught:
         job = make(*given)
-        plan = plan_job(job)[job.task.name]
-        meeting(plan, job.model)
-        from train.delta.olora import add_adapter
-
-        add_adapter(build_base(job.model), "task2", [], job.delta)
+        meeting_of(job)
+        OLoRA(job.delta).attach(model_of(job), "task2", [])
     for word in words:
         assert word in str(caught.value)
 
@@ -402,8 +378,8 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
     from train.config.sections import ImagePreprocess, SettingsError
-    from train.data.preprocess import image_pixels
-    from train.data.task_plan import fitted, plan_job
+    from train.data.pixels import image_pixels
+    from train.model.fit import fitted
 
     made = CLIPImageProcessorPil(
         size={"shortest_edge": 16},
@@ -420,7 +396,7 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     for word, path in (("TRAIN", "train.tsv"), ("DEV", "dev.tsv"), ("FOLDER", "clip")):
         node = node.replace(word, str(tmp_path / path))
     job = make("model=unify_tiny", node)
-    [plan] = plan_job(job).values()
+    [plan] = planned(job).values()
     assert fitted(job.model, [plan]).side == 16
     image = Image.linear_gradient("L").convert("RGB").resize((40, 24))
     expected = AutoImageProcessor.from_pretrained(tmp_path / "clip")(image, return_tensors="np")
@@ -429,24 +405,25 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     assert not np.allclose(pixels, image_pixels(image, ImagePreprocess(patch_image_size=16)))
 
     with pytest.raises(SettingsError, match=r"patch_image_size=32: processor=.* gives 16 pixels"):
-        plan_job(make("model=unify_tiny", node, "task.c.preprocess.image.patch_image_size=32"))
+        planned(make("model=unify_tiny", node, "task.c.preprocess.image.patch_image_size=32"))
     with pytest.raises(SettingsError, match="interpolation=nearest has no effect beside"):
         make("model=unify_tiny", node, "task.c.preprocess.image.interpolation=nearest")
     (tmp_path / "clip/preprocessor_config.json").write_text('{"size": {"shortest_edge": 16}}')
     with pytest.raises(SettingsError, match="models here read squares"):
-        plan_job(make("model=unify_tiny", node))
+        planned(make("model=unify_tiny", node))
 
 
 def test_pieces_of_the_tasks_text_are_its_words_and_nothing_is_lost_or_unknown(
     make: Any, tmp_path: Path
 ) -> None:
     from train.config.sections import SettingsError
-    from train.data.vocabulary import vocabulary_of
-    from train.pieces import main, of_job
+    from train.pieces import main, tokenizer_of
 
-    of_job(make("model=unify_tiny", "task=sentiment"), 600).save_pretrained(tmp_path / "words")
+    tokenizer_of(make("model=unify_tiny", "task=sentiment"), 600).save_pretrained(
+        tmp_path / "words"
+    )
     job = make("model=unify_tiny", f"model.tokenizer={tmp_path / 'words'}", "task=sentiment")
-    made: Any = vocabulary_of(job.model)
+    made = meeting_of(job).vocabulary
     assert [
         len(made.encode(f" {word}")) for word in ["not", "very", "film", "terrible", "positive"]
     ] == [1] * 5
@@ -483,29 +460,25 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     import torch
 
     from train.data.rows import Rows, load
-    from train.data.task_plan import plan_job
+    from train.delta.olora import OLoRA
     from train.loop.batches import Training
     from train.loop.evaluation import evaluate
     from train.loop.trainer import train
-    from train.model.models import build_base, meeting
 
     job = make("model=unify_tiny", f"task={task}", "trainer.learning_rate=3e-3",
                "+trainer.max_steps=400", "trainer.lr_scheduler_type=linear")  # fmt: skip
-    plan = plan_job(job)[task]
-    rows = load(plan, job.evaluation)
+    rows = load(planned(job)[task], job.evaluation)
     order = np.random.default_rng(0).permutation(len(rows.train(0)))[:16]
     chosen = [rows.train(0)[i] for i in order]
-    met: Any = meeting(plan, job.model)
-    torch.manual_seed(0)
-    model: Any = build_base(job.model)
-    few = Rows(lambda epoch: chosen, rows.dev, rows.test)
-    train(model, [Training(met, few, 16, (1,), 0)], [], job, 0, tmp_path)
+    met, model = meeting_of(job), model_of(job)
+    few = Rows(lambda epoch: chosen, chosen, rows.test)
+    train(model, [Training(met, few, 16, (1,), 0)], OLoRA(job.delta), job, 0, tmp_path)
     examples = [met.example(row, np.random.default_rng(0), False, "row") for row in chosen]
     batch = met.batch(examples)
     with torch.no_grad():
         best = met.logits(model.eval(), batch).argmax(-1)
     assert ((best == batch["labels"]) | (batch["labels"] == -100)).all()
-    assert evaluate(model, met, chosen, "train")["acc"] == 1.0
+    assert evaluate(model, met, few, "dev")["acc"] == 1.0
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # the training app is not installed
-    sys.path.insert(0, str(ROOT))
-
-from train.data.instruction import (  # noqa: E402
+from train.data.instruction import (
     FillError,
     Slot,
     Template,
@@ -26,7 +21,9 @@ from train.data.instruction import (  # noqa: E402
     parse_all,
 )
 
-GOLDEN = json.loads((ROOT / "tests/golden/layered_config/instruction_slots.json").read_text())
+GOLDEN = json.loads(
+    (Path(__file__).parents[1] / "golden/layered_config/instruction_slots.json").read_text()
+)
 
 
 def as_golden(slot: Slot) -> dict[str, Any]:

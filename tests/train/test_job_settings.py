@@ -11,7 +11,9 @@ import pytest
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 WITH_FOLDER = Path("model/seq2seq.yaml")  # wants one: test_folders.py
-CHOICES = [f for f in FILES if f.parent.name not in ("", "experiment") and f != WITH_FOLDER]
+OF_SWEEPER = Path("hydra/sweeper/app/autocl.yaml")  # brought by a sweeper
+ALONE = [f for f in FILES if f not in (WITH_FOLDER, OF_SWEEPER)]
+CHOICES = [f for f in ALONE if f.parent.name not in ("", "experiment")]
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -26,7 +28,7 @@ def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
 def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path) -> None:
     from hydra import compose, initialize_config_dir
 
-    from train.config.sections import read_job
+    from train.check import check_job
     from train.main import VERSION_BASE
 
     with initialize_config_dir(str(CONF), **VERSION_BASE):
@@ -37,10 +39,25 @@ def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path
         assert sweeper.handover == {"init_from": "checkpoint"}
         assert all((CONF / "task" / f"{task}.yaml").is_file() for task in sweeper.task_params)
         listed = {str(s): s for found in sweeper.task_params.values() for s in found}
-        for suggestion in listed.values():  # keys that do not exist are refused
-            compose("config", ["task=digits_01", *(f"{k}={v}" for k, v in suggestion.items())])
+        for suggestion in ({}, *listed.values()):  # keys that do not exist are refused
+            typed = ["task=digits_01", *(f"{k}={v}" for k, v in suggestion.items())]
+            check_job(compose("config", typed, return_hydra_config=True))
     assert not sweeper.params
-    read_job(cfg, CONF / "task")
+
+
+@pytest.mark.parametrize("name", ["config", "base+{}/seed.yaml"])
+@pytest.mark.parametrize("typed", [["experiment=split_digits"], ["hydra/sweeper=autocl"], []])
+def test_the_apps_sweeps_check_their_jobs_with_the_sweeper_that_can(
+    tmp_path: Path, name: str, typed: list[str]
+) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from train.main import VERSION_BASE
+
+    (tmp_path / "seed.yaml").write_text("seed: 1")
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        cfg = compose(name.format(tmp_path), typed, return_hydra_config=True)
+    assert cfg.hydra.sweeper.get("check") == ("train.check.check_job" if typed else None)
 
 
 @pytest.mark.parametrize("file", CHOICES, ids=str)

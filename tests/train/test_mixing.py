@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:  # the training app is not installed
-    sys.path.insert(0, str(ROOT))
-
-from train.data.mixing import Stream, total_updates, updates  # noqa: E402
+from train.data.mixing import Stream, total_updates, updates
 
 
 def stream(rows: int, size: int, *freq: int) -> Stream:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs import model_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/olora.json").read_text())
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -85,7 +86,8 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
     One such task is too few terms for 1 %; the loss is linear in the ancestors' ranks.
     """
     from train.config.sections import DeltaSettings
-    from train.delta.olora import add_adapter, factors, l2_loss, orthogonal_loss
+    from train.delta.lora import add_adapter
+    from train.delta.olora import factors, l2_loss, orthogonal_loss
 
     torch.manual_seed(0)
     expected = GOLDEN["at_initialisation"][name]
@@ -112,12 +114,10 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
 
 
 def test_a_chain_of_ranks_4_8_2_equals_the_weights_peft_merges(make_job: Any) -> None:
-    from train.delta.olora import activate, add_adapter, factors
-    from train.model.models import build_base
+    from train.delta.lora import activate, add_adapter
+    from train.delta.olora import factors
 
-    torch.manual_seed(0)
-    job = make_job()
-    model: Any = build_base(job.model)
+    model = model_of(make_job())
     images = torch.randn(5, 1, 8, 8)
     before = model.eval()(pixel_values=images).logits
     names: list[str] = []

@@ -9,35 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.runs import model_of, trainings
 
 
-def second_task(job: Any) -> tuple[Any, list[Any]]:
-    """A model with one ancestor whose B is not zero, and a new adapter."""
-    from train.delta.olora import add_adapter, factors
-    from train.model.models import build_base
+def second_task(job: Any) -> tuple[Any, Any]:
+    """A model with one ancestor whose B is not zero, and its new delta, whose B is not either."""
+    from train.delta.olora import OLoRA, factors
 
-    torch.manual_seed(1)
-    model = add_adapter(build_base(job.model), "task2", [], job.delta)
-    for module in factors(model, "task2", []):
-        torch.nn.init.normal_(module.b_new, std=0.1)
-    model = add_adapter(model, "task3", ["task2"], job.delta)
-    for module in factors(model, "task3", ["task2"]):
-        torch.nn.init.normal_(module.b_new, std=0.1)
-    return model, factors(model, "task3", ["task2"])
+    model = model_of(job, seed=1)
+    for name, ancestors in (("task2", []), ("task3", ["task2"])):
+        delta = OLoRA(job.delta)
+        model = delta.attach(model, name, ancestors)
+        for module in factors(model, name, ancestors):
+            torch.nn.init.normal_(module.b_new, std=0.1)
+    return model, delta
 
 
 def eight(job: Any) -> list[Any]:
     """The job's task with eight rows to train on, as the trainer wants it."""
-    from train.data.rows import Rows, load
-    from train.data.task_plan import micro_batch_size, plan_job, update_freq
-    from train.loop.batches import Training
-    from train.model.models import meeting
-
-    plan = plan_job(job)[job.task.name]
-    rows = load(plan, job.evaluation)
-    few = Rows(lambda epoch: rows.train(epoch)[::22][:8], rows.dev, rows.test)
-    size, freq = micro_batch_size(job.task, job.trainer), update_freq(job.task, job.trainer)
-    return [Training(meeting(plan, job.model), few, size, freq, 0)]
+    return trainings(job, 8, every=22)
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
@@ -57,16 +47,16 @@ def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict
         f"trainer.per_device_train_batch_size={batch}",
         f"trainer.gradient_accumulation_steps={accumulation}",
     )
-    model, _modules = second_task(job)
-    report = train(model, eight(job), ["task2", "task3"], job, 0, folder)
-    assert report.steps == 1 and report.orthogonal_loss_first > 0
+    model, delta = second_task(job)
+    report = train(model, eight(job), delta, job, 0, folder)
+    assert report.steps == 1 and report.delta["orthogonal_loss_first"] > 0
     return weights(model)
 
 
 def by_hand(make_job: Any) -> dict[str, torch.Tensor]:
     """w - lr * gradient of (cross entropy of the two options + penalties), written out."""
     job = make_job(*PENALTIES)
-    model, modules = second_task(job)
+    model, delta = second_task(job)
     [training] = eight(job)
     rows = training.rows.train(0)
     images = torch.stack([torch.from_numpy(row["image"])[None] for row in rows])
@@ -74,7 +64,7 @@ def by_hand(make_job: Any) -> dict[str, torch.Tensor]:
     assert set(labels.tolist()) == {0, 1}
     logits = model(pixel_values=images).logits[:, list(job.task.options)]
     loss = torch.nn.functional.cross_entropy(logits, labels)
-    for m in modules:
+    for m in delta.modules:
         for old in m.a_old:
             for new in m.a_new:
                 loss = loss + 0.5 * (old * new).sum().abs()
@@ -104,7 +94,8 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
     trained = one_step(make_job, tmp_path, 8, 1)
     job = make_job(*PENALTIES)
-    model, modules = second_task(job)
+    model, delta = second_task(job)
+    modules = delta.modules
     [training] = eight(job)
     rows = [training.rows.train(0)[i] for i in training.order(0)]
     batch = training.task.batch(
@@ -123,9 +114,9 @@ def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path
     from train.loop.trainer import train
 
     job = make_job("delta.lora_dropout=0.2")
-    model, _modules = second_task(job)
+    model, delta = second_task(job)
     before = copy.deepcopy(model.state_dict())
-    train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
+    train(model, eight(job), delta, job, 0, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved == {k for k in before if ".task3." in k}
 
@@ -133,15 +124,15 @@ def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path
 def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.delta.olora import factors
-    from train.loop.trainer import OrthogonalityOff, train
+    from train.delta.olora import OrthogonalityOff, factors
+    from train.loop.trainer import train
 
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
-    model, _modules = second_task(job)
+    model, delta = second_task(job)
     for module in factors(model, "task2", []):
         torch.nn.init.zeros_(module.a_new)
     with pytest.raises(OrthogonalityOff, match=r"orthogonal loss is 0\.0 at the first step"):
-        train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
+        train(model, eight(job), delta, job, 0, tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
@@ -150,9 +141,9 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
     from train.loop.trainer import Diverged, train
 
     job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
-    model, _modules = second_task(job)
+    model, delta = second_task(job)
     with pytest.raises(Diverged, match=r"learning_rate=1e\+30"):
-        train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
+        train(model, eight(job), delta, job, 0, tmp_path)
 
 
 def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
@@ -162,21 +153,15 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     from train.loop.trainer import train
 
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
-    model, modules = second_task(job)
+    model, delta = second_task(job)
     with caplog.at_level("INFO"):
-        report = train(model, eight(job), ["task2", "task3"], job, 0, tmp_path)
+        report = train(model, eight(job), delta, job, 0, tmp_path)
     for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
         assert key in caplog.text
-    assert report.orthogonal_loss == pytest.approx(orthogonal_loss(modules).item())
-    assert report.l2_loss == pytest.approx(l2_loss(modules).item())
-    assert report.a_norm == pytest.approx(a_norm(modules).item())
-
-
-def test_a_trainer_setting_that_does_not_exist_is_named(make_job: Any) -> None:
-    from train.config.sections import SettingsError
-
-    with pytest.raises(SettingsError, match=r"'learning_rates'; did you mean learning_rate\?"):
-        make_job("+trainer.learning_rates=0.1")
+    modules = delta.modules
+    assert report.delta["orthogonal_loss"] == pytest.approx(orthogonal_loss(modules).item())
+    assert report.delta["l2_loss"] == pytest.approx(l2_loss(modules).item())
+    assert report.delta["a_norm"] == pytest.approx(a_norm(modules).item())
 
 
 @pytest.mark.parametrize(("updates", "warmup"), [(1, 0.06), (5, 5), (5, 50), (3, 0.99)])
@@ -185,9 +170,9 @@ def test_a_training_that_is_all_warm_up_has_a_polynomial_schedule(
 ) -> None:
     from transformers import TrainingArguments
 
-    from train.loop.trainer import OLoRATrainer
+    from train.loop.trainer import UpdateTrainer
 
-    trainer = object.__new__(OLoRATrainer)
+    trainer = object.__new__(UpdateTrainer)
     trainer.args = TrainingArguments(
         str(tmp_path), lr_scheduler_type="polynomial", warmup_steps=warmup, learning_rate=1.0
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import meeting_of, planned
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -119,27 +120,27 @@ def pasted(tmp_path: Path) -> Path:
 def job_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, more: Any = ()) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from train.config.sections import read_job
+    from train.config.reading import read_run
     from train.main import CONF, VERSION_BASE
 
     monkeypatch.chdir(folder)  # paths of data are relative to it
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         files = [str(folder / f"{name}.yaml") for name in names]
-        return read_job(compose("+".join(["base", *files]), list(more)), CONF / "task")
+        return read_run(compose("+".join(["base", *files]), list(more)), CONF / "task")
 
 
 def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(
     pasted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.data.task_plan import fitted, plan_job
+    from train.model.fit import fitted
 
     job = job_of(pasted, monkeypatch, "colour")
-    [plan] = plan_job(job).values()
+    [plan] = planned(job).values()
     model = fitted(job.model, [plan])
     assert (plan.task.kind, model.side, model.channels, model.patch) == ("text", 64, 3, 16)
     assert plan.loss.label_smoothing == 0.1 and plan.is_scored
     off = "task.which_colour.criterion.label_smoothed_cross_entropy.is_active=false"
-    [plain] = plan_job(job_of(pasted, monkeypatch, "colour", more=[off])).values()
+    [plain] = planned(job_of(pasted, monkeypatch, "colour", more=[off])).values()
     assert plain.loss.label_smoothing == 0.0
 
 
@@ -147,23 +148,20 @@ def test_a_task_without_valid_data_is_trained_along_but_not_alone(
     pasted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from train.config.sections import SettingsError
-    from train.data.task_plan import plan_job
 
-    plans = plan_job(job_of(pasted, monkeypatch, "all"))
+    plans = planned(job_of(pasted, monkeypatch, "all"))
     assert [plan.is_scored for plan in plans.values()] == [True, True, False]
     with pytest.raises(SettingsError, match=r"task\.fill\.dataset\.valid_data is not set"):
-        plan_job(job_of(pasted, monkeypatch, "fill", more=["model=unify_tiny"]))
+        planned(job_of(pasted, monkeypatch, "fill", more=["model=unify_tiny"]))
     wrong = ["checkpoint.best_checkpoint_metric=fill_exact_match"]
     with pytest.raises(SettingsError, match="is not logged"):
-        plan_job(job_of(pasted, monkeypatch, "all", more=wrong))
+        planned(job_of(pasted, monkeypatch, "all", more=wrong))
 
 
 def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned_as_nothing(
     pasted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from train.data.rows import DataError
-    from train.data.task_plan import fitted, plan_job
-    from train.model.models import meeting
 
     row = {"image": str(pasted / "x.png"), "said": "a red one in train", "fits": "yes"}
     from PIL import Image
@@ -173,8 +171,7 @@ def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned
     def learned(length: int) -> int:
         more = [f"task.match.max_tgt_length={length}"]
         job = job_of(pasted, monkeypatch, "match", more=more)
-        [plan] = plan_job(job).values()
-        task: Any = meeting(plan, fitted(job.model, [plan]))
+        task = meeting_of(job)
         return sum(task.example(row, np.random.default_rng(0), True, "row 1").learned)
 
     before = len(' " a red one in train "?')

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from support.runs import planned
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.yaml") if path.stem != "base")
@@ -38,16 +39,15 @@ def argv(script: Path) -> list[str]:
 def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
     from omegaconf import OmegaConf
 
-    from train.config.sections import read_job
-    from train.data.task_plan import plan_job
+    from train.config.reading import read_run
     from train.main import CONF
 
     words = argv(script)
     assert f"scripts/{script.name}" in words
     files = [ROOT / word for word in words if word.endswith(".yaml")]
     typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
-    job = read_job(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
-    assert list(plan_job(job)) == [task.name for task in job.tasks]
+    job = read_run(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+    assert list(planned(job)) == [task.name for task in job.tasks]
 
 
 def test_the_scripts_train_two_tasks_together(tmp_path: Path) -> None:
@@ -108,28 +108,3 @@ def test_the_arguments_of_the_trainer_are_those_of_the_installed_transformers() 
     from train.config.hf_names import FILE, source
 
     assert FILE.read_text() == source(), "write it again: python -m train.config.hf_names"
-
-
-def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import torch
-
-    from train.config.sections import MemorySettings, SettingsError
-    from train.job import limit_memory
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):
-        limit_memory(MemorySettings(512))
-    limit_memory(MemorySettings())
-
-    class Device:
-        total_memory = 2048 * 2**20
-
-    shares: list[float] = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    limit_memory(MemorySettings(512))
-    limit_memory(MemorySettings(4096))
-    assert shares == [0.25, 1.0]

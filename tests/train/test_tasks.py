@@ -5,20 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import planned as plans_of
 
 TASKS = ["arithmetic", "digits_01", "parity", "sentiment"]
 
 
 def planned(make_job: Any, *overrides: str) -> Any:
-    from train.data.task_plan import plan_job
-
     job = make_job("model=unify_tiny", *overrides)
-    return plan_job(job)[job.tasks[0].name], job
+    return plans_of(job)[job.tasks[0].name], job
 
 
 def loaded(make_job: Any, *overrides: str) -> Any:
@@ -204,14 +205,29 @@ def test_a_mistake_about_a_task_is_found_before_torch(
     make_job: Any, overrides: list[str], words: list[str]
 ) -> None:
     from train.config.sections import SettingsError
-    from train.data.task_plan import plan_task, update_freq
 
     with pytest.raises(SettingsError) as caught:
-        _, job = planned(make_job, *overrides)
-        for task in job.tasks:
-            update_freq(plan_task(task).task, job.trainer)
+        planned(make_job, *overrides)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_a_family_refuses_is_known_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from typing import get_args, get_type_hints\n"
+        "from train.config.sections import ModelSettings\n"
+        "from train.model.family import family_of\n"
+        "kinds = get_args(get_type_hints(ModelSettings)['kind'])\n"
+        "for kind in kinds:\n"
+        "    more = {'path': 'google/t5'} if kind == 'seq2seq' else {}\n"
+        "    family_of(ModelSettings(kind=kind, **more)).check([], begins=True)\n"
+        "print(kinds, {'torch', 'transformers', 'peft'} & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.stdout == "('vit', 'unify', 'seq2seq') set()\n", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -263,7 +279,8 @@ def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
     from train.data.vocabulary import tokens
-    from train.model.seq2seq import IGNORED, collate
+    from train.model.family import IGNORED
+    from train.model.text_answer import collate
 
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"
@@ -322,7 +339,7 @@ def test_images_come_from_a_path_base64_or_pil_and_are_resized_and_normalised(
     from PIL import Image
 
     from train.config.sections import ImagePreprocess
-    from train.data.preprocess import blank_centre, image_pixels, open_image
+    from train.data.pixels import blank_centre, image_pixels, open_image
     from train.data.rows import DataError
 
     image = Image.new("RGB", (20, 10), (255, 0, 51))

@@ -11,33 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.runs import finish, loaded, model_of, trainings
 
 UNIFY = ["model=unify_tiny", "model.num_decoder_layers=1", "trainer.num_train_epochs=1"]
 ONE_STEP = ["+trainer.max_steps=1", "+trainer.optim=sgd", "trainer.max_grad_norm=0"]
-
-
-def trainings(job: Any, rows: int | None = None) -> list[Any]:
-    """The job's tasks as the trainer wants them, with the first `rows` rows to train on."""
-    from train.data.rows import Rows, load
-    from train.data.task_plan import micro_batch_size, plan_job, update_freq
-    from train.loop.batches import Training
-    from train.model.models import meeting
-
-    plans = plan_job(job)
-    made = []
-    for task in job.tasks:
-        all_rows = load(plans[task.name], job.evaluation)
-        few = Rows(lambda e, r=all_rows: r.train(e)[:rows], all_rows.dev[:8], all_rows.test)  # type: ignore[misc]
-        size, freq = micro_batch_size(task, job.trainer), update_freq(task, job.trainer)
-        made.append(Training(meeting(plans[task.name], job.model), few, size, freq, 0))
-    return made
-
-
-def model_of(job: Any) -> Any:
-    from train.model.models import build_base
-
-    torch.manual_seed(3)
-    return build_base(job.model)
 
 
 # -- the loss -----------------------------------------------------------------------------------------
@@ -79,11 +56,12 @@ TOGETHER = [
 def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_they_count(
     make_job: Any, tmp_path: Path, criterion: str
 ) -> None:
+    from train.delta.olora import OLoRA
     from train.loop.trainer import train
 
     more = [f"+task.parity.criterion={criterion}"] if criterion else []
     job = make_job(*TOGETHER, *more)
-    tasks, model = trainings(job), model_of(job)
+    tasks, model = trainings(job), model_of(job, 3)
     weight = 2.0 if criterion else 1.0
     total, counted = torch.zeros(()), 0
     for number, (training, batches) in enumerate(zip(tasks, ([2], [3, 3]), strict=True)):
@@ -109,7 +87,7 @@ def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_the
         for n, p in model.named_parameters()
     }
     model.zero_grad()
-    report = train(model, tasks, [], job, 0, tmp_path)
+    report = train(model, tasks, OLoRA(job.delta), job, 0, tmp_path)
     assert report.steps == 1 and report.train_loss == pytest.approx(total.item() / counted)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-4, atol=1e-6)
@@ -138,7 +116,7 @@ def test_an_untrained_model_answers_nothing_but_what_is_in_the_closed_set(
 
 
 def test_the_trie_allows_what_continues_an_answer_and_after_the_end_the_end() -> None:
-    from train.model.seq2seq import Trie
+    from train.model.text_answer import Trie
 
     trie = Trie([(5, 6), (5, 6, 7), (8,)], end=1)
     assert trie.longest == 4
@@ -258,6 +236,7 @@ def test_metrics_are_logged_by_name_with_the_value_worked_out_by_hand(
 def test_the_best_weights_come_back_and_patience_ends_the_training(
     make_job: Any, tmp_path: Path
 ) -> None:
+    from train.delta.olora import OLoRA
     from train.loop.trainer import train
 
     job = make_job(
@@ -267,11 +246,13 @@ def test_the_best_weights_come_back_and_patience_ends_the_training(
     model, told, saved = model_of(job), iter([3.0, 1.0, 2.0, 5.0, 0.0]), []
     at_validation: list[torch.Tensor] = []
 
-    def validate() -> dict[str, float]:
+    def validate(step: int) -> dict[str, float]:
+        assert step == len(at_validation) + 1
         at_validation.append(next(model.parameters()).detach().clone())
         return {"loss": next(told)}
 
-    report = train(model, trainings(job, 8), [], job, 0, tmp_path, validate, saved.append)
+    delta = OLoRA(job.delta)
+    report = train(model, trainings(job, 8), delta, job, 0, tmp_path, validate, saved.append)
     assert len(at_validation) == 4 and report.steps == 4
     now = next(model.parameters()).detach()
     assert torch.equal(now, at_validation[1]) and not torch.equal(now, at_validation[3])
@@ -306,11 +287,9 @@ def test_two_tasks_train_as_one_job_and_their_chain_goes_on_with_adapters(
     make_job: Any, tmp_path: Path
 ) -> None:
     from train.delta.olora import factors
-    from train.job import run
-    from train.model.models import load
 
     out = f"+task.parity.evaluation={{output_dir:{tmp_path / 'answers'}}}"
-    first = run(make_job(*UNIFY, *QUICK, "task=[digits_01,parity]", out), tmp_path / "1")
+    first = finish(make_job(*UNIFY, *QUICK, "task=[digits_01,parity]", out), tmp_path / "1")
     assert first["score"] == pytest.approx(sum(first["eval"].values()) / 2)
     assert list(first["eval"]) == list(first["test"]) == ["digits_01", "parity"]
     node = json.loads((tmp_path / "1/checkpoint/node.json").read_text())
@@ -325,12 +304,12 @@ def test_two_tasks_train_as_one_job_and_their_chain_goes_on_with_adapters(
     parent = first["checkpoint"]
     for place, task in ((2, "sentiment"), (3, "arithmetic")):
         job = make_job(*chain, f"task={task}", f"init_from={parent}")
-        result = run(job, tmp_path / str(place))
+        result = finish(job, tmp_path / str(place))
         parent = result["checkpoint"]
     assert list(result["eval"]) == ["digits_01", "parity", "sentiment", "arithmetic"]
     assert result["orthogonal_loss_first"] > 0 and result["l2_loss"] > 0
     assert [p.name for p in Path(parent).glob("checkpoint-*")] == ["checkpoint-2"]
-    last, kept = load(Path(parent)), load(Path(parent) / "checkpoint-2")
+    last, kept = (loaded(job, Path(parent) / name) for name in ("", "checkpoint-2"))
     assert last.nodes[0].tasks == ("digits_01", "parity")
     # Two encoder layers, one decoder layer with two attentions: q and v of each.
     assert len(factors(last.model, "task3", ["task2"])) == (2 + 2) * 2
@@ -342,19 +321,16 @@ def test_a_folder_with_the_checkpoint_of_another_run_is_not_written_over(
     make_job: Any, tmp_path: Path
 ) -> None:
     from train.config.sections import SettingsError
-    from train.job import run
 
     (tmp_path / "node.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"trainer\.save_dir=.*another run"):
-        run(make_job(f"+trainer.save_dir={tmp_path}"), tmp_path / "job")
+        finish(make_job(f"+trainer.save_dir={tmp_path}"), tmp_path / "job")
 
 
 @pytest.mark.slow
 def test_the_encoder_decoder_learns_to_answer_about_images(make_job: Any, tmp_path: Path) -> None:
     """Far above chance, 0.5, on images it has not seen; 1.0 when this was written."""
-    from train.job import run
-
     job = make_job("model=unify_tiny", "model.hidden_size=64", "model.num_attention_heads=4",
                    "model.intermediate_size=256", "model.patch_size=2", "task=digits_01",
                    "trainer.learning_rate=3e-3", "trainer.max_steps=60")  # fmt: skip
-    assert run(job, tmp_path)["eval"]["digits_01"] > 0.9
+    assert finish(job, tmp_path)["eval"]["digits_01"] > 0.9

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.runs import finish, loaded
 from support.train_app import ROOT, train
 
 EPOCH = "trainer.num_train_epochs=1"
@@ -80,13 +81,13 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.job import run
-
     def chain(name: str, seed: int) -> tuple[float, float]:
         few = (f"seed={seed}", "+trainer.max_steps=4")
-        first = run(make_job(*few), tmp_path / name / "1")
+        first = finish(make_job(*few), tmp_path / name / "1")
         parent = first["checkpoint"]
-        second = run(make_job("task=digits_23", f"init_from={parent}", *few), tmp_path / name / "2")
+        second = finish(
+            make_job("task=digits_23", f"init_from={parent}", *few), tmp_path / name / "2"
+        )
         return first["train_loss"], second["train_loss"]
 
     once, again, other = chain("a", 0), chain("b", 0), chain("c", 1)
@@ -97,15 +98,23 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
 def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: Path) -> None:
     """The same draw for parent and child would be the opposite of orthogonal."""
     from train.delta.olora import factors
-    from train.job import run
-    from train.model.models import load
 
-    parent = run(make_job(), tmp_path / "1")["checkpoint"]
+    parent = finish(make_job(), tmp_path / "1")["checkpoint"]
     still = "trainer.learning_rate=0"
     for place, task in ((2, "digits_23"), (3, "digits_45")):
-        parent = run(make_job(f"task={task}", f"init_from={parent}", still), tmp_path / str(place))[
-            "checkpoint"
-        ]
-    model = load(Path(parent)).model
+        parent = finish(
+            make_job(f"task={task}", f"init_from={parent}", still), tmp_path / str(place)
+        )["checkpoint"]
+    model = loaded(make_job(), Path(parent)).model
     for module in factors(model, "task3", ["task2"]):
         assert (module.a_old - module.a_new).abs().max() > 0.1
+
+
+def test_every_validation_is_reported_with_its_update(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[float, int]] = []
+    monkeypatch.setattr("train.job.report", lambda score, step: reports.append((score, step)))
+    every = ("+trainer.eval_strategy=steps", "+trainer.eval_steps=2", "+trainer.max_steps=4")
+    score = finish(make_job(*every), tmp_path)["score"]
+    assert [step for _, step in reports] == [2, 4] and reports[-1][0] == score

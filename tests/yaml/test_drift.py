@@ -58,7 +58,7 @@ def momenta(bench: Bench) -> list[float]:
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("fresh", "basic")),
     ],
 )
-def test_an_edit_during_a_sweep_is_told_and_reaches_no_job(bench: Bench, launcher: str) -> None:
+def test_an_edit_during_a_sweep_is_reported_and_reaches_no_job(bench: Bench, launcher: str) -> None:
     hold = bench.folder / "hold"
     hold.touch()
     process = bench.start(OURS, "task=a", "lr=1,2,3", *LAUNCHERS[launcher], HOLD=str(hold))
@@ -210,7 +210,7 @@ def test_what_became_of_recorded_files(tmp_path: Path) -> None:
     assert changes == [f"{conf}/edited.yaml: was edited", f"{conf}/gone.yaml: is gone"]
 
 
-def test_an_edit_is_told_once_and_a_touch_is_none(tmp_path: Path) -> None:
+def test_an_edit_is_reported_once_and_a_touch_is_none(tmp_path: Path) -> None:
     conf = written(tmp_path, {"app.yaml": "a: 1", "unread.yaml": "a: 1"})
     path = str(conf / "app.yaml")
     snapshot = taken(conf, "app.yaml")

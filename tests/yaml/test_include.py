@@ -305,7 +305,7 @@ def test_worker_processes_of_a_multirun_include_too(app: Path, launcher: list[st
         assert used == {**BASE, "lr": lr, "db": PLAIN, "dir": "root/layer"}
 
 
-def test_a_mistake_is_told_with_the_chain_and_no_traceback(app: Path) -> None:
+def test_a_mistake_is_reported_with_the_chain_and_no_traceback(app: Path) -> None:
     write(
         app, {"layer": "_include: conf/bad.yaml", "conf/bad": "a: 1\n_include: [base.yaml, x.yaml]"}
     )

@@ -381,7 +381,7 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize("files, words", MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_told_with_file_line_rule_and_repair(
+def test_a_mistake_is_reported_with_file_line_rule_and_repair(
     tmp_path: Path, files: dict[str, str], words: list[str]
 ) -> None:
     for name, text in files.items():
@@ -416,7 +416,7 @@ def test_only_the_first_of_several_files_has_a_defaults_list(tmp_path: Path) -> 
         ),
     ],
 )
-def test_all_that_cannot_be_resolved_is_told_at_once(values: Any, words: list[str]) -> None:
+def test_all_that_cannot_be_resolved_is_reported_at_once(values: Any, words: list[str]) -> None:
     with pytest.raises(LayerError) as caught:
         resolve(OmegaConf.create(values))
     assert [word for word in words if word not in str(caught.value)] == []
@@ -442,7 +442,7 @@ def test_a_star_that_cannot_be_expanded_is_named(values: Any, word: str) -> None
         expand_stars(values)
 
 
-def test_a_group_chosen_on_the_command_line_below_a_file_is_told(tmp_path: Path) -> None:
+def test_a_group_chosen_on_the_command_line_below_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("model: {arch: large, drop: 0.1}\ndb: {main: {host: x}}")
     (tmp_path / "mine.yaml").write_text("_include: base.yaml\ntask: {a: {}}")
     chosen = [

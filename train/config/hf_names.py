@@ -1,4 +1,4 @@
-"""Writes train/hf_arguments.py: `python -m train.config.hf_names`, after an update of transformers.
+"""Writes train/config/hf_arguments.py: `python -m train.config.hf_names`, after an update of transformers.
 
 The section `trainer` speaks the names of transformers.TrainingArguments. Importing that class takes
 seconds, so names, types and defaults stand in a file of ours, and a test compares the two.
@@ -44,7 +44,7 @@ class HFArguments:
 
 
 def source() -> str:
-    """The text of train/hf_arguments.py for the installed transformers."""
+    """The text of train/config/hf_arguments.py for the installed transformers."""
     import transformers
 
     fields = dataclasses.fields(transformers.TrainingArguments)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from train.config.sections import ModelSettings
-from train.config.typed import Problem, SettingsErrors, nearest, option
+from train.config.typed import Problem, SettingsErrors, nearest, option, read_value
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ FRESH = (
 EVERY = "every epoch, or give a number of updates in {}_interval_updates"
 FLOATS = float | list[float]
 
+# fmt: off
 ROWS: tuple[Row, ...] = (
     Row("common.seed", int, 1, ("seed",)),
     Row("common.fp16", bool, False, ("trainer.fp16",)),
@@ -82,187 +83,70 @@ ROWS: tuple[Row, ...] = (
     Row("common.min_loss_scale", float, 1e-4, ("trainer.min_loss_scale",)),
     Row("common.log_format", str | None, None, ("trainer.log_format",)),
     Row("common.log_interval", int, 100, ("trainer.logging_steps",)),
-    Row(
-        "common.log_file",
-        str | None,
-        None,
-        fits=_is(None),
-        why="a job logs into its own folder; choose that with hydra.run.dir",
-    ),
-    Row(
-        "common.tensorboard_logdir",
-        str | None,
-        None,
-        fits=_is(None),
-        why="all a job reports is in its log and in all_results.json",
-    ),
+    Row("common.log_file", str | None, None, fits=_is(None),
+        why="a job logs into its own folder; choose that with hydra.run.dir"),
+    Row("common.tensorboard_logdir", str | None, None, fits=_is(None),
+        why="all a job reports is in its log and in all_results.json"),
     Row("common.cpu", bool, False, ("trainer.use_cpu",)),
-    Row(
-        "distributed_training.find_unused_parameters",
-        bool,
-        False,
-        ("trainer.ddp_find_unused_parameters",),
-    ),
+    Row("distributed_training.find_unused_parameters", bool, False, ("trainer.ddp_find_unused_parameters",)),
     Row("distributed_training.distributed_backend", str, "nccl", ("trainer.ddp_backend",)),
-    Row(
-        "optimization.max_epoch",
-        float,
-        0,
-        ("trainer.num_train_epochs",),
-        lambda v: v if v > 0 else None,
-    ),
+    Row("optimization.max_epoch", float, 0, ("trainer.num_train_epochs",), lambda v: v if v > 0 else None),
     Row("optimization.max_update", int, 0, ("trainer.max_steps",), lambda v: v if v > 0 else None),
     Row("optimization.stop_time_hours", float, 0.0, ("trainer.stop_time_hours",)),
     Row("optimization.clip_norm", float, 0.0, ("trainer.max_grad_norm",)),
     Row("optimization.lr", FLOATS, 0.25, ("trainer.learning_rate",), _first),
     Row("optimization.sentence_avg", bool, False, ("task.*.criterion.sentence_avg",)),
-    Row(
-        "optimization.update_freq",
-        FLOATS | None,
-        None,
-        fits=_is(None),
-        why="gradient accumulation is a task's: set task.<name>.dataset.update_freq",
-    ),
+    Row("optimization.update_freq", FLOATS | None, None, fits=_is(None),
+        why="gradient accumulation is a task's: set task.<name>.dataset.update_freq"),
     Row("optimizer._name", str, "adam", ("trainer.optim",), _optimizer),
-    Row(
-        "optimizer.adam_betas",
-        str | list[float],
-        "(0.9, 0.999)",
-        ("trainer.adam_beta1", "trainer.adam_beta2"),
-        _betas,
-    ),
+    Row("optimizer.adam_betas", str | list[float], "(0.9, 0.999)", ("trainer.adam_beta1", "trainer.adam_beta2"),
+        _betas),
     Row("optimizer.adam_eps", float, 1e-8, ("trainer.adam_epsilon",)),
     Row("optimizer.weight_decay", float, 0.0, ("trainer.weight_decay",)),
-    Row(
-        "lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",), _schedule
-    ),
-    Row(
-        "lr_scheduler.warmup_ratio",
-        float,
-        0.0,
-        ("trainer.warmup_steps",),
-        lambda v: v if v > 0 else None,
-    ),
-    Row(
-        "lr_scheduler.warmup_updates",
-        int,
-        0,
-        ("trainer.warmup_steps",),
-        lambda v: v if v > 0 else None,
-    ),
+    Row("lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",), _schedule),
+    Row("lr_scheduler.warmup_ratio", float, 0.0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
+    Row("lr_scheduler.warmup_updates", int, 0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
     Row("lr_scheduler.end_learning_rate", float, 0.0, ("trainer.lr_scheduler_kwargs.lr_end",)),
     Row("lr_scheduler.power", float, 1.0, ("trainer.lr_scheduler_kwargs.power",)),
-    Row(
-        "lr_scheduler.total_num_update",
-        float,
-        1e6,
-        fits=_is(1e6),
-        why="the schedule ends where the training does: set optimization.max_update",
-    ),
+    Row("lr_scheduler.total_num_update", float, 1e6, fits=_is(1e6),
+        why="the schedule ends where the training does: set optimization.max_update"),
     Row("dataset.micro_batch_size", int, 32, ("trainer.per_device_train_batch_size",)),
-    Row(
-        "dataset.micro_valid_batch_size", int | None, None, ("trainer.per_device_eval_batch_size",)
-    ),
-    Row(
-        "dataset.validate_interval",
-        int,
-        1,
-        ("trainer.eval_strategy",),
-        lambda v: "epoch",
-        why=EVERY.format("validate"),
-    ),
-    Row(
-        "dataset.validate_interval_updates",
-        int,
-        0,
-        ("trainer.eval_strategy", "trainer.eval_steps"),
-        _every,
-    ),
+    Row("dataset.micro_valid_batch_size", int | None, None, ("trainer.per_device_eval_batch_size",)),
+    Row("dataset.validate_interval", int, 1, ("trainer.eval_strategy",), lambda v: "epoch",
+        why=EVERY.format("validate")),
+    Row("dataset.validate_interval_updates", int, 0, ("trainer.eval_strategy", "trainer.eval_steps"), _every),
     Row("dataset.validate_after_updates", int, 0, ("trainer.eval_delay",)),
     Row("dataset.max_valid_steps", int | None, None, ("trainer.max_valid_steps",)),
-    Row(
-        "dataset.disable_validation",
-        bool,
-        False,
-        ("trainer.eval_strategy",),
-        lambda v: "no" if v else None,
-    ),
+    Row("dataset.disable_validation", bool, False, ("trainer.eval_strategy",), lambda v: "no" if v else None),
     Row("checkpoint.save_dir", str, "checkpoints", ("trainer.save_dir",)),
-    Row(
-        "checkpoint.restore_file",
-        str,
-        "checkpoint_last.pt",
-        fits=_is("checkpoint_last.pt"),
-        why="start from a finished job's checkpoint folder with the top-level key init_from",
-    ),
+    Row("checkpoint.restore_file", str, "checkpoint_last.pt", fits=_is("checkpoint_last.pt"),
+        why="start from a finished job's checkpoint folder with the top-level key init_from"),
     Row("checkpoint.finetune_from_model", str | None, None, ("init_from",)),
     Row("checkpoint.reset_optimizer", bool, False, fits=lambda v: True, why=FRESH),
     Row("checkpoint.reset_lr_scheduler", bool, False, fits=lambda v: True, why=FRESH),
     Row("checkpoint.reset_meters", bool, False, fits=lambda v: True, why=FRESH),
     Row("checkpoint.reset_dataloader", bool, False, fits=lambda v: True, why=FRESH),
-    Row(
-        "checkpoint.save_interval",
-        int,
-        1,
-        ("trainer.save_strategy",),
-        lambda v: "epoch",
-        why=EVERY.format("save"),
-    ),
-    Row(
-        "checkpoint.save_interval_updates",
-        int,
-        0,
-        ("trainer.save_strategy", "trainer.save_steps"),
-        _every,
-    ),
-    Row(
-        "checkpoint.validate_interval_updates",
-        int,
-        0,
-        ("trainer.eval_strategy", "trainer.eval_steps"),
-        _every,
-    ),
+    Row("checkpoint.save_interval", int, 1, ("trainer.save_strategy",), lambda v: "epoch",
+        why=EVERY.format("save")),
+    Row("checkpoint.save_interval_updates", int, 0, ("trainer.save_strategy", "trainer.save_steps"), _every),
+    Row("checkpoint.validate_interval_updates", int, 0, ("trainer.eval_strategy", "trainer.eval_steps"),
+        _every),
     Row("checkpoint.keep_interval_updates", int, -1, ("trainer.save_total_limit",), _limit),
     Row("checkpoint.keep_last_epochs", int, -1, ("trainer.save_total_limit",), _limit),
-    Row(
-        "checkpoint.keep_best_checkpoints",
-        int,
-        -1,
-        fits=_is(-1),
-        why="checkpoint/ is the best one already where best_checkpoint_metric is set",
-    ),
-    Row(
-        "checkpoint.no_epoch_checkpoints",
-        bool,
-        False,
-        fits=lambda v: True,
-        why="none are kept unless save_interval asks for them",
-    ),
-    Row(
-        "checkpoint.no_save",
-        bool,
-        False,
-        fits=_is(False),
-        why="the next task of a chain starts from this job's checkpoint",
-    ),
+    Row("checkpoint.keep_best_checkpoints", int, -1, fits=_is(-1),
+        why="checkpoint/ is the best one already where best_checkpoint_metric is set"),
+    Row("checkpoint.no_epoch_checkpoints", bool, False, fits=lambda v: True,
+        why="none are kept unless save_interval asks for them"),
+    Row("checkpoint.no_save", bool, False, fits=_is(False),
+        why="the next task of a chain starts from this job's checkpoint"),
     Row("checkpoint.best_checkpoint_metric", str, "loss", ("trainer.metric_for_best_model",)),
-    Row(
-        "checkpoint.maximize_best_checkpoint_metric",
-        bool | None,
-        None,
-        ("trainer.greater_is_better",),
-    ),
+    Row("checkpoint.maximize_best_checkpoint_metric", bool | None, None, ("trainer.greater_is_better",)),
     Row("checkpoint.patience", int, -1, ("trainer.patience",)),
-    Row(
-        "ema.store_ema",
-        bool,
-        False,
-        fits=_is(False),
-        why="the app keeps no moving average of the weights",
-    ),
+    Row("ema.store_ema", bool, False, fits=_is(False), why="the app keeps no moving average of the weights"),
     Row("ema.ema_decay", float, 0.9999, fits=lambda v: True, why="of store_ema, which is off"),
     Row("ema.ema_start_update", int, 0, fits=lambda v: True, why="of store_ema, which is off"),
 )
+# fmt: on
 BY_KEY: Mapping[str, Row] = {row.key: row for row in ROWS}
 # Where one of these is set, that one of them takes the place of the other.
 INSTEAD = {
@@ -339,30 +223,33 @@ OTHERWISE: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class ModelKeys(ModelSettings):
-    """What may stand in `model`: the app's options, and OFASys's."""
+# What may stand in `model` of OFASys's: `encoder` and `decoder` hold normalize_before and learned_pos.
+MODEL_KEYS: Mapping[str, Any] = {
+    **dict.fromkeys(("adaptor", "encoder", "decoder"), dict[str, Any]),
+    **dict.fromkeys(("max_source_positions", "max_target_positions"), int),
+    **dict.fromkeys(("encode_drop_path_rate", "decode_drop_path_rate", "attention_dropout"), float),
+    **dict.fromkeys(("share_decoder_input_output_embed", "share_all_embeddings"), bool),
+    **dict.fromkeys(("freeze_encoder_embedding", "freeze_decoder_embedding"), bool),
+    **dict.fromkeys(("no_scale_embedding", "layernorm_embedding"), bool),
+    "activation_fn": str,
+}
 
-    arch: str | None = option(None, f"sizes by name: {', '.join(ARCHITECTURES)}")
-    adaptor: dict[str, Any] | None = option(None, "OFASys's; " + OTHERWISE["adaptor"])
-    encoder: dict[str, Any] | None = option(None, "OFASys's: normalize_before, learned_pos")
-    decoder: dict[str, Any] | None = option(None, "OFASys's: normalize_before, learned_pos")
-    max_source_positions: int | None = option(
-        None, "OFASys's; " + OTHERWISE["max_source_positions"]
-    )
-    max_target_positions: int | None = option(
-        None, "OFASys's; " + OTHERWISE["max_target_positions"]
-    )
-    share_decoder_input_output_embed: bool | None = option(None, "OFASys's; they are shared")
-    share_all_embeddings: bool | None = option(None, "OFASys's; they are shared")
-    no_scale_embedding: bool | None = option(None, "OFASys's; " + OTHERWISE["no_scale_embedding"])
-    layernorm_embedding: bool | None = option(None, "OFASys's; " + OTHERWISE["layernorm_embedding"])
-    activation_fn: str | None = option(None, "OFASys's; " + OTHERWISE["activation_fn"])
-    attention_dropout: float | None = option(None, "OFASys's; " + OTHERWISE["attention_dropout"])
-    encode_drop_path_rate: float | None = option(None, "OFASys's; only 0")
-    decode_drop_path_rate: float | None = option(None, "OFASys's; only 0")
-    freeze_encoder_embedding: bool | None = option(None, "OFASys's; only false")
-    freeze_decoder_embedding: bool | None = option(None, "OFASys's; only false")
+
+def _said(name: str) -> str:
+    only = f"only {json.dumps(IS_SO[name])}" if name in IS_SO else "normalize_before, learned_pos"
+    return f"OFASys's; {OTHERWISE.get(name, only)}"
+
+
+ModelKeys = make_dataclass(
+    "ModelKeys",
+    [
+        ("arch", str | None, option(None, f"sizes by name: {', '.join(ARCHITECTURES)}")),
+        *((name, kind | None, option(None, _said(name))) for name, kind in MODEL_KEYS.items()),
+    ],
+    bases=(ModelSettings,),
+    namespace={"__doc__": "What may stand in `model`: the app's options, and OFASys's."},
+    frozen=True,
+)
 
 
 # -- translating ------------------------------------------------------------------------------------
@@ -378,29 +265,23 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     ours: dict[str, tuple[str, Any]] = {}  # our key -> who said so first, and what
     for key, value in given.items():
-        row = BY_KEY.get(key)
-        if row is None or any(_active(given, other) for other in INSTEAD.get(key, ())):
-            if row is None:
-                problems.append(_no_such(key, value))
+        if any((given.get(other) or 0) > 0 for other in INSTEAD.get(key, ())):
             continue
-        for target, wanted in _wanted(row, value, problems):
+        try:
+            found = _wanted(key, value)
+        except SettingsErrors as error:
+            problems += error.problems
+            continue
+        for target, wanted in found:
             said = _select(values, target)
             first = ours.setdefault(target, (target, said) if said is not None else (key, wanted))
             if not _same(first[1], wanted):
-                problems.append(
-                    Problem(
-                        key,
-                        f"{key}={value} and {first[0]}={first[1]} say two things about {target}; "
-                        "remove one of them",
-                    )
-                )
+                text = f"{key}={value} and {first[0]}={first[1]} say two things about {target}; "
+                problems.append(Problem(key, text + "remove one of them"))
     limits = ("optimization.max_epoch", "optimization.max_update")
     if all(given.get(key) == 0 for key in limits):
-        problems.append(
-            Problem(
-                limits[0], f"{limits[0]}=0 and {limits[1]}=0: training would never end; set one"
-            )
-        )
+        text = f"{limits[0]}=0 and {limits[1]}=0: training would never end; set one"
+        problems.append(Problem(limits[0], text))
     made = {key: value for key, value in values.items() if key not in OFASYS}
     made["model"] = _model(values.get("model") or {}, problems)
     if problems:
@@ -415,29 +296,25 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _active(given: Mapping[str, Any], key: str) -> bool:
-    return (given.get(key) or 0) > 0
+def _wanted(key: str, value: Any) -> list[tuple[str, Any]]:
+    """Our keys and values for one of OFASys's. Raises SettingsErrors."""
 
+    def wrong(text: str) -> SettingsErrors:
+        return SettingsErrors([Problem(key, text)])
 
-def _no_such(key: str, value: Any) -> Problem:
-    return Problem(key, f"{key}={value}: there is no option '{key}'{nearest(key, BY_KEY)}")
-
-
-def _wanted(row: Row, value: Any, problems: list[Problem]) -> list[tuple[str, Any]]:
-    """Our keys and values for one of OFASys's."""
-    if not row.to:
-        if not row.fits(value):
-            problems.append(Problem(row.key, f"{row.key}={value} is not taken over: {row.why}"))
-        return []
-    if row.why and value != row.default:
-        problems.append(Problem(row.key, f"{row.key}={value} is not taken over: only {row.why}"))
-        return []
+    row = BY_KEY.get(key)
+    if row is None:
+        raise wrong(f"{key}={value}: there is no option '{key}'{nearest(key, BY_KEY)}")
+    value = read_value(row.type, value, key)
+    if not row.to and not row.fits(value):
+        raise wrong(f"{key}={value} is not taken over: {row.why}")
+    if row.to and row.why and value != row.default:
+        raise wrong(f"{key}={value} is not taken over: only {row.why}")
     try:
         wanted = row.convert(value)
-    except (ValueError, SyntaxError, TypeError, IndexError):
-        problems.append(Problem(row.key, f"{row.key}={value!r} cannot be read; like {row.default}"))
-        return []
-    if wanted is None:
+    except (ValueError, SyntaxError, TypeError, IndexError) as error:
+        raise wrong(f"{key}={value!r} cannot be read; like {row.default}") from error
+    if wanted is None or not row.to:
         return []
     return list(zip(row.to, wanted, strict=True)) if len(row.to) > 1 else [(row.to[0], wanted)]
 
@@ -469,50 +346,32 @@ def _put(values: Mapping[str, Any], keys: list[str], value: Any) -> dict[str, An
 
 def _model(given: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     """The section `model` by our names: sizes from `arch`, unless they are given."""
-    made = dict(given)
-    arch = made.pop("arch", None)
+
+    def wrong(key: str, value: Any, text: str) -> None:
+        problems.append(Problem(f"model.{key}", f"model.{key}={value}: {text}"))
+
+    made = {key: value for key, value in given.items() if key not in (*MODEL_KEYS, "arch")}
+    arch = given.get("arch")
     if arch is not None and arch not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        problems.append(
-            Problem(
-                "model.arch",
-                f"model.arch={arch}: unknown; there are {known}{nearest(str(arch), ARCHITECTURES)}",
-            )
-        )
+        near = nearest(str(arch), ARCHITECTURES)
+        wrong("arch", arch, f"unknown; there are {', '.join(ARCHITECTURES)}{near}")
     elif arch is not None:
         made = {**dict(zip(SIZES, ARCHITECTURES[arch], strict=True)), **made}
-    for key, value in _details(made).items():
+    details: dict[str, Any] = {}  # OFASys's that are set, `encoder` and `decoder` flat
+    for key in sorted(MODEL_KEYS.keys() & given.keys()):
+        if key in ("encoder", "decoder"):
+            details |= {f"{key}.{name}": value for name, value in (given[key] or {}).items()}
+        elif given[key] is not None:
+            details[key] = given[key]
+    for key, value in details.items():
         if key in IS_SO and value != IS_SO[key]:
-            problems.append(
-                Problem(
-                    f"model.{key}", f"model.{key}={value}: this app's model has {IS_SO[key]} only"
-                )
-            )
+            wrong(key, value, f"this app's model has {IS_SO[key]} only")
         elif key in OTHERWISE:
             log.warning("model.%s=%s has no effect: %s", key, value, OTHERWISE[key])
         elif key not in IS_SO:
-            problems.append(
-                Problem(
-                    f"model.{key}",
-                    f"model.{key}={value}: there is no option '{key}'"
-                    f"{nearest(key, [*IS_SO, *OTHERWISE])}",
-                )
-            )
-    return {key: value for key, value in made.items() if key not in _OFASYS_MODEL}
-
-
-_OFASYS_MODEL = ModelKeys.__dataclass_fields__.keys() - ModelSettings.__dataclass_fields__.keys()
-
-
-def _details(model: Mapping[str, Any]) -> dict[str, Any]:
-    """OFASys's options of a model that are set, `encoder` and `decoder` flat."""
-    found: dict[str, Any] = {}
-    for key in sorted(_OFASYS_MODEL & model.keys()):
-        if key in ("encoder", "decoder"):
-            found |= {f"{key}.{name}": value for name, value in (model[key] or {}).items()}
-        elif model[key] is not None:
-            found[key] = model[key]
-    return found
+            near = nearest(key, [*IS_SO, *OTHERWISE])
+            wrong(key, value, f"there is no option '{key}'{near}")
+    return made
 
 
 # -- the documentation ------------------------------------------------------------------------------

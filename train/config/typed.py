@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +40,7 @@ class SettingsErrors(SettingsError):
 
 
 def problems_of(error: SettingsError, otherwise: str = "") -> tuple[Problem, ...]:
-    """The mistakes an error tells, each at the key its message begins with."""
+    """The mistakes of an error, each at the key its message begins with."""
     if isinstance(error, SettingsErrors):
         return error.problems
     found = re.match(r"[\w.*-]+(?:\[\d+\])?(?=[=:, ])", str(error))
@@ -69,6 +70,14 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def at_least(least: float) -> dict[str, Any]:
+    """The check and the rule of an option that is a number of at least `least`, or null."""
+    return {
+        "check": lambda v: v is None or (v >= least and math.isfinite(v)),
+        "rule": f"must be a finite number, {least:g} or more",
+    }
+
+
 @cache
 def options(kind: type) -> Mapping[str, dataclasses.Field[Any]]:
     """YAML key -> field of a section; fields that are no option (no metadata) are left out."""
@@ -92,7 +101,7 @@ def default_of(one: dataclasses.Field[Any]) -> Any:
 def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any) -> Section:
     """`values` as an instance of `kind`; `more` are its fields that are no option.
 
-    Raises SettingsErrors with every mistake below `key`.
+    key: where they stand, empty at the top. Raises SettingsErrors with every mistake below it.
     """
     reader = _Reader([], partial=False)
     made = reader.section(kind, values, key, more)
@@ -124,7 +133,7 @@ MOST_LISTED = 30  # in a message; more are read elsewhere
 
 
 def _info(key: str) -> str:
-    """What --info calls the section that a key is in."""
+    """The name by which --info knows the section of a key."""
     section, *below = key.split(".")[:-1]
     return ".".join([section, *(below[1:] if section == "task" else below)])
 
@@ -161,7 +170,7 @@ class _Reader:
         made: dict[str, Any] = dict(more)
         before = len(problems)
         for name, value in values.items():
-            here = f"{key}.{name}"
+            here = f"{key}.{name}".lstrip(".")
             if name not in known:
                 problems.append(unknown(here, value, str(name), kind))
                 continue
@@ -242,17 +251,22 @@ class _Reader:
 
 
 def check(kind: type, values: Any, key: str) -> list[Problem]:
-    """What is wrong with one layer of a section, whatever other layers add to it."""
+    """Mistakes in one layer of a section, whatever other layers add to it."""
     reader = _Reader([], partial=True)
     reader.section(kind, values, key, {})
     return reader.problems
 
 
-def check_value(wanted: Any, value: Any, key: str) -> list[Problem]:
-    """As `check`, for a value of any type."""
+def read_value(wanted: Any, value: Any, key: str) -> Any:
+    """One value as the annotation `wanted` has it; `${...}` and `???` as they are.
+
+    Raises SettingsErrors.
+    """
     reader = _Reader([], partial=True)
-    reader.value(value, wanted, key)
-    return reader.problems
+    made = reader.value(value, wanted, key)
+    if reader.problems:
+        raise SettingsErrors(reader.problems)
+    return made
 
 
 def _literal(value: Any, known: tuple[Any, ...]) -> Any:

@@ -112,7 +112,7 @@ class Filled:
 
     template: Template
     values: tuple[Any, ...]  # one per slot; null only on the decoder side
-    row: Mapping[str, Any]  # all columns: metrics may use those that no slot names
+    row: Mapping[str, Any]  # all columns: metrics may use columns that no slot names
 
     def __str__(self) -> str:
         pairs = list(zip(self.template.slots, self.values, strict=True))
@@ -276,7 +276,7 @@ def _attribute(kind: str, side: Side, attribute: str) -> tuple[str, Value]:
 
 
 def _not_a_slot(bracket: str) -> str:
-    """What is wrong with text in brackets that is no slot, and the repair where it is clear."""
+    """The mistake in text in brackets that is no slot, and the repair where it is clear."""
     inside = bracket[1:-1]
     if re.search(r"\s", inside):
         reason = "a slot has no white space inside"
@@ -295,7 +295,7 @@ def _not_a_slot(bracket: str) -> str:
 
 
 def _stray(template: str, token: re.Match[str]) -> str:
-    """What to say about a bracket without its partner."""
+    """The message about a bracket without its partner."""
     if token[0] == "[":
         rest = re.match(r"[A-Z]+(?::[_A-Za-z0-9]+)?(?:,[_A-Za-z0-9=.]+)*", template[token.end() :])
         clear = rest and rest[0].partition(":")[0].partition(",")[0] in TYPES

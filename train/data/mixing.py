@@ -1,4 +1,4 @@
-"""Which rows a process sees in which update: one task, or several trained jointly.
+"""The order of rows: which of them a process sees in which update, of one task or several.
 
 An update visits all tasks in order; of each it takes `update_freq` micro-batches. A task's rows pass
 in epochs of their own, each in a new order, and a task weighs as much as it brings to an update: there
@@ -18,12 +18,11 @@ from train.data.specs import shard
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process takes of one micro-batch of a task."""
+    """The share of one process in one micro-batch of a task."""
 
     task: int
     epoch: int  # of the task, from 0
-    rows: tuple[int, ...]  # own share, may be empty; indices into the rows of this epoch
-    rows_of_all: tuple[int, ...]  # of all processes together, in order
+    rows: tuple[int, ...]  # indices into the rows of this epoch, may be empty
 
 
 @dataclass(frozen=True)
@@ -115,4 +114,4 @@ def _endless(stream: Stream, world: int) -> Iterator[tuple[int, tuple[int, ...]]
 
 def _share(task: int, epoch: int, rows: tuple[int, ...], rank: int, world: int) -> MicroBatch:
     start, end = shard(len(rows), rank, world)
-    return MicroBatch(task, epoch, rows[start:end], rows)
+    return MicroBatch(task, epoch, rows[start:end])

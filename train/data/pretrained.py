@@ -1,4 +1,4 @@
-"""Where tokenizers, models and image processors of Hugging Face are read from; no torch.
+"""Folders that tokenizers, models and image processors of Hugging Face are read from; no torch.
 
     /models/t5-small             a folder as `save_pretrained` writes it
     pkg://my_models/t5-small     a folder inside an installed package, which is not imported
@@ -67,7 +67,7 @@ def _in_package(name: str, key: str) -> Path:
 
 
 def described(name: str, file: str, key: str) -> Mapping[str, Any] | None:
-    """What `file` of the folder says; null where the folder is not here yet. Raises SettingsError."""
+    """The content of a JSON `file` of the folder; null where it is not here yet. Raises SettingsError."""
     folder = located(name, key)
     if folder is None:
         return None

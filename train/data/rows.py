@@ -1,4 +1,4 @@
-"""Rows of a task: read from files, taken from scikit-learn, or made up by rule at run time.
+"""Rows of a task: read from files, or generated for its class.
 
 A row maps column names to values, and instructions name the columns. Every class divides its rows into
 train, dev and test; nothing is downloaded. No torch here.
@@ -7,7 +7,6 @@ train, dev and test; nothing is downloaded. No torch here.
 from __future__ import annotations
 
 import csv
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from train.config.sections import EvaluationSettings
+from train.data.generated import MAKERS
 from train.data.specs import Column, Source, file_of_epoch, mix, occurrences
 from train.data.task_plan import CLASS_COLUMNS, TaskPlan
 
@@ -136,84 +136,11 @@ def _place(path: Path, column: Column, names: Sequence[str], header: bool) -> in
     raise DataError(f"{path} has no column '{column.column}': {hint}")
 
 
-# Classes of tasks
-
-
-@cache
-def digits() -> tuple[Any, Any]:
-    """All 1797 images (n x 8 x 8, float32 in [-1, 1]) and their labels (int64)."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = (pixels / 8 - 1).astype(np.float32).reshape(-1, 8, 8)
-    return images, labels.astype(np.int64)
-
-
-def _digit_rows(labels: Sequence[str]) -> list[Row]:
-    images, truth = digits()
-    return [
-        {"image": images[row], "label": str(truth[row])}
-        for row in range(len(truth))
-        if str(truth[row]) in labels
-    ]
-
-
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-WORDS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
-
-
-def _arithmetic_rows(labels: Sequence[str]) -> list[Row]:
-    """Sums and differences of numbers up to nine; those whose result is a label."""
-    found = [
-        (a, word, b, a + b if word == "plus" else a - b)
-        for a, word, b in itertools.product(range(10), ("plus", "minus"), range(10))
-    ]
-    rows = [
-        {"question": f"{WORDS[a]} {word} {WORDS[b]}", "answer": WORDS[result]}
-        for a, word, b, result in found
-        if result >= 0
-    ]
-    return [row for row in rows if not labels or row["answer"] in labels]
-
-
-def _parity_rows(labels: Sequence[str]) -> list[Row]:
-    """Sequences of three to eight bits in words: is the number of ones even or odd?"""
-    return [
-        {
-            "bits": " ".join(WORDS[bit] for bit in bits),
-            "answer": "odd" if sum(bits) % 2 else "even",
-        }
-        for length in range(3, 9)
-        for bits in itertools.product((0, 1), repeat=length)
-    ]
-
-
-def _sentiment_rows(labels: Sequence[str]) -> list[Row]:
-    """Short reviews whose judgement is an adjective, turned round by 'not'."""
-    things = ("film", "book", "song", "play", "meal", "show", "game", "story")
-    openings = ("the {} was", "i found the {}", "we all thought the {} was", "that {} is")
-    degrees = ("", "very ", "not ", "really ", "not very ")
-    good = ("good", "lovely", "clever", "funny", "brilliant")
-    bad = ("bad", "awful", "boring", "weak", "terrible")
-    return [
-        {
-            "review": f"{opening.format(thing)} {degree}{word}",
-            "label": "positive" if (word in good) != degree.startswith("not") else "negative",
-        }
-        for thing, opening, degree, word in itertools.product(things, openings, degrees, good + bad)
-    ]
-
-
-MAKERS: Mapping[str, Callable[[Sequence[str]], list[Row]]] = {
-    "arithmetic": _arithmetic_rows,
-    "digits": _digit_rows,
-    "parity": _parity_rows,
-    "sentiment": _sentiment_rows,
-}
+# Rows by rule
 
 
 def _of_class(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
-    """Rows by rule in three parts; those of every answer of a closed set are divided apart.
+    """Generated rows in three parts; the rows of every answer of a closed set are divided apart.
 
     There, which part a row goes to depends on the rows with its own answer alone, so it stays the same
     whichever task the answer occurs in.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from train.config.sections import MetricSettings
@@ -71,26 +71,9 @@ def compute(
 def _f_measure(settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]) -> float:
     from sklearn.metrics import fbeta_score
 
-    labels = sorted({*truths, *answers})
-    positive = None
+    given: list[Sequence[Any]] = [truths, answers]
+    average = "macro"
     if isinstance(settings.ans2label, Mapping) and len(settings.ans2label) == 2:
-        positive = next((k for k, v in settings.ans2label.items() if v == 1), None)
-    if positive is not None:
-        return float(
-            fbeta_score(
-                [t == positive for t in truths],
-                [a == positive for a in answers],
-                beta=settings.beta,
-                zero_division=0,
-            )
-        )
-    return float(
-        fbeta_score(
-            list(truths),
-            list(answers),
-            labels=labels,
-            average="macro",
-            beta=settings.beta,
-            zero_division=0,
-        )
-    )
+        for positive in (text for text, number in settings.ans2label.items() if number == 1):
+            given, average = [[text == positive for text in part] for part in given], "binary"
+    return float(fbeta_score(*given, average=average, beta=settings.beta, zero_division=0))

@@ -9,11 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from train.config.sections import ModelSettings
 from train.config.typed import SettingsError
-from train.data.pretrained import read
 
-UNIT = "tokens"
 _MASKS = ("<mask>", "[MASK]", "<extra_id_0>")  # the last one is T5's
 
 
@@ -46,11 +43,13 @@ class ByteTokens:
 
         self._tokenizer = ByT5Tokenizer(extra_ids=0)
         first = len(self._tokenizer)
-        self.bos, self.mask, self.image = first, first + 1, first + 2
+        self.bos, self.image = first, first + 2
+        self.mask: int | None = first + 1
         self.pad: int = self._tokenizer.pad_token_id
         self.eos: int = self._tokenizer.eos_token_id
-        self.before = self.start = (self.bos,)
-        self.after = (self.eos,)
+        self.before: tuple[int, ...] = (self.bos,)
+        self.start: tuple[int, ...] = (self.bos,)
+        self.after: tuple[int, ...] = (self.eos,)
         self.size = first + 3
 
     def encode(self, text: str) -> list[int]:
@@ -75,11 +74,11 @@ class FolderTokens:
     """A tokenizer of Hugging Face, for a model that was made for it or is made for it here.
 
     Made here (`config` null): marks that it lacks, and <image>, get ids behind its own, and groups have a
-    begin mark. Else the marks around text are those the tokenizer sets itself, and an answer begins
+    begin mark. Else the tokenizer sets its own marks around text, and an answer begins
     with the model's decoder_start_token_id.
     """
 
-    unit = UNIT
+    unit = "tokens"
 
     def __init__(self, tokenizer: Any, key: str, config: Any = None) -> None:
         self._tokenizer = tokenizer
@@ -88,17 +87,18 @@ class FolderTokens:
         self.size = self.own
         self._special = {i for i in tokenizer.all_special_ids if i is not None}
         self._plain = sorted(set(vocabulary.values()) - self._special)
-        begin = _first(tokenizer.bos_token_id, tokenizer.cls_token_id)
         eos = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
         pad = tokenizer.pad_token_id
         mask = _first(tokenizer.mask_token_id, *(vocabulary.get(m) for m in _MASKS))
         self.mask: int | None
+        self.before: tuple[int, ...]
+        self.start: tuple[int, ...]
+        self.after: tuple[int, ...]
         if config is None:
             self.pad, self.eos = self._mark(pad), self._mark(eos)
-            begin, self.mask = self._mark(begin), self._mark(mask)
-            self.image = self._mark(None)
-            self.before = self.start = (begin,)
-            self.after = (self.eos,)
+            begin = self._mark(_first(tokenizer.bos_token_id, tokenizer.cls_token_id))
+            self.mask, self.image = self._mark(mask), self._mark(None)
+            self.before, self.after, self.start = (begin,), (self.eos,), (begin,)
             return
         missing = [name for name, i in (("pad", pad), ("eos (or sep)", eos)) if i is None]
         if missing:
@@ -108,7 +108,7 @@ class FolderTokens:
             )
         self.pad, self.eos, self.mask, self.image = pad, eos, mask, -1
         self.before, self.after = self._around()
-        first = _first(config.decoder_start_token_id, config.pad_token_id, self.pad)
+        first: int = _first(config.decoder_start_token_id, config.pad_token_id, self.pad)
         self.start = (first, *(i for i in self.before if i != first))
 
     def _mark(self, known: int | None) -> int:
@@ -118,7 +118,7 @@ class FolderTokens:
         return self.size - 1
 
     def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the tokenizer itself puts before and after a text."""
+        """The marks the tokenizer itself puts before and after a text."""
         text = self._tokenizer.convert_ids_to_tokens(self._plain[0])
         bare = self.encode(text)
         whole: list[int] = self._tokenizer(text).input_ids
@@ -151,67 +151,10 @@ def _up_to(ids: Sequence[int], eos: int) -> list[int]:
     return own[: own.index(eos)] if eos in own else own
 
 
-def _first(*candidates: int | None) -> int | None:
+def _first(*candidates: Any) -> Any:
     return next((one for one in candidates if one is not None), None)
 
 
 @cache
 def tokens() -> ByteTokens:
     return ByteTokens()
-
-
-def vocabulary_of(settings: ModelSettings, base: Path | None = None) -> Vocabulary | None:
-    """The vocabulary of the model of these settings, or of a chain's `base` folder; null: it has none.
-
-    Raises SettingsError.
-    """
-    if settings.kind == "vit":
-        return None
-    name, key = settings.tokenizer or settings.path, "model.tokenizer"
-    if settings.tokenizer is None:
-        key = "model.path"
-    if base is not None and (base / "tokenizer_config.json").is_file():
-        name, key = str(base), "init_from"
-    elif base is not None and settings.kind == "unify":
-        name = None
-    if name is None:
-        return tokens()
-    from transformers import AutoTokenizer
-
-    tokenizer = read(AutoTokenizer.from_pretrained, name, key)
-    if settings.kind == "unify":
-        return FolderTokens(tokenizer, f"{key}={name}")
-    config = config_of(settings, base)
-    if base is None and settings.weights == "random" and settings.tokenizer is not None:
-        # Marks of the tokenizer that the shape was first trained with.
-        config.decoder_start_token_id = config.pad_token_id = None
-    made = FolderTokens(tokenizer, f"{key}={name}", config)
-    if made.own > config.vocab_size and settings.weights != "random":
-        raise SettingsError(
-            f"{key}={name}: the tokenizer has {made.own} ids, but the weights of "
-            f"model.path={settings.path} embed {config.vocab_size}; they do not belong together. "
-            "model.weights=random makes a model of this shape for the tokenizer"
-        )
-    return made
-
-
-def config_of(settings: ModelSettings, base: Path | None = None) -> Any:
-    """The configuration of an encoder-decoder from a folder, `model.config` over it.
-
-    Raises SettingsError.
-    """
-    from transformers import AutoConfig
-
-    if base is not None:
-        return read(AutoConfig.from_pretrained, str(base), "init_from")
-    assert settings.path is not None
-    config = read(AutoConfig.from_pretrained, settings.path, "model.path")
-    for key, value in settings.config.items():
-        if not hasattr(config, key):
-            known = ", ".join(sorted(k for k in config.to_diff_dict() if not k.startswith("_")))
-            raise SettingsError(
-                f"model.config.{key}={value}: the configuration of model.path={settings.path} has no "
-                f"such value; it has {known}"
-            )
-        setattr(config, key, value)
-    return config

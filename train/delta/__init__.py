@@ -1,1 +1,1 @@
-"""What a task trains on top of a frozen model."""
+"""Deltas: what a task adds to a model. One file per method, behind `train.delta.delta`."""

@@ -12,23 +12,88 @@ rows of all ancestors, plain: the scaling alpha / r belongs to B.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.config.sections import DeltaSettings, SettingsError
-from train.config.typed import nearest
+from train.config.sections import DeltaSettings
+from train.delta.delta import Penalty
+from train.delta.lora import add_adapter, load_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
+class OrthogonalityOff(RuntimeError):
+    """The orthogonal penalty of a task with ancestors is not above 0."""
+
+
+class OLoRA:
+    """A delta: the adapter of one task. Never attached, by the first task, it has no penalty."""
+
+    def __init__(self, settings: DeltaSettings) -> None:
+        self.settings = settings
+        self.model: PeftModel | None = None
+        self.chain: tuple[str, ...] = ()  # names of the adapters, ancestors first
+        self.first: float | None = None  # the orthogonal penalty at the first step
+
+    def attach(
+        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
+    ) -> PeftModel:
+        self.model = add_adapter(model, name, ancestors, self.settings)
+        self.chain = (*ancestors, name)
+        return self.model
+
+    @cached_property
+    def modules(self) -> list[Factors]:
+        """Stacked when first asked for, in training: only then the model is on its device."""
+        return [] if self.model is None else factors(self.model, self.chain[-1], self.chain[:-1])
+
+    def penalty(self) -> Penalty:
+        """lamda_1 * L_orth + lamda_2 * L_l2. Raises OrthogonalityOff at the first step."""
+        with self._in_full():
+            orthogonal, l2 = orthogonal_loss(self.modules), l2_loss(self.modules)
+        if self.first is None:
+            self.first = orthogonal.item()
+            if any(len(m.a_old) for m in self.modules) and not self.first > 0:
+                raise OrthogonalityOff(
+                    f"the orthogonal loss is {self.first} at the first step, but the task has ancestors "
+                    "and random subspaces are never exactly orthogonal: the ancestors' lora_A are not "
+                    "what was trained (all zero, or not loaded). Check the checkpoint in init_from."
+                )
+        weighted = self.settings.lamda_1 * orthogonal + self.settings.lamda_2 * l2
+        return Penalty(weighted, {"orthogonal_loss": orthogonal, "l2_loss": l2})
+
+    def _in_full(self) -> torch.autocast:
+        """Without autocast, which would multiply the factors in 16 bits."""
+        device = self.modules[0].a_new.device.type if self.modules else "cpu"
+        return torch.autocast(device, enabled=False)
+
+    def report(self) -> dict[str, float]:
+        return {
+            "orthogonal_loss_first": self.first or 0.0,
+            "orthogonal_loss": orthogonal_loss(self.modules).item(),
+            "l2_loss": l2_loss(self.modules).item(),
+            "a_norm": a_norm(self.modules).item(),
+        }
+
+    def save(self, folder: Path) -> None:
+        assert self.model is not None
+        # Without the flag peft looks the base up where it was when the chain began.
+        own = [self.chain[-1]]
+        self.model.save_pretrained(str(folder), selected_adapters=own, save_embedding_layers=False)
+
+    load = staticmethod(load_adapter)
+
+
 @dataclass(frozen=True)
 class Factors:
-    """The factors of one LoRA module: those of all ancestors, stacked and frozen, and the new."""
+    """The factors of one LoRA module: all ancestors', stacked and frozen, and the new adapter's."""
 
     a_old: torch.Tensor  # R x d_in; R is the sum of the ancestors' ranks, 0 without ancestors
     a_new: torch.Tensor  # r x d_in
@@ -59,81 +124,6 @@ def _total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
     return sum(terms, start=torch.zeros(()))
 
 
-def add_adapter(
-    model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], delta: DeltaSettings
-) -> PeftModel:
-    """The model with a new adapter `name`, the only trainable part, on top of its active ancestors.
-
-    The adapter changes nothing yet: B = 0, and A is uniform in +-1/sqrt(d_in). Ranks may differ
-    along a chain; every adapter keeps its own scaling alpha / r.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    config = LoraConfig(
-        r=delta.lora_dim,
-        lora_alpha=delta.lora_alpha,  # type: ignore[arg-type]  # peft only divides it
-        lora_dropout=delta.lora_dropout,
-        target_modules=own_names(model, delta.target_modules),
-    )
-    if isinstance(model, PeftModel):
-        model.add_adapter(name, config)
-    else:
-        model = get_peft_model(model, config, adapter_name=name)
-    activate(model, [*ancestors, name])
-    model.set_requires_grad(name, True)
-    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-    own = {n for n, _ in model.named_parameters() if "lora_" in n and f".{name}." in n}
-    assert own and trainable == own, f"trainable besides '{name}': {sorted(trainable ^ own)[:5]}"
-    return model
-
-
-# A layer by its place -> what it is called in transformers' models, one or several.
-LAYER_NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "q_proj": (("q",),),
-    "k_proj": (("k",),),
-    "v_proj": (("v",),),
-    "o_proj": (("o",), ("out_proj",)),
-    "fc1": (("wi",), ("wi_0", "wi_1")),
-    "fc2": (("wo",),),
-}
-
-
-def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
-    """The names `model` has for the layers of `delta.target_modules`; its own are taken as they are.
-
-    Raises SettingsError for one that it has no layer for.
-    """
-    paths = [
-        name.removesuffix(".base_layer")
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
-    ]
-
-    def there(name: str) -> bool:  # as peft looks
-        return any(path == name or path.endswith(f".{name}") for path in paths)
-
-    found: list[str] = []
-    for name in wanted:
-        candidates = ((name,), *LAYER_NAMES.get(name, ()))
-        own = next((one for one in candidates if all(map(there, one))), None)
-        if own is None:
-            linear = {path.rpartition(".")[2] for path in paths}
-            raise SettingsError(
-                f"delta.target_modules: the model has no layer '{name}'{nearest(name, linear)}. Its "
-                f"layers: {', '.join(sorted(linear))}"
-            )
-        found += own
-    return found
-
-
-def activate(model: PeftModel, names: Sequence[str]) -> None:
-    """Use all these adapters in forward, none of them trainable."""
-    # PeftModel.set_adapter takes one name only; the tuner's takes a list, but makes all trainable.
-    model.base_model.set_adapter(list(names))
-    for name in names:
-        model.set_requires_grad(name, False)
-
-
 def factors(model: torch.nn.Module, name: str, ancestors: Sequence[str]) -> list[Factors]:
     """The factors of every LoRA module of `model`, for the adapter `name` on top of `ancestors`."""
     from peft.tuners.lora import LoraLayer
@@ -141,8 +131,14 @@ def factors(model: torch.nn.Module, name: str, ancestors: Sequence[str]) -> list
     found = []
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A:
-            a_new, b_new = module.lora_A[name].weight, module.lora_B[name].weight
-            old = [module.lora_A[a].weight.detach() for a in ancestors if a in module.lora_A]
+            a, b = module.lora_A, module.lora_B
+            a_new, b_new = _weight(a[name]), _weight(b[name])
+            old = [_weight(a[one]).detach() for one in ancestors if one in a]
             a_old = torch.cat(old) if old else a_new.new_zeros(0, a_new.shape[1])
             found.append(Factors(a_old, a_new, b_new))
     return found
+
+
+def _weight(layer: Any) -> torch.Tensor:
+    weight: torch.Tensor = layer.weight
+    return weight

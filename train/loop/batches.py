@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from train.data.mixing import MicroBatch, Stream, Update, total_updates, updates
-from train.data.rows import Row, Rows
-from train.data.task_plan import TaskPlan
-
-
-class Meeting(Protocol):
-    """How a task meets a model: `ImageChoice` and `TextAnswer`."""
-
-    plan: TaskPlan
-
-    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Any: ...
-    def batch(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]: ...
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor: ...
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Any], device: torch.device
-    ) -> list[str]: ...
+from train.data.rows import Rows
+from train.model.family import Meeting
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 
 from train.config.sections import LossSettings
-
-IGNORED = -100  # a label that counts in no loss
+from train.model.family import IGNORED
 
 
 def sample_size(labels: torch.Tensor, settings: LossSettings, update: int) -> int:
-    """How many tokens of `labels` (n, or n x length) count; rows instead with `sentence_avg`."""
+    """Number of tokens of `labels` (n, or n x length) that count; of rows with `sentence_avg`."""
     if settings.sentence_avg:
         return len(labels)
     return _kept(int((labels != IGNORED).sum()), settings, update)

@@ -1,18 +1,19 @@
-"""How good a model is at a task: the metrics of its configuration, on dev or test."""
+"""Scores of a model on a task: the metrics of its configuration, on dev or test."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from train.data.rows import Row
+from train.data.rows import Row, Rows
 from train.data.task_metrics import compute
-from train.loop.batches import Meeting
 from train.loop.criterion import loss_sum, sample_size
+from train.model.family import Meeting
 
 BATCH = 256
 
@@ -20,9 +21,8 @@ BATCH = 256
 def evaluate(
     model: torch.nn.Module,
     task: Meeting,
-    rows: Sequence[Row],
-    part: str,
-    batch_size: int = BATCH,
+    rows: Rows,
+    part: Literal["dev", "test"],
     max_batches: int | None = None,
     with_loss: bool = False,
 ) -> dict[str, float]:
@@ -33,12 +33,14 @@ def evaluate(
     """
     plan, device = task.plan, next(model.parameters()).device
     seed = plan.task.dataset.fixed_validation_seed or 0
-    chosen = rows if max_batches is None else rows[: batch_size * max_batches]
+    size = plan.task.dataset.micro_valid_batch_size or BATCH
+    chosen = rows.dev if part == "dev" else rows.test
+    chosen = chosen if max_batches is None else chosen[: size * max_batches]
     answers: list[str] = []
     loss, counted = 0.0, 0
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(chosen), batch_size):
+        for start in range(0, len(chosen), size):
             examples = [
                 task.example(
                     row,
@@ -46,7 +48,7 @@ def evaluate(
                     False,
                     f"task {plan.name}, {part} row {i + 1}",
                 )
-                for i, row in enumerate(chosen[start : start + batch_size], start=start)
+                for i, row in enumerate(chosen[start : start + size], start=start)
             ]
             answers += task.answers(model, examples, device)
             if with_loss:
@@ -69,19 +71,20 @@ def evaluate(
 
 
 def means(
-    by_task: Mapping[str, Mapping[str, float]], scores: Mapping[str, str]
+    by_task: Mapping[str, Mapping[str, float]], score_of: Mapping[str, str]
 ) -> dict[str, float]:
-    """What a validation of several tasks is logged as.
+    """The logged values of a validation of several tasks.
 
     Each name as the plain mean over the tasks that have it, `score` as the mean of every task's own
-    (`scores`: task -> its name), and behind the task's name each by itself where there are several.
+    (`score_of`: task -> its name), and behind the task's name each by itself where there are several.
     """
     names = dict.fromkeys(name for found in by_task.values() for name in found)
     logged: dict[str, float] = {}
     for name in names:
         values = [found[name] for found in by_task.values() if name in found]
         logged[name] = sum(values) / len(values)
-    logged["score"] = sum(by_task[task][name] for task, name in scores.items()) / len(scores)
+    scores = [found[score_of[task]] for task, found in by_task.items()]
+    logged["score"] = sum(scores) / len(scores)
     if len(by_task) > 1:
         logged |= {f"{t}_{name}": v for t, found in by_task.items() for name, v in found.items()}
     return logged

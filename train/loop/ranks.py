@@ -22,7 +22,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes train together; 1 without a process group."""
+    """Number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -36,7 +36,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 def any_of(here: bool) -> bool:
-    """Whether it is so in any process; a collective."""
+    """True if it is so in any process; a collective."""
     if size() == 1:
         return here
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -91,7 +91,7 @@ def arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
     fitting = {"ddp_find_unused_parameters": False, **trainer}
     if torch.cuda.is_available():
         return fitting
-    fitting["use_cpu"] = True  # unless told, accelerate takes a worker without a GPU to be alone
+    fitting["use_cpu"] = True  # without it accelerate takes a worker without a GPU to be alone
     for key in ("fp16", "bf16"):
         if fitting.pop(key, False):
             log.warning("trainer.%s=true has no effect on the CPU: training in 32 bits", key)

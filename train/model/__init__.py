@@ -1,1 +1,1 @@
-"""Model families, one file each."""
+"""Model families, one file each, behind the protocol of `train.model.family`."""

@@ -1,339 +1,164 @@
-"""Encoder-decoders that read an instruction and answer in text.
-
-`unify`: T5 of transformers with random weights, which also reads images: patches are projected into the
-encoder's embeddings, at the places of the `<image>` ids. `seq2seq`: any text-to-text model of
-transformers, from a folder.
-"""
+"""Any text-to-text model of transformers from a folder: T5, BART and their kind."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    GenerationConfig,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
-from transformers.modeling_outputs import Seq2SeqLMOutput
-
-from train.config.sections import ModelSettings, SettingsError
-from train.data.preprocess import Example, example
-from train.data.pretrained import read
-from train.data.rows import DataError, Row
+from train.config.sections import ModelSettings
+from train.config.typed import SettingsError
+from train.data.pretrained import CONFIG, described, read, require_tokenizer
 from train.data.task_plan import TaskPlan
-from train.data.vocabulary import Vocabulary, config_of
-from train.loop.criterion import IGNORED
+from train.data.vocabulary import FolderTokens, Vocabulary
+from train.model.family import MakeFamily, Meeting, load_base
+from train.model.fit import images
 
-log = logging.getLogger(__name__)
-
-
-class UnifyConfig(T5Config):
-    """T5's, with the size of the images it reads."""
-
-    model_type = "unify"
-
-    def __init__(
-        self, image_size: int = 8, num_channels: int = 1, patch_size: int = 2, **kwargs: Any
-    ) -> None:
-        self.image_size = image_size
-        self.num_channels = num_channels
-        self.patch_size = patch_size
-        super().__init__(**kwargs)
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
-class UnifyModel(T5ForConditionalGeneration):  # type: ignore[misc]
-    """T5 whose encoder also reads image patches."""
+@dataclass(frozen=True)
+class Seq2Seq:
+    """The family of `model=seq2seq`: weights of the folder, in float32, or random ones of its shape."""
 
-    config_class = UnifyConfig
+    settings: ModelSettings
+    base: Path | None = None
 
-    def __init__(self, config: UnifyConfig) -> None:
-        super().__init__(config)
-        side = config.image_size // config.patch_size
-        self.patches = torch.nn.Linear(config.patch_size**2 * config.num_channels, config.d_model)
-        self.patch_positions = torch.nn.Parameter(torch.zeros(side**2, config.d_model))
-        self.image_id = config.vocab_size - 1
-        torch.nn.init.normal_(self.patch_positions)
-        self.post_init()
+    def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
+        if begins:
+            self._check_folders()
+        for plan in plans:
+            for slot, _, _ in images(plan):
+                raise SettingsError(
+                    f"task.{plan.name}: {slot} is an image, and model=seq2seq reads text alone. "
+                    "model=unify_tiny reads both, with model.tokenizer by the tokenizer of a folder"
+                )
 
-    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings (n x length x d), patches (images x C x H x W) at their places in order."""
-        embeddings: torch.Tensor = self.get_input_embeddings()(input_ids)
-        if pixel_values is None:
-            return embeddings
-        size = self.config.patch_size
-        cut = torch.nn.functional.unfold(pixel_values, size, stride=size).transpose(1, 2)
-        patches = self.patches(cut.to(self.patches.weight.dtype)) + self.patch_positions
-        places = (input_ids == self.image_id).unsqueeze(-1).expand_as(embeddings)
-        return embeddings.masked_scatter(places, patches.to(embeddings.dtype))
+    def _check_folders(self) -> None:
+        assert self.settings.path is not None
+        if self.settings.tokenizer is not None:
+            require_tokenizer(self.settings.tokenizer, "model.tokenizer")
+        config = described(self.settings.path, CONFIG, "model.path")
+        if config is not None and not config.get("is_encoder_decoder"):
+            raise SettingsError(
+                f"model.path={self.settings.path}: holds a {config.get('model_type', 'model')}, which "
+                "is no encoder-decoder; seq2seq takes T5, BART and their kind"
+            )
+        if self.settings.tokenizer is None:
+            require_tokenizer(self.settings.path, "model.path")
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        # Named here because `generate` looks for them among the parameters.
-        attention_mask: torch.Tensor | None = None,
-        encoder_outputs: Any = None,
-        **kwargs: Any,
-    ) -> Seq2SeqLMOutput:
-        if input_ids is not None:
-            kwargs["inputs_embeds"] = self.embed(input_ids, pixel_values)
-        return super().forward(
-            attention_mask=attention_mask, encoder_outputs=encoder_outputs, **kwargs
-        )
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer of the base, or of the settings. Raises SettingsError."""
+        from transformers import AutoTokenizer
 
+        settings = self.settings
+        key = "model.tokenizer" if settings.tokenizer else "model.path"
+        name = settings.tokenizer or settings.path
+        if self.base is not None and (self.base / "tokenizer_config.json").is_file():
+            name, key = str(self.base), "init_from"
+        assert name is not None
+        tokenizer = read(AutoTokenizer.from_pretrained, name, key)
+        config = self._config()
+        if self.base is None and settings.weights == "random" and settings.tokenizer is not None:
+            # Marks of the tokenizer that the shape was first trained with.
+            config.decoder_start_token_id = config.pad_token_id = None
+        made = FolderTokens(tokenizer, f"{key}={name}", config)
+        if made.own > config.vocab_size and settings.weights != "random":
+            raise SettingsError(
+                f"{key}={name}: the tokenizer has {made.own} ids, but the weights of "
+                f"model.path={settings.path} embed {config.vocab_size}; they do not belong together. "
+                "model.weights=random makes a model of this shape for the tokenizer"
+            )
+        return made
 
-def build_unify(settings: ModelSettings, vocabulary: Vocabulary) -> PreTrainedModel:
-    """Random weights of the sizes in `settings`."""
-    return UnifyModel(
-        UnifyConfig(
-            image_size=settings.side,
-            num_channels=settings.channels,
-            patch_size=settings.patch,
-            vocab_size=vocabulary.size,
-            d_model=settings.hidden_size,
-            d_kv=settings.hidden_size // settings.num_attention_heads,
-            d_ff=settings.intermediate_size,
-            num_layers=settings.num_hidden_layers,
-            num_decoder_layers=settings.num_decoder_layers or settings.num_hidden_layers,
-            num_heads=settings.num_attention_heads,
-            dropout_rate=settings.dropout,
+    def _config(self) -> Any:
+        """The configuration of the base, or that of the folder with `model.config` over it."""
+        from transformers import AutoConfig
+
+        if self.base is not None:
+            return read(AutoConfig.from_pretrained, str(self.base), "init_from")
+        path = self.settings.path
+        assert path is not None
+        config = read(AutoConfig.from_pretrained, path, "model.path")
+        for key, value in self.settings.config.items():
+            if not hasattr(config, key):
+                known = ", ".join(sorted(k for k in config.to_diff_dict() if not k.startswith("_")))
+                raise SettingsError(
+                    f"model.config.{key}={value}: the configuration of model.path={path} has no such "
+                    f"value; it has {known}"
+                )
+            setattr(config, key, value)
+        return config
+
+    def build(self) -> PreTrainedModel:
+        """Also refuses weights that are not whole."""
+        from transformers import GenerationConfig
+
+        config, vocabulary = self._config(), self.vocabulary
+        model = self._random(config) if self.settings.weights == "random" else self._stored(config)
+        # Answers are searched as the task's generator_args say, not as the folder's author did.
+        model.generation_config = GenerationConfig(
             pad_token_id=vocabulary.pad,
             eos_token_id=vocabulary.eos,
             decoder_start_token_id=vocabulary.start[0],
         )
-    )
+        return model
 
+    def _random(self, config: Any) -> PreTrainedModel:
+        from transformers import AutoModelForSeq2SeqLM
 
-def build_seq2seq(settings: ModelSettings, vocabulary: Vocabulary) -> PreTrainedModel:
-    """The model in the folder `model.path`, in float32, or one of its shape with random weights.
-
-    Raises SettingsError for what cannot be read, and for weights that are not whole.
-    """
-    config, where = config_of(settings), f"model.path={settings.path}"
-    assert settings.path is not None
-    model: PreTrainedModel
-    if settings.weights == "random":
+        vocabulary = self.vocabulary
         config.vocab_size = max(config.vocab_size, vocabulary.size)
         config.pad_token_id, config.eos_token_id = vocabulary.pad, vocabulary.eos
         config.decoder_start_token_id = vocabulary.start[0]
         try:
-            model = AutoModelForSeq2SeqLM.from_config(config)
+            model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)
         except ValueError as error:  # of another kind
-            raise SettingsError(f"{where}: {error}") from error
-    else:
-        model, told = read(
+            raise SettingsError(f"model.path={self.settings.path}: {error}") from error
+        return model
+
+    def _stored(self, config: Any) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForSeq2SeqLM
+
+        assert self.settings.path is not None
+        model: PreTrainedModel
+        model, loading = read(
             AutoModelForSeq2SeqLM.from_pretrained,
-            settings.path,
+            self.settings.path,
             "model.path",
             config=config,
             use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
-        if told["missing_keys"]:  # transformers would make them up
+        if loading["missing_keys"]:  # transformers would make them up
             raise SettingsError(
-                f"{where}: its weights lack {sorted(told['missing_keys'])[:3]}, so they are not of "
-                f"{type(model).__name__}; model.weights=random trains one of this shape from scratch"
+                f"model.path={self.settings.path}: its weights lack "
+                f"{sorted(loading['missing_keys'])[:3]}, so they are not of {type(model).__name__}; "
+                "model.weights=random trains one of this shape from scratch"
             )
-    # Answers are searched as the task's generator_args say, not as whoever made the folder did.
-    model.generation_config = GenerationConfig(
-        pad_token_id=vocabulary.pad,
-        eos_token_id=vocabulary.eos,
-        decoder_start_token_id=vocabulary.start[0],
-    )
-    return model
+        return model
+
+    def save(self, model: PreTrainedModel | PeftModel, base: Path) -> None:
+        """The tokenizer goes beside the weights: the folder both are from may not stay."""
+        model.save_pretrained(str(base))
+        self.vocabulary.save(base)
+
+    def load(self, base: Path) -> PreTrainedModel:
+        from transformers import AutoModelForSeq2SeqLM
+
+        return load_base(AutoModelForSeq2SeqLM, base)
+
+    def meeting(self, plan: TaskPlan) -> Meeting:
+        from train.model.text_answer import TextAnswer
+
+        return TextAnswer(plan, 0, self.vocabulary)
 
 
-def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
-    """A batch: ids padded to the longest, images of all rows one after another."""
-    source = _padded([e.source or (pad,) for e in examples], pad)
-    labels = [
-        [i if learn else IGNORED for i, learn in zip(e.decoder[1:], e.learned[1:], strict=True)]
-        for e in examples
-    ]
-    batch = {
-        "input_ids": source,
-        "attention_mask": _padded([[1] * max(1, len(e.source)) for e in examples], 0),
-        "decoder_input_ids": _padded([e.decoder[:-1] for e in examples], pad),
-        "labels": _padded(labels, IGNORED),
-    }
-    images = [image for e in examples for image in e.images]
-    if images:
-        batch["pixel_values"] = torch.from_numpy(np.stack(images))
-    return batch
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-class Trie:
-    """The answers of a closed set, as a tree of ids: what may follow what was generated."""
-
-    def __init__(self, answers: Sequence[Sequence[int]], end: int) -> None:
-        self.end = end
-        self.longest = max(len(a) for a in answers) + 1  # with the end mark
-        self._next: dict[tuple[int, ...], set[int]] = {}
-        for answer in answers:
-            ids = (*answer, end)
-            for i, one in enumerate(ids):
-                self._next.setdefault(ids[:i], set()).add(one)
-
-    def after(self, generated: Sequence[int]) -> list[int]:
-        """Ids that may come next; after the end, the end again (a beam may be longer)."""
-        return sorted(self._next.get(tuple(generated), {self.end}))
-
-
-def generate(
-    model: Any,
-    examples: Sequence[Example],
-    vocabulary: Vocabulary,
-    closed_set: Sequence[str] | None,
-    arguments: Mapping[str, Any],
-    device: torch.device,
-) -> list[str]:
-    """The answers of `model`, one per example; of `closed_set` where there is one.
-
-    Rows are put together by the length of what they are forced to begin with, so that no answer
-    begins behind padding.
-    """
-    trie, texts = None, {}
-    if closed_set is not None:
-        # Not by decoding: a tokenizer may lower case, or split off what it does not join again.
-        texts = {tuple(vocabulary.encode(" " + a.strip())): a for a in closed_set}
-        trie = Trie([*texts], vocabulary.eos)
-    by_prefix: dict[int, list[int]] = {}
-    for i, one in enumerate(examples):
-        by_prefix.setdefault(len(one.prefix), []).append(i)
-    answers = [""] * len(examples)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for length, rows in by_prefix.items():
-        batch = collate([examples[i] for i in rows], vocabulary.pad)
-        batch = {key: value.to(device) for key, value in batch.items()}
-        mask = batch["attention_mask"]
-        if isinstance(base, UnifyModel):
-            seen = base.embed(batch["input_ids"], batch.get("pixel_values"))
-            encoded = base.get_encoder()(inputs_embeds=seen, attention_mask=mask)
-        else:
-            encoded = base.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
-        prefix = torch.tensor([examples[i].prefix for i in rows], device=device)
-        made = base.generate(
-            encoder_outputs=encoded,
-            attention_mask=mask,
-            decoder_input_ids=prefix,
-            bos_token_id=vocabulary.start[0],
-            eos_token_id=vocabulary.eos,
-            pad_token_id=vocabulary.pad,
-            do_sample=False,
-            **_limits(arguments, trie, length),
-        )
-        for i, ids in zip(rows, made[:, length:].tolist(), strict=True):
-            if trie is None:
-                answers[i] = vocabulary.decode(ids)
-            else:
-                answers[i] = texts[tuple(ids[: ids.index(vocabulary.eos)])]
-    return answers
-
-
-def _limits(arguments: Mapping[str, Any], trie: Trie | None, begin: int) -> dict[str, Any]:
-    if trie is None:
-        return dict(arguments)
-    own = {k: v for k, v in arguments.items() if k in ("num_beams", "length_penalty")}
-    # The answers are all there is: a limit on length or repetition could rule every one out.
-
-    def allowed(_: int, ids: torch.Tensor) -> list[int]:
-        return trie.after(ids[begin:].tolist())
-
-    return {**own, "max_new_tokens": trie.longest, "prefix_allowed_tokens_fn": allowed}
-
-
-class TextAnswer:
-    """How a task meets the encoder-decoder: rows to examples, batches to logits, models to answers."""
-
-    def __init__(self, plan: TaskPlan, patches: int, vocabulary: Vocabulary) -> None:
-        self.plan = plan
-        self.patches = patches  # ids an image takes
-        self.vocabulary = vocabulary
-        self.cut = self.cut_answer = False
-        self._check_answers()
-        ratios = [s.attributes.get("mask_ratio", 0) for t in plan.templates for s in t.slots]
-        if vocabulary.mask is None and any(ratios):
-            raise SettingsError(
-                f"task.{plan.name}.instruction.template: mask_ratio needs a mask token, and the "
-                "tokenizer of the model has none"
-            )
-
-    def _check_answers(self) -> None:
-        key = f"task.{self.plan.name}.preprocess.text.ans2label"
-        by_ids: dict[tuple[int, ...], str] = {}
-        for answer in self.plan.answers or ():
-            ids = tuple(self.vocabulary.encode(" " + answer.strip()))
-            if not ids or ids in by_ids:
-                same = f"the same ids as '{by_ids[ids]}'" if ids else "no id at all"
-                raise SettingsError(
-                    f"{key}: the tokenizer makes {same} of the answer '{answer}' ({list(ids)}), so it "
-                    "could not be told apart; choose other words"
-                )
-            by_ids[ids] = answer
-        if not by_ids:
-            return
-        longest = max(by_ids, key=len)
-        # Ids behind the start mark, the end mark among them.
-        length = len(longest) + len(self.vocabulary.start)
-        if length > self.plan.max_tgt_length:
-            raise SettingsError(
-                f"task.{self.plan.name}.max_tgt_length={self.plan.max_tgt_length}: the answer "
-                f"'{by_ids[longest]}' has {length} ids ({self.vocabulary.unit}, one space and the end "
-                "mark) and would be learned cut short"
-            )
-
-    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Example:
-        made = example(self.plan, self.vocabulary, self.patches, row, rng, training, where)
-        whole = (self.vocabulary.after[-1], self.vocabulary.image)
-        if not self.cut and made.source and made.source[-1] not in whole:
-            self.cut = True
-            log.warning(
-                "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
-                where,
-                self.plan.name,
-                self.plan.max_src_length,
-            )
-        if training and not any(made.learned):
-            raise DataError(
-                f"{where}: nothing is left to learn, because what stands before the answer takes all "
-                f"of task.{self.plan.name}.max_tgt_length={self.plan.max_tgt_length} ids "
-                f"({self.vocabulary.unit}): raise it, or take a tokenizer with longer pieces "
-                "(model.tokenizer)"
-            )
-        if training and not self.cut_answer and made.decoder[-1] != self.vocabulary.eos:
-            self.cut_answer = True
-            log.warning(
-                "%s: the answer is cut to task.%s.max_tgt_length=%d ids and learned without its end; of "
-                "later rows this is not told",
-                where,
-                self.plan.name,
-                self.plan.max_tgt_length,
-            )
-        return made
-
-    def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        return collate(examples, self.vocabulary.pad)
-
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """n x length x vocabulary; `labels` of the batch are aligned with it."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Example], device: torch.device
-    ) -> list[str]:
-        closed_set = None if self.plan.answers is None else list(self.plan.answers)
-        return generate(model, examples, self.vocabulary, closed_set, self.plan.generation, device)
+FAMILY: MakeFamily = Seq2Seq

@@ -1,4 +1,4 @@
-"""How a task that is one image and one answer of a closed set meets a vision transformer.
+"""A vision transformer that chooses: one image, one answer of a closed set.
 
 The model has a row of its head per number of `ans2label`; of an image's task only the rows of its
 answers take part, in the loss and in the choice. Plain text of the instruction is not read.
@@ -6,15 +6,97 @@ answers take part, in the loss and in the choice. Plain text of the instruction 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from train.data.preprocess import Pixels, pixels_of
+from train.config.sections import CLASSES, ModelSettings
+from train.config.typed import SettingsError
+from train.data.pixels import Pixels, pixels_of
 from train.data.rows import Row
 from train.data.task_plan import TaskPlan
+from train.model.family import MakeFamily, load_base
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class VisionTransformer:
+    """The family of `model=vit_tiny`: small, random, with a frozen head.
+
+    The head's rows are orthonormal directions, one per digit. They stand for the embeddings of the
+    label words, which O-LoRA does not train either: all that is learned lies in the transformer.
+    """
+
+    settings: ModelSettings
+    base: Path | None = None
+
+    def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
+        for plan in plans:
+            _check(plan)
+
+    def build(self) -> PreTrainedModel:
+        import torch
+        from transformers import ViTConfig, ViTForImageClassification
+
+        model = ViTForImageClassification(
+            ViTConfig(
+                image_size=self.settings.side,
+                num_channels=self.settings.channels,
+                num_labels=CLASSES,  # type: ignore[call-arg]  # of the base class
+                patch_size=self.settings.patch,
+                hidden_size=self.settings.hidden_size,
+                num_hidden_layers=self.settings.num_hidden_layers,
+                num_attention_heads=self.settings.num_attention_heads,
+                intermediate_size=self.settings.intermediate_size,
+            )
+        )
+        head: Any = model.classifier
+        with torch.no_grad():
+            torch.nn.init.orthogonal_(head.weight)
+            head.bias.zero_()
+        head.requires_grad_(False)
+        return model
+
+    def save(self, model: PreTrainedModel | PeftModel, base: Path) -> None:
+        model.save_pretrained(str(base))
+
+    def load(self, base: Path) -> PreTrainedModel:
+        from transformers import ViTForImageClassification
+
+        return load_base(ViTForImageClassification, base, "vit")
+
+    def meeting(self, plan: TaskPlan) -> ImageChoice:
+        return ImageChoice(plan)
+
+
+FAMILY: MakeFamily = VisionTransformer
+
+
+def _check(plan: TaskPlan) -> None:
+    where = f"task.{plan.name}"
+    read = [[s.type for s in t.side("encoder") if s.text is None] for t in plan.templates]
+    if plan.answers is None or any(types != ["IMAGE"] for types in read):
+        raise SettingsError(
+            f"{where}: model=vit_tiny reads one image and chooses one answer of a closed_set; "
+            f"'{plan.templates[0]}' asks for more. Take model=unify_tiny"
+        )
+    wrong = [n for n in plan.answers.values() if not 0 <= n < CLASSES]
+    if wrong:
+        raise SettingsError(
+            f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
+            f"numbers go from 0 to {CLASSES - 1}"
+        )
+    unread = [s for t in plan.templates for s in t.side("decoder") if s is not t.target]
+    if unread or plan.loss.drop_worst_ratio:
+        what = f"'{unread[0]}' before the answer" if unread else "criterion.drop_worst_ratio"
+        raise SettingsError(f"{where}: {what} needs model=unify_tiny")
 
 
 @dataclass(frozen=True)
@@ -23,11 +105,10 @@ class Image:
 
     pixels: Pixels
     label: int
-    row: Row
 
 
 class ImageChoice:
-    """Rows to images, batches to logits over the task's answers, models to answers."""
+    """A `Meeting`: rows to images, logits over the task's answers, the likeliest as the answer."""
 
     def __init__(self, plan: TaskPlan) -> None:
         assert plan.answers is not None
@@ -41,9 +122,11 @@ class ImageChoice:
         [slot] = [s for s in template.side("encoder") if s.text is None]
         pixels = pixels_of(self.plan, slot, row, training, where)
         truth = row.get(template.target.name)
-        return Image(pixels, -1 if truth is None else self.numbers[str(truth)], row)
+        return Image(pixels, -1 if truth is None else self.numbers[str(truth)])
 
     def batch(self, examples: Sequence[Image]) -> dict[str, torch.Tensor]:
+        import torch
+
         return {
             "pixel_values": torch.from_numpy(np.stack([one.pixels for one in examples])),
             "labels": torch.tensor([one.label for one in examples]),
@@ -51,6 +134,8 @@ class ImageChoice:
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """n x rows of the head; what is no answer is ruled out and gets no gradient."""
+        import torch
+
         logits: torch.Tensor = model(pixel_values=batch["pixel_values"]).logits
         other = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         other[self.classes] = False

@@ -1,7 +1,11 @@
-"""Where a value of the configuration came from: file and line, or the command line.
+"""Where a value of a composed configuration was written: file and line, or the command line.
 
-Only asked when something is wrong, or to warn: Hydra's own composition is repeated up to the list of
-its files, and these are read again with their includes and line marks.
+    layers = layers_of(config.hydra)
+    origin(layers, "trainer.learning_rate")     # 'scripts/base.yaml:3, included from scripts/a.yaml'
+
+Asked only when something is wrong, so nothing is kept while composing: the `hydra` node of a configuration
+says what it was composed from, Hydra lists the files of that in order, and they are read again, from the
+snapshot where there is one. It serves processes that were sent their configuration as well.
 """
 
 from __future__ import annotations
@@ -13,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from autocl_sweeper.yaml.text import INCLUDE, line_of, parse, read_text
+from autocl_sweeper.yaml.snapshot import installed
+from autocl_sweeper.yaml.text import INCLUDE, ReadText, line_of, parse, read_text
 
 Keys = tuple[Any, ...]
 COMMAND_LINE = "the command line"
@@ -31,102 +36,96 @@ class Layer:
     file: str = ""  # empty: the command line
     prefix: Keys = ()  # where the file's own top level stands in the configuration
     included_from: tuple[str, ...] = ()  # innermost last
+    text: str = ""  # of the file
 
     def at(self, keys: Keys) -> Any:
-        """The value at `keys`, which the layer has."""
+        """The value at `keys`. Raises LookupError where this layer does not have them."""
         node: Any = self.values
         for key in keys:
+            if not isinstance(node, list if isinstance(key, int) else Mapping):
+                raise LookupError(key)
             node = node[key]
         return node
 
     def has(self, keys: Keys) -> bool:
-        node: Any = self.values
-        for key in keys:
-            if isinstance(node, list):
-                there = isinstance(key, int) and key < len(node)
-            else:
-                there = isinstance(node, Mapping) and key in node
-            if not there:
-                return False
-            node = node[key]
+        try:
+            self.at(keys)
+        except LookupError:
+            return False
         return True
 
     def place(self, keys: Keys) -> str:
         """Where `keys` stand in this layer, which has them: 'conf/a.yaml:3'."""
         if not self.file:
             return COMMAND_LINE
-        line = line_of(read_text(self.file), keys[len(self.prefix) :])
+        line = line_of(self.text, keys[len(self.prefix) :])
         chain = "".join(f", included from {_short(one)}" for one in reversed(self.included_from))
         return f"{_short(self.file)}:{line or 1}{chain}"
 
 
-@dataclass(frozen=True)
-class Composition:
-    """What was composed: all there is to ask for its layers."""
+def layers_of(hydra: Any) -> list[Layer]:
+    """The layers of the configuration with this `hydra` node, without Hydra's own; lowest first.
 
-    loader: ConfigLoaderImpl
-    config_name: str | None
-    overrides: Sequence[str]
-    run_mode: RunMode
-
-    def layers(self) -> list[Layer]:
-        """Lowest first: a later one goes over an earlier one."""
-        loader = self.loader
-        parsed, repo = loader._parse_overrides_and_create_caching_repo(
-            self.config_name, list(self.overrides)
-        )
-        found = create_defaults_list(
-            repo=repo,
-            config_name=self.config_name,
-            overrides_list=parsed,
-            prepend_hydra=True,
-            skip_missing=self.run_mode == RunMode.MULTIRUN,
-        )
-        layers: list[Layer] = []
-        for default in found.defaults:
-            if default.config_path is None:
-                continue
-            result = repo.load_config(default.config_path)
-            if result is None or not result.path.startswith("file://"):
-                continue
-            package = default.package if default.package is not None else result.header["package"]
-            prefix = tuple(package.split(".")) if package and package != "_global_" else ()
-            if prefix[:1] == ("hydra",):
-                continue
-            home = result.path.removeprefix("file://")
-            for path in _files(home, default.config_path):
-                layers += _read(path, prefix, ())
-        for override in found.config_overrides:
-            if override.is_delete() or override.key_or_group.split(".")[0] == "hydra":
-                continue
-            value = None if override.is_sweep_override() else override.value()
-            keys = keys_of(override.key_or_group)
-            layers.append(Layer(_below(keys, value)))
-        return layers
+    Empty where Hydra is not at work: a configuration that came from elsewhere.
+    """
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    typed = [*typed_for(hydra, "hydra"), *typed_for(hydra, "task")]
+    found = loader.compute_defaults_list(hydra.job.config_name, typed, RunMode.RUN)
+    folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+    snapshot = installed()
+    read = read_text if snapshot is None else snapshot.text
+    is_file = os.path.isfile if snapshot is None else snapshot.is_file
+    layers: list[Layer] = []
+    for default in found.defaults:
+        prefix = keys_of(default.package or "")
+        if default.config_path is None or prefix[:1] == ("hydra",):
+            continue
+        for folder in folders:
+            paths = _files(folder, default.config_path, is_file)
+            if all(map(is_file, paths)):
+                layers += [layer for path in paths for layer in _read(path, prefix, (), read)]
+                break
+    for override in found.config_overrides:
+        keys = keys_of(override.key_or_group)
+        if keys[0] != "hydra" and not override.is_delete():
+            layers.append(Layer(_below(keys, override.value())))
+    return layers
 
 
-def _files(home: str, config_path: str) -> list[str]:
+def typed_for(hydra: Any, whose: str = "task") -> list[str]:
+    """The overrides of the app (`task`) or of Hydra (`hydra`) as typed, their `${...}` unresolved."""
+    texts = OmegaConf.to_container(hydra.overrides[whose])
+    assert isinstance(texts, list)
+    return texts
+
+
+def _files(folder: str, config_path: str, is_file: Any) -> list[str]:
+    """The files of a config: its own, or those that `+` joins in its name."""
+
     def path(name: str) -> str:
-        return os.path.join(home, name if name.endswith(".yaml") else f"{name}.yaml")
+        return os.path.join(folder, name if name.endswith(".yaml") else f"{name}.yaml")
 
     whole = path(config_path)
-    return [whole] if os.path.isfile(whole) else [path(part) for part in config_path.split("+")]
+    return [whole] if is_file(whole) else [path(part) for part in config_path.split("+")]
 
 
 def _read(
-    path: str, prefix: Keys, chain: tuple[str, ...], keys: Sequence[str] = ()
+    path: str, prefix: Keys, chain: tuple[str, ...], read: ReadText, keys: Sequence[str] = ()
 ) -> Iterator[Layer]:
     """The layers of a file: what it includes, then its own. It was read without error before."""
-    own = dict(parse(read_text(path)))
+    text = read(path)
+    own = dict(parse(text))
     entries = own.pop(INCLUDE, None) or []
     for entry in [entries] if isinstance(entries, str) else entries:
         name, *selected = entry.split()
         below = os.path.normpath(os.path.join(os.path.dirname(path), name))
         wanted = [key for key in selected if not keys or key in keys] or list(keys)
-        yield from _read(below, prefix, (*chain, path), wanted)
+        yield from _read(below, prefix, (*chain, path), read, wanted)
     own.pop("defaults", None)
     values = {key: value for key, value in own.items() if not keys or key in keys}
-    yield Layer(_below(prefix, values), path, prefix, chain)
+    yield Layer(_below(prefix, values), path, prefix, chain, text)
 
 
 def _below(keys: Keys, value: Any) -> dict[str, Any]:
@@ -139,12 +138,6 @@ def keys_of(dotted: str) -> Keys:
     """'a.b[0]' -> ('a', 'b', 0)."""
     found = re.findall(r"([^.\[\]]+)|\[(\d+)\]", dotted)
     return tuple(int(index) if index else name for name, index in found)
-
-
-def dotted(keys: Keys) -> str:
-    """As `keys_of` reads it."""
-    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    return text.removeprefix(".")
 
 
 def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> str | None:

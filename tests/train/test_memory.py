@@ -1,0 +1,30 @@
+"""What a training may take of a device."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from train.config.sections import MemorySettings, SettingsError
+    from train.memory.budget import limit_memory
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):
+        limit_memory(MemorySettings(512))
+    limit_memory(MemorySettings())
+
+    class Device:
+        total_memory = 2048 * 2**20
+
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    limit_memory(MemorySettings(512))
+    limit_memory(MemorySettings(4096))
+    assert shares == [0.25, 1.0]

@@ -1,0 +1,304 @@
+"""All mistakes of a composed configuration at once, each with its file and line.
+
+A run and a job are checked when they begin (`checked`); hydra/sweeper=autocl has `check_job` called for the
+jobs it plans, before any of them starts: conf/hydra/sweeper/app/autocl.yaml names it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig
+
+from autocl_sweeper.errors import LayerError
+from autocl_sweeper.yaml.origins import (
+    COMMAND_LINE,
+    Keys,
+    Layer,
+    keys_of,
+    layers_of,
+    origin,
+    typed_for,
+)
+from autocl_sweeper.yaml.resolve import STAR, expand_stars
+from autocl_sweeper.yaml.text import dotted
+from train.config.env import EnvSettings, read_env
+from train.config.ofasys import BY_KEY
+from train.config.reading import PARTS, read_run, read_tasks
+from train.config.schema import CONF, KINDS, TopLevel
+from train.config.sections import Run, Task
+from train.config.settle import as_written, settle
+from train.config.typed import (
+    Problem,
+    SettingsError,
+    SettingsErrors,
+    build,
+    check,
+    nearest,
+    options,
+    problems_of,
+)
+from train.data.task_plan import TaskPlan, plan_run, plan_task
+from train.model.family import check_model
+
+HANDED = ("init_from", "seen_tasks")  # by an earlier job of a chain
+
+
+class Refused(ConfigCompositionException, SettingsError):
+    """A configuration that cannot be run; Hydra prints it without a traceback."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that can begin: settled once, planned once."""
+
+    run: Run
+    env: EnvSettings
+    plans: Mapping[str, TaskPlan]
+
+
+def checked(config: DictConfig, hydra: Any) -> Checked:
+    """The run that a composed configuration describes, trained by this process.
+
+    hydra: the `hydra` node of the configuration. Raises Refused.
+    """
+    return _checked(as_written(config), hydra, None)
+
+
+def check_job(config: DictConfig) -> None:
+    """Refuse a job of a sweep that cannot begin, whatever an earlier job hands over. Raises Refused.
+
+    config: the job's, with the `hydra` node, whose launcher is the one that will start the job.
+    """
+    _checked(_without_hydras(as_written(config)), config.hydra, config.hydra.launcher)
+
+
+def _checked(written: dict[str, Any], hydra: Any, launcher: Any) -> Checked:
+    values = checked_values(written, hydra)
+    with _placing(hydra):
+        return _job(values, written, launcher)
+
+
+def checked_values(written: dict[str, Any], hydra: Any) -> dict[str, Any]:
+    """The settled values of a composed configuration.
+
+    Raises Refused with all mistakes of the sections, whatever job they are for.
+    """
+    refuse_clashes(hydra)
+    with _placing(hydra):
+        try:
+            starred: dict[str, Any] = expand_stars(written)
+        except LayerError as error:
+            _raise(_of_sections(written))
+            raise SettingsError(str(error)) from error
+        # What refers to a `???` cannot be resolved, and need not be: the value comes first.
+        asked = [_unanswered(keys) for keys in _asked(starred)]
+        _raise([*_new_tasks(hydra, written.get("task")), *asked, *_of_sections(starred)])
+        values = settle(starred)
+        _raise(_of_sections(values))
+        return values
+
+
+def _raise(problems: Iterable[Problem]) -> None:
+    if found := list(dict.fromkeys(problems)):
+        raise SettingsErrors(found)
+
+
+# -- the sections -----------------------------------------------------------------------------------
+
+
+def _of_sections(values: Mapping[str, Any]) -> list[Problem]:
+    """Unknown keys and values of a wrong type or out of range, anywhere."""
+    return [problem for name, node in values.items() for problem in _of_key(name, node)]
+
+
+def _of_key(name: str, node: Any) -> list[Problem]:
+    """Mistakes at or below one top-level key."""
+    known = [*KINDS, *options(TopLevel)]
+    if name not in known:
+        near = nearest(name, known) or f". There are {', '.join(known)}"
+        return [Problem(name, f"{name}: there is no section or key of this name{near}")]
+    if node == "???" or node is None:
+        return []
+    if name not in KINDS:
+        return check(TopLevel, {name: node}, "")
+    if name != "task":
+        return check(KINDS[name], node, name)
+    if not isinstance(node, Mapping):
+        return [Problem(name, f"{name}={node}: must be a mapping of task names to tasks")]
+    tasks = [(one, task) for one, task in node.items() if task != "???"]
+    return [problem for one, task in tasks for problem in check(Task, task, f"{name}.{one}")]
+
+
+def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
+    """Keys at which `???` stands."""
+    if node == "???":
+        yield keys
+    elif isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _asked(value, (*keys, key))
+
+
+def _unanswered(keys: Keys) -> Problem:
+    key = dotted(keys)
+    typed = f"{key}.<option>" if key in KINDS else key.partition("[")[0]
+    return Problem(
+        key,
+        f"{key}=???: ??? means that it has to be given, and nothing gives it. Set it in a later file or"
+        f" on the command line ({typed}=<value>), or remove the ???",
+    )
+
+
+def _without_hydras(node: Any) -> Any:
+    """Hydra's own values are known once the job has its folder; until then they are text."""
+    if isinstance(node, dict):
+        return {key: _without_hydras(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_hydras(value) for value in node]
+    if isinstance(node, str) and ("${hydra:" in node or "${hydra." in node):
+        return node.replace("${", "\\${")
+    return node
+
+
+# -- names of tasks ---------------------------------------------------------------------------------
+
+
+def _new_tasks(hydra: Any, tasks: Any) -> list[Problem]:
+    """Overrides without a plus of tasks that are not there: Hydra itself lets them add one.
+
+    tasks: the section as composed.
+    """
+    typed = [text for text in typed_for(hydra) if text.lstrip("+").startswith("task")]
+    overrides = [
+        (keys_of(one.key_or_group), one)
+        for one in OverridesParser.create().parse_overrides(typed)
+        if not one.is_delete()
+    ]
+    named = {keys[:3] for keys, _ in overrides}
+
+    def may_be_new(keys: Keys) -> bool:
+        """Whether all there is of the task was typed, so that its files have to be asked for."""
+        if keys[0] != "task" or len(keys) < 2 or not isinstance(tasks, Mapping):
+            return False
+        node = tasks.get(keys[1])
+        if keys[:2] in named or not isinstance(node, Mapping):
+            return True
+        return all((*keys[:2], str(key)) in named for key in node)
+
+    if not any(may_be_new(keys) for keys, override in overrides if not override.is_add()):
+        return []
+    known = {str(name) for layer in layers_of(hydra) if layer.file for name in _tasks_of(layer)}
+    problems = []
+    for keys, override in overrides:
+        if keys[0] != "task":
+            continue
+        if override.is_add() or override.is_force_add():
+            added = override.value() if len(keys) == 1 else {keys[1]: None}
+            known |= {str(name) for name in added} if isinstance(added, dict) else set()
+        elif len(keys) > 1 and keys[1] not in known:
+            near = nearest(keys[1], known) or f"; there are: {', '.join(known) or 'none'}"
+            problems.append(
+                Problem(
+                    f"task.{keys[1]}",
+                    f"{override.input_line}: there is no task '{keys[1]}'{near}\n"
+                    f"  A new one is added with a plus: '+task.{keys[1]}={{_name: <class>, ...}}'",
+                )
+            )
+    return problems
+
+
+def _tasks_of(layer: Layer) -> Iterable[Any]:
+    node = layer.values.get("task")
+    return node if isinstance(node, Mapping) else ()
+
+
+def refuse_clashes(hydra: Any) -> None:
+    """Files of the group `task` chosen together must differ, and in the names of their tasks too.
+
+    Raises Refused.
+    """
+    lists = [text for text in typed_for(hydra) if text.startswith("task=[")]
+    for override in OverridesParser.create().parse_overrides(lists):
+        chosen = override.value()
+        assert isinstance(chosen, list)
+        if twice := [str(name) for name, times in Counter(map(str, chosen)).items() if times > 1]:
+            raise Refused(
+                f"{COMMAND_LINE}: {override.input_line}: {', '.join(twice)} stands twice, and two tasks"
+                " cannot have one name.\n  Take it out, or add a second one of its class under a name of"
+                " its own: '+task.other={_name: <class>, ...}'"
+            )
+    brought: dict[str, Layer] = {}
+    for layer in layers_of(hydra) if lists else ():
+        if layer.file and layer.prefix == ("task",):
+            for name in map(str, _tasks_of(layer)):
+                other = brought.setdefault(name, layer)
+                if _outermost(other) != _outermost(layer) and name != STAR:
+                    raise Refused(
+                        f"task.{name}: two chosen files bring a task of this name,"
+                        f" {other.place(('task', name))} and {layer.place(('task', name))}.\n"
+                        "  Names of tasks are free apart from their class (`_name`): rename one,"
+                        " or choose only one of the files."
+                    )
+
+
+def _outermost(layer: Layer) -> str:
+    return (*layer.included_from, layer.file)[0]
+
+
+# -- the job ----------------------------------------------------------------------------------------
+
+
+def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Checked:
+    """The job of settled values. Raises SettingsErrors with the mistakes of all its parts."""
+    problems: list[Problem] = []
+
+    def attempt(make: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return make(*args)
+        except SettingsError as error:
+            problems.extend(problems_of(error))
+
+    env = attempt(read_env, values.get("env") or {}, launcher)
+    begun = values.get("init_from")
+    if launcher is not None:  # in a sweep the checkpoint need not be there yet
+        values = {key: node for key, node in values.items() if key not in HANDED}
+    run = attempt(read_run, written, CONF / "task", values)
+    if run is not None and begun and launcher is not None:
+        run = replace(run, init_from=Path(str(begun)))
+    plans = run and attempt(plan_run, run)
+    if plans:
+        attempt(check_model, run, plans)
+    if problems:  # the first of the job's parts to be wrong; what about the others?
+        for name, kind in PARTS.items():
+            attempt(build, kind, values.get(name) or {}, name)
+        for name, task in (values.get("task") or {}).items():
+            attempt(lambda one: plan_task(*read_tasks(one)), {name: task})
+        _raise(problems)
+    return Checked(run, env, plans)
+
+
+# -- places -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _placing(hydra: Any) -> Iterator[None]:
+    """Mistakes found in the block become Refused, each behind its file and line."""
+    try:
+        yield
+    except SettingsError as error:
+        layers = layers_of(hydra)
+        told = []
+        for problem in problems_of(error):
+            others = [row.key for row in BY_KEY.values() if problem.key in row.to]
+            place = origin(layers, problem.key, others)
+            told.append(f"{place}: {problem.message}" if place else problem.message)
+        unique = list(dict.fromkeys(told))
+        count = [f"{len(unique)} mistakes in the configuration:"] if len(unique) > 1 else []
+        raise Refused("\n".join([*count, *unique])) from error

@@ -1,0 +1,145 @@
+"""From settled values to a run, and from a run to the file that says all it used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from autocl_sweeper.yaml.layers import load
+from autocl_sweeper.yaml.resolve import STAR
+from train.chain import walk
+from train.config.hf_arguments import HFArguments
+from train.config.schema import TopLevel
+from train.config.sections import (
+    TRAINER_DEFAULTS,
+    DeltaSettings,
+    EvaluationSettings,
+    MemorySettings,
+    ModelSettings,
+    Run,
+    Task,
+    TrainerExtras,
+    TrainerSettings,
+)
+from train.config.settle import as_written, settle
+from train.config.typed import SettingsError, build, options, values_of
+
+Composed = DictConfig | Mapping[str, Any]
+# Sections that are a part of a run as they are; the others are tasks, or about processes.
+PARTS: Mapping[str, type] = {
+    "model": ModelSettings,
+    "delta": DeltaSettings,
+    "trainer": TrainerSettings,
+    "memory": MemorySettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = None) -> Run:
+    """The run a composed configuration describes; `task_dir` holds one YAML file per known task.
+
+    settled: what `settle` made of `cfg`, where that is known already. Raises SettingsError.
+    """
+    values = settle(cfg) if settled is None else settled
+    parts: dict[str, Any] = {
+        name: build(kind, values.get(name) or {}, name) for name, kind in PARTS.items()
+    }
+    trainer = parts.pop("trainer")
+    # Only what somebody set: what Hugging Face makes of the others is its own affair.
+    named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
+    tasks = read_tasks(values.get("task") or {})
+    top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
+    init_from = None if top.init_from is None else Path(top.init_from).absolute()
+    if init_from is not None and not init_from.is_dir():
+        raise SettingsError(
+            f"init_from={init_from}: no such folder. It must be the checkpoint folder of a "
+            "finished job of the task before, or null for the first task"
+        )
+    return Run(
+        tasks=tasks,
+        seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, task_dir),
+        init_from=init_from,
+        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named},
+        extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
+        seed=top.seed or 0,
+        **parts,
+    )
+
+
+def write_resolved(run: Run, env: Any, folder: Path) -> None:
+    """All that a run uses, defaults filled in, as resolved.yaml: a configuration like any other."""
+    values = {
+        "task": {task.name: values_of(task) for task in run.tasks},
+        **{name: values_of(getattr(run, name)) for name in PARTS if name != "trainer"},
+        "trainer": {**run.trainer, **values_of(run.extras)},
+        "env": values_of(env),
+        "seed": run.seed,
+        "init_from": None if run.init_from is None else str(run.init_from),
+        "seen_tasks": [task.name for task in run.seen_tasks],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    (folder / "resolved.yaml").write_text(written, encoding="utf-8")
+
+
+def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The task instances below `task`, in their order. Raises SettingsError."""
+    if not nodes:
+        raise SettingsError("task: no task is configured; choose one, for instance task=digits_01")
+    return tuple(
+        build(
+            Task, {"_name": _class_of(name, node), **(node or {})}, f"task.{name}", name=str(name)
+        )
+        for name, node in nodes.items()
+    )
+
+
+def _class_of(name: str, node: Any) -> str:
+    """The class of a task that does not say it: rows come from files where there are some."""
+    dataset = node.get("dataset") if isinstance(node, Mapping) else None
+    of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
+    return "text" if of_files else str(name)
+
+
+def _seen_tasks(
+    cfg: Composed,
+    names: list[str] | None,
+    current: tuple[Task, ...],
+    init_from: Path | None,
+    task_dir: Path,
+) -> tuple[Task, ...]:
+    own = {task.name: task for task in current}
+    if names is None:
+        ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
+        names = [*dict.fromkeys([*ancestors, *own])]
+    if len(set(names)) < len(names) or not own.keys() <= set(names):
+        raise SettingsError(
+            f"seen_tasks={names}: must be a list of different task names that contains the "
+            f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"
+        )
+    known = sorted(path.stem for path in task_dir.glob("*.yaml"))
+    missing = [name for name in names if name not in own and name not in known]
+    if missing:
+        raise SettingsError(
+            f"seen_tasks={list(names)}: no config for {missing}. Known tasks: {', '.join(known)}; "
+            f"a new one needs a file {task_dir}/<name>.yaml"
+        )
+    return tuple(own[name] if name in own else _group_task(cfg, name, task_dir) for name in names)
+
+
+def _group_task(cfg: Composed, name: str, task_dir: Path) -> Task:
+    """A task an earlier job of the chain trained: its group file, under the star of this config."""
+    whole = as_written(cfg)
+    star = {key: node for key, node in (whole.get("task") or {}).items() if key == STAR}
+    found = load(str(task_dir / f"{name}.yaml"))
+    if list(found) != [name]:
+        raise SettingsError(
+            f"{task_dir / name}.yaml: must hold the task '{name}' alone, to be found again by its "
+            f"name later in a chain; it holds {', '.join(map(str, found))}"
+        )
+    (task,) = read_tasks(settle({**whole, "task": {**star, **found}})["task"])
+    return task

@@ -1,0 +1,155 @@
+"""Options of a task, each read from its forms and checked: answers, text, images, loss, generation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from train.config.sections import CRITERIA, ImagePreprocess, LossSettings, Task, TextPreprocess
+from train.config.typed import SettingsError
+from train.data.pretrained import PROCESSOR, described
+
+# generator_args, by fairseq's names and Hugging Face's -> argument of `generate`
+GENERATION: Mapping[str, str] = {
+    "beam": "num_beams",
+    "num_beams": "num_beams",
+    "max_len_b": "max_new_tokens",
+    "max_new_tokens": "max_new_tokens",
+    "no_repeat_ngram_size": "no_repeat_ngram_size",
+    "lenpen": "length_penalty",
+    "length_penalty": "length_penalty",
+    "min_len": "min_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+}
+
+
+def answers_of(task: Task, where: str) -> dict[str, int]:
+    """Text -> number of a closed set: a mapping, its JSON text, or lines `label<TAB>int`."""
+    key = f"{where}.preprocess.text.ans2label"
+    value = task.preprocess.text.ans2label
+    if value is None:
+        if task.kind == "digits":
+            return {str(option): option for option in task.options}
+        raise SettingsError(
+            f"{key} is not set, but the target of the instruction is closed_set: give its answers, "
+            "such as {no: 0, yes: 1}, JSON text, or a file with lines label<TAB>number"
+        )
+    if isinstance(value, str):
+        value = _answers_of_text(value, key)
+    if not value or len(set(value.values())) < len(value):
+        raise SettingsError(f"{key}={value}: must give every answer a number of its own")
+    return {str(k): v for k, v in value.items()}
+
+
+def _answers_of_text(text: str, key: str) -> dict[str, int]:
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+            return {str(k): int(v) for k, v in found.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SettingsError(
+                f"{key}={text!r}: is no JSON mapping to numbers: {error}"
+            ) from error
+    try:
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        pairs = [line.rsplit("\t", 1) for line in lines if line]
+        return {label: int(number) for label, number in pairs}
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{key}={text!r}: must be a mapping, its JSON text, or a file with lines "
+            f"label<TAB>number: {error}"
+        ) from error
+
+
+def text_of(task: Task, where: str) -> TextPreprocess:
+    settings, key = task.preprocess.text, f"{where}.preprocess.text"
+    if settings.mask_span_distribution not in ("span-poisson", "none"):
+        raise SettingsError(
+            f"{key}.mask_span_distribution={settings.mask_span_distribution}: must be "
+            "span-poisson, or none (every word by itself)"
+        )
+    if settings.replace_length not in (-1, 0, 1):
+        raise SettingsError(f"{key}.replace_length={settings.replace_length}: must be -1, 0 or 1")
+    if not 0 <= settings.random_ratio <= 1:
+        raise SettingsError(f"{key}.random_ratio={settings.random_ratio}: must lie in [0, 1]")
+    return settings
+
+
+def image_of(settings: ImagePreprocess, key: str) -> ImagePreprocess:
+    """With the size that its processor gives, where that is here to be read."""
+    if settings.processor is None:
+        return settings
+    said = described(settings.processor, PROCESSOR, f"{key}.processor")
+    if said is None:  # of the hub: the first image shows it
+        return settings
+    size = said.get("crop_size" if said.get("do_center_crop") else "size")
+    sides = {size} if isinstance(size, int) else set()
+    if isinstance(size, Mapping) and size.keys() == {"height", "width"}:
+        sides = set(size.values())
+    if len(sides) != 1:
+        raise SettingsError(
+            f"{key}.processor={settings.processor}: gives images of {size}, and models here read "
+            "squares; set do_center_crop and crop_size in its preprocessor_config.json"
+        )
+    [side] = sides
+    default = ImagePreprocess().patch_image_size
+    if settings.patch_image_size not in (default, side):
+        raise SettingsError(
+            f"{key}.patch_image_size={settings.patch_image_size}: processor={settings.processor} gives "
+            f"{side} pixels; remove one of them"
+        )
+    return replace(settings, patch_image_size=side)
+
+
+def loss_of(task: Task, where: str) -> LossSettings:
+    """The options of the one criterion, from either form."""
+    settings, key = task.criterion, f"{where}.criterion"
+    nested = {name: getattr(settings, name) for name in CRITERIA}
+    given = {name: options for name, options in nested.items() if options and options.is_active}
+    if len(given) + (settings.kind is not None) > 1:
+        forms = [*given, *([f"_name: {settings.kind}"] if settings.kind else [])]
+        raise SettingsError(f"{key}: {' and '.join(forms)} are both given; one criterion per task")
+    kind = settings.kind or next(iter(given), CRITERIA[0])
+    if kind not in CRITERIA:
+        raise SettingsError(f"{key}._name={kind}: there are {', '.join(CRITERIA)}")
+    chosen: LossSettings = next(iter(given.values()), settings)
+    if kind == "cross_entropy":
+        for name in ("label_smoothing", "report_accuracy", "drop_worst_ratio", "drop_worst_after"):
+            if getattr(chosen, name) != getattr(LossSettings(), name):
+                raise SettingsError(
+                    f"{key}.{name}={getattr(chosen, name)}: belongs to label_smoothed_cross_entropy; "
+                    "set criterion._name to it"
+                )
+    for name in ("label_smoothing", "drop_worst_ratio"):
+        if not 0 <= getattr(chosen, name) < 1:
+            raise SettingsError(
+                f"{key}.{name}={getattr(chosen, name)}: must be 0 or more and below 1"
+            )
+    return chosen
+
+
+def generation_of(task: Task, where: str) -> dict[str, Any]:
+    key = f"{where}.evaluation.generator_args"
+    value = task.evaluation.generator_args
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise SettingsError(f"{key}={value!r}: is no JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{key}={value!r}: must be a mapping")
+    made: dict[str, Any] = {}
+    for name, number in value.items():
+        if name not in GENERATION:
+            raise SettingsError(
+                f"{key}.{name}={number}: is not supported; there are {', '.join(GENERATION)}"
+            )
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise SettingsError(f"{key}.{name}={number!r}: must be a number")
+        if GENERATION[name] in made:
+            raise SettingsError(f"{key}.{name}: is given twice, under two names")
+        made[GENERATION[name]] = number
+    return made

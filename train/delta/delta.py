@@ -1,0 +1,72 @@
+"""The joints for deltas, the changes of a model by a task: training one, and merging several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term of the loss of an update, and its parts by the names they are logged under."""
+
+    weighted: torch.Tensor  # a scalar
+    parts: Mapping[str, torch.Tensor]  # scalars without their weights; the same names every time
+
+
+class Delta(Protocol):
+    """The part one task trains on top of a model, under a name of its own in the chain.
+
+    The first task of a chain trains the base in full: there the delta is not attached, has a penalty
+    of 0, and is not saved.
+    """
+
+    def attach(
+        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
+    ) -> PeftModel:
+        """The model with a new delta, the only trainable part, on top of its active `ancestors`.
+
+        Draws from torch's global generator. The delta changes nothing yet.
+        """
+
+    def penalty(self) -> Penalty:
+        """The penalty of this update, in float32 whatever autocast is on.
+
+        When it is computed decides in which order autograd adds its gradients to the task's (the last
+        computed comes first), and with it the last bit of a step.
+        """
+
+    def report(self) -> dict[str, float]:
+        """Numbers of the training so far, for its log and its results."""
+
+    def save(self, folder: Path) -> None:
+        """Write the attached delta to a folder of its name in `folder`."""
+
+    def load(
+        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
+    ) -> PeftModel:
+        """The model with the delta `save` wrote to `folder`, frozen, active together with `ancestors`.
+
+        Raises ValueError where it does not fit the model, and what the libraries raise on damage.
+        """
+
+
+class Merge(Protocol):
+    """One delta's state made of several, tensor by tensor: a pure function.
+
+    `states` map names of tensors to values and have names, shapes and dtypes in common; `weights` has a
+    number per state and need not sum to 1. The result has the same names and new tensors; the same input
+    gives the same bits, and one state with weight 1 comes back bit for bit. Raises ValueError, naming the
+    tensor, where states differ, and for a weight that is not finite.
+    """
+
+    def __call__(
+        self, states: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]
+    ) -> dict[str, torch.Tensor]: ...

@@ -1,0 +1,117 @@
+"""LoRA adapters of peft: adding and loading one by name, on a model that may have others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from train.config.sections import DeltaSettings
+from train.config.typed import SettingsError, nearest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def add_adapter(
+    model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], delta: DeltaSettings
+) -> PeftModel:
+    """The model with a new adapter `name`, the only trainable part, on top of its active ancestors.
+
+    The adapter changes nothing yet: B = 0, and A is uniform in +-1/sqrt(d_in). Ranks may differ
+    along a chain; every adapter keeps its own scaling alpha / r.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(
+        r=delta.lora_dim,
+        lora_alpha=delta.lora_alpha,  # type: ignore[arg-type]  # peft only divides it
+        lora_dropout=delta.lora_dropout,
+        target_modules=own_names(model, delta.target_modules),
+    )
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+    else:
+        model = get_peft_model(model, config, adapter_name=name)
+    activate(model, [*ancestors, name])
+    model.set_requires_grad(name, True)
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    own = {n for n, _ in model.named_parameters() if "lora_" in n and f".{name}." in n}
+    assert own and trainable == own, f"trainable besides '{name}': {sorted(trainable ^ own)[:5]}"
+    return model
+
+
+# A layer by its place -> what it is called in transformers' models, one or several.
+LAYER_NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "q_proj": (("q",),),
+    "k_proj": (("k",),),
+    "v_proj": (("v",),),
+    "o_proj": (("o",), ("out_proj",)),
+    "fc1": (("wi",), ("wi_0", "wi_1")),
+    "fc2": (("wo",),),
+}
+
+
+def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
+    """The names `model` has for the layers of `delta.target_modules`; its own are taken as they are.
+
+    Raises SettingsError for one that it has no layer for.
+    """
+    paths = [
+        name.removesuffix(".base_layer")
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
+    ]
+
+    def there(name: str) -> bool:  # as peft looks
+        return any(path == name or path.endswith(f".{name}") for path in paths)
+
+    found: list[str] = []
+    for name in wanted:
+        candidates = ((name,), *LAYER_NAMES.get(name, ()))
+        own = next((one for one in candidates if all(map(there, one))), None)
+        if own is None:
+            linear = {path.rpartition(".")[2] for path in paths}
+            raise SettingsError(
+                f"delta.target_modules: the model has no layer '{name}'{nearest(name, linear)}. Its "
+                f"layers: {', '.join(sorted(linear))}"
+            )
+        found += own
+    return found
+
+
+def activate(model: PeftModel, names: Sequence[str]) -> None:
+    """Use all these adapters in forward, none of them trainable."""
+    # PeftModel.set_adapter takes one name only; the tuner's takes a list, but makes all trainable.
+    tuner: Any = model.base_model
+    tuner.set_adapter(list(names))
+    for name in names:
+        model.set_requires_grad(name, False)
+
+
+def load_adapter(
+    model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
+) -> PeftModel:
+    """The model with the adapter in `folder`/`name`, frozen, on top of its active `ancestors`.
+
+    Raises ValueError where its weights do not fit the model, and what the libraries raise on damage.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    # Read here: without this file peft looks for a pickle, and of missing keys it only warns.
+    saved = load_file(folder / name / "adapter_model.safetensors")
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder / name), adapter_name=name, is_trainable=False)
+    else:
+        model = PeftModel.from_pretrained(model, str(folder / name), adapter_name=name)
+    loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if saved.keys() != loaded.keys():
+        raise ValueError(
+            f"its weights do not fit the model: {sorted(saved.keys() ^ loaded.keys())[:3]}"
+        )
+    activate(model, [*ancestors, name])
+    return model

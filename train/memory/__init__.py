@@ -1,0 +1,1 @@
+"""Memory of a device: what a training may take of it."""

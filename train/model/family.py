@@ -1,0 +1,96 @@
+"""The joint between a run and its kind of model: one module per family, called like `model._name`.
+
+A new family is a new module here whose `FAMILY` makes it, and a YAML file in conf/model. Importing a
+family loads no torch: its check answers mistakes before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from train.config.sections import ModelSettings, Run
+from train.data.rows import Row
+from train.data.task_plan import TaskPlan
+from train.model.fit import fitted
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+IGNORED = -100  # a label that counts in no loss
+
+
+class Meeting(Protocol):
+    """One task on one kind of model: rows to examples, batches to logits, models to answers."""
+
+    plan: TaskPlan
+
+    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Any:
+        """One row as the model reads it. Raises DataError, which calls the row `where`."""
+
+    def batch(self, examples: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Examples put together; `labels` are IGNORED where nothing is learned."""
+
+    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """n x classes, or n x length x vocabulary: aligned with the labels of the batch."""
+
+    def answers(
+        self, model: torch.nn.Module, examples: Sequence[Any], device: torch.device
+    ) -> list[str]:
+        """The model's answer to each example, as text."""
+
+
+class Family(Protocol):
+    """A kind of model, with the settings and, later in a chain, the base of this run."""
+
+    def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
+        """Refuse tasks this kind cannot do, and where the chain `begins` here, missing folders.
+
+        Loads no torch. Raises SettingsError.
+        """
+
+    def build(self) -> PreTrainedModel:
+        """A first model: random weights, from torch's global generator, or weights of a folder.
+
+        Raises SettingsError.
+        """
+
+    def save(self, model: PreTrainedModel | PeftModel, base: Path) -> None:
+        """Write a first model to the folder `base`, with whatever is needed to read it again."""
+
+    def load(self, base: Path) -> PreTrainedModel:
+        """The model `save` wrote to `base`. Raises whatever the libraries do on damage."""
+
+    def meeting(self, plan: TaskPlan) -> Meeting:
+        """A task on this kind of model. Raises SettingsError."""
+
+
+# `FAMILY` of a family's module, from the settings and the folder of the chain's base, if there is one.
+MakeFamily: TypeAlias = "Callable[[ModelSettings, Path | None], Family]"
+
+
+def family_of(settings: ModelSettings, base: Path | None = None) -> Family:
+    """The family `model._name` names."""
+    make: MakeFamily = import_module(f"train.model.{settings.kind}").FAMILY
+    return make(settings, base)
+
+
+def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
+    """Refuse tasks that the model of `run` cannot do; loads no torch. Raises SettingsError."""
+    family_of(run.model).check(plans.values(), begins=run.init_from is None)
+    fitted(run.model, plans.values())
+
+
+def load_base(kind: type[Any], base: Path, model_type: str | None = None) -> PreTrainedModel:
+    """A model of `kind` from the folder `base`, which must hold `model_type` if one is given."""
+    found = json.loads((base / "config.json").read_text())["model_type"]
+    if model_type not in (None, found):
+        raise ValueError(f"it holds a model of type {found}; that of model._name is {model_type}")
+    model: PreTrainedModel = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
+    return model

@@ -1,0 +1,73 @@
+"""Sizes on which a model and its tasks must agree: of images, of texts. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from train.config.sections import ModelSettings
+from train.config.typed import SettingsError
+from train.data.instruction import Slot
+from train.data.task_plan import TaskPlan
+
+
+def images(plan: TaskPlan) -> Iterator[tuple[Slot, int, int]]:
+    """IMAGE slots of a task, with side (pixels) and channels of their images."""
+    for slot in (s for t in plan.templates for s in t.slots if s.type == "IMAGE"):
+        if slot.preprocess == "digits":
+            yield slot, 8, 1
+        else:
+            yield slot, plan.images[slot.preprocess].patch_image_size, 3
+
+
+def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
+    """`model` with the size of images that it leaves to its tasks.
+
+    Raises SettingsError where a task's images have another size.
+    """
+    found = [(plan, *one) for plan in plans for one in images(plan)]
+    for _, _, side, channels in found[:1]:
+        model = replace(
+            model,
+            image_size=model.image_size or side,
+            num_channels=model.num_channels or channels,
+        )
+    for plan, slot, side, channels in found:
+        where = f"task.{plan.name}"
+        if side != model.side:
+            key = f"{where}.preprocess.{slot.preprocess}.patch_image_size="
+            raise SettingsError(
+                f"{where}: {slot} gives images of {'' if slot.preprocess == 'digits' else key}{side} "
+                f"pixels, but model.image_size={model.side}; make them equal"
+            )
+        if channels != model.channels:
+            raise SettingsError(
+                f"{where}: {slot} gives images of {channels} channels, but "
+                f"model.num_channels={model.channels}; set it to {channels}"
+            )
+    return model
+
+
+def check_loaded(model: Any, settings: ModelSettings, plans: Iterable[TaskPlan]) -> None:
+    """Refuse images and texts of another size than a built or loaded model is made for.
+
+    Raises SettingsError.
+    """
+    side = getattr(model.config, "image_size", None)
+    limit = getattr(
+        model.config, "max_position_embeddings", None
+    )  # of learned positions, as BART's
+    for plan in plans:
+        if any(images(plan)) and side not in (None, settings.side):
+            raise SettingsError(
+                f"model.image_size={settings.side}: the model of the chain in init_from was made for "
+                f"images of {side} pixels. Set preprocess.<name>.patch_image_size={side} in its tasks"
+            )
+        for key in ("max_src_length", "max_tgt_length"):
+            length = getattr(plan, key) + 1  # with the begin mark
+            if limit is not None and length > limit:
+                raise SettingsError(
+                    f"task.{plan.name}.{key}={length - 1}: the model has positions for {limit} ids, one "
+                    f"of them for the begin mark; {limit - 1} is the most"
+                )
