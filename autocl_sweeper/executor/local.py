@@ -37,10 +37,12 @@ from autocl_sweeper.executor.process.groups import (
     write_group,
 )
 from autocl_sweeper.executor.process.last_write import LastWrite
+from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.job import hydra_job
 from autocl_sweeper.job.hydra_job import GO
 from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.reporter import VARIABLE as REPORTS
+from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +139,7 @@ class LocalExecutor:
         self._running: dict[int, _Running] = {}
         self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
         self._deadlines = Deadlines()
+        self._reports = ReportFiles(files)
         self._wants_to_be_alone: deque[Job] = deque()
         self._sampler = Sampler(pool, self._device_lost)
         self._ready: Grant | None = None
@@ -221,6 +224,7 @@ class LocalExecutor:
         self._tell_guardian("+", process.pid, self._mark(job))
         begun = time.monotonic() - process.age_s
         writing = LastWrite(self._files, job.number)
+        self._reports.begin(job.number, job.reported)
         self._watch(_Running(job, process.devices, job.alone, process, begun, writing))
         return True
 
@@ -239,8 +243,12 @@ class LocalExecutor:
                 ended.append(self._ended.get_nowait())
         for job, outcome in ended:
             self._running.pop(job.number, None)
+            self._reports.end(job.number)
             self.learn(job.stage, outcome)
         return ended
+
+    def reports(self) -> list[Report]:
+        return self._reports.new()
 
     def learn(self, stage: int, outcome: Outcome) -> None:
         """What a finished job used says what the next ones of its stage reserve."""
@@ -372,6 +380,7 @@ class LocalExecutor:
     def _start(self, job: Job, grant: Grant) -> _Running:
         self._files.folder.mkdir(parents=True, exist_ok=True)
         self._files.forget(job.number)
+        self._reports.begin(job.number)
         stdin, word = os.pipe()
         try:
             with open(self._files.log(job.number), "wb") as output:
@@ -402,7 +411,11 @@ class LocalExecutor:
         return str(self._files.folder.absolute() / str(job.number))
 
     def _process(self, job: Job, stdin: int, output: int, grant: Grant) -> Process:
-        environment = {**grant.environment, JOB: self._mark(job)}
+        environment = {
+            **grant.environment,
+            JOB: self._mark(job),
+            REPORTS: str(self._files.reports(job.number).absolute()),
+        }
         if self._forks:
             assert self._template is not None
             arguments = self._template.arguments(job, self._returns)

@@ -14,13 +14,13 @@ from autocl_sweeper.executor.process.forked import KeptTemplate, Shared, Templat
 from autocl_sweeper.outcome import JobFiles
 
 
-class Package(Commands, Shared, Protocol):
+class Launchable(Commands, Shared, Protocol):
     """What to run for a job, in a fresh process or in a forked one."""
 
 
 def from_settings(
     settings: Mapping[str, Any],
-    package: Package,
+    package: Launchable,
     files: JobFiles,
     holder: str,
     returns: bool,

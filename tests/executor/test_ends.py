@@ -21,6 +21,7 @@ from support.plans import plan_of
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
+from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.executor.process import last_write as writing
@@ -31,7 +32,6 @@ from autocl_sweeper.executor.settings import check
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, outcome_from_json, outcome_to_json, read
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
-from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.retries import Waiting, delay_s, may_help
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, State

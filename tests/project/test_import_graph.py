@@ -16,11 +16,11 @@ CORE = "autocl_sweeper"
 
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 CORE_FLOORS = [
-    {"types", "errors", "metrics", "command_line"},
+    {"types", "protocols", "errors", "reporter", "metrics", "command_line"},
     {"job", "device", "yaml", "journal", "outcome", "retries", "space"},
     {"search", "selection", "order", "executor"},
-    {"strategy"},
-    {"plan", "results", "report"},
+    {"strategy", "retention", "verdict"},
+    {"plan", "results", "display"},
     {"sweep"},
     {
         "hydra_sweep",
@@ -39,11 +39,12 @@ TRAIN_FLOORS = [
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
+    "protocols": {"types"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome", "yaml"},
     "yaml": {"journal"},
     "results": {"plan"},
-    "report": {"plan", "results"},
+    "display": {"plan", "results"},
     "hydra_sweep": {"hydra_launch"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
@@ -52,7 +53,7 @@ OTHERS = {
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
     "yaml": {"results", "yaml", "job"},
     "optuna": {"search"},
-    "rich": {"report", "hydra_sweep", "cli"},
+    "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
     "joblib": {"job"},
@@ -112,7 +113,7 @@ def rooms_imported(graph: Mapping[str, list[Import]]) -> dict[str, set[str]]:
         for imported in found:
             if imported.module.split(".")[0] == CORE:
                 reached.setdefault(room(module), set()).add(room(imported.module))
-    return {name: others - {name} for name, others in reached.items()}
+    return {name: others - {name} for name, others in reached.items() if name}
 
 
 def top(module: str) -> str:
@@ -149,8 +150,10 @@ def test_no_rooms_import_each_other_in_a_circle() -> None:
     TopologicalSorter(rooms_imported(GRAPH)).prepare()  # raises CycleError
 
 
-def test_the_packages_first_import_brings_nothing() -> None:
-    assert GRAPH[CORE] == [], "whoever imports one module would pay for it"
+def test_the_packages_first_import_brings_the_reporter_alone() -> None:
+    paid = [imported.module for imported in GRAPH[CORE]]
+    assert paid == [f"{CORE}.reporter.report"], "whoever imports one module would pay for it"
+    assert {top(one.module) for one in GRAPH[f"{CORE}.reporter"]} <= sys.stdlib_module_names
 
 
 def test_packages_of_others_are_imported_in_their_rooms_alone() -> None:

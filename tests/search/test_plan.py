@@ -12,11 +12,8 @@ from autocl_sweeper.types import Outcome, State, Suggestion, Trial
 
 
 def suggestions(plan, stage=0):
-    """All suggestions of a stage, asked for one by one as the strategy does."""
-    search, history = plan.stages[stage].search, []
-    while (suggestion := search.ask(history)) is not None:
-        history.append(Trial(len(history), 1, "t", suggestion, None))
-    return [dict(trial.suggestion.params) for trial in history]
+    search = plan.stages[stage].search
+    return [dict(search.suggestion(index).params) for index in range(search.size)]
 
 
 def trial(plan, stage=1, parent=None, number=0, **params):

@@ -9,8 +9,9 @@ import pytest
 
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy.sequential import Done, Select, SequentialTopK, Stage, Start, Wait
-from autocl_sweeper.types import History, Outcome, State, Trial
+from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, Wait
+from autocl_sweeper.strategy.sequential import SequentialTopK
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 
 def stages(*sizes: int) -> list[Stage]:
@@ -152,7 +153,7 @@ def test_selection_keeps_the_best_and_breaks_ties_by_number(maximize, scores, be
     trials = []
     for number, score in enumerate(scores):
         state = State.FAIL if score is None else State.COMPLETE
-        suggestion = ListedSearch([{}]).ask(())
+        suggestion = Suggestion(0, {})
         trials.append(Trial(number, 1, "t", suggestion, None, outcome=Outcome(state, score=score)))
     assert tuple(t.number for t in TopK(2, maximize)(trials)) == beam
 
@@ -164,6 +165,6 @@ def test_a_limit_ends_a_search_that_would_go_on():
 
 
 def test_history_refuses_a_number_out_of_turn():
-    suggestion = ListedSearch([{}]).ask(())
+    suggestion = Suggestion(0, {})
     with pytest.raises(ValueError, match="3 starts, but 0 is next"):
         History().start(Trial(3, 1, "t", suggestion, None))

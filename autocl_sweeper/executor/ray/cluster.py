@@ -19,11 +19,12 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
 from autocl_sweeper.executor.local import peak_of
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
+from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job import hydra_job
 from autocl_sweeper.job.hydra_job import Package
 from autocl_sweeper.journal import outcome_from_json
-from autocl_sweeper.types import Job, Outcome, State
+from autocl_sweeper.types import Job, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,8 @@ class RayExecutor:
         self._nodes: dict[str, _Node] = {}
         self._refused: dict[str, str] = {}  # node -> why it gets no agent any more
         self._ended: list[tuple[Job, Outcome]] = []
+        # The sweep folder lies in a file system that all nodes share.
+        self._reports = ReportFiles(package.files)
         self._peaks: dict[int, tuple[int, int]] = {}  # stage -> MiB of the largest, how many
         self._met = -POLL_S
         self._stop_by: float | None = None  # when to give up on agents that should stop
@@ -121,6 +124,7 @@ class RayExecutor:
         if node is None:
             raise RuntimeError(f"job {job.number} submitted without a free slot")
         self._package.files.forget(job.number)
+        self._reports.begin(job.number)
         node.free = False
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
@@ -147,7 +151,12 @@ class RayExecutor:
         while self._listen(0.0) or (timeout_s is None and self._stopping_still()):
             pass
         ended, self._ended = self._ended, []
+        for job, _ in ended:
+            self._reports.end(job.number)
         return ended
+
+    def reports(self) -> list[Report]:
+        return self._reports.new()
 
     def _stopping_still(self) -> bool:
         """Whether there is a node that has not ended its jobs, and nothing to tell of yet."""
