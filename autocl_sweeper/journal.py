@@ -98,6 +98,14 @@ class Journal:
         """Note who writes from here on; the refusal of a second sweep quotes it."""
         self.append("session", pid=os.getpid(), host=socket.gethostname())
 
+    def refuse_other_version(self, version: int) -> None:
+        if version != VERSION:
+            raise SweepFolderError(
+                f"'{self.path}' is a journal of version {version}; this package writes version"
+                f" {VERSION}.\n"
+                "  Finish the sweep with the version it was begun with, or start in a new folder."
+            )
+
     def set_aside(self) -> None:
         """Keep what is here as `journal.<n>.jsonl` and begin an empty journal."""
         taken = sum(1 for _ in self.path.parent.glob("journal.*.jsonl"))

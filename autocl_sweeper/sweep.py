@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from autocl_sweeper import results
 from autocl_sweeper.errors import (
-    ChangedSweepError,
     ConfigurationError,
     JobContractError,
     SweepFolderError,
@@ -31,14 +30,13 @@ from autocl_sweeper.journal import (
     trial_to_json,
 )
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
-from autocl_sweeper.plan import Plan, changed
+from autocl_sweeper.plan import Plan, refuse_changes
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.retries import Retries, rest_s
 from autocl_sweeper.strategy.decisions import Decision, Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import History, Job, Outcome, Report, State, Trial
 from autocl_sweeper.verdict import Verdict
-from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
 
 REPORTS_S = 1.0  # how long a report may lie before it is read, while jobs run
@@ -183,33 +181,14 @@ class Sweep:
                 "sweep", version=VERSION, fingerprint=fingerprint, configuration=configuration
             )
         else:
-            self._refuse_changes(state.setup)
+            self._journal.refuse_other_version(state.setup["version"])
+            edited = self._snapshot.changes(state.setup.get("configuration", {}).get("files", {}))
+            refuse_changes(self._folder, state.setup["fingerprint"], self._plan.fingerprint, edited)
         self._journal.open_session()
         for unfinished in self._folder.glob(".*.tmp"):  # a file that was being written at a kill
             unfinished.unlink()
         self._result_file.rebuild(records, self.history)
         self._retention.resume(self.history)
-
-    def _refuse_changes(self, setup: Any) -> None:
-        if setup["version"] != VERSION:
-            raise SweepFolderError(
-                f"'{self._journal.path}' is a journal of version {setup['version']}; this package"
-                f" writes version {VERSION}.\n"
-                "  Finish the sweep with the version it was begun with, or start in a new folder."
-            )
-        changes = changed(setup["fingerprint"], self._plan.fingerprint)
-        edited = self._snapshot.changes(setup.get("configuration", {}).get("files", {}))
-        changes += edited
-        if changes:
-            listed = "\n".join(f"    {change}" for change in changes[:20])
-            more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
-            if edited:
-                more += f"\n  The files as they were: '{self._folder / CONFIGURATION}'."
-            raise ChangedSweepError(
-                f"'{self._folder}' holds a sweep with another configuration:\n{listed}{more}\n"
-                "  Trials of both together could not be compared.\n"
-                "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
-            )
 
     def _take_up_the_rest(self) -> None:
         for number in list(self.history.ending):

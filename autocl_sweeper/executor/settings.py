@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.local import Commands, Limits, LocalExecutor
+from autocl_sweeper.executor.local import Commands, LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptTemplate, Shared, Template
+from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
 
 

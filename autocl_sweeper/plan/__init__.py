@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan.checks import Compose, changed, compose_all, fingerprint_of
+from autocl_sweeper.plan.checks import Compose, compose_all, fingerprint_of, refuse_changes
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.stages import stages_of, strategy_of
 from autocl_sweeper.space import bare, parse_arguments, parse_space
 
-__all__ = ["Plan", "Settings", "changed", "make_plan"]
+__all__ = ["Plan", "Settings", "make_plan", "refuse_changes"]
 
 
 def make_plan(

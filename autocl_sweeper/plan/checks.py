@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from autocl_sweeper.errors import ChangedSweepError
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import Choice, Distribution, bare
 from autocl_sweeper.strategy.view import before_any_trial
 from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
 Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
 """(overrides, what they are meant for) -> flat configuration; raises ConfigurationError."""
@@ -97,6 +100,24 @@ def fingerprint_of(
         "search space": dict(searches),
         "configuration": {task: config for task, config in fixed.items() if config},
     }
+
+
+def refuse_changes(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], edited: Sequence[str]
+) -> None:
+    """Refuse to continue a sweep by another fingerprint, or with YAML files that were `edited`."""
+    changes = [*changed(before, now), *edited]
+    if not changes:
+        return
+    listed = "\n".join(f"    {change}" for change in changes[:20])
+    more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
+    if edited:
+        more += f"\n  The files as they were: '{folder / CONFIGURATION}'."
+    raise ChangedSweepError(
+        f"'{folder}' holds a sweep with another configuration:\n{listed}{more}\n"
+        "  Trials of both together could not be compared.\n"
+        "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
+    )
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -19,7 +19,8 @@ from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
 from autocl_sweeper.executor import local
-from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Cause, Job, Outcome, State
 

@@ -6,7 +6,7 @@ import pytest
 from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan import changed
+from autocl_sweeper.plan.checks import changed
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.types import Outcome, State, Suggestion, Trial
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from autocl_sweeper import errors
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
-from autocl_sweeper.executor.local import peak_of
+from autocl_sweeper.executor.ends import peak_of
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
 from autocl_sweeper.executor.reports import ReportFiles
