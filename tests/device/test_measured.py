@@ -86,8 +86,11 @@ class Machine:
     looks = 0
 
 
+Machines = Callable[..., Machine]
+
+
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
     monkeypatch.setattr(sampling, "PERIOD_S", 0.02)
     monkeypatch.setattr(pools, "LOST_S", 0.05)
     made: list[Machine] = []
@@ -110,7 +113,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 def test_a_job_is_measured_beside_others_and_its_peak_sets_the_next_reservation(
-    machine: Callable[..., Machine],
+    machine: Machines,
 ) -> None:
     here = machine(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=4)
     here.start(0, 1)
@@ -128,7 +131,7 @@ def test_a_job_is_measured_beside_others_and_its_peak_sets_the_next_reservation(
 
 
 def test_the_second_job_joins_when_the_first_has_shown_its_memory_and_not_while_it_loads(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+    machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=4)
     here.start(0)
@@ -145,7 +148,7 @@ def test_the_second_job_joins_when_the_first_has_shown_its_memory_and_not_while_
 
 @pytest.mark.parametrize("how", ["over at once", "for long"])
 def test_jobs_that_use_no_memory_keep_no_other_waiting_for_long(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, how: str
+    machine: Machines, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(sampling, "UNSEEN_S", 0.2 if how == "for long" else 1000.0)
     here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=2)
@@ -158,9 +161,7 @@ def test_jobs_that_use_no_memory_keep_no_other_waiting_for_long(
     wait_until(here.executor.free_slots, "a second one may join")
 
 
-def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(
-    machine: Callable[..., Machine],
-) -> None:
+def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(machine: Machines) -> None:
     here = machine(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)  # 500 MiB are in use
     here.start(0, 1, 2)
     host = {4_000_001: None, 4_000_002: None}  # pids of the host, which mean nothing here
@@ -174,7 +175,7 @@ def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(
 
 
 def test_a_lost_device_is_out_of_service_and_its_job_runs_elsewhere(
-    machine: Callable[..., Machine], caplog: pytest.LogCaptureFixture
+    machine: Machines, caplog: pytest.LogCaptureFixture
 ) -> None:
     here = machine(FakeProbe.gpus(2))
     here.start(0, 1)
@@ -194,7 +195,7 @@ def test_a_lost_device_is_out_of_service_and_its_job_runs_elsewhere(
 
 
 def test_a_job_that_hangs_in_a_lost_device_beyond_sigkill_does_not_hold_up_the_sweep(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+    machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "signal_group", lambda group, number: None)
     monkeypatch.setattr(local, "UNKILLABLE_S", 0.1)
@@ -212,7 +213,7 @@ def test_a_job_that_hangs_in_a_lost_device_beyond_sigkill_does_not_hold_up_the_s
 
 
 def test_when_no_device_is_left_the_error_names_each_and_why_after_the_last_job(
-    machine: Callable[..., Machine],
+    machine: Machines,
 ) -> None:
     here = machine(FakeProbe.gpus(2))
     here.start(0)
@@ -229,7 +230,7 @@ def test_when_no_device_is_left_the_error_names_each_and_why_after_the_last_job(
 
 
 def test_an_error_of_nvml_that_passes_or_lasts_costs_no_healthy_job(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+    machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "SICK_S", 0.2)
     here = machine(FakeProbe.gpus(2))
@@ -247,7 +248,7 @@ def test_an_error_of_nvml_that_passes_or_lasts_costs_no_healthy_job(
 
 
 def test_a_job_that_fails_while_its_device_cannot_be_asked_runs_again_elsewhere(
-    machine: Callable[..., Machine],
+    machine: Machines,
 ) -> None:
     here = machine(FakeProbe.gpus(2))
     here.start(0, 1)

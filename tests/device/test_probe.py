@@ -155,32 +155,6 @@ def test_gpus_that_are_kept_from_us_are_not_counted(machine: Machine) -> None:
     assert machine.run("say(type(find_probe(1, os.environ)).__name__)") == "CpuProbe"
 
 
-def test_memory_that_cannot_be_read_is_the_problem_of_that_gpu_alone(machine: Machine) -> None:
-    machine.show([replace(EIGHT[0], memory_error=999), EIGHT[1]])
-    said = machine.run("say([[d.id, d.problem] for d in find_probe(None, os.environ).devices()])")
-    assert said == [[UUIDS[0], "NVML: Unknown Error"], [UUIDS[1], ""]]
-
-
-def test_a_board_that_shares_the_hosts_memory_is_leased_without_a_memory_rule(
-    machine: Machine,
-) -> None:
-    machine.show([replace(EIGHT[0], memory_error=fake.NOT_SUPPORTED)])
-    said = machine.run(
-        "probe = find_probe(None, os.environ)\n"
-        "say([probe.devices()[0].total_mib, len(lease_free(probe, LeaseFolder()))])"
-    )
-    assert said == [None, 1]
-
-
-def test_a_gpu_in_compute_mode_prohibited_is_not_used(machine: Machine) -> None:
-    machine.show([replace(EIGHT[0], compute_mode=2), EIGHT[1]])
-    said = machine.run(
-        "probe = find_probe(None, os.environ)\n"
-        "say([probe.devices()[0].problem, lease_free(probe, LeaseFolder())[0].device_id])"
-    )
-    assert "Prohibited" in said[0] and said[1] == UUIDS[1]
-
-
 @pytest.mark.parametrize("without", [("MEMORY_V2",), ("MEMORY_V2", "PROCESSES_V3")])
 def test_an_old_driver_is_read_through_its_older_functions(
     tmp_path: Path, without: Sequence[str]
@@ -279,21 +253,28 @@ def test_figures_of_load_are_read_when_asked_for_and_unknown_where_not_supported
     assert said[1] == [{"11": 5000, "12": 300}, {}]
 
 
-def test_a_gpu_in_mig_mode_without_instances_says_so(machine: Machine) -> None:
-    machine.show([replace(MIG, mig=[])])
-    said = machine.run("say(str(lease_free(find_probe(None, os.environ), LeaseFolder())))")
-    assert "GPU-00000001 in MIG mode without a compute instance" in said
-
-
-def test_a_job_of_two_devices_is_not_given_mig_instances(machine: Machine) -> None:
-    machine.show([EIGHT[0], MIG, EIGHT[2]])
-    said = machine.run(
-        "probe = find_probe(None, os.environ)\n"
-        "say([l.device_id for l in lease_free(probe, LeaseFolder(), 2)])\n"
-        "lease_free(probe, LeaseFolder(), 3)"
-    )
-    assert said[0] == [UUIDS[0], UUIDS[2]]
-    assert said[1][0] == "DeviceError" and "wants 3 devices, and 2 can serve it" in said[1][1]
+@pytest.mark.parametrize(
+    ("gpus", "count", "problems", "leased"),
+    [
+        ([replace(EIGHT[0], memory_error=999), EIGHT[1]], 1, ["NVML: Unknown Error", ""], UUIDS[1]),
+        # A board that shares the host's memory knows no rule of memory.
+        ([replace(EIGHT[0], memory_error=fake.NOT_SUPPORTED)], 1, [""], UUIDS[0]),
+        ([replace(EIGHT[0], compute_mode=2), EIGHT[1]], 1, ["Prohibited", ""], UUIDS[1]),
+        ([replace(MIG, mig=[])], 1, ["MIG mode"], "GPU-00000001 in MIG mode without a compute inst"),
+        # CUDA shows a process one MIG instance, and no GPU beside it.
+        ([EIGHT[0], MIG, EIGHT[2]], 2, [""] * 4, f"{UUIDS[0]} {UUIDS[2]}"),
+        ([EIGHT[0], MIG, EIGHT[2]], 3, [""] * 4, "wants 3 devices, and 2 can serve it"),
+    ],
+)  # fmt: skip
+def test_a_device_that_cannot_serve_a_job_is_left_out_with_its_problem(
+    machine: Machine, gpus: list[fake.Gpu], count: int, problems: list[str], leased: str
+) -> None:
+    machine.show(gpus)
+    found, got = machine.run(f"free({count})")
+    assert len(found) == len(problems)
+    assert all(part in problem for part, problem in zip(problems, found, strict=True))
+    assert [bool(part) for part in problems] == [bool(problem) for problem in found]
+    assert leased in (got if isinstance(got, str) else " ".join(got))
 
 
 # -- no GPU, or no driver that works --------------------------------------------------------------

@@ -27,11 +27,13 @@ from autocl_sweeper.errors import ConfigurationError, DeviceError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.types import DeviceUse, Outcome, State
 
+Pools = Callable[..., Pool]
+
 GIB = 1024
 
 
 @pytest.fixture
-def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+def make_pool(tmp_path: Path) -> Iterator[Pools]:
     """Pools of sweeps that share one machine; each keyword is a field of the pool.
 
     `seen`: whether a job of it was seen already.
@@ -73,15 +75,13 @@ def numbers(grants: list[Grant]) -> list[str]:
 # -- by number --------------------------------------------------------------------------------------
 
 
-def test_jobs_spread_before_they_share(make_pool: Callable[..., Pool]) -> None:
+def test_jobs_spread_before_they_share(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(3), jobs_per_device=2)
     assert numbers(taken(pool)) == ["0", "1", "2", "0", "1", "2"]
     assert "has 2 jobs, as many as all who use it allow" in pool.refusal
 
 
-def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(make_pool: Pools) -> None:
     probe = FakeProbe.gpus(1)
     two = make_pool(probe, "two", jobs_per_device=2)
     three = make_pool(probe, "three", jobs_per_device=3)
@@ -98,7 +98,7 @@ def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(
     first.close()
 
 
-def test_a_sweep_that_never_shares_is_never_joined(make_pool: Callable[..., Pool]) -> None:
+def test_a_sweep_that_never_shares_is_never_joined(make_pool: Pools) -> None:
     probe = FakeProbe.gpus(1)
     alone, many = make_pool(probe, "alone"), make_pool(probe, "many", jobs_per_device=9)
     grant = alone.acquire()
@@ -122,7 +122,7 @@ class AnotherController(LeaseFolder):
 
 
 def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_ever(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     probe = FakeProbe.gpus(2)
     many, alone = make_pool(probe, "many", jobs_per_device=2), make_pool(probe, "alone")
@@ -141,9 +141,7 @@ def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_e
     assert numbers(taken(many)) == ["0"], "who has a device has no second one emptied for it"
 
 
-def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(2), jobs_per_device=2)
     shared = pool.acquire()
     alone = pool.acquire(alone=True)
@@ -153,14 +151,14 @@ def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(
     assert numbers(taken(pool)) == ["0"]
 
 
-def test_jobs_of_several_devices_share_them_all_or_nothing(make_pool: Callable[..., Pool]) -> None:
+def test_jobs_of_several_devices_share_them_all_or_nothing(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(3), jobs_per_device=2, count=2)
     assert numbers(taken(pool)) == ["01", "20", "12"]
     assert pool.acquire() is None
 
 
 def test_starts_on_a_device_keep_their_distance_and_other_devices_do_not_wait(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    make_pool: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("autocl_sweeper.device.leases.time.time", lambda: now)
@@ -182,7 +180,7 @@ def test_starts_on_a_device_keep_their_distance_and_other_devices_do_not_wait(
 
 
 def test_cpu_slots_are_shared_by_number_and_say_that_memory_has_no_effect(
-    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
+    make_pool: Pools, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make_pool(CpuProbe(2, {}), jobs_per_device=2, memory_per_job_mib=100)
     pool.check()
@@ -193,9 +191,7 @@ def test_cpu_slots_are_shared_by_number_and_say_that_memory_has_no_effect(
 # -- by memory --------------------------------------------------------------------------------------
 
 
-def test_declared_memory_alone_says_how_many_share_a_device(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_declared_memory_alone_says_how_many_share_a_device(make_pool: Pools) -> None:
     probe = FakeProbe([Device("GPU-0", "small", 20 * GIB, 20 * GIB, {}),
                        Device("GPU-1", "large", 80 * GIB, 79 * GIB, {})])  # fmt: skip
     pool = make_pool(probe, memory_per_job_mib=20 * GIB)
@@ -203,7 +199,7 @@ def test_declared_memory_alone_says_how_many_share_a_device(
 
 
 def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
-    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
+    make_pool: Pools, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), memory_per_job_mib=30 * GIB)
@@ -222,7 +218,7 @@ def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
     ]
 
 
-def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> None:
+def test_a_measured_stage_packs_by_its_peaks(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
     first = taken(pool, stage=1)
     assert len(first) == 8
@@ -236,7 +232,7 @@ def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> 
 
 
 def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_counts(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
     pool.learn(1, 70 * GIB)
@@ -251,9 +247,7 @@ def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_count
     assert len(taken(pool, stage=2)) == 6  # 77 of 79.5, the first included
 
 
-def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(make_pool: Pools) -> None:
     probe = FakeProbe.gpus(2, 80 * GIB)
     first = make_pool(probe, seen=False, jobs_per_device=4)
     assert numbers(taken(first)) == ["0", "1"]
@@ -276,7 +270,7 @@ def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(
     ids=["nothing to be seen", "this stage", "another stage", "declared"],
 )
 def test_once_something_is_known_jobs_share(
-    make_pool: Callable[..., Pool], known: Callable[[Pool], None]
+    make_pool: Pools, known: Callable[[Pool], None]
 ) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=3)
     assert len(taken(pool, stage=1)) == 1
@@ -285,14 +279,14 @@ def test_once_something_is_known_jobs_share(
 
 
 def test_boards_that_do_not_tell_their_memory_are_shared_by_number_from_the_start(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     for probe in (FakeProbe([Device("GPU-0", "unified", None, None, {})]), CpuProbe(1, {})):
         assert len(taken(make_pool(probe, seen=False, jobs_per_device=3))) == 3
 
 
 def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empty_one(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     pool = make_pool(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)
     pool.learn(1, 79 * GIB)
@@ -300,7 +294,7 @@ def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empt
 
 
 def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    make_pool: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -349,9 +343,7 @@ def test_a_key_that_makes_no_sense_is_an_error_before_any_job(
         Pool.of({**KEYS, key: value}, "sweep")
 
 
-def test_memory_that_no_device_has_is_an_error_that_lists_what_each_has(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_memory_that_no_device_has_is_an_error_that_lists_what_each_has(make_pool: Pools) -> None:
     probe = FakeProbe([Device("GPU-0", "small", 20 * GIB, 20 * GIB),
                        Device("GPU-1", "large", 80 * GIB, 80 * GIB)])  # fmt: skip
     make_pool(probe, memory_per_job_mib=80 * GIB).check()

@@ -19,7 +19,7 @@ def start_and_hold(
 ) -> tuple[subprocess.Popen[bytes], Path]:
     hold = bench.folder / "hold"
     hold.touch()
-    process = bench.start(*arguments, HOLD=str(hold), ANSWERS=answers)
+    process = bench.start(*arguments, HOLD=str(hold), ANSWERS=answers, REPORTS="2")
     wait_until(lambda: len(bench.ledger()) >= jobs, f"{jobs} jobs run")
     return process, hold
 
@@ -97,6 +97,8 @@ def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
     assert sorted(event["trial"] for event in chain.ledger("start")) == [0, 1, 2]
     assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
     assert chain.events("attempt_failed") == []
+    reports = [(event["trial"], event["step"]) for event in chain.events("report")]
+    assert sorted(reports) == [(number, step) for number in range(3) for step in range(4)]
     wait_until(chain.nothing_is_left, "the helpers of the killed controllers end too")
 
 

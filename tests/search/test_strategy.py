@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import random
 
 import pytest
 
@@ -86,32 +85,6 @@ def test_the_beam_equals_an_exhaustive_beam_search_on_paper():
         for number in history.beams[3]
     ]
     assert chains == [[2, 2, 1], [2, 2, 0]]
-
-
-def test_results_do_not_depend_on_the_order_in_which_jobs_end():
-    def score(trial, history):
-        text = "/".join(str(t.suggestion.params["x"]) for t in history.lineage(trial))
-        return random.Random(text).random()
-
-    tables = set()
-    for seed in range(50):
-        dice = random.Random(seed)
-        history, _ = simulate(
-            SequentialTopK(stages(4, 3, 3), TopK(2)),
-            score,
-            slots=dice.randint(1, 6),
-            duration=lambda trial, dice=dice: dice.expovariate(1.0),
-        )
-        tables.add(tuple((t.number, t.parent, t.score) for t in history))
-    assert len(tables) == 1
-
-
-def test_a_stage_never_waits_while_it_has_work_and_a_free_device():
-    strategy = SequentialTopK(stages(6, 3), TopK(2))
-    _, most = simulate(strategy, lambda trial, _: float(trial.number), slots=6)
-    assert most == 6
-    history = History()
-    assert isinstance(strategy.next(history), Start)
 
 
 def test_fewer_survivors_than_k_go_on_with_those():

@@ -29,6 +29,13 @@ from support.fake_nvml import build as fake
 def figures(devices, init_error=0):
     fake.write_figures(Path(os.environ["FAKE_NVML_FIGURES"]), devices, init_error)
 
+def free(count):
+    # What is wrong with each device, and which ones a job of so many devices gets, or why none.
+    probe = find_probe(None, os.environ)
+    say([device.problem for device in probe.devices()])
+    got = lease_free(probe, LeaseFolder(), count)
+    say(str(got) if isinstance(got, Refusal) else [lease.device_id for lease in got])
+
 def say(value):
     print("SAID " + json.dumps(value))
 

@@ -249,24 +249,6 @@ def test_a_report_is_in_the_journal_while_its_job_runs(chain: Bench, warm: str) 
     assert chain.nothing_is_left()
 
 
-def test_a_job_that_outlives_its_controller_loses_no_report_and_none_is_kept_twice(
-    chain: Bench,
-) -> None:
-    hold = chain.folder / "hold"
-    hold.touch()
-    command = (*OURS, "hydra.launcher.on_controller_death=finish", "hydra.launcher.warm=true")
-    process = chain.start(*command, HOLD=str(hold), HOLDS="[1,2]", REPORTS="3")
-    wait_until(lambda: len(steps(chain)) == 6, "both jobs reported")
-    process.kill()
-    process.wait()
-    again = chain.start(*command, HOLD=str(hold), REPORTS="3")
-    wait_until(lambda: "outlived its controller" in chain.printed(again), "they are taken over")
-    hold.unlink()
-    output = chain.finish(again)
-    assert again.returncode == 0, output
-    assert sorted(steps(chain)) == [(n, 1, step, n + 1) for n in (0, 1) for step in range(6)]
-
-
 def test_an_attempt_that_a_kill_cut_short_keeps_its_reports_and_the_next_starts_afresh(
     chain: Bench,
 ) -> None:
