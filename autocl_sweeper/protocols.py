@@ -8,75 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from autocl_sweeper.types import Job, Later, Outcome, Report, State, Suggestion, Trial, Value
-
-
-class TrialView(Protocol):
-    """A trial as a search sees it: always as it is now."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def suggestion(self) -> Suggestion: ...
-    @property
-    def params(self) -> Mapping[str, Value]: ...
-    @property
-    def parent(self) -> int | None: ...
-    @property
-    def state(self) -> State: ...
-    @property
-    def score(self) -> float | None: ...
-    @property
-    def loss(self) -> float | None:
-        """The stage's objective, lower is better; None before there is a score."""
-        ...
-
-    @property
-    def reports(self) -> Sequence[tuple[int, float]]:
-        """(step, loss) of the last attempt, in the order of arrival; nan where training diverged."""
-        ...
-
-    @property
-    def seconds(self) -> float:
-        """How long its job took; 0 while it runs."""
-        ...
-
-
-class StageView(Protocol):
-    """A stage as its search sees it: live, so that looking costs nothing that is not looked at."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def jobs_left(self) -> int | None:
-        """Jobs that the stage may still start; None without a limit."""
-        ...
-
-    @property
-    def parents(self) -> Sequence[TrialView]:
-        """The beam of the stage before, best first; empty in the first stage."""
-        ...
-
-    @property
-    def trials(self) -> Sequence[TrialView]:
-        """The trials of the stage in the order they started, without given-up ones."""
-        ...
-
-    @property
-    def earlier(self) -> Sequence[StageView]:
-        """The stages before, which are over: oldest first."""
-        ...
-
-    @property
-    def revision(self) -> int:
-        """Grows with every change of a trial of this stage, its reports among them."""
-        ...
-
-    def changed(self, since: int) -> Sequence[TrialView]:
-        """Trials that changed after that revision, each once: for what mirrors the stage."""
-        ...
+from autocl_sweeper.types import Job, Later, Outcome, Report, Suggestion, Trial
+from autocl_sweeper.view import StageView
 
 
 class Search(Protocol):

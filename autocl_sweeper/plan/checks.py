@@ -11,8 +11,8 @@ from autocl_sweeper.errors import ChangedSweepError
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import Choice, Distribution, bare
-from autocl_sweeper.strategy.view import before_any_trial
-from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.strategy.decisions import views
+from autocl_sweeper.types import History, Suggestion, Value
 from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
 Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
@@ -34,8 +34,8 @@ def compose_all(
     """
     configs: dict[str, Mapping[str, Any]] = {}
     variants: dict[str, Mapping[str, Any]] = {}
-    views = before_any_trial(plan.stages, plan.selection)
-    for stage, view in zip(plan.stages, views, strict=True):
+    before = views(plan.stages, History(), plan.selection)  # as no trial has begun
+    for stage, view in zip(plan.stages, before, strict=True):
         first = stage.search.ask(view)
         params = dict(first.params) if isinstance(first, Suggestion) else {}
         named = f"Task '{stage.task}'" if plan.tasks else "The job"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autocl_sweeper.protocols import StageView
+from autocl_sweeper.view import StageView
 
 
 def next_index(stage: StageView) -> int:

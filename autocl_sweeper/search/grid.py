@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.protocols import StageView
 from autocl_sweeper.search import next_index
 from autocl_sweeper.space import Choice, Distribution
 from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.view import StageView
 
 
 class GridSearch:

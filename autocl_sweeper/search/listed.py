@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from autocl_sweeper.protocols import StageView
 from autocl_sweeper.search import next_index
 from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.view import StageView
 
 
 class ListedSearch:

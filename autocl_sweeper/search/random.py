@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import ClassVar, Literal
 
-from autocl_sweeper.protocols import StageView
 from autocl_sweeper.search import next_index
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.space import Choice, Distribution, Interval
 from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.view import StageView
 
 
 class RandomSearch:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 
 from autocl_sweeper.protocols import Search, Selection
 from autocl_sweeper.types import History, Suggestion, Value
+from autocl_sweeper.view import StageView
 
 Work: TypeAlias = Callable[[Mapping[str, Value], str], float]
 """(parameters, task) -> how much work a job is."""
@@ -30,6 +31,9 @@ class Stage:
     def jobs(self, suggestions: int, parents: int) -> int:
         """Jobs that so many suggestions come to."""
         return suggestions * (parents if self.search.pairing == "every" else 1)
+
+    def jobs_at_most(self, parents: int) -> int | None:
+        return None if self.limit is None else self.jobs(self.limit, parents)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,15 @@ class Done:
 
 
 Decision: TypeAlias = Start | GiveUp | Select | Wait | Done
+
+
+def views(stages: Sequence[Stage], history: History, selection: Selection) -> list[StageView]:
+    """A view of each stage, all of them empty until they are noted the trials of `history`."""
+    found: list[StageView] = []
+    for stage in stages:
+        jobs, earlier = stage.jobs_at_most, tuple(found)
+        found.append(StageView(stage.number, stage.task, history, selection.loss, jobs, earlier))
+    return found
 
 
 class Strategy(Protocol):

@@ -21,9 +21,10 @@ from autocl_sweeper.strategy.decisions import (
     Start,
     Wait,
     Work,
+    views,
 )
-from autocl_sweeper.strategy.view import LiveStage, views
 from autocl_sweeper.types import History, Later, State, Suggestion, Trial
+from autocl_sweeper.view import StageView
 
 PARENT_LEFT = "its parent left the beam"
 AHEAD = 2  # stages that may begin early; a third kept devices no busier (benchmarks/launchers)
@@ -125,7 +126,7 @@ class _Standing:
     """How one stage stands: what runs, who would survive, what may start."""
 
     def __init__(
-        self, strategy: SequentialTopK, history: History, stage: Stage, view: LiveStage
+        self, strategy: SequentialTopK, history: History, stage: Stage, view: StageView
     ) -> None:
         self.stage = stage
         self.running: set[int] = set()

@@ -18,9 +18,8 @@ from autocl_sweeper.journal import read
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, Wait
+from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, Wait, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.strategy.view import views
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import History, Later, Outcome, Report, State, Suggestion, Trial
 
