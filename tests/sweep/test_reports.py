@@ -259,6 +259,7 @@ def test_an_attempt_that_a_kill_cut_short_keeps_its_reports_and_the_next_starts_
     wait_until(lambda: len(steps(chain)) == 2, "and have reported")
     process.kill()
     process.wait()
+    wait_until(chain.nothing_is_left, "the jobs are gone too")
     hold.unlink()
     chain.run(*OURS, REPORTS="1")
     expected = [(n, 1, 0, n + 1) for n in (0, 1)] + [
