@@ -18,7 +18,7 @@ from support.bench import APPS, Bench, wait_until
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
-from autocl_sweeper.executor import local
+from autocl_sweeper.executor import running
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
@@ -356,12 +356,12 @@ def test_a_job_that_was_reaped_is_never_signalled_again(
             return ["/bin/true"]
 
     sent: list[int] = []
-    monkeypatch.setattr(local, "signal_group", lambda group, number: sent.append(number))
+    monkeypatch.setattr(running, "signal_group", lambda group, number: sent.append(number))
     pool = Pool(CpuProbe(1, {}), LeaseFolder(tmp_path / "leases"))
     executor = LocalExecutor(Shell(), JobFiles.of(tmp_path), pool, Limits(grace_s=0.05))
     executor.submit(Job(0, ()))
-    (running,) = executor._running.values()
+    (job,) = executor._running.values()
     wait_until(lambda: not executor._ended.empty(), "the job's thread is done with it")
     executor.cancel(Job(0, ()))
     executor.close()
-    assert sent == [] and running.deadlines == []
+    assert sent == [] and job._due == []
