@@ -11,6 +11,7 @@
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
+        |-- SearchError         a search breaks its contract with the strategy
         `-- JobContractError    jobs do not return or save what the next step needs
 
 A message says what happened, the value, the rule, what to do and where to look.
@@ -61,6 +62,10 @@ class TooManyFailuresError(SweepStoppedError):
 
 class NoSurvivorError(SweepStoppedError):
     """A stage ended without a trial to start the next one from."""
+
+
+class SearchError(SweepStoppedError):
+    """A search breaks its contract with the strategy."""
 
 
 class JobContractError(SweepStoppedError):

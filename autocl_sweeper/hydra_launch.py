@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
+from autocl_sweeper.display.progress import watch_launch
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptTemplate
@@ -27,9 +27,8 @@ from autocl_sweeper.job.package import Package
 from autocl_sweeper.job.task import ReportingTask, Terminated
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.report.progress import watch_launch
-from autocl_sweeper.retries import Waiting, delay_s, may_help
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.retries import Retries
+from autocl_sweeper.types import Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +57,10 @@ def ray_executor(
 ) -> RayExecutor:
     """The same of `hydra/launcher=ray`. Raises ConfigurationError when Ray is not there."""
     package = _package(hydra_context, task_function, config, files)
-    plain = {key: plain(value) for key, value in settings.items()}
+    keys = {key: plain(value) for key, value in settings.items()}
     # What Hydra copies for jobs elsewhere; they compose where it is not there to be copied.
     copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
-    return RayExecutor(plain["address"], plain, package, returns, copied)
+    return RayExecutor(keys["address"], keys, package, returns, copied)
 
 
 def _package(
@@ -91,8 +90,7 @@ def launch(
     # Other sweepers do not lock the folder, so two of them must not meet in one place.
     files = JobFiles(JobFiles.of(folder).folder / f"launch-{os.getpid()}")
     jobs = [Job(initial_job_idx + i, tuple(texts)) for i, texts in enumerate(job_overrides)]
-    waiting: Waiting[Job] = Waiting()
-    retried: Counter[int] = Counter()
+    waiting: Retries[Job] = Retries(settings["retries"], settings["retry_delay_s"])
     returned: dict[int, JobReturn] = {}
     with (
         errors_for_hydra(),
@@ -112,16 +110,10 @@ def launch(
                 progress.started(job, " ".join(filter_overrides(job.overrides)))
                 running.submit(job)
             for job, outcome in running.wait(waiting.wait_s()):
-                if outcome.lost:
-                    progress.again(job, outcome.reason)
-                    alone = job.alone or outcome.cause is Cause.DEVICE_MEMORY
-                    waiting.add(replace(job, alone=alone))
-                    continue
-                if may_help(outcome) and retried[job.number] < settings["retries"]:
-                    retried[job.number] += 1
-                    pause_s = delay_s(settings["retry_delay_s"], retried[job.number])
+                pause_s = waiting.after(job.number, outcome)
+                if pause_s is not None:
                     progress.again(job, outcome.reason, pause_s)
-                    waiting.add(job, pause_s)
+                    waiting.add(replace(job, alone=job.number in waiting.alone), pause_s)
                     continue
                 returned[job.number] = job_return_of(job, outcome)
                 progress.finished(job, outcome)

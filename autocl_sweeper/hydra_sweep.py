@@ -13,6 +13,8 @@ from hydra.errors import HydraException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
+from autocl_sweeper.display.progress import watch
+from autocl_sweeper.display.summary import print_summary
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
@@ -22,10 +24,9 @@ from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
-from autocl_sweeper.report.progress import watch
-from autocl_sweeper.report.summary import print_summary
+from autocl_sweeper.protocols import Executor
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Executor, History, Job, Outcome
+from autocl_sweeper.types import History, Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
@@ -91,8 +92,7 @@ def _run_sweep(
             f" hydra.sweeper.retries={launcher.settings['retries']}\n  (and"
             " hydra.sweeper.retry_delay_s) instead. No job was started."
         )
-    strategy = replace(
-        plan.strategy,
+    strategy = plan.strategy.scheduled(
         # A batch cannot be ended before its time, and its last job is what the stage waits for.
         pipeline=settings.pipeline and streams,
         work=work_of(launcher.settings if streams else {}, plan.configs),

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.errors import JournalDamagedError, SweepFolderError, SweepLockedError
-from autocl_sweeper.types import Cause, DeviceUse, History, Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import (
+    Cause,
+    DeviceUse,
+    History,
+    Outcome,
+    Report,
+    State,
+    Suggestion,
+    Trial,
+)
 
 VERSION = 1
 NAME = "journal.jsonl"
@@ -70,16 +79,32 @@ class Journal:
 
     def append(self, event: str, **fields: Any) -> None:
         """Add one event; it is on disk when this returns."""
-        record = {"event": event, **fields, "time": round(time.time(), 3)}
-        # A suggestion may be nan or inf: Python's JSON has names for them and reads them back.
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-        self._file.write(line.encode("utf-8", "surrogatepass"))
+        self.extend([(event, fields)])
+
+    def extend(self, events: Iterable[tuple[str, Record]]) -> None:
+        """Add events in their order; all of them are on disk when this returns."""
+        lines = []
+        for event, fields in events:
+            record = {"event": event, **fields, "time": round(time.time(), 3)}
+            # A suggestion may be nan or inf: Python's JSON has names for them and reads them back.
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        if not lines:
+            return
+        self._file.write("".join(lines).encode("utf-8", "surrogatepass"))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def open_session(self) -> None:
         """Note who writes from here on; the refusal of a second sweep quotes it."""
         self.append("session", pid=os.getpid(), host=socket.gethostname())
+
+    def refuse_other_version(self, version: int) -> None:
+        if version != VERSION:
+            raise SweepFolderError(
+                f"'{self.path}' is a journal of version {version}; this package writes version"
+                f" {VERSION}.\n"
+                "  Finish the sweep with the version it was begun with, or start in a new folder."
+            )
 
     def set_aside(self) -> None:
         """Keep what is here as `journal.<n>.jsonl` and begin an empty journal."""
@@ -144,9 +169,9 @@ class Fold:
     history: History = field(default_factory=History)
     setup: Record | None = None  # the `sweep` event: version and fingerprint
     overrides: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    lost: Counter[int] = field(default_factory=Counter)  # trial -> attempts that do not count
+    failures: Counter[int] = field(default_factory=Counter)  # trial -> attempts that were retried
     over: set[int] = field(default_factory=set)  # running trials whose next attempt did not start
-    failed: dict[int, float] = field(default_factory=dict)  # of those: when, unless it was lost
+    failed_at: dict[int, float] = field(default_factory=dict)  # of those: when, unless it was lost
     alone: set[int] = field(default_factory=set)  # trials that ran out of memory beside others
     ended: bool = False
 
@@ -160,10 +185,15 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.setup = record
             case "start":
                 trial = _trial(record)
+                if trial.number in state.history:  # a failed one runs again with more retries
+                    state.failures[trial.number] += state.history[trial.number].state is State.FAIL
                 state.history.start(trial)
                 state.over.discard(trial.number)
-                state.failed.pop(trial.number, None)
+                state.failed_at.pop(trial.number, None)
                 state.overrides[trial.number] = tuple(record["overrides"])
+            case "report":
+                score = math.nan if record["score"] is None else record["score"]
+                state.history.report(Report(record["trial"], record["step"], score))
             case "finish":
                 state.history.finish(record["trial"], outcome_from_json(record))
             case "give_up":
@@ -176,10 +206,10 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.ended = False
             case "attempt_failed":
                 # The trial stays RUNNING until its last attempt ends.
-                state.lost[record["trial"]] += record["lost"]
+                state.failures[record["trial"]] += not record["lost"]
                 state.over.add(record["trial"])
                 if not record["lost"]:
-                    state.failed[record["trial"]] = record["time"]
+                    state.failed_at[record["trial"]] = record["time"]
                 if record["lost"] and record.get("cause") == Cause.DEVICE_MEMORY.value:
                     state.alone.add(record["trial"])
             case unknown:
@@ -188,12 +218,15 @@ def fold(records: Iterable[Record]) -> Fold:
 
 
 def trial_to_json(trial: Trial) -> dict[str, Any]:
+    suggestion = trial.suggestion
+    told = {"origin": suggestion.origin, "source": suggestion.source}
     return {
         "trial": trial.number,
         "stage": trial.stage,
         "task": trial.task,
-        "suggestion": trial.suggestion.index,
-        "params": dict(trial.suggestion.params),
+        "suggestion": suggestion.index,
+        "params": dict(suggestion.params),
+        **{key: value for key, value in told.items() if value is not None},
         "parent": trial.parent,
         "folder": trial.folder,
         "attempt": trial.attempt,
@@ -205,7 +238,9 @@ def _trial(record: Record) -> Trial:
         number=record["trial"],
         stage=record["stage"],
         task=record["task"],
-        suggestion=Suggestion(record["suggestion"], record["params"]),
+        suggestion=Suggestion(
+            record["suggestion"], record["params"], record.get("origin"), record.get("source")
+        ),
         parent=record["parent"],
         folder=record["folder"],
         attempt=record["attempt"],

@@ -68,6 +68,10 @@ class JobFiles:
         """The name of a running job's output folder, which only the job itself finds out."""
         return self.folder / f"{number}.output"
 
+    def reports(self, number: int) -> Path:
+        """Scores that a running job reports, a JSON line each."""
+        return self.folder / f"{number}.reports"
+
     def begun(self, number: int) -> Path:
         """There once another launcher's worker has begun the job."""
         return self.folder / f"{number}.begun"
@@ -77,7 +81,8 @@ class JobFiles:
 
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
-        for path in (self.outcome, self.job_return, self.group, self.output, self.begun):
+        kinds = (self.outcome, self.job_return, self.group, self.output, self.reports, self.begun)
+        for path in kinds:
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:

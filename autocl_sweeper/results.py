@@ -35,8 +35,8 @@ KNOWN_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Chain:
-    """One lineage and its numbers. `evaluation` and `test` are accuracy matrices R[i][j]."""
+class Lineage:
+    """A trial's chain of parents and its numbers. `evaluation`, `test`: accuracy matrices R[i][j]."""
 
     trials: Sequence[Trial]
     evaluation: Sequence[Sequence[float]] | None
@@ -49,7 +49,7 @@ class Chain:
         return score
 
 
-def chain_of(trial: Trial, history: History, tasks: Sequence[str]) -> Chain:
+def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
     """The lineage of a trial; a matrix is None unless every trial has all the scores it needs."""
     trials = history.lineage(trial)
     outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
@@ -60,21 +60,24 @@ def chain_of(trial: Trial, history: History, tasks: Sequence[str]) -> Chain:
         )
         return metrics.accuracy_matrix(tasks, scores) if tasks and complete else None
 
-    return Chain(
+    return Lineage(
         trials,
         matrix([outcome.evaluations for outcome in outcomes]),
         matrix([outcome.tests for outcome in outcomes]),
     )
 
 
-def final_chains(plan: Plan, history: History) -> list[Chain]:
-    """The chains that end in the last stage reached, best first."""
+def final_lineages(plan: Plan, history: History) -> list[Lineage]:
+    """The lineages that end in the last stage reached, best first."""
     for stage in reversed(plan.stages[: history.open_stage]):
-        finished = [t for t in history.stage(stage.number) if t.score is not None]
+        finished = [
+            (plan.selection.loss(trial.score), history.place(trial), trial)
+            for trial in history.stage(stage.number)
+            if trial.score is not None
+        ]
         if finished:
-            finished.sort(key=lambda trial: (plan.selection.rank(trial), history.place(trial)))
             tasks = list(plan.tasks)[: stage.number]
-            return [chain_of(trial, history, tasks) for trial in finished]
+            return [lineage_of(trial, history, tasks) for _, _, trial in sorted(finished)]
     return []
 
 
@@ -236,7 +239,7 @@ def best_chain(
                 text for text in overrides.get(trial.number, ()) if not text.startswith("hydra.")
             ],
         }
-        for chain in final_chains(plan, history)[:1]
+        for chain in final_lineages(plan, history)[:1]
         for trial in chain.trials
     ]
 
@@ -245,7 +248,7 @@ def write_best(
     folder: Path, plan: Plan, history: History, overrides: Mapping[int, Sequence[str]]
 ) -> None:
     """The best chain so far, its metrics, and the beam of each stage that is over."""
-    best = next(iter(final_chains(plan, history)), None)
+    best = next(iter(final_lineages(plan, history)), None)
     told: dict[str, Any] = {
         "name": "autocl",
         "best_score": best.score if best else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -34,13 +35,47 @@ def rest_s(pause_s: float, gone_s: float) -> float:
     return min(max(pause_s - gone_s, 0.0), pause_s)
 
 
-class Waiting(Generic[Item]):
-    """What is to run again, each not before its time; what is due comes out in order of that."""
+class Retries(Generic[Item]):
+    """Jobs that are to run, each not before its time; what is due comes out in order of that.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    A job is known by its number, and may fail `limit` times before its end counts.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        first_delay_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit = limit
+        self._first_delay_s = first_delay_s
         self._clock = clock
+        self.failed: Counter[int] = Counter()  # attempts that count
+        self.alone: set[int] = set()  # jobs that ran out of device memory beside others
         self._heap: list[tuple[float, int, Item]] = []
         self._places = itertools.count()
+
+    def left(self, number: int) -> bool:
+        return self.failed[number] < self._limit
+
+    def after(self, number: int, outcome: Outcome) -> float | None:
+        """The seconds until this job runs again; None: its end counts.
+
+        A lost attempt says nothing about the job: it runs again at once and is no retry. A retry
+        comes after a while, in which others run: what broke may mend by itself.
+        """
+        if outcome.lost:
+            if outcome.cause is Cause.DEVICE_MEMORY:
+                self.alone.add(number)
+            return 0.0
+        if not (may_help(outcome) and self.left(number)):
+            return None
+        self.failed[number] += 1
+        return self.pause_s(number)
+
+    def pause_s(self, number: int) -> float:
+        """What goes by between the last failure that counts and the attempt after it."""
+        return delay_s(self._first_delay_s, self.failed[number])
 
     def __bool__(self) -> bool:
         return bool(self._heap)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from autocl_sweeper.types import State, Trial
 
@@ -15,15 +16,15 @@ class TopK:
 
     k: int
     maximize: bool = True
+    monotone: ClassVar[bool] = True  # once k better ones are finished, more can only come above it
+
+    def loss(self, score: float) -> float:
+        return -score if self.maximize else score
 
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
-        return heapq.nsmallest(self.k, filter(_has_score, finished), key=self.rank)
-
-    def rank(self, trial: Trial) -> float:
-        """Sorts better trials first."""
-        assert trial.score is not None
-        return -trial.score if self.maximize else trial.score
-
-
-def _has_score(trial: Trial) -> bool:
-    return trial.state is State.COMPLETE and trial.score is not None
+        ranked = [
+            (self.loss(trial.score), place, trial)
+            for place, trial in enumerate(finished)
+            if trial.state is State.COMPLETE and trial.score is not None
+        ]
+        return [trial for _, _, trial in heapq.nsmallest(self.k, ranked)]

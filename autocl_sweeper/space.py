@@ -335,6 +335,11 @@ _KEY_BUT_NO_TEXT = re.compile(
 )
 
 
+def bare(key: str) -> str:
+    """The key that `key`, `+key` and `++key` set; `~key` takes away what they set."""
+    return key.lstrip("+")
+
+
 def override(key: str, value: Value) -> str:
     """The override that gives `key` this value. Raises ConfigurationError naming the key."""
     try:

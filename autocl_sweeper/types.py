@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 """What a hyper-parameter can be: anything JSON can say, so that the journal can hold it."""
+
+
+Origin: TypeAlias = Literal["init", "own", "carried", "model", "fresh", "enqueued"]
 
 
 class State(str, Enum):
@@ -49,6 +52,23 @@ class Suggestion:
 
     index: int
     params: Mapping[str, Value]
+    origin: Origin | None = None  # where a search has it from; None: it does not say
+    source: int | None = None  # the trial whose parameters it takes up
+    parent: int | None = None  # with pairing "one": the trial it starts from; None: the best parent
+
+
+@dataclass(frozen=True)
+class Later:
+    """A search has no suggestion before a running trial of its stage ends."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A score that a job reported on its way, after `step` steps. nan: it was not finite."""
+
+    number: int  # of the trial
+    step: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -120,6 +140,7 @@ class Job:
     overrides: tuple[str, ...]
     alone: bool = False  # it ran out of device memory beside others: no other on its devices now
     stage: int = 0  # jobs of one stage are alike in what they need; 0: all there are
+    reported: int = 0  # of a job to adopt: how many of its reports are known already
 
 
 class History:
@@ -134,6 +155,7 @@ class History:
         self.given_up: dict[int, None] = {}
         self.ending: dict[int, None] = {}  # given up, and their job is not over yet
         self.changes: list[Trial] = []  # every trial as it was after each change of it, in order
+        self._reports: dict[int, list[Report]] = {}
 
     def __len__(self) -> int:
         return len(self._stage_of)
@@ -175,6 +197,10 @@ class History:
         rank = beam.index(trial.parent) if trial.parent in beam else len(beam)
         return trial.suggestion.index, rank, trial.number
 
+    def reports(self, number: int) -> Sequence[Report]:
+        """Reports of a trial's last attempt, in the order of their arrival; a live view."""
+        return self._reports.get(number, ())
+
     def start(self, trial: Trial) -> None:
         """Add a running trial, or take one up again (running or failed) with its next attempt.
 
@@ -188,8 +214,15 @@ class History:
             trials.append(trial)
         else:
             raise ValueError(f"trial {trial.number} starts, but {len(self)} is next")
+        self._reports.pop(trial.number, None)
         self._change(trial)
         self._running[trial.number] = None
+
+    def report(self, report: Report) -> None:
+        """Add a report of a trial's current attempt. Raises KeyError for an unknown trial."""
+        trial = self[report.number]
+        self._reports.setdefault(report.number, []).append(report)
+        self._change(trial)
 
     def finish(self, number: int, outcome: Outcome) -> Trial:
         """The trial with its outcome. Raises KeyError for a number that is not running."""
@@ -234,77 +267,3 @@ def given_up(outcome: Outcome | None, reason: str) -> Outcome:
     if outcome is None:
         return Outcome(State.PRUNED, reason)
     return Outcome(State.PRUNED, reason, checkpoint=outcome.checkpoint, seconds=outcome.seconds)
-
-
-class Search(Protocol):
-    @property
-    def size(self) -> int | None:
-        """How many suggestions there are; None for a search without end."""
-        ...
-
-    def ask(self, history: Sequence[Trial]) -> Suggestion | None:
-        """The next suggestion, given the trials of the stage; None when there is no other.
-
-        Same history, same answer. Asked only after every parent got the last suggestion, so the
-        next index is `history[-1].suggestion.index + 1`.
-        """
-        ...
-
-
-@runtime_checkable
-class IndexedSearch(Search, Protocol):
-    """A search whose suggestions depend on their place alone, not on how others turned out.
-
-    It may be asked ahead and in any order, so its stages can begin early and longest first.
-    """
-
-    def suggestion(self, index: int) -> Suggestion:
-        """The suggestion at this place, from 0; there are `size` of them."""
-        ...
-
-
-class Selection(Protocol):
-    def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
-        """The survivors, best first; ties go to the one that stands before the other.
-
-        Selecting from the survivors so far and a newcomer gives what selecting from all would: who
-        is out never returns. Trials that start from one are given up at once when it falls out.
-        """
-        ...
-
-
-class Executor(Protocol):
-    def free_slots(self) -> int: ...
-
-    def submit(self, job: Job) -> None:
-        """Never blocks."""
-        ...
-
-    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
-        """Jobs that ended since the last call, each exactly once.
-
-        Waits at most `timeout_s` for one (None: until one ends); 0 only looks.
-        """
-        ...
-
-    def cancel(self, job: Job) -> None:
-        """End a job before its time. Does not wait; `wait` reports the end like any other.
-
-        Nothing happens when `wait` has told its end already.
-        """
-        ...
-
-    def adopt(self, job: Job) -> bool:
-        """Take over a job that outlived its controller: `wait` will give its outcome. False: none."""
-        ...
-
-    def stop(self) -> None:
-        """Begin to end what runs, in good order: `wait` gives what ends, then nothing.
-
-        `close` before that ends the rest at once.
-        """
-        ...
-
-    def close(self) -> None:
-        """Idempotent; leaves no process behind."""
-        ...

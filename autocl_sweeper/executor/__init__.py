@@ -1,1 +1,1 @@
-"""Ways to run jobs; each fulfils `autocl_sweeper.types.Executor`."""
+"""Ways to run jobs; each fulfils `autocl_sweeper.protocols.Executor`."""

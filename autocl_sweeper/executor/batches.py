@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.outcome import JobFiles, failure
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 
 class BatchExecutor:
@@ -25,6 +26,7 @@ class BatchExecutor:
         self._queued: list[Job] = []
         self._cancelled: list[Job] = []
         self._suspects: set[int] = set()  # each runs in a batch of its own
+        self._reports = ReportFiles(files)
 
     def free_slots(self) -> int:
         if self._batch_size is None:
@@ -33,6 +35,7 @@ class BatchExecutor:
 
     def submit(self, job: Job) -> None:
         self._files.forget(job.number)
+        self._reports.begin(job.number)
         self._queued.append(job)
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
@@ -51,7 +54,14 @@ class BatchExecutor:
             returns = self._launcher.launch([job.overrides for job in batch], batch[0].number)
         except Exception as error:
             return self._after(error, batch)
+        finally:
+            for job in batch:
+                self._reports.end(job.number)
         return [(job, self._outcome(job, ret)) for job, ret in zip(batch, returns, strict=True)]
+
+    def reports(self) -> list[Report]:
+        """What jobs reported is read when their batch is over."""
+        return self._reports.new()
 
     def cancel(self, job: Job) -> None:
         """Only a job that still waits for its batch."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -13,42 +12,40 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from autocl_sweeper.device.pool import Grant, Pool
-from autocl_sweeper.device.probe import Device, short
+from autocl_sweeper.device.probe import Device
 from autocl_sweeper.device.sampling import Sampler
 from autocl_sweeper.errors import DeviceError
+from autocl_sweeper.executor.ends import Ends, peak_of
 from autocl_sweeper.executor.process import guardian
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
-from autocl_sweeper.executor.process.forked import ForkedProcess, Template, TemplateLostError
+from autocl_sweeper.executor.process.forked import Template, TemplateLostError
 from autocl_sweeper.executor.process.fresh import FreshProcess
 from autocl_sweeper.executor.process.groups import (
     JOB,
     STRAGGLER_S,
-    OomKills,
     end_group,
-    exit_reason,
-    signal_group,
     start_time,
     write_group,
 )
 from autocl_sweeper.executor.process.last_write import LastWrite
+from autocl_sweeper.executor.reports import ReportFiles
+from autocl_sweeper.executor.running import Limits, Process, Running
 from autocl_sweeper.job.process import GO
-from autocl_sweeper.job.returned import failed_return, read_return
-from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.job.returned import failed_return
+from autocl_sweeper.outcome import JobFiles, failure
+from autocl_sweeper.reporter import VARIABLE as REPORTS
+from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # how often devices that others hold are looked at again
 UNKILLABLE_S = 30.0  # after SIGKILL; a process that waits for a lost device may never die
-TEMPLATE_DIED = "the process it was forked from died"
-STATUS_LOST = "it ended without a result after its controller had died"
-BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
 
 
 class Commands(Protocol):
@@ -59,57 +56,6 @@ class Commands(Protocol):
     def order(self, job: Job, returns: bool) -> bytes:
         """Raises what composing the job does."""
         ...
-
-
-class Process(Protocol):
-    """A job process, however it was started. It leads a session and waits for `GO` on its stdin."""
-
-    pid: int
-
-    def wait(self) -> None:
-        """Until it is dead. Its number stays taken, so its group can still be signalled."""
-        ...
-
-    def reap(self) -> int | None:
-        """Give up its number; its exit status, or None when that was lost."""
-        ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When a job is ended, and how: SIGTERM to all of its processes, `grace_s` later SIGKILL."""
-
-    timeout_s: float | None = None
-    stall_s: float | None = None  # without a write to its log or its folder
-    grace_s: float = 10.0  # long enough for a handler that saves a checkpoint
-
-
-@dataclass
-class _Running:
-    job: Job
-    devices: tuple[str, ...]
-    alone: bool  # no other job of this account was on its devices
-    process: Process
-    started: float
-    writing: LastWrite
-    # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
-    base_mib: Mapping[str, int | None] = field(default_factory=dict)
-    oom_kills: OomKills = field(default_factory=OomKills.now)
-    ended_by: tuple[str, Cause] | None = None  # why we ended it
-    deadlines: list[int] = field(default_factory=list)
-    # Its number is its own only until it is reaped: afterwards a signal would hit a stranger.
-    signalling: threading.RLock = field(default_factory=threading.RLock)
-    reaped: bool = False
-    over: bool = False  # its outcome is there for `wait`
-    abandoned: bool = False  # though its processes are not dead
-    thread: threading.Thread = field(init=False)
-
-
-def peak_of(outcome: Outcome) -> int | None:
-    """MiB that a finished job had at most on one device; None: it failed, or nobody could tell."""
-    use = outcome.device
-    # One that never showed in NVML was too short to be measured.
-    return (use.peak_mib or None) if use is not None and outcome.state is State.COMPLETE else None
 
 
 @contextmanager
@@ -147,9 +93,11 @@ class LocalExecutor:
         self._limits = limits or Limits()
         self._returns = returns
         self._jobs_outlive = jobs_outlive
-        self._running: dict[int, _Running] = {}
+        self._ends = Ends(files, pool, returns, self._stop_forking)
+        self._running: dict[int, Running] = {}
         self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
         self._deadlines = Deadlines()
+        self._reports = ReportFiles(files)
         self._wants_to_be_alone: deque[Job] = deque()
         self._sampler = Sampler(pool, self._device_lost)
         self._ready: Grant | None = None
@@ -233,8 +181,8 @@ class LocalExecutor:
             return False
         self._tell_guardian("+", process.pid, self._mark(job))
         begun = time.monotonic() - process.age_s
-        writing = LastWrite(self._files, job.number)
-        self._watch(_Running(job, process.devices, job.alone, process, begun, writing))
+        self._reports.begin(job.number, job.reported)
+        self._watch(self._new(job, process.devices, job.alone, process, begun))
         return True
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
@@ -252,8 +200,12 @@ class LocalExecutor:
                 ended.append(self._ended.get_nowait())
         for job, outcome in ended:
             self._running.pop(job.number, None)
+            self._reports.end(job.number)
             self.learn(job.stage, outcome)
         return ended
+
+    def reports(self) -> list[Report]:
+        return self._reports.new()
 
     def learn(self, stage: int, outcome: Outcome) -> None:
         """What a finished job used says what the next ones of its stage reserve."""
@@ -269,7 +221,7 @@ class LocalExecutor:
     def cancel(self, job: Job) -> None:
         running = self._running.get(job.number)
         if running is not None:
-            self._end(running, "cancelled", Cause.CANCELLED)
+            running.end("cancelled", Cause.CANCELLED)
         for waiting in [one for one in self._wants_to_be_alone if one.number == job.number]:
             self._wants_to_be_alone.remove(waiting)
             self._ended.put((waiting, Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)))
@@ -292,7 +244,7 @@ class LocalExecutor:
                 self._limits.grace_s,
             )
         for one in running:
-            self._end(one, "the sweep was stopped", Cause.STOPPED)
+            one.end("the sweep was stopped", Cause.STOPPED)
 
     def close(self) -> None:
         try:
@@ -302,7 +254,7 @@ class LocalExecutor:
                     pass
         finally:  # also when a signal comes in between
             for running in list(self._running.values()):
-                self._kill(running)
+                running.kill()
             deadline = time.monotonic() + UNKILLABLE_S
             for running in self._running.values():
                 if running.thread.is_alive():
@@ -357,7 +309,7 @@ class LocalExecutor:
         else:
             self._watch(self._start(job, grant, order))
 
-    def _watch(self, running: _Running) -> None:
+    def _watch(self, running: Running) -> None:
         number = running.job.number
         running.thread = threading.Thread(
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
@@ -365,35 +317,27 @@ class LocalExecutor:
         self._running[number] = running
         self._sampler.add(number, running.process.pid, running.devices, running.base_mib)
         running.thread.start()
-        limits = self._limits
-        if limits.timeout_s is not None:
-            reason = f"timed out after {limits.timeout_s:g} s (hydra.launcher.timeout_s)"
-            self._later(
-                running,
-                running.started + limits.timeout_s,
-                lambda: self._end(running, reason, Cause.TIMEOUT),
-            )
-        if limits.stall_s is not None:
-            self._look_for_writing(running, limits.stall_s)
+        running.keep_limits()
 
-    def _later(self, running: _Running, due: float, call: Callable[[], None]) -> None:
-        with running.signalling:
-            if not running.reaped:
-                running.deadlines.append(self._deadlines.at(due, call))
+    def _new(
+        self,
+        job: Job,
+        devices: tuple[str, ...],
+        alone: bool,
+        process: Process,
+        started: float,
+        base_mib: Mapping[str, int | None] | None = None,
+    ) -> Running:
+        writing = LastWrite(self._files, job.number)
+        return Running(
+            *(job, devices, alone, process, started, writing, self._limits, self._deadlines),
+            base_mib=base_mib or {},
+        )
 
-    def _look_for_writing(self, running: _Running, stall_s: float) -> None:
-        """End a job that has written nothing for `stall_s`; else look again when it may have."""
-        quiet_s = running.writing.quiet_s()
-        if quiet_s >= stall_s:
-            reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
-            self._end(running, f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
-        else:
-            due = time.monotonic() + stall_s - quiet_s
-            self._later(running, due, lambda: self._look_for_writing(running, stall_s))
-
-    def _start(self, job: Job, grant: Grant, order: bytes) -> _Running:
+    def _start(self, job: Job, grant: Grant, order: bytes) -> Running:
         self._files.folder.mkdir(parents=True, exist_ok=True)
         self._files.forget(job.number)
+        self._reports.begin(job.number)
         stdin, word = os.pipe()
         try:
             with open(self._files.log(job.number), "wb") as output, _in_memory(order) as reading:
@@ -405,15 +349,7 @@ class LocalExecutor:
             grant.close()
         self._tell_guardian("+", process.pid, self._mark(job))
         write_group(self._files.group(job.number), process.pid, grant.ids)
-        running = _Running(
-            job,
-            grant.ids,
-            grant.alone,
-            process,
-            time.monotonic(),
-            LastWrite(self._files, job.number),
-            grant.base_mib,
-        )
+        running = self._new(job, grant.ids, grant.alone, process, time.monotonic(), grant.base_mib)
         # A job starts with this word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as file, suppress(BrokenPipeError):  # `_await` finds out
             file.write(GO)
@@ -424,7 +360,11 @@ class LocalExecutor:
         return str(self._files.folder.absolute() / str(job.number))
 
     def _process(self, job: Job, order: int, stdin: int, output: int, grant: Grant) -> Process:
-        environment = {**grant.environment, JOB: self._mark(job)}
+        environment = {
+            **grant.environment,
+            JOB: self._mark(job),
+            REPORTS: str(self._files.reports(job.number).absolute()),
+        }
         if self._forks:
             assert self._template is not None
             try:
@@ -440,125 +380,43 @@ class LocalExecutor:
             self._template.retire()
             log.warning("%s: further jobs start in fresh interpreters", reason)
 
-    def _await(self, running: _Running) -> None:
+    def _await(self, running: Running) -> None:
         """Runs in the job's thread: from here on nobody else reaps the process."""
         pid = running.process.pid
         running.process.wait()
-        adopted = isinstance(running.process, AdoptedProcess)
-        end_group(pid, STRAGGLER_S, reaped=adopted, mark=self._mark(running.job))
-        with running.signalling:
-            running.reaped = True
-            for deadline in running.deadlines:
-                self._deadlines.cancel(deadline)
-            running.deadlines.clear()
-            status = running.process.reap()
+        end_group(pid, STRAGGLER_S, reaped=running.adopted, mark=self._mark(running.job))
+        status = running.reap()
         self._tell_guardian("-", pid)
         if running.abandoned:
             return
         try:
-            outcome = self._outcome(running, status)
+            outcome = self._ends.outcome(running, status)
         except Exception as error:  # a result that can be read in the job's process alone
-            outcome = failure(error, time.monotonic() - running.started)
+            outcome = failure(error, running.seconds)
+        self._over(running, outcome)
+
+    def _over(self, running: Running, outcome: Outcome) -> None:
         outcome = replace(outcome, device=self._sampler.remove(running.job.number))
         self._ended.put((running.job, outcome))
         running.over = True
         self.on_end()
-
-    def _outcome(self, running: _Running, status: int | None) -> Outcome:
-        number = running.job.number
-        adopted = isinstance(running.process, AdoptedProcess)
-        outcome = self._files.read_outcome(number)
-        if outcome is None:
-            outcome = self._without_result(running, status)
-        elif self._returns and not adopted:  # only what a job of ours wrote is unpickled
-            with suppress(FileNotFoundError):  # it was killed between the two
-                returned = read_return(self._files.job_return(number))
-                outcome = replace(outcome, job_return=returned)
-        if outcome.state is not State.FAIL:
-            return outcome
-        tail = last_lines(self._files.log(number))
-        outcome = replace(outcome, log_tail=tail or outcome.log_tail)
-        if running.ended_by is not None:  # whatever it answered to that
-            reason, cause = running.ended_by
-            outcome = replace(
-                outcome, reason=reason, cause=cause, lost=cause in (Cause.STOPPED, Cause.DEVICE)
-            )
-        elif isinstance(running.process, ForkedProcess) and BAD_FORK in outcome.reason:
-            self._stop_forking(f"job {number} could not use CUDA in a forked process")
-            outcome = replace(outcome, lost=True)
-        elif outcome.cause is not Cause.CONFIGURATION and (
-            sick := self._pool.failed_on(running.devices)
-        ):
-            reason = f"{outcome.reason} [{sick}]"
-            outcome = replace(outcome, reason=reason, cause=Cause.DEVICE, lost=True)
-        else:
-            if outcome.cause is Cause.EXIT:
-                outcome = replace(outcome, cause=cause_in_log(outcome.log_tail))
-            if outcome.cause is Cause.DEVICE_MEMORY:
-                outcome = self._out_of_device_memory(running, outcome)
-        if outcome.lost:  # else whoever resumes the sweep would take it for a result
-            self._files.outcome(number).unlink(missing_ok=True)
-        return outcome
-
-    def _without_result(self, running: _Running, status: int | None) -> Outcome:
-        lost = status is None and running.ended_by is None
-        if status is None:
-            adopted = isinstance(running.process, AdoptedProcess)
-            reason, cause = (STATUS_LOST if adopted else TEMPLATE_DIED), Cause.SIGNAL
-        elif status == -signal.SIGKILL and running.ended_by is None:
-            blame, cause = running.oom_kills.blame(OomKills.now())
-            reason = f"{exit_reason(status)} ({blame})"
-        else:
-            reason, cause = exit_reason(status), Cause.SIGNAL if status < 0 else Cause.EXIT
-        seconds = time.monotonic() - running.started
-        return Outcome(State.FAIL, reason, seconds=seconds, cause=cause, lost=lost)
-
-    def _out_of_device_memory(self, running: _Running, outcome: Outcome) -> Outcome:
-        """Worth another attempt where others had a part of that memory, and only there."""
-        names = " ".join(short(device) for device in running.devices)
-        if not running.alone:
-            return replace(outcome, lost=True, reason=f"{outcome.reason} [shared {names}]")
-        return replace(
-            outcome, reason=f"{outcome.reason} [alone on {names}: once more would end the same]"
-        )
 
     def _device_lost(self, number: int, reason: str) -> None:
         """Runs in the sampler's thread: a job whose device is gone may hang for ever."""
         running = self._running.get(number)
         if running is not None:
             reason = f"its device is lost: {reason}"
-            self._end(running, reason, Cause.DEVICE)
+            running.end(reason, Cause.DEVICE)
             due = time.monotonic() + self._limits.grace_s + UNKILLABLE_S
-            self._later(running, due, lambda: self._abandon(running, reason))
+            running.at(due, lambda: self._abandon(running, reason))
 
-    def _abandon(self, running: _Running, reason: str) -> None:
+    def _abandon(self, running: Running, reason: str) -> None:
         """Go on without a job that even SIGKILL does not end. What is left of it keeps its lease."""
-        with running.signalling:
-            if running.reaped:
-                return
-            running.abandoned = True
-        log.warning("job %d cannot be killed (pid %d)", running.job.number, running.process.pid)
-        seconds = time.monotonic() - running.started
-        use = self._sampler.remove(running.job.number)
-        outcome = Outcome(State.FAIL, reason, seconds=seconds, cause=Cause.DEVICE, lost=True)
-        self._ended.put((running.job, replace(outcome, device=use)))
-        running.over = True
-        self.on_end()
-
-    def _end(self, running: _Running, reason: str, cause: Cause) -> None:
-        """SIGTERM to all of a job, SIGKILL `grace_s` later; the job's thread reports its end."""
-        with running.signalling:
-            if running.reaped:
-                return
-            running.ended_by = running.ended_by or (reason, cause)
-            signal_group(running.process.pid, signal.SIGTERM)
-            due = time.monotonic() + self._limits.grace_s
-            self._later(running, due, lambda: self._kill(running))
-
-    def _kill(self, running: _Running) -> None:
-        with running.signalling:
-            if not running.reaped:
-                signal_group(running.process.pid, signal.SIGKILL)
+        if running.abandon():
+            log.warning("job %d cannot be killed (pid %d)", running.job.number, running.process.pid)
+            seconds = running.seconds
+            lost = Outcome(State.FAIL, reason, seconds=seconds, cause=Cause.DEVICE, lost=True)
+            self._over(running, lost)
 
     def _tell_guardian(self, change: str, group: int, mark: str = "") -> None:
         if self._guardian is None:

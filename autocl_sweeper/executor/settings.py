@@ -9,18 +9,19 @@ from typing import Any, Protocol
 
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.local import Commands, Limits, LocalExecutor
+from autocl_sweeper.executor.local import Commands, LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptTemplate, Shared, Template
+from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
 
 
-class Package(Commands, Shared, Protocol):
+class Launchable(Commands, Shared, Protocol):
     """What to run for a job, in a fresh process or in a forked one."""
 
 
 def from_settings(
     settings: Mapping[str, Any],
-    package: Package,
+    package: Launchable,
     files: JobFiles,
     holder: str,
     returns: bool,

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class SimulatedExecutor:
             ended.append((job, replace(outcome, seconds=end - begin)))
         return ended
 
+    def reports(self) -> list[Report]:
+        return []
+
     def cancel(self, job: Job) -> None:
         if job.number not in self._running:
             return
@@ -76,8 +79,7 @@ class SimulatedExecutor:
     def adopt(self, job: Job) -> bool:
         return False
 
-    def stop(self) -> list[tuple[Job, Outcome]]:
-        return []
+    def stop(self) -> None: ...
 
     def close(self) -> None: ...
 

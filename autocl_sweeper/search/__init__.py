@@ -1,12 +1,11 @@
-"""One file per search: what to try next, given the trials of the stage."""
+"""One file per search: what to try next, given the view of a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from autocl_sweeper.types import Trial
+from autocl_sweeper.view import StageView
 
 
-def next_index(history: Sequence[Trial]) -> int:
+def next_index(stage: StageView) -> int:
     """The index of the suggestion after the last one of a stage; costs the same at any length."""
-    return history[-1].suggestion.index + 1 if history else 0
+    trials = stage.trials
+    return trials[-1].suggestion.index + 1 if trials else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search import next_index
 from autocl_sweeper.space import Choice, Distribution
-from autocl_sweeper.types import Suggestion, Trial, Value
+from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.view import StageView
 
 
 class GridSearch:
@@ -17,6 +19,8 @@ class GridSearch:
     An empty space has one combination. `size` is the number of suggestions. Every search is made
     with a seed and the name of its stage; a grid has no use for them.
     """
+
+    pairing: ClassVar[Literal["every", "one"]] = "every"
 
     def __init__(
         self, space: Mapping[str, Distribution], seed: int = 0, stage_name: str = ""
@@ -32,8 +36,8 @@ class GridSearch:
             self._axes[key] = distribution.values
         self.size = math.prod(map(len, self._axes.values()))
 
-    def ask(self, history: Sequence[Trial]) -> Suggestion | None:
-        index = next_index(history)
+    def ask(self, stage: StageView) -> Suggestion | None:
+        index = next_index(stage)
         return self.suggestion(index) if index < self.size else None
 
     def suggestion(self, index: int) -> Suggestion:

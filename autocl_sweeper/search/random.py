@@ -8,13 +8,15 @@ replayed sweep needs no state. The draws come from a hash, which no Python versi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import blake2b
+from typing import ClassVar, Literal
 
 from autocl_sweeper.search import next_index
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.space import Choice, Distribution, Interval
-from autocl_sweeper.types import Suggestion, Trial, Value
+from autocl_sweeper.types import Suggestion, Value
+from autocl_sweeper.view import StageView
 
 
 class RandomSearch:
@@ -24,6 +26,8 @@ class RandomSearch:
     no more. With an interval there is no end. `size` is the number of suggestions, or None.
     """
 
+    pairing: ClassVar[Literal["every", "one"]] = "every"
+
     def __init__(self, space: Mapping[str, Distribution], seed: int, stage_name: str) -> None:
         self._space = dict(space)
         self._name = f"{seed}/{stage_name}"
@@ -31,8 +35,8 @@ class RandomSearch:
         self._grid = GridSearch(space) if finite else None
         self.size = self._grid.size if self._grid else None
 
-    def ask(self, history: Sequence[Trial]) -> Suggestion | None:
-        index = next_index(history)
+    def ask(self, stage: StageView) -> Suggestion | None:
+        index = next_index(stage)
         return self.suggestion(index) if self.size is None or index < self.size else None
 
     def suggestion(self, index: int) -> Suggestion:

@@ -6,165 +6,135 @@ No I/O and no clock, so resuming a sweep is replaying its history, and a test ne
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
+from autocl_sweeper.errors import SearchError
 from autocl_sweeper.order import Durations, Queue
-from autocl_sweeper.types import (
-    History,
-    IndexedSearch,
-    Search,
-    Selection,
-    State,
-    Suggestion,
-    Trial,
-    Value,
+from autocl_sweeper.protocols import IndexedSearch, Selection
+from autocl_sweeper.strategy.decisions import (
+    Decision,
+    Done,
+    GiveUp,
+    Select,
+    Stage,
+    Start,
+    Wait,
+    Work,
+    views,
 )
+from autocl_sweeper.types import History, Later, State, Suggestion, Trial
+from autocl_sweeper.view import StageView
 
 PARENT_LEFT = "its parent left the beam"
 AHEAD = 2  # stages that may begin early; a third kept devices no busier (benchmarks/launchers)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The search on one task. `limit` bounds the suggestions; None takes all the search yields."""
-
-    number: int  # 1 is the first
-    task: str
-    search: Search
-    limit: int | None = None
-
-    @property
-    def suggestions(self) -> int:
-        """How many there are at most. A search without end needs a limit."""
-        return min(n for n in (self.search.size, self.limit) if n is not None)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Run `suggestion` from `parent` (None: the initial model)."""
-
-    stage: Stage
-    suggestion: Suggestion
-    parent: int | None
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    """End this trial, or forget its result: it cannot become part of the tree any more."""
-
-    trial: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Select:
-    """The stage is over: `beam` survives, best first. It is empty when nothing may survive."""
-
-    stage: Stage
-    beam: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to start before a running trial ends."""
-
-
-@dataclass(frozen=True)
-class Done:
-    """Every stage is over."""
-
-
-Decision: TypeAlias = Start | GiveUp | Select | Wait | Done
-
-
-@dataclass(frozen=True)
 class SequentialTopK:
-    """Every suggestion with every parent, stage after stage; the best become the next parents.
+    """Stage after stage; the best trials of one become the parents of the next.
 
-    jobs(1) = n_1, jobs(t) = k_{t-1} * n_t, with k_t the survivors of stage t. A device that frees
-    finds work while a stage has any. When it has none and its last trials still run, `pipeline`
-    begins the next stage from the provisional beam, the best of those that finished. More can only
-    come above them, so who drops out never returns, and its children are given up at once; those
-    that stay are the ones that would have started later, so the tree is the same either way.
+    Where suggestions run with every parent, jobs(1) = n_1 and jobs(t) = k_{t-1} * n_t, with k_t the
+    survivors of stage t. A device that frees finds work while a stage has any. When it has none and
+    its last trials still run, `pipeline` begins the next stage from the provisional beam, the best
+    of those that finished. With a monotone selection more can only come above them, so a trial that
+    drops out never returns, and its children are given up at once; those that stay are the ones
+    that would have started later, so the tree is the same either way. Any other selection waits.
 
     A stage further ahead begins likewise from the best of the trials that began early. Those may
     lose their own parents, which lets others return to the beam, so its trials are given up when
     their parent is, or when the stage of their parent is the open one.
 
     The stages of a search that depends on its history begin when the stage before is over, and
-    their suggestions come in their order. The others go longest first by `work`, (parameters, task)
-    -> amount; without it in their order too.
+    their suggestions come in their order. The others go longest first by `work`; without it in
+    their order too.
     """
 
     stages: Sequence[Stage]
     selection: Selection
     pipeline: bool = False
-    work: Callable[[Mapping[str, Value], str], float] | None = None
-    _views: list[_View] = field(default_factory=list, init=False, repr=False, compare=False)
+    work: Work | None = None
+    _followed: list[_Followed] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def scheduled(self, pipeline: bool, work: Work | None) -> SequentialTopK:
+        return replace(self, pipeline=pipeline, work=work)
 
     def next(self, history: History) -> Decision:
         if history.open_stage > len(self.stages):
             return Done()
-        view = self._view(history)
-        stage = view.stage(history.open_stage)
-        beam = stage.beam()
-        ahead = [view.stage(history.open_stage + place) for place in range(1, AHEAD + 1)]
-        orphan = ahead[0].orphan({trial.number for trial in beam})
-        for later in ahead[1:]:
-            orphan = later.bereaved() if orphan is None else orphan
+        standings = self._follow(history)
+        stage, *ahead = standings[history.open_stage - 1 : history.open_stage + AHEAD]
+        orphan = self._orphan(stage, ahead)
         if orphan is not None:
             return GiveUp(orphan, PARENT_LEFT)
         start = stage.start(history.beams.get(history.open_stage - 1, (None,)))
         if start is not None:
             return start
         if not stage.running:
-            return Select(self.stages[history.open_stage - 1], tuple(t.number for t in beam))
-        for later in ahead if self.pipeline else ():
+            return Select(stage.stage, tuple(trial.number for trial in stage.beam()))
+        return self._early(stage, ahead) or Wait()
+
+    def _orphan(self, stage: _Standing, ahead: Sequence[_Standing]) -> int | None:
+        """A trial that began early and may not stay."""
+        if not self.selection.monotone or not ahead:
+            return None
+        orphan = ahead[0].orphan({trial.number for trial in stage.beam()})
+        for later in ahead[1:]:
+            orphan = later.bereaved() if orphan is None else orphan
+        return orphan
+
+    def _early(self, stage: _Standing, ahead: Sequence[_Standing]) -> Start | None:
+        if not self.pipeline or not self.selection.monotone:
+            return None
+        beam = stage.beam()
+        for later in ahead:
             early = later.start_early(beam)
             if early is not None:
                 return early
             beam = later.provisional_beam()
-        return Wait()
+        return None
 
-    def _view(self, history: History) -> _View:
+    def _follow(self, history: History) -> Sequence[_Standing]:
         """What this history says, brought up to date: the same as read from its beginning."""
-        if not self._views or self._views[0].history is not history:
-            self._views[:] = [_View(self, history)]
-        self._views[0].follow()
-        return self._views[0]
+        if not self._followed or self._followed[0].history is not history:
+            self._followed[:] = [_Followed(self, history)]
+        return self._followed[0].standings()
 
 
-class _View:
+class _Followed:
     """A history as the strategy needs it. It follows the changes, so that a step costs little."""
 
     def __init__(self, strategy: SequentialTopK, history: History) -> None:
         self.history = history
         self._seen = 0
-        self._stages = [_StageView(strategy, history, stage) for stage in strategy.stages]
-        self._nothing = _StageView(strategy, history, None)
+        self._standings = [
+            _Standing(strategy, history, stage, view)
+            for stage, view in zip(
+                strategy.stages, views(strategy.stages, history, strategy.selection), strict=True
+            )
+        ]
 
-    def stage(self, number: int) -> _StageView:
-        return self._stages[number - 1] if number <= len(self._stages) else self._nothing
-
-    def follow(self) -> None:
+    def standings(self) -> Sequence[_Standing]:
         for place in range(self._seen, len(self.history.changes)):
             trial = self.history.changes[place]
-            self.stage(trial.stage).note(trial)
+            self._standings[trial.stage - 1].note(trial)
         self._seen = len(self.history.changes)
+        return self._standings
 
 
-class _StageView:
-    """The trials of one stage; after the last stage (None) there never are any."""
+class _Standing:
+    """How one stage stands: what runs, who would survive, what may start."""
 
-    def __init__(self, strategy: SequentialTopK, history: History, stage: Stage | None) -> None:
+    def __init__(
+        self, strategy: SequentialTopK, history: History, stage: Stage, view: StageView
+    ) -> None:
+        self.stage = stage
         self.running: set[int] = set()
         self._strategy = strategy
         self._history = history
-        self._stage = stage
-        search = stage.search if stage is not None else None
-        self._indexed = search if isinstance(search, IndexedSearch) else None
+        self._view = view
+        self._indexed = stage.search if isinstance(stage.search, IndexedSearch) else None
+        self._answer: tuple[int, Start | Wait | None] = (-1, None)  # at which revision
         self._begun: set[tuple[int, int | None]] = set()
         self._children: defaultdict[int | None, set[int]] = defaultdict(set)  # not given up
         self._beam: list[Trial] = []
@@ -176,6 +146,7 @@ class _StageView:
 
     def note(self, trial: Trial) -> None:
         """A trial of this stage changed."""
+        self._view.note(trial)
         suggestion = trial.suggestion
         self.running.discard(trial.number)
         if trial.state is State.RUNNING:
@@ -201,6 +172,8 @@ class _StageView:
 
     def beam(self) -> list[Trial]:
         """The survivors if nothing more finished, best first. Needs the beam of the stage before."""
+        if not self._strategy.selection.monotone:
+            return self._best(self._newcomers.values())
         if self._newcomers:
             self._beam = self._best([*self._beam, *self._newcomers.values()])
             self._newcomers.clear()
@@ -229,10 +202,12 @@ class _StageView:
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
         return self._strategy.selection(sorted(trials, key=self._history.place))
 
-    def start(self, parents: Sequence[int | None]) -> Start | None:
+    def start(self, parents: Sequence[int | None]) -> Start | Wait | None:
         """What is to start next, given the beam of the stage before."""
         if self._indexed is None:
-            return self._ask(parents)
+            if self._answer[0] != self._view.revision:
+                self._answer = self._view.revision, self._ask(parents)
+            return self._answer[1]
         if self._queue is None:
             self._early.clear()
             self._queue = self._queue_for(parents)
@@ -250,36 +225,52 @@ class _StageView:
         return next((start for start in starts if start is not None), None)
 
     def _queue_for(self, parents: Sequence[int | None]) -> Queue:
-        assert self._stage is not None
         ordered = self._strategy.work is not None
         work = (lambda index: self._work_of(self._suggestion(index))) if ordered else None
-        return Queue(self._stage.suggestions, parents, self._durations, work)
+        return Queue(self.stage.suggestions, parents, self._durations, work)
 
     def _first(self, queue: Queue) -> Start | None:
-        assert self._stage is not None
         found = queue.next(self._begun)
-        return found and Start(self._stage, self._suggestion(found[0]), found[1])
+        return found and Start(self.stage, self._suggestion(found[0]), found[1])
 
     def _suggestion(self, index: int) -> Suggestion:
         assert self._indexed is not None
         return self._indexed.suggestion(index)
 
     def _work_of(self, suggestion: Suggestion) -> float:
-        if self._strategy.work is None or self._stage is None:
-            return 1.0
-        return self._strategy.work(suggestion.params, self._stage.task)
+        work = self._strategy.work
+        return 1.0 if work is None else work(suggestion.params, self.stage.task)
 
-    def _ask(self, parents: Sequence[int | None]) -> Start | None:
-        """One suggestion after the other, each with all parents before the next is asked for."""
-        assert self._stage is not None
-        trials = self._history.stage(self._stage.number)
+    def _ask(self, parents: Sequence[int | None]) -> Start | Wait | None:
+        """One suggestion after the other, each with all its parents before the next is asked for."""
+        search, trials = self.stage.search, self._view.trials
         if trials:
             last = trials[-1]
             place = parents.index(last.parent) + 1
-            if place < len(parents):
-                return Start(self._stage, last.suggestion, parents[place])
-            limit = self._stage.limit
+            if search.pairing == "every" and place < len(parents):
+                return Start(self.stage, last.suggestion, parents[place])
+            limit = self.stage.limit
             if limit is not None and last.suggestion.index + 1 >= limit:
                 return None
-        suggestion = self._stage.search.ask(trials)
-        return None if suggestion is None else Start(self._stage, suggestion, parents[0])
+        suggestion = search.ask(self._view)
+        if isinstance(suggestion, Later):
+            if not self.running:
+                raise SearchError(
+                    f"The search of task '{self.stage.task}' waits for a running trial (Later), but"
+                    " none runs.\n  A search without another suggestion answers None. It is a"
+                    f" {type(search).__name__}; set another hydra/sweeper/search, or mend it."
+                )
+            return Wait()
+        if suggestion is None:
+            return None
+        parent = parents[0]
+        if search.pairing == "one" and suggestion.parent is not None:
+            parent = suggestion.parent
+        if parent not in parents:
+            raise SearchError(
+                f"The search of task '{self.stage.task}' names trial {parent} as a parent, but the"
+                f" beam is {list(parents)}.\n  A suggestion names one of its stage's parents, or"
+                f" none. It is a {type(search).__name__}; set another hydra/sweeper/search, or mend"
+                " it."
+            )
+        return Start(self.stage, suggestion, parent)

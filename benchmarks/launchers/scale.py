@@ -23,17 +23,17 @@ from pathlib import Path
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
+from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
-from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Job, Outcome, State, Trial
+from autocl_sweeper.types import Job, Outcome, Report, State, Trial
 
 SETTINGS = Settings(
     sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={},
@@ -68,6 +68,9 @@ class Inline:
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         ended, self._ended = self._ended, []
         return ended
+
+    def reports(self) -> list[Report]:
+        return []
 
     def cancel(self, job: Job) -> None: ...
 

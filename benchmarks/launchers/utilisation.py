@@ -26,11 +26,11 @@ from pathlib import Path
 from unittest import mock
 
 from autocl_sweeper import results
+from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.order import Work
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
-from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.sequential import SequentialTopK, Stage

@@ -1,4 +1,4 @@
-"""Several jobs on one device: real leases and processes, and devices that a test makes up."""
+"""Several jobs on one device: how many, by number and by memory."""
 
 from __future__ import annotations
 
@@ -18,24 +18,22 @@ import pytest
 from support.bench import Bench, Gpus, wait_until
 from support.launching import GPUS, OURS, choices
 
-from autocl_sweeper.device import pool as pools
 from autocl_sweeper.device import sampling
 from autocl_sweeper.device.leases import Lease, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import CpuProbe, Device, FakeProbe
 from autocl_sweeper.errors import ConfigurationError, DeviceError
-from autocl_sweeper.executor import local
-from autocl_sweeper.executor.local import Limits, LocalExecutor
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
-from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, State
+from autocl_sweeper.types import DeviceUse, Outcome, State
+
+Pools = Callable[..., Pool]
 
 GIB = 1024
 
 
 @pytest.fixture
-def make_pool(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+def make_pool(tmp_path: Path) -> Iterator[Pools]:
     """Pools of sweeps that share one machine; each keyword is a field of the pool.
 
     `seen`: whether a job of it was seen already.
@@ -77,15 +75,13 @@ def numbers(grants: list[Grant]) -> list[str]:
 # -- by number --------------------------------------------------------------------------------------
 
 
-def test_jobs_spread_before_they_share(make_pool: Callable[..., Pool]) -> None:
+def test_jobs_spread_before_they_share(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(3), jobs_per_device=2)
     assert numbers(taken(pool)) == ["0", "1", "2", "0", "1", "2"]
     assert "has 2 jobs, as many as all who use it allow" in pool.refusal
 
 
-def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(make_pool: Pools) -> None:
     probe = FakeProbe.gpus(1)
     two = make_pool(probe, "two", jobs_per_device=2)
     three = make_pool(probe, "three", jobs_per_device=3)
@@ -102,7 +98,7 @@ def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(
     first.close()
 
 
-def test_a_sweep_that_never_shares_is_never_joined(make_pool: Callable[..., Pool]) -> None:
+def test_a_sweep_that_never_shares_is_never_joined(make_pool: Pools) -> None:
     probe = FakeProbe.gpus(1)
     alone, many = make_pool(probe, "alone"), make_pool(probe, "many", jobs_per_device=9)
     grant = alone.acquire()
@@ -126,7 +122,7 @@ class AnotherController(LeaseFolder):
 
 
 def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_ever(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     probe = FakeProbe.gpus(2)
     many, alone = make_pool(probe, "many", jobs_per_device=2), make_pool(probe, "alone")
@@ -145,9 +141,7 @@ def test_who_waits_for_a_whole_device_gets_it_though_others_would_share_it_for_e
     assert numbers(taken(many)) == ["0"], "who has a device has no second one emptied for it"
 
 
-def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(2), jobs_per_device=2)
     shared = pool.acquire()
     alone = pool.acquire(alone=True)
@@ -157,14 +151,14 @@ def test_a_job_that_must_be_alone_gets_a_device_of_its_own_pool(
     assert numbers(taken(pool)) == ["0"]
 
 
-def test_jobs_of_several_devices_share_them_all_or_nothing(make_pool: Callable[..., Pool]) -> None:
+def test_jobs_of_several_devices_share_them_all_or_nothing(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(3), jobs_per_device=2, count=2)
     assert numbers(taken(pool)) == ["01", "20", "12"]
     assert pool.acquire() is None
 
 
 def test_starts_on_a_device_keep_their_distance_and_other_devices_do_not_wait(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    make_pool: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("autocl_sweeper.device.leases.time.time", lambda: now)
@@ -186,7 +180,7 @@ def test_starts_on_a_device_keep_their_distance_and_other_devices_do_not_wait(
 
 
 def test_cpu_slots_are_shared_by_number_and_say_that_memory_has_no_effect(
-    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
+    make_pool: Pools, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = make_pool(CpuProbe(2, {}), jobs_per_device=2, memory_per_job_mib=100)
     pool.check()
@@ -197,9 +191,7 @@ def test_cpu_slots_are_shared_by_number_and_say_that_memory_has_no_effect(
 # -- by memory --------------------------------------------------------------------------------------
 
 
-def test_declared_memory_alone_says_how_many_share_a_device(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_declared_memory_alone_says_how_many_share_a_device(make_pool: Pools) -> None:
     probe = FakeProbe([Device("GPU-0", "small", 20 * GIB, 20 * GIB, {}),
                        Device("GPU-1", "large", 80 * GIB, 79 * GIB, {})])  # fmt: skip
     pool = make_pool(probe, memory_per_job_mib=20 * GIB)
@@ -207,7 +199,7 @@ def test_declared_memory_alone_says_how_many_share_a_device(
 
 
 def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
-    make_pool: Callable[..., Pool], caplog: pytest.LogCaptureFixture
+    make_pool: Pools, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), memory_per_job_mib=30 * GIB)
@@ -226,7 +218,7 @@ def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
     ]
 
 
-def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> None:
+def test_a_measured_stage_packs_by_its_peaks(make_pool: Pools) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
     first = taken(pool, stage=1)
     assert len(first) == 8
@@ -240,7 +232,7 @@ def test_a_measured_stage_packs_by_its_peaks(make_pool: Callable[..., Pool]) -> 
 
 
 def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_counts(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
     pool.learn(1, 70 * GIB)
@@ -255,9 +247,7 @@ def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_count
     assert len(taken(pool, stage=2)) == 6  # 77 of 79.5, the first included
 
 
-def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(make_pool: Pools) -> None:
     probe = FakeProbe.gpus(2, 80 * GIB)
     first = make_pool(probe, seen=False, jobs_per_device=4)
     assert numbers(taken(first)) == ["0", "1"]
@@ -280,7 +270,7 @@ def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(
     ids=["nothing to be seen", "this stage", "another stage", "declared"],
 )
 def test_once_something_is_known_jobs_share(
-    make_pool: Callable[..., Pool], known: Callable[[Pool], None]
+    make_pool: Pools, known: Callable[[Pool], None]
 ) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=3)
     assert len(taken(pool, stage=1)) == 1
@@ -289,18 +279,40 @@ def test_once_something_is_known_jobs_share(
 
 
 def test_boards_that_do_not_tell_their_memory_are_shared_by_number_from_the_start(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     for probe in (FakeProbe([Device("GPU-0", "unified", None, None, {})]), CpuProbe(1, {})):
         assert len(taken(make_pool(probe, seen=False, jobs_per_device=3))) == 3
 
 
 def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empty_one(
-    make_pool: Callable[..., Pool],
+    make_pool: Pools,
 ) -> None:
     pool = make_pool(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)
     pool.learn(1, 79 * GIB)
     assert numbers(taken(pool, stage=1)) == ["0", "1"]
+
+
+def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
+    make_pool: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sampling, "PERIOD_S", 1000.0)  # it looks when it is told to
+    probe = FakeProbe.gpus(1, 80 * GIB)
+    pool = make_pool(probe, seen=False, jobs_per_device=4)
+    sampler = sampling.Sampler(pool, lambda number, reason: None)
+    sampler.add(0, os.getpid(), [probe.devices()[0].id], {})
+    # Seconds, MiB in use -> what the next ones reserve.
+    table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
+             (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),
+             (90, 15_000, 22_000)]  # fmt: skip
+    for seconds, used_mib, reserved_mib in table:
+        now[0] = float(seconds)
+        probe.change(probe.devices()[0].id, processes={os.getpid(): used_mib} if used_mib else {})
+        sampler.sample()
+        assert pool.reservation_mib(1) == reserved_mib, seconds
+    sampler.close()
 
 
 # -- settings ---------------------------------------------------------------------------------------
@@ -331,9 +343,7 @@ def test_a_key_that_makes_no_sense_is_an_error_before_any_job(
         Pool.of({**KEYS, key: value}, "sweep")
 
 
-def test_memory_that_no_device_has_is_an_error_that_lists_what_each_has(
-    make_pool: Callable[..., Pool],
-) -> None:
+def test_memory_that_no_device_has_is_an_error_that_lists_what_each_has(make_pool: Pools) -> None:
     probe = FakeProbe([Device("GPU-0", "small", 20 * GIB, 20 * GIB),
                        Device("GPU-1", "large", 80 * GIB, 80 * GIB)])  # fmt: skip
     make_pool(probe, memory_per_job_mib=80 * GIB).check()
@@ -345,265 +355,6 @@ def test_memory_that_no_device_has_is_an_error_that_lists_what_each_has(
         make_pool(probe, memory_per_job_mib=30_000, count=2).check()
     with pytest.raises(DeviceError, match="a job wants 3 devices, and 2 can serve it"):
         make_pool(probe, count=3).check()
-
-
-# -- real processes on devices made up --------------------------------------------------------------
-
-WELL = json.dumps(outcome_to_json(Outcome(State.COMPLETE, returned="float", score=1.0)))
-
-
-class Shell:
-    """Jobs that end when their file `end-<number>` is there: well, unless it says how else."""
-
-    def __init__(self, folder: Path, files: JobFiles) -> None:
-        self.folder = folder
-        self.files = files
-
-    def argv(self, job: Job, returns: bool) -> list[str]:
-        end, result = self.folder / f"end-{job.number}", self.files.outcome(job.number)
-        wait = f"while [ ! -e {end} ]; do sleep 0.01; done; [ -s {end} ] && exit 3"
-        return ["/bin/sh", "-c", f"{wait}; echo '{WELL}' > {result}.new; mv {result}.new {result}"]
-
-    def end(self, number: int, badly: bool = False) -> None:
-        aside = self.folder / "aside"
-        aside.write_text("badly" if badly else "")
-        aside.rename(self.folder / f"end-{number}")
-
-
-class Machine:
-    """An executor on fake GPUs, with a sampler that looks often."""
-
-    def __init__(self, folder: Path, probe: FakeProbe, seen: bool = True, **keys: Any) -> None:
-        files = JobFiles.of(folder)
-        self.probe = probe
-        self.ids = [device.id for device in probe.devices()]
-        self.shell = Shell(folder, files)
-        self.pool = Pool(probe, LeaseFolder(folder / "leases"), holder=str(folder), **keys)
-        if seen:
-            self.pool.expect(0)
-        self.executor = LocalExecutor(self.shell, files, self.pool, Limits(grace_s=0.1))
-        self.ended: dict[int, Outcome] = {}
-
-    def start(self, *jobs: int) -> None:
-        for number in jobs:
-            self.executor.submit(Job(number, (), stage=1))
-
-    def end_of(self, number: int) -> Outcome:
-        def look() -> bool:
-            self.ended |= {job.number: outcome for job, outcome in self.executor.wait(0.05)}
-            return number in self.ended
-
-        wait_until(look, f"job {number} ends")
-        return self.ended[number]
-
-    def pid(self, number: int) -> int:
-        return self.executor._running[number].process.pid
-
-    def uses(self, device: int, **figures: Any) -> None:
-        """Change a device, and wait until the sampler has looked at it."""
-        self.probe.change(self.ids[device], **figures)
-        looks = self.looks
-        wait_until(lambda: self.looks >= looks + 2, "the sampler looks")
-
-    looks = 0
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
-    monkeypatch.setattr(sampling, "PERIOD_S", 0.02)
-    monkeypatch.setattr(pools, "LOST_S", 0.05)
-    made: list[Machine] = []
-
-    def make(probe: FakeProbe, **keys: Any) -> Machine:
-        found = Machine(tmp_path, probe, **keys)
-        made.append(found)
-        real = found.executor._sampler.sample
-
-        def counted() -> None:
-            real()
-            found.looks += 1
-
-        monkeypatch.setattr(found.executor._sampler, "sample", counted)
-        return found
-
-    yield make
-    for one in made:
-        one.executor.close()
-
-
-def test_a_job_is_measured_beside_others_and_its_peak_sets_the_next_reservation(
-    machine: Callable[..., Machine],
-) -> None:
-    here = machine(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=4)
-    here.start(0, 1)
-    mine, other = here.pid(0), here.pid(1)
-    here.uses(0, processes={mine: 9000, other: 500}, utilisation=80, temperature_c=61)
-    here.uses(0, processes={mine: 4000, other: 700}, utilisation=80, temperature_c=55)
-    here.shell.end(0)
-    use = here.end_of(0).device
-    assert use is not None
-    assert (use.ids, use.peak_mib) == ((here.ids[0],), 9000)
-    assert (use.mean_utilisation, use.max_temperature_c) == (80.0, 61)
-    assert here.pool.reservation_mib(1) == 9900
-    here.shell.end(1)
-    assert (ended := here.end_of(1).device) is not None and ended.peak_mib == 700
-
-
-def test_the_second_job_joins_when_the_first_has_shown_its_memory_and_not_while_it_loads(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=4)
-    here.start(0)
-    mine = here.pid(0)
-    here.uses(0, processes={mine: 20 * GIB})
-    assert here.executor.free_slots() == 0
-    monkeypatch.setattr(sampling, "LEVEL_S", 0.0)  # it has been so for long enough
-    here.uses(0, processes={mine: 30 * GIB})
-    wait_until(here.executor.free_slots, "it is level")
-    here.executor.submit(Job(1, (), stage=1))
-    assert here.pool.reservation_mib(1) == 33 * GIB
-    assert here.executor.free_slots() == 0  # 66 of 79.5
-
-
-def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
-    make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(sampling, "PERIOD_S", 1000.0)  # it looks when it is told to
-    probe = FakeProbe.gpus(1, 80 * GIB)
-    pool = make_pool(probe, seen=False, jobs_per_device=4)
-    sampler = sampling.Sampler(pool, lambda number, reason: None)
-    sampler.add(0, os.getpid(), [probe.devices()[0].id], {})
-    # Seconds, MiB in use -> what the next ones reserve.
-    table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
-             (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),
-             (90, 15_000, 22_000)]  # fmt: skip
-    for seconds, used_mib, reserved_mib in table:
-        now[0] = float(seconds)
-        probe.change(probe.devices()[0].id, processes={os.getpid(): used_mib} if used_mib else {})
-        sampler.sample()
-        assert pool.reservation_mib(1) == reserved_mib, seconds
-    sampler.close()
-
-
-@pytest.mark.parametrize("how", ["over at once", "for long"])
-def test_jobs_that_use_no_memory_keep_no_other_waiting_for_long(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    monkeypatch.setattr(sampling, "UNSEEN_S", 0.2 if how == "for long" else 1000.0)
-    here = machine(FakeProbe.gpus(1, 80 * GIB), seen=False, jobs_per_device=2)
-    here.start(0)
-    assert here.executor.free_slots() == 0
-    if how == "over at once":
-        here.shell.end(0)
-        assert here.end_of(0).state is State.COMPLETE
-        here.start(1)
-    wait_until(here.executor.free_slots, "a second one may join")
-
-
-def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(
-    machine: Callable[..., Machine],
-) -> None:
-    here = machine(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)  # 500 MiB are in use
-    here.start(0, 1, 2)
-    host = {4_000_001: None, 4_000_002: None}  # pids of the host, which mean nothing here
-    for number in (0, 1):
-        here.uses(number, free_mib=80 * GIB - 7500, processes=host)
-    for number in (0, 1, 2):
-        here.shell.end(number)
-    peaks = {n: use.peak_mib for n in (0, 1, 2) if (use := here.end_of(n).device)}
-    assert peaks[1] == 7000  # alone on GPU 1
-    assert (peaks[0], peaks[2]) == (None, None)  # together on GPU 0: nobody can tell
-
-
-def test_a_lost_device_is_out_of_service_and_its_job_runs_elsewhere(
-    machine: Callable[..., Machine], caplog: pytest.LogCaptureFixture
-) -> None:
-    here = machine(FakeProbe.gpus(2))
-    here.start(0, 1)
-    here.probe.change(here.ids[0], problem="NVML: GPU is lost", error=15)
-    outcome = here.end_of(0)  # nobody ended it: its shell would wait for ever
-    assert (outcome.state, outcome.cause, outcome.lost) == (State.FAIL, Cause.DEVICE, True)
-    assert outcome.reason == "its device is lost: NVML: GPU is lost"
-    said = [r.getMessage() for r in caplog.records if "out of service" in r.getMessage()]
-    assert said == ["GPU-fa000000 is out of service for this sweep: NVML: GPU is lost"]
-    assert here.executor.free_slots() == 0  # GPU 1 is busy
-    here.shell.end(1)
-    assert here.end_of(1).state is State.COMPLETE
-    here.start(0)
-    assert here.executor.devices()[0] == (here.ids[1],)
-    here.probe.change(here.ids[0], problem="", error=0)
-    assert here.executor.free_slots() == 0
-
-
-def test_a_job_that_hangs_in_a_lost_device_beyond_sigkill_does_not_hold_up_the_sweep(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "signal_group", lambda group, number: None)
-    monkeypatch.setattr(local, "UNKILLABLE_S", 0.1)
-    here = machine(FakeProbe.gpus(1))
-    here.start(0)
-    thread = here.executor._running[0].thread
-    here.probe.change(here.ids[0], problem="NVML: GPU is lost", error=15)
-    outcome = here.end_of(0)
-    assert (outcome.cause, outcome.lost) == (Cause.DEVICE, True)
-    with pytest.raises(DeviceError, match="a job wants 1 devices, and 0 can serve it"):
-        here.executor.free_slots()
-    here.shell.end(0)
-    thread.join()
-    assert here.executor.wait(0.0) == [], "each job ends once"
-
-
-def test_when_no_device_is_left_the_error_names_each_and_why_after_the_last_job(
-    machine: Callable[..., Machine],
-) -> None:
-    here = machine(FakeProbe.gpus(2))
-    here.start(0)
-    here.probe.change(here.ids[1], problem="NVML: GPU requires restart", error=16)
-    wait_until(lambda: here.ids[1] in here.pool.retired, "GPU 1 is out")
-    here.pool.retired[here.ids[0]] = "NVML: Unknown Error"
-    assert here.executor.free_slots() == 0, "job 0 may still end well"
-    here.shell.end(0)
-    assert here.end_of(0).state is State.COMPLETE
-    with pytest.raises(DeviceError) as error:
-        here.executor.free_slots()
-    assert "GPU-fa000000 Fake GPU: out of service: NVML: Unknown Error" in str(error.value)
-    assert "GPU-fa000001 Fake GPU: out of service: NVML: GPU requires restart" in str(error.value)
-
-
-def test_an_error_of_nvml_that_passes_or_lasts_costs_no_healthy_job(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pools, "SICK_S", 0.2)
-    here = machine(FakeProbe.gpus(2))
-    here.start(0)
-    here.uses(0, problem="NVML: Unknown Error", error=999)
-    here.uses(0, problem="", error=0)
-    assert here.pool.retired == {}
-    here.probe.change(here.ids[0], problem="NVML: Unknown Error", error=999)
-    wait_until(lambda: here.ids[0] in here.pool.retired, "it lasts")
-    assert here.pool.lost == set()
-    here.shell.end(0)
-    assert here.end_of(0).state is State.COMPLETE
-    here.start(1)
-    assert here.executor.devices()[1] == (here.ids[1],)
-
-
-def test_a_job_that_fails_while_its_device_cannot_be_asked_runs_again_elsewhere(
-    machine: Callable[..., Machine],
-) -> None:
-    here = machine(FakeProbe.gpus(2))
-    here.start(0, 1)
-    here.shell.end(1, badly=True)
-    assert (here.end_of(1).cause, here.end_of(1).lost) == (Cause.EXIT, False)
-    here.probe.change(here.ids[0], problem="NVML: Unknown Error", error=999)
-    here.shell.end(0, badly=True)
-    outcome = here.end_of(0)
-    assert (outcome.cause, outcome.lost) == (Cause.DEVICE, True)
-    assert outcome.reason == "exit status 3 [GPU-fa000000: NVML: Unknown Error]"
-    assert here.executor.free_slots() == 1
-    assert here.ids[0] in here.pool.retired
 
 
 # -- whole sweeps -----------------------------------------------------------------------------------

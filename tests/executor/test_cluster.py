@@ -24,9 +24,9 @@ from autocl_sweeper.executor.ray import cluster as rays
 from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.hydra_sweep import learn_from
-from autocl_sweeper.journal import outcome_to_json
+from autocl_sweeper.journal import fold, outcome_to_json
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import DeviceUse, History, Job, Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import DeviceUse, History, Job, Outcome, Report, State, Suggestion, Trial
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
@@ -90,18 +90,19 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
         f"hydra.launcher.address={cluster.address}",
         "hydra.launcher.cpu_slots=2",
         "hydra.launcher.warm=true",
-        "hydra.job.env_copy=[LEDGER,HOLD]",
+        "hydra.job.env_copy=[LEDGER,HOLD,REPORTS]",
         "task=a,b",
         "lr=1,2,3,4",
     )
-    killed = chain.start(*command, HOLD=str(hold), **ON_LOOPBACK)
+    killed = chain.start(*command, HOLD=str(hold), REPORTS="0", **ON_LOOPBACK)
     wait_until(lambda: len(chain.ledger("start")) == 4, "both nodes run two jobs each")
     killed.kill()
     pids = [event["pid"] for event in chain.ledger("start")]
     wait_until(lambda: not any(map(alive, pids)), "no job outlives its controller")
 
-    sweep = chain.start(*command, HOLD=str(hold), **ON_LOOPBACK)
+    sweep = chain.start(*command, HOLD=str(hold), REPORTS="1", **ON_LOOPBACK)
     wait_until(lambda: len(chain.ledger("start")) == 8, "the same four run again")
+    wait_until(lambda: len(chain.events("report")) == 4, "and have reported")
     assert chain.printed(sweep).count("starting an agent on node 127.0.0.1/") == 2
     pids = [event["pid"] for event in chain.ledger("start")[4:]]
     cluster.lose_a_node()
@@ -118,6 +119,9 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
     kept = {e["score"] for e in chain.finished().values() if e["state"] == "COMPLETE"}
     assert kept >= {1, 2, 3, 4} | second_stage
     assert chain.results()["chain"][-1]["score"] == max(second_stage)
+    history = fold(chain.events()).history
+    for number in chain.finished():  # of its last attempt alone
+        assert [report.step for report in history.reports(number)] == [0, 1]
     pids = [event["pid"] for event in chain.ledger("start")]
     wait_until(lambda: not any(map(alive, pids)), "no job is left")
 
@@ -358,6 +362,7 @@ def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_
 ) -> None:
     ends = {0: finished_with(7000), 1: finished_with(9999, State.FAIL), 2: finished_with(None)}
     executor = fake_ray(1, 1, 1, run=lambda job: ends[job.number])
+    files = executor._package.files
     ray = executor._ray
     ray.alive = 2
     history = History()  # of a sweep that is continued
@@ -368,8 +373,11 @@ def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_
     for number in ends:
         wait_until(executor.free_slots, "a slot")
         executor.submit(Job(number, (), stage=1))
+        files.folder.mkdir(parents=True, exist_ok=True)
+        files.reports(number).write_text('{"score": 0.5, "step": 1}\n')  # all nodes share it
         ((job, _),) = wait_until(lambda: executor.wait(None), "it ends")
         assert job.number == number
+        assert executor.reports() == [Report(number, 1, 0.5)] and executor.reports() == []
     first, second, third = ray.agents
     on_first = first.executor.busy[0].number == 0
     told = [(1, 5000, 2), (2, 300, 1)]

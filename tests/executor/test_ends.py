@@ -1,11 +1,9 @@
-"""What is done about the end of a job: memory, retries, stalls, and a sweep that is stopped."""
+"""What is done about the end of a job: memory, limits, a device that others share."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,24 +14,20 @@ from pathlib import Path
 import pytest
 from support.bench import Bench, wait_until
 from support.fake_nvml import build as fake
-from support.plans import plan_of
 
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process import last_write as writing
 from autocl_sweeper.executor.process.deadlines import Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.process.last_write import LastWrite
+from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.executor.settings import check
-from autocl_sweeper.executor.simulated import SimulatedExecutor
-from autocl_sweeper.journal import NAME, fold, outcome_from_json, outcome_to_json, read
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
-from autocl_sweeper.report.progress import LogProgress
-from autocl_sweeper.retries import Waiting, delay_s, may_help
-from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")
@@ -169,168 +163,6 @@ def test_outcomes_of_journals_that_know_no_cause_are_read() -> None:
     assert outcome_from_json(record) == replace(outcome, cause=Cause.NONE)
 
 
-# -- retries ----------------------------------------------------------------------------------------
-
-
-def test_retries_come_soon_at_first_then_ever_later_up_to_a_limit() -> None:
-    assert [delay_s(5.0, retry) for retry in (1, 2, 3, 4)] == [5.0, 10.0, 20.0, 40.0]
-    assert delay_s(5.0, 10_000) == 600.0
-    assert delay_s(3600.0, 4) == 3600.0  # asked for
-    assert delay_s(0.0, 3) == 0.0
-
-
-def test_what_waits_comes_out_when_it_is_due_and_in_that_order() -> None:
-    clock = [0.0]
-    waiting: Waiting[str] = Waiting(lambda: clock[0])
-    assert (waiting.due(), waiting.wait_s()) == (False, None)
-    waiting.add("late", 10.0)
-    waiting.add("soon", 2.0)
-    assert (bool(waiting), waiting.due(), waiting.wait_s()) == (True, False, 2.0)
-    waiting.add("first")
-    waiting.add("second")
-    assert (waiting.due(), waiting.wait_s()) == (True, None)
-    assert [waiting.pop(), waiting.pop()] == ["first", "second"]
-    clock[0] = 2.0
-    assert (waiting.due(), waiting.pop(), waiting.wait_s()) == (True, "soon", 8.0)
-    clock[0] = 11.0
-    assert (waiting.due(), waiting.pop(), bool(waiting)) == (True, "late", False)
-
-
-@pytest.mark.parametrize("cause", Cause)
-def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Cause) -> None:
-    hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED}
-    assert may_help(Outcome(State.FAIL, cause=cause)) == (cause not in hopeless)
-    assert not may_help(Outcome(State.COMPLETE, cause=cause))
-
-
-ENDS = {
-    "timeout_s": None, "stall_s": None, "grace_s": 10.0, "retries": 0, "retry_delay_s": 5.0,
-    "on_controller_death": "kill",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "key, value, rule",
-    [
-        ("timeout_s", 0, "more than 0, or null"),
-        ("stall_s", -1.0, "more than 0, or null"),
-        ("stall_s", float("nan"), "more than 0, or null"),
-        ("grace_s", -1.0, "at least 0"),
-        ("grace_s", float("inf"), "at least 0"),
-        ("retries", -1, "at least 0"),
-        ("retry_delay_s", -0.5, "at least 0"),
-        ("on_controller_death", "wait", "kill, finish"),
-    ],
-)
-def test_a_launcher_setting_that_means_nothing_is_refused_by_name(
-    key: str, value: object, rule: str
-) -> None:
-    check(ENDS)
-    check({**ENDS, "grace_s": 0, "timeout_s": 1, "on_controller_death": "finish"})
-    with pytest.raises(ConfigurationError, match=f"hydra.launcher.{key}=.*{rule}"):
-        check({**ENDS, key: value})
-
-
-class VirtualTime(SimulatedExecutor):
-    """Both clocks of a sweep too; jobs fail as often as told. Waiting for nothing takes its time."""
-
-    def __init__(self, fails: dict[int, int], now_s: float = 0.0) -> None:
-        super().__init__(1, self.end)
-        self.fails = fails
-        self.clock_s = now_s
-        self.starts: list[tuple[int, float]] = []
-
-    def end(self, job: Job) -> Outcome:
-        self.starts.append((job.number, self.clock_s))
-        self.fails[job.number] = self.fails.get(job.number, 0) - 1
-        if self.fails[job.number] >= 0:
-            return Outcome(State.FAIL, "exit status 3", seconds=1.0, cause=Cause.EXIT)
-        return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=10.0)
-
-    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
-        if not self._running:
-            self.clock_s += timeout_s or 0.0
-        return super().wait(timeout_s)
-
-    def time(self) -> float:
-        return self.clock_s
-
-    def monotonic(self) -> float:
-        return self.clock_s
-
-
-def run_in_virtual_time(folder: Path, executor: VirtualTime) -> list[tuple[int, float]]:
-    """A sweep of two trials on one device: who started when."""
-    plan = plan_of("task=a", "lr=1,2", retries=3, retry_delay_s=100.0)
-    sweep = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress(), clock=executor)
-    assert [trial.state for trial in sweep.run()] == [State.COMPLETE] * 2
-    return executor.starts
-
-
-def test_while_a_retry_waits_for_its_time_other_trials_run(tmp_path: Path) -> None:
-    # By hand: 0 fails at 1, and 100 s later again, at 102; then 200 s go by.
-    starts = run_in_virtual_time(tmp_path, VirtualTime({0: 2}))
-    assert starts == [(0, 0.0), (1, 1.0), (0, 101.0), (0, 302.0)]
-
-
-@pytest.mark.parametrize(
-    "resumed_at, runs_at",
-    [(1_050.0, 1_200.0), (1_199.0, 1_200.0), (40_000.0, 40_000.0), (500.0, 700.0)],
-    ids=["early", "just before", "long after", "by a clock that is behind"],
-)
-def test_a_retry_that_waited_when_its_controller_died_waits_out_the_rest(
-    tmp_path: Path, resumed_at: float, runs_at: float
-) -> None:
-    run_in_virtual_time(tmp_path / "whole", VirtualTime({0: 2}))
-    records = read(tmp_path / "whole")
-    second = [place for place, e in enumerate(records) if e["event"] == "attempt_failed"][1]
-    cut = [*records[:second], {**records[second], "time": 1_000.0}]
-    folder = tmp_path / "again"
-    folder.mkdir()
-    (folder / NAME).write_text("".join(json.dumps(record) + "\n" for record in cut))
-    assert run_in_virtual_time(folder, VirtualTime({}, resumed_at)) == [(0, runs_at)]
-
-
-def test_a_job_that_no_longer_composes_stops_the_sweep_and_runs_again_when_mended(
-    tmp_path: Path,
-) -> None:
-    mended = False
-
-    def end(job: Job) -> Outcome:
-        if mended or job.number == 0:
-            return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=1.0)
-        why = "Could not find 'model/gone'"
-        return Outcome(State.FAIL, why, cause=Cause.CONFIGURATION, log_tail=("the last line",))
-
-    def swept() -> Sweep:
-        plan = plan_of("task=a", "lr=1,2,3", retries=3)
-        executor = SimulatedExecutor(1, end)
-        return Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress())
-
-    with pytest.raises(ConfigurationError, match=r"(?s)Trial 1 .*not be composed: .*last line"):
-        swept().run()
-    state = fold(read(tmp_path))
-    assert [trial.state for trial in state.history] == [State.COMPLETE, State.RUNNING]
-    assert not any(event["event"] == "attempt_failed" for event in read(tmp_path))
-    mended = True
-    assert [trial.state for trial in swept().run()] == [State.COMPLETE] * 3
-
-
-def test_alone_the_launcher_retries_crashes_as_often_as_asked(
-    benches: Callable[..., Bench],
-) -> None:
-    bench = benches("faults")
-    output = bench.run(
-        "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", "fault=fine,sigkill,no_device_memory",
-        "task=a", "hydra.launcher.retries=2", "hydra.launcher.retry_delay_s=0.1", status=1,
-    )  # fmt: skip
-    assert output.count("#1 runs again in 0.1 s: killed by SIGKILL") == 1
-    assert output.count("#1 runs again in 0.2 s: killed by SIGKILL") == 1
-    assert "#0 runs again" not in output and "#2 runs again" not in output
-    assert len(list((bench.sweep / "1").glob("job.log*"))) == 3
-    assert bench.nothing_is_left()
-
-
 # -- a device that others share ---------------------------------------------------------------------
 
 
@@ -415,128 +247,34 @@ def test_a_job_of_a_shared_gpu_that_ran_out_of_memory_runs_once_more_and_that_is
         assert {event["state"] for event in bench.finished().values()} == {"COMPLETE"}
 
 
-# -- a sweep that is stopped, or whose controller dies ----------------------------------------------
+# -- settings ---------------------------------------------------------------------------------------
 
-GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=3", "hydra.launcher.grace_s=1000")
-
-
-def start_and_hold(
-    bench: Bench, jobs: int, *arguments: str, answers: str = "{}"
-) -> tuple[subprocess.Popen[bytes], Path]:
-    hold = bench.folder / "hold"
-    hold.touch()
-    process = bench.start(*arguments, HOLD=str(hold), ANSWERS=answers)
-    wait_until(lambda: len(bench.ledger()) >= jobs, f"{jobs} jobs run")
-    return process, hold
-
-
-def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain: Bench) -> None:
-    command = (*OURS, *GPU, "lr=1,2,3,4")
-    answers = '{"1": "finish", "2": "ignore", "3": "raise"}'
-    process, hold = start_and_hold(chain, 3, *command, answers=answers)
-    for number in range(3):  # what tells the launcher where a job may be writing
-        told = (chain.sweep / f".autocl/{number}.output").read_text()
-        assert told == str(chain.sweep / f"1_a/{number}")
-    process.send_signal(signal.SIGINT)
-    wait_until(chain.finished, "the job that came to its end is in the journal")
-    assert "3 running job(s) got SIGTERM and have 1000 s to end; another signal kills them now" in (
-        chain.printed(process)
-    )
-    log = chain.sweep / "1_a/2/job.log"
-    wait_until(lambda: "there is no end to this" in log.read_text(), "another raises")
-    assert process.poll() is None, "it did not wait for the one that does not listen"
-    process.send_signal(signal.SIGINT)
-    chain.finish(process)
-    assert process.returncode == 130
-    assert chain.nothing_is_left()
-    assert {n: event["state"] for n, event in chain.finished().items()} == {0: "COMPLETE"}
-    hold.unlink()
-    before = len(chain.ledger("start"))
-    chain.run(*command)
-    assert sorted(event["trial"] for event in chain.ledger("start")[before:]) == [1, 2, 3]
-    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
-    assert {event["lost"] for event in chain.events("attempt_failed")} == {True}
-
-
-def test_alone_the_launcher_ends_at_one_signal_and_kills_at_another(chain: Bench) -> None:
-    process, _ = start_and_hold(chain, 2, *GPU, "lr=1,2", answers='{"1": "ignore"}')
-    process.send_signal(signal.SIGTERM)
-    wait_until(lambda: len(chain.leased()) == 1, "the job that does not answer is over")
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    chain.finish(process)
-    assert process.returncode == 143
-    assert chain.nothing_is_left()
-
-
-FINISH = "hydra.launcher.on_controller_death=finish"
+ENDS = {
+    "timeout_s": None, "stall_s": None, "grace_s": 10.0, "retries": 0, "retry_delay_s": 5.0,
+    "on_controller_death": "kill",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "warm, killed_again", [("true", True), ("false", False)], ids=["warm", "fresh"]
+    "key, value, rule",
+    [
+        ("timeout_s", 0, "more than 0, or null"),
+        ("stall_s", -1.0, "more than 0, or null"),
+        ("stall_s", float("nan"), "more than 0, or null"),
+        ("grace_s", -1.0, "at least 0"),
+        ("grace_s", float("inf"), "at least 0"),
+        ("retries", -1, "at least 0"),
+        ("retry_delay_s", -0.5, "at least 0"),
+        ("on_controller_death", "wait", "kill, finish"),
+    ],
 )
-def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
-    chain: Bench, warm: str, killed_again: bool
+def test_a_launcher_setting_that_means_nothing_is_refused_by_name(
+    key: str, value: object, rule: str
 ) -> None:
-    command = (
-        *OURS, "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", f"hydra.launcher.warm={warm}",
-        FINISH, "lr=1,2,3",
-    )  # fmt: skip
-    process, hold = start_and_hold(chain, 2, *command)
-    process.kill()
-    process.wait()
-    process, _ = start_and_hold(chain, 2, *command)
-    for number in (0, 1):
-        line = f"the job of trial {number} outlived its controller and goes on"
-        wait_until(lambda text=line: text in chain.printed(process), "it is waited for")
-    assert len(chain.leased()) == 2
-    if killed_again:
-        process.kill()
-        process.wait()
-        hold.unlink()
-        wait_until(chain.nothing_is_left, "jobs, templates and guardians end by themselves")
-        assert len(chain.ledger("end")) == 2
-        process, _ = start_and_hold(chain, 2, *command)
-    hold.unlink()
-    output = chain.finish(process)
-    assert process.returncode == 0, output
-    assert sorted(event["trial"] for event in chain.ledger("start")) == [0, 1, 2]
-    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
-    assert chain.events("attempt_failed") == []
-    wait_until(chain.nothing_is_left, "the helpers of the killed controllers end too")
-
-
-@pytest.mark.parametrize(
-    "warm", ["true", pytest.param("false", marks=pytest.mark.slow)], ids=["warm", "fresh"]
-)
-def test_alone_the_launchers_jobs_outlive_it_too_and_leave_nothing(
-    benches: Callable[..., Bench], warm: str
-) -> None:
-    bench = benches("warm")
-    process, hold = start_and_hold(
-        bench, 2, *GPU, f"hydra.launcher.warm={warm}", FINISH, "do=hold", "again=1,2"
-    )
-    process.kill()
-    process.wait()
-    hold.unlink()
-    wait_until(bench.nothing_is_left, "the jobs, and the children they leave, are gone")
-    for number in (0, 1):
-        told = next(bench.sweep.glob(f".autocl/launch-*/{number}.json")).read_text()
-        assert '"COMPLETE"' in told
-
-
-def test_a_trial_between_two_attempts_is_known_as_such_after_a_kill() -> None:
-    start = {
-        "event": "start", "trial": 0, "stage": 1, "task": "a", "suggestion": 0, "params": {},
-        "parent": None, "folder": "0", "attempt": 1, "overrides": [],
-    }  # fmt: skip
-    failed = {"event": "attempt_failed", "trial": 0, "attempt": 1, "reason": "", "lost": True}
-    memory = {**failed, "cause": "device_memory"}
-    assert (fold([start]).over, fold([start]).alone) == (set(), set())
-    assert (fold([start, failed]).over, fold([start, failed]).alone) == ({0}, set())
-    assert (fold([start, memory]).over, fold([start, memory]).alone) == ({0}, {0})
-    again = fold([start, memory, {**start, "attempt": 2}])
-    assert (again.over, again.alone) == (set(), {0})
+    check(ENDS)
+    check({**ENDS, "grace_s": 0, "timeout_s": 1, "on_controller_death": "finish"})
+    with pytest.raises(ConfigurationError, match=f"hydra.launcher.{key}=.*{rule}"):
+        check({**ENDS, key: value})
 
 
 # -- stalls and deadlines ---------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from support.scripts import Command, script
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
-from autocl_sweeper.executor import local
-from autocl_sweeper.executor.local import Limits, LocalExecutor
+from autocl_sweeper.executor import running
+from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
@@ -338,14 +339,14 @@ def test_a_job_that_was_reaped_is_never_signalled_again(
     """Between its end and the sweep's hearing of it, its number may already be a stranger's."""
 
     sent: list[int] = []
-    monkeypatch.setattr(local, "signal_group", lambda group, number: sent.append(number))
+    monkeypatch.setattr(running, "signal_group", lambda group, number: sent.append(number))
     pool = Pool(CpuProbe(1, {}), LeaseFolder(tmp_path / "leases"))
     executor = LocalExecutor(
         Command("/bin/true"), JobFiles.of(tmp_path), pool, Limits(grace_s=0.05)
     )
     executor.submit(Job(0, ()))
-    (running,) = executor._running.values()
+    (job,) = executor._running.values()
     wait_until(lambda: not executor._ended.empty(), "the job's thread is done with it")
     executor.cancel(Job(0, ()))
     executor.close()
-    assert sent == [] and running.deadlines == []
+    assert sent == [] and job._due == []

@@ -6,17 +6,14 @@ import pytest
 from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan import changed
+from autocl_sweeper.plan.checks import changed
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.types import Outcome, State, Suggestion, Trial
 
 
 def suggestions(plan, stage=0):
-    """All suggestions of a stage, asked for one by one as the strategy does."""
-    search, history = plan.stages[stage].search, []
-    while (suggestion := search.ask(history)) is not None:
-        history.append(Trial(len(history), 1, "t", suggestion, None))
-    return [dict(trial.suggestion.params) for trial in history]
+    search = plan.stages[stage].search
+    return [dict(search.suggestion(index).params) for index in range(search.size)]
 
 
 def trial(plan, stage=1, parent=None, number=0, **params):
@@ -165,22 +162,23 @@ def test_every_task_and_every_choice_is_composed_before_a_job():
 @pytest.mark.parametrize(
     "arguments, settings, words",
     [
-        (["task="], {}, ["'task' is empty", "task=first,second"]),
-        (["task=a,b,a"], {}, ["'a' stands twice"]),
+        (["task="], {}, ["'task' is empty", "task=first,second,third"]),
+        (["task=[]"], {}, ["'task' is empty"]),
+        (["task=a,b,a"], {}, ["'a' stands twice in the sequence 'task'", "a name of its own"]),
         (["task=interval(0,1)"], {}, ["'task' is an interval"]),
-        (["task=a"], {"task_params": {"b": []}}, ["task_params", "'b'", "are: a"]),
+        (["task=a"], {"task_params": {"b": []}}, ["for ['b']", "are: a", "Correct the name"]),
         (["lr=1,2"], {"task_params": {"b": []}}, ["task_params", "there is no sequence"]),
-        (["task=a"], {"task_params": {"a": []}}, ["task_params.a", "empty list"]),
-        (["task=a"], {"task_params": {"a": [3]}}, ["task_params.a[0]", "3", "not a mapping"]),
+        (["task=a"], {"task_params": {"a": []}}, ["task_params.a is an empty", "nothing to run"]),
+        (["task=a"], {"task_params": {"a": [3]}}, ["task_params.a[0] is 3", "Each entry is one"]),
         (["task=a"], {"task_params": {"a": 3}}, ["task_params.a", "list of suggestions"]),
         (["task=a"], {"sequence": None, "task_params": {"a": []}}, ["sequence is null"]),
-        (["task=a"], {"top_k": 0}, ["top_k=0", "at least 1"]),
+        (["task=a"], {"top_k": 0}, ["hydra.sweeper.top_k=0", "at least 1", "docs/sweeper.md"]),
         (["task=a"], {"retries": -1}, ["retries=-1", "at least 0"]),
         (["task=a"], {"direction": "up"}, ["direction='up'", "maximize, minimize"]),
         (["task=a"], {"keep_checkpoints": "some"}, ["keep_checkpoints='some'", "beam, all"]),
         (["task=a"], {"handover": {"x": "model"}}, ["handover.x='model'", "checkpoint"]),
-        (["task=a", "lr=interval(0,1)"], {}, ["lr", "random"]),
-        (["task=a", "lr=interval(0,1)"], {"search": RANDOM}, ["never ends", "popsize"]),
+        (["task=a", "lr=interval(0,1)"], {}, ["'lr'", "cannot be listed", "search=random"]),
+        (["task=a", "lr=interval(0,1)"], {"search": RANDOM}, ["never ends", "null", "popsize=8"]),
         (["task=a"], {"search": {"factory": "no.such.Search"}}, ["no.such.Search", "imported"]),
     ],
 )

@@ -5,25 +5,23 @@ import math
 from collections import Counter
 
 import pytest
+from support.searches import Asked
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.space import Choice, Interval
-from autocl_sweeper.types import Suggestion, Trial
-
-
-def trial(number, suggestion):
-    return Trial(number, stage=1, task="t", suggestion=suggestion, parent=None)
+from autocl_sweeper.types import Suggestion
 
 
 def ask_all(search, parents=1, at_most=10_000):
     """Every suggestion in turn, each tried with a number of parents as in a real stage."""
-    history, suggestions = [], []
-    while len(suggestions) < at_most and (suggestion := search.ask(history)) is not None:
+    asked, suggestions = Asked(search), []
+    while len(suggestions) < at_most and (suggestion := asked.next()) is not None:
         suggestions.append(suggestion)
-        history += [trial(len(history) + copy, suggestion) for copy in range(parents)]
+        for _ in range(parents):
+            asked.start(suggestion)
     return suggestions
 
 
@@ -71,7 +69,7 @@ def test_a_search_counts_from_0_and_repeats_itself_for_a_replayed_history(search
     assert [suggestion.index for suggestion in first] == list(range(len(first)))
     assert ask_all(search, parents, at_most=50) == first
     place = len(first) // 2  # whatever went before the last trial, only the last counts
-    assert search.ask([trial(0, Suggestion(place - 1, {}))]) == first[place]
+    assert Asked(search, Suggestion(place - 1, {})).next() == first[place]
 
 
 @pytest.mark.parametrize("search", [GridSearch, lambda space: RandomSearch(space, 3, "t")])
@@ -102,9 +100,9 @@ def test_the_grid_refuses_an_interval_by_name():
 def test_a_grid_is_never_listed_so_that_a_huge_one_costs_as_little_as_a_small_one():
     space = {f"k{place}": Choice(tuple(range(1000))) for place in range(20)}
     for search in (GridSearch(space), RandomSearch(space, 0, "t")):
-        last = search.ask([trial(0, Suggestion(search.size - 2, {}))])
+        last = Asked(search, Suggestion(search.size - 2, {})).next()
         assert search.size == 10**60
-        assert search.ask([trial(0, last)]) is None
+        assert Asked(search, last).next() is None
     assert set(GridSearch(space).suggestion(10**60 - 1).params.values()) == {999}
 
 
@@ -135,7 +133,7 @@ def test_a_finite_space_is_drawn_without_replacement_to_its_end(size):
 def test_each_combination_is_as_likely_to_come_first_as_any_other():
     space = {"a": Choice((0, 1, 2)), "b": Choice((0, 1))}
     first = Counter(
-        tuple(RandomSearch(space, seed, "t").ask([]).params.values()) for seed in range(6000)
+        tuple(RandomSearch(space, seed, "t").suggestion(0).params.values()) for seed in range(6000)
     )
     # 1000 of each expected, standard deviation 29; 5 of them.
     assert len(first) == 6 and all(abs(count - 1000) < 145 for count in first.values())
@@ -224,4 +222,4 @@ RECORDED_DRAWS = [
 
 def test_the_name_of_a_stage_can_be_any_text():
     for name in ("", "é/日本", "a\ud800", "a\nb"):
-        assert RandomSearch(SPACES[2], 0, name).ask([]) is not None
+        assert RandomSearch(SPACES[2], 0, name).suggestion(0) is not None

@@ -1,7 +1,6 @@
 """The codec against independent oracles: Hydra's parser, Hydra's compose, tables made by hand."""
 
 import enum
-import itertools
 import math
 import re
 import warnings
@@ -546,9 +545,3 @@ def test_a_deletion_beside_a_sweep_deletes_also_where_hydras_basic_sweeper_fails
     jobs = list(our_overrides(["y=1,2", "~opt.wd"], loader))
     assert jobs == [["y=1", "~opt.wd"], ["y=2", "~opt.wd"]]
     assert composed(*jobs[0])["opt"] == {"lr": 0.1}
-
-
-def test_jobs_come_in_the_order_of_the_product(loader):
-    line = ["+a=1,2", "+b=x", "+c=5,6,7"]
-    expected = [[f"+a={a}", "+b=x", f"+c={c}"] for a, c in itertools.product((1, 2), (5, 6, 7))]
-    assert list(our_overrides(line, loader)) == expected

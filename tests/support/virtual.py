@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from support.plans import plan_of
 
+from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.order import Work
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.report.progress import LogProgress
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Outcome, State
 
@@ -47,7 +47,7 @@ class World:
             retries=self.retries,
         )
         work = Work({"epochs"}) if longest else None
-        return replace(plan, strategy=replace(plan.strategy, pipeline=pipeline, work=work))
+        return replace(plan, strategy=plan.strategy.scheduled(pipeline, work))
 
     def outcome(self, lineage, attempt):
         dice = random.Random(f"{self.seed}/{lineage}/{attempt}")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from support.bench import Bench, wait_until
 from support.pipelined import COMMAND, check_the_tree, started
+from support.searches import Doubling
 from support.virtual import Run, World
 
 from autocl_sweeper import results
@@ -20,14 +22,8 @@ from autocl_sweeper.errors import TooManyFailuresError
 from autocl_sweeper.journal import fold
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy.sequential import (
-    PARENT_LEFT,
-    Select,
-    SequentialTopK,
-    Stage,
-    Start,
-    Wait,
-)
+from autocl_sweeper.strategy.decisions import Select, Stage, Start, Wait
+from autocl_sweeper.strategy.sequential import PARENT_LEFT, SequentialTopK
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 SEEDS = range(200)
@@ -55,7 +51,7 @@ def test_the_tree_is_that_of_the_sweep_that_waits_at_every_stage(world, tmp_path
     assert not waiting.history.given_up
     # With a barrier and in the order submitted, the canonical order is that of the numbers.
     for beam in waiting.history.beams.values():
-        ranks = [(waiting.plan.selection.rank(waiting.history[n]), n) for n in beam]
+        ranks = [(waiting.plan.selection.loss(waiting.history[n].score), n) for n in beam]
         assert ranks == sorted(ranks)
 
     assert early.idle == [] and waiting.idle == []
@@ -188,25 +184,13 @@ def test_failures_of_trials_that_are_given_up_count_for_nothing(tmp_path):
         Run(Script(told | fails_early), tmp_path / "counts", pipeline=True)
 
 
-class Learner:
-    """A search that looks at the trials of its stage, so it has no suggestion for a place alone."""
-
-    size = None
-    asked = 0
-
-    def ask(self, history):
-        self.asked += 1
-        return Suggestion(len(history), {"x": max((t.score or 0 for t in history), default=0)})
-
-
-def test_a_stage_whose_search_learns_begins_when_its_parents_are_sure(tmp_path):
-    listed, learner = ListedSearch([{"x": 0}, {"x": 1}]), Learner()
+def test_a_stage_whose_search_learns_begins_when_its_parents_are_sure():
+    listed, learner = ListedSearch([{"x": 1}, {"x": 3}]), Doubling(pairing="every")
     for search in (listed, learner):
         stages = [Stage(1, "a", listed), Stage(2, "b", search, limit=2)]
         strategy, history = SequentialTopK(stages, TopK(1), pipeline=True), History()
         for number in range(2):
-            suggestion = strategy.next(history).suggestion
-            history.start(Trial(number, 1, "a", suggestion, None))
+            history.start(Trial(number, 1, "a", strategy.next(history).suggestion, None))
         history.finish(0, Outcome(State.COMPLETE, score=0.5))
         early = strategy.next(history)
         if search is listed:
@@ -216,7 +200,34 @@ def test_a_stage_whose_search_learns_begins_when_its_parents_are_sure(tmp_path):
         history.finish(1, Outcome(State.COMPLETE, score=0.9))
         assert strategy.next(history) == Select(stages[0], (1,))
         history.select(1, (1,))
-        assert strategy.next(history) == Start(stages[1], Suggestion(0, {"x": 0}), parent=1)
+        doubled = Suggestion(0, {"x": 6}, "own", source=1)
+        assert strategy.next(history) == Start(stages[1], doubled, parent=1)
+
+
+class BestPair:
+    """The two neighbours in time with the highest sum: a trial that is out may return."""
+
+    monotone = False
+
+    def loss(self, score):
+        return -score
+
+    def __call__(self, finished):
+        ranked = [trial for trial in finished if trial.score is not None]
+        pairs = list(pairwise(sorted(ranked, key=lambda trial: trial.number)))
+        return list(max(pairs, key=lambda pair: sum(t.score for t in pair), default=()))
+
+
+def test_no_stage_begins_early_where_a_trial_that_is_out_may_return():
+    stages = [Stage(n, f"t{n}", ListedSearch([{"x": i} for i in range(4)])) for n in (1, 2)]
+    strategy, history = SequentialTopK(stages, BestPair(), pipeline=True), History()
+    for number in range(4):
+        history.start(Trial(number, 1, "t1", strategy.next(history).suggestion, None))
+    for number, score in ((0, 5.0), (1, 4.0), (2, 1.0)):
+        history.finish(number, Outcome(State.COMPLETE, score=score))
+        assert strategy.next(history) == Wait()
+    history.finish(3, Outcome(State.COMPLETE, score=9.0))
+    assert strategy.next(history) == Select(stages[0], (2, 3))  # 1 + 9 > 5 + 4
 
 
 # -- with real jobs ---------------------------------------------------------------------------------

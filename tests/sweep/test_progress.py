@@ -14,7 +14,7 @@ from support.bench import Bench
 from support.plans import plan_of
 
 from autocl_sweeper.device.probe import Device
-from autocl_sweeper.report.progress import LaunchProgress, LiveLaunch, LiveProgress, Panel, watch
+from autocl_sweeper.display.progress import LaunchProgress, LiveLaunch, LiveProgress, Panel, watch
 from autocl_sweeper.types import History, Job, Outcome, State, Suggestion, Trial
 
 GIB = 1024

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
 from support.plans import plan_of
 
+from autocl_sweeper.display.progress import LogProgress
+from autocl_sweeper.display.summary import print_summary
+from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.report.progress import LogProgress
-from autocl_sweeper.report.summary import print_summary
 from autocl_sweeper.results import training_params
-from autocl_sweeper.sweep import Leaders, Sweep
+from autocl_sweeper.retention import Leaders
+from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 FAILED = Outcome(State.FAIL, reason="exit status 3", log_tail=("boom",))
@@ -43,38 +46,26 @@ TABLE = [
 ]
 
 
-class Table:
-    """An executor whose jobs have the outcomes of a table and save a file where a model would be."""
+def table_in(folder, outcomes):
+    """One device, whose jobs have the outcomes of a table and save a file where a model would be."""
 
-    def __init__(self, folder, outcomes):
-        self.folder, self.outcomes, self.ended = folder, outcomes, []
-
-    def free_slots(self):
-        return 1 - len(self.ended)
-
-    def submit(self, job):
-        outcome = self.outcomes[job.number]
+    def run(job):
+        outcome = outcomes[job.number]
         subdir = next(t for t in job.overrides if t.startswith("hydra.sweep.subdir="))
-        checkpoint = self.folder / subdir.partition("=")[2].strip("'") / "checkpoint"
+        checkpoint = folder / subdir.partition("=")[2].strip("'") / "checkpoint"
         checkpoint.mkdir(parents=True)
         (checkpoint / "weights").write_text("w")
         if outcome.state is State.COMPLETE:
-            outcome = Outcome(**{**vars(outcome), "checkpoint": str(checkpoint)})
-        self.ended.append((job, outcome))
+            outcome = replace(outcome, checkpoint=str(checkpoint))
+        return outcome
 
-    def wait(self, timeout_s):
-        ended, self.ended = self.ended, []
-        return ended
-
-    def cancel(self, job): ...
-
-    def close(self): ...
+    return SimulatedExecutor(1, run)
 
 
 def sweep_in(folder, outcomes=TABLE, **settings):
     config = {"lr": 1, "model.lora_dim": 8, "per_device_train_batch_size": 4, "text": "x"}
     plan = plan_of("task=a,b", "lr=1,2", compose=lambda *_: config, **settings)
-    sweep = Sweep(folder, plan, Table(folder, outcomes), JobFiles.of(folder), LogProgress())
+    sweep = Sweep(folder, plan, table_in(folder, outcomes), JobFiles.of(folder), LogProgress())
     return plan, sweep
 
 
@@ -188,7 +179,7 @@ def test_leaders_never_drop_what_selection_would_keep(seed):
 
     plan = plan_of("task=a", "lr=1,2", top_k=3)
     scores = random.Random(seed).choices([0.1, 0.2, 0.3, 0.4, None], k=12)
-    leaders, dropped, trials = Leaders(plan), set(), []
+    leaders, dropped, trials = Leaders(plan.selection), set(), []
     for number, score in enumerate(scores):
         state = State.FAIL if score is None else State.COMPLETE
         outcome = Outcome(state, score=score)

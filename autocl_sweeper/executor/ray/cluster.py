@@ -17,15 +17,16 @@ from typing import Any
 
 from autocl_sweeper import errors
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
-from autocl_sweeper.executor.local import peak_of
+from autocl_sweeper.executor.ends import peak_of
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
+from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
 from autocl_sweeper.job.returned import failed_return, read_return
 from autocl_sweeper.journal import outcome_from_json
 from autocl_sweeper.outcome import failure
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class RayExecutor:
         self._nodes: dict[str, _Node] = {}
         self._refused: dict[str, str] = {}  # node -> why it gets no agent any more
         self._ended: list[tuple[Job, Outcome]] = []
+        # The sweep folder lies in a file system that all nodes share.
+        self._reports = ReportFiles(package.files)
         self._peaks: dict[int, tuple[int, int]] = {}  # stage -> MiB of the largest, how many
         self._met = -POLL_S
         self._stop_by: float | None = None  # when to give up on agents that should stop
@@ -130,6 +133,7 @@ class RayExecutor:
             returned = failed_return(job.overrides, error) if self._returns else None
             self._ended.append((job, replace(outcome, job_return=returned)))
             return
+        self._reports.begin(job.number)
         node.free = False
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
@@ -156,7 +160,12 @@ class RayExecutor:
         while self._listen(0.0) or (timeout_s is None and self._stopping_still()):
             pass
         ended, self._ended = self._ended, []
+        for job, _ in ended:
+            self._reports.end(job.number)
         return ended
+
+    def reports(self) -> list[Report]:
+        return self._reports.new()
 
     def _stopping_still(self) -> bool:
         """Whether there is a node that has not ended its jobs, and nothing to tell of yet."""

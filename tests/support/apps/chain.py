@@ -3,6 +3,7 @@
 Every run notes its start and its end in the file LEDGER, one JSON object a line. What a test wants
 to happen without changing the sweep's configuration comes by environment variables:
 
+REPORTS   how many scores a job reports when it starts, and again before it ends
 LASTS_S   how long a job takes
 HOLD      jobs wait while this file exists; HOLDS: only those with these learning rates
 FOREVER   the lineages, as lists of learning rates, whose jobs do not end by themselves
@@ -23,6 +24,8 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
+import autocl_sweeper
+
 
 def note(event: str, **fields: Any) -> None:
     """One write to a file opened for appending: lines of several processes do not mix."""
@@ -30,6 +33,12 @@ def note(event: str, **fields: Any) -> None:
     file = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, (json.dumps(record) + "\n").encode())
     os.close(file)
+
+
+def report(score: float, half: int) -> None:
+    count = int(os.environ.get("REPORTS", 0))
+    for step in range(half * count, (half + 1) * count):
+        autocl_sweeper.report(score, step)
 
 
 def visible_devices() -> str | None:
@@ -61,6 +70,7 @@ def main(cfg: Any) -> Any:
     devices = visible_devices()
     asked = prepare_answer(cfg.lr)
     note("start", trial=number, devices=devices, task=cfg.task.name, lr=cfg.lr)
+    report(cfg.lr, 0)
     lineage = []
     if cfg.init_from is not None:
         lineage = json.loads(Path(cfg.init_from, "model.json").read_text())
@@ -77,6 +87,7 @@ def main(cfg: Any) -> Any:
     fails = os.environ.get("FAILS")
     if fails and Path(fails).exists() and cfg.lr in json.loads(Path(fails).read_text()):
         raise RuntimeError(f"lr={cfg.lr} is not for today")
+    report(cfg.lr, 1)
     # Another number for every lineage, and the best one does not begin with the best first step.
     score = round(sum(lr * (-0.6) ** place for place, (_, lr) in enumerate(lineage)), 6)
     if cfg.saves:

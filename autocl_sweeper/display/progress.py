@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 from autocl_sweeper.device.probe import Device, short
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results import waste
-from autocl_sweeper.strategy.sequential import Stage
+from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocl_sweeper import results
+from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.report.progress import short_key, value_text
 from autocl_sweeper.types import History, Trial
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def print_summary(plan: Plan, history: History, folder: Path, console: Console) -> None:
     """The beam of each stage, the best chain with its matrix and metrics, and where the files are."""
-    chains = results.final_chains(plan, history)
+    chains = results.final_lineages(plan, history)
     if not chains:
         return
     best = chains[0]

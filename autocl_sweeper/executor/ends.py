@@ -1,0 +1,93 @@
+"""The outcome of a job that ended on this machine: what it wrote, or what its end says."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from autocl_sweeper.device.pool import Pool
+from autocl_sweeper.device.probe import short
+from autocl_sweeper.executor.process.forked import ForkedProcess
+from autocl_sweeper.executor.process.groups import OomKills, exit_reason
+from autocl_sweeper.executor.running import Running
+from autocl_sweeper.job.returned import read_return
+from autocl_sweeper.outcome import JobFiles, cause_in_log, last_lines
+from autocl_sweeper.types import Cause, Outcome, State
+
+TEMPLATE_DIED = "the process it was forked from died"
+STATUS_LOST = "it ended without a result after its controller had died"
+BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Reads the ends of one executor's jobs. With `returns`, outcomes carry Hydra's JobReturn."""
+
+    files: JobFiles
+    pool: Pool
+    returns: bool
+    stop_forking: Callable[[str], None]  # called with a reason when forked jobs cannot work
+
+    def outcome(self, running: Running, status: int | None) -> Outcome:
+        """`status`: None when it was lost."""
+        number = running.job.number
+        outcome = self.files.read_outcome(number)
+        if outcome is None:
+            outcome = _without_result(running, status)
+        elif self.returns and not running.adopted:  # only what a job of ours wrote is unpickled
+            with suppress(FileNotFoundError):  # it was killed between the two
+                returned = read_return(self.files.job_return(number))
+                outcome = replace(outcome, job_return=returned)
+        if outcome.state is not State.FAIL:
+            return outcome
+        tail = last_lines(self.files.log(number))
+        outcome = self._explained(running, replace(outcome, log_tail=tail or outcome.log_tail))
+        if outcome.lost:  # else whoever resumes the sweep would take it for a result
+            self.files.outcome(number).unlink(missing_ok=True)
+        return outcome
+
+    def _explained(self, running: Running, failed: Outcome) -> Outcome:
+        """What a failure is due to, and whether it says anything about the job."""
+        if running.ended_by is not None:  # whatever it answered to that
+            reason, cause = running.ended_by
+            lost = cause in (Cause.STOPPED, Cause.DEVICE)
+            return replace(failed, reason=reason, cause=cause, lost=lost)
+        if isinstance(running.process, ForkedProcess) and BAD_FORK in failed.reason:
+            self.stop_forking(f"job {running.job.number} could not use CUDA in a forked process")
+            return replace(failed, lost=True)
+        if failed.cause is Cause.CONFIGURATION:
+            return failed
+        if sick := self.pool.failed_on(running.devices):
+            reason = f"{failed.reason} [{sick}]"
+            return replace(failed, reason=reason, cause=Cause.DEVICE, lost=True)
+        if failed.cause is Cause.EXIT:
+            failed = replace(failed, cause=cause_in_log(failed.log_tail))
+        if failed.cause is not Cause.DEVICE_MEMORY:
+            return failed
+        # Worth another attempt where others had a part of that memory, and only there.
+        names = " ".join(short(device) for device in running.devices)
+        if not running.alone:
+            return replace(failed, lost=True, reason=f"{failed.reason} [shared {names}]")
+        once = f"[alone on {names}: once more would end the same]"
+        return replace(failed, reason=f"{failed.reason} {once}")
+
+
+def _without_result(running: Running, status: int | None) -> Outcome:
+    lost = status is None and running.ended_by is None
+    if status is None:
+        reason, cause = (STATUS_LOST if running.adopted else TEMPLATE_DIED), Cause.SIGNAL
+    elif status == -signal.SIGKILL and running.ended_by is None:
+        blame, cause = running.oom_kills.blame(OomKills.now())
+        reason = f"{exit_reason(status)} ({blame})"
+    else:
+        reason, cause = exit_reason(status), Cause.SIGNAL if status < 0 else Cause.EXIT
+    return Outcome(State.FAIL, reason, seconds=running.seconds, cause=cause, lost=lost)
+
+
+def peak_of(outcome: Outcome) -> int | None:
+    """MiB that a finished job had at most on one device; None: it failed, or nobody could tell."""
+    use = outcome.device
+    # One that never showed in NVML was too short to be measured.
+    return (use.peak_mib or None) if use is not None and outcome.state is State.COMPLETE else None

@@ -1,0 +1,58 @@
+"""What the user asked for, checked: settings and arguments become stages and job overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.checks import Compose, compose_all, fingerprint_of, refuse_changes
+from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.plan.sequence import sequence_of
+from autocl_sweeper.plan.settings import Settings, check_settings
+from autocl_sweeper.plan.stages import stages_of, strategy_of
+from autocl_sweeper.space import bare, parse_arguments, parse_space
+
+__all__ = ["Plan", "Settings", "make_plan", "refuse_changes"]
+
+
+def make_plan(
+    settings: Settings,
+    arguments: Sequence[str],
+    compose: Compose,
+    config_loader: Any,
+    knows_folders: bool,
+) -> Plan:
+    """Check everything that can be checked before a job starts. Raises ConfigurationError."""
+    check_settings(settings)
+    typed = parse_arguments(arguments, config_loader)
+    space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
+    given: dict[str, str | None] = dict.fromkeys(space)
+    for argument in typed:
+        if argument.merges:
+            given[argument.text] = argument.text
+            continue
+        for key in [key for key in given if bare(key) == bare(argument.key)]:
+            del given[key]
+            space.pop(key, None)
+        given[argument.key] = argument.text if argument.distribution is None else None
+        if argument.distribution is not None:
+            space[argument.key] = argument.distribution
+    tasks = sequence_of(settings.sequence, space, typed, config_loader)
+    if settings.sequence is not None:
+        for key in [key for key in space if bare(key) == bare(settings.sequence)]:
+            del space[key]
+    stray = sorted(set(settings.task_params) - set(tasks))
+    if stray:
+        known = ", ".join(tasks) or "none: there is no sequence"
+        raise ConfigurationError(
+            f"hydra.sweeper.task_params has settings for {stray}, which the sequence does not"
+            f" contain.\n  The tasks of '{settings.sequence}' are: {known}.\n"
+            "  Correct the name, or add the task to the sequence."
+        )
+    stages, described = stages_of(settings, list(tasks) or ["sweep"], space, config_loader)
+    plan = Plan(settings, strategy_of(settings, stages), tasks, given, knows_folders, {}, {})
+    configs, variants = compose_all(plan, space, compose)
+    fingerprint = fingerprint_of(plan, described, {**configs, **variants})
+    return replace(plan, fingerprint=fingerprint, configs=configs)

@@ -1,0 +1,133 @@
+"""What is composed before a job starts, and the fingerprint by which a sweep knows itself again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.errors import ChangedSweepError
+from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.search.listed import ListedSearch
+from autocl_sweeper.space import Choice, Distribution, bare
+from autocl_sweeper.strategy.decisions import views
+from autocl_sweeper.types import History, Suggestion, Value
+from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
+
+Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
+"""(overrides, what they are meant for) -> flat configuration; raises ConfigurationError."""
+
+MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
+
+
+def compose_all(
+    plan: Plan, space: Mapping[str, Distribution], compose: Compose
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
+    """Compose what every task's first job gets, and each choice of the shared space once.
+
+    Gives the configuration by task, and by choice what that one makes different: a choice of a
+    config group brings keys of its own.
+
+    All combinations would cost 40 ms each; a mistake sits in a key or in a value, and every one of
+    those is composed here. `init_from` and its like get stand-ins: their keys have to exist too.
+    """
+    configs: dict[str, Mapping[str, Any]] = {}
+    variants: dict[str, Mapping[str, Any]] = {}
+    before = views(plan.stages, History(), plan.selection)  # as no trial has begun
+    for stage, view in zip(plan.stages, before, strict=True):
+        first = stage.search.ask(view)
+        params = dict(first.params) if isinstance(first, Suggestion) else {}
+        named = f"Task '{stage.task}'" if plan.tasks else "The job"
+        handed: dict[str, Value] = {
+            "checkpoint": "checkpoint" if stage.number > 1 else None,
+            "seen_tasks": [*list(plan.tasks)[: stage.number]],
+            "stage": stage.number,
+            "trial": 0,
+            "parent": 0 if stage.number > 1 else None,
+        }
+        configs[stage.task] = compose(plan.command(stage.task, params, handed, ""), named)
+        if isinstance(stage.search, ListedSearch):
+            trials = [{**params, **other} for other in stage.search.listed[1:]]
+        elif stage.number == 1 or stage.task in plan.settings.task_params:
+            axes = space if stage.task not in plan.settings.task_params else {}
+            trials = [
+                {**params, key: value}
+                for key, axis in axes.items()
+                if isinstance(axis, Choice)
+                for value in axis.values[1:MOST_CHECKED]
+            ]
+        else:
+            trials = []
+        for other in trials[:MOST_CHECKED]:
+            config = compose(plan.command(stage.task, other, handed, ""), named)
+            chosen = [f"{key}={value}" for key, value in other.items() if params.get(key) != value]
+            variants[f"{stage.task} with {' '.join(chosen)}"] = {
+                key: value for key, value in config.items() if configs[stage.task].get(key) != value
+            }
+    return configs, variants
+
+
+MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
+
+
+def fingerprint_of(
+    plan: Plan, searches: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What makes results what they are; a resumed sweep must agree with it, key by key."""
+    settings = plan.settings
+    handed = {bare(key) for key in settings.handover}
+    searched = {
+        bare(key)
+        for description in searches.values()
+        for mapping in (description if isinstance(description, list) else [description])
+        for key in mapping
+    }
+    fixed = {
+        task: {k: v for k, v in config.items() if k not in handed and k not in searched}
+        for task, config in configs.items()
+    }
+    return {
+        "hydra.sweeper.sequence": list(plan.tasks),
+        "hydra.sweeper.top_k": settings.top_k,
+        "hydra.sweeper.metric": settings.metric,
+        "hydra.sweeper.direction": settings.direction,
+        "hydra.sweeper.seed": settings.seed,
+        "hydra.sweeper.search": dict(settings.search),
+        "hydra.sweeper.rounds": settings.rounds,
+        "hydra.sweeper.popsize": settings.popsize,
+        "hydra.sweeper.handover": dict(settings.handover),
+        "search space": dict(searches),
+        "configuration": {task: config for task, config in fixed.items() if config},
+    }
+
+
+def refuse_changes(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], edited: Sequence[str]
+) -> None:
+    """Refuse to continue a sweep by another fingerprint, or with YAML files that were `edited`."""
+    changes = [*changed(before, now), *edited]
+    if not changes:
+        return
+    listed = "\n".join(f"    {change}" for change in changes[:20])
+    more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
+    if edited:
+        more += f"\n  The files as they were: '{folder / CONFIGURATION}'."
+    raise ChangedSweepError(
+        f"'{folder}' holds a sweep with another configuration:\n{listed}{more}\n"
+        "  Trials of both together could not be compared.\n"
+        "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
+    )
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two fingerprints, as 'key: was A, is B'."""
+    changes = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        name = f"{prefix}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changes += changed(old, new, f"{name} / ")
+        elif json.dumps(old) != json.dumps(new):  # as text, because nan is not equal to itself
+            changes.append(f"{name}: was {old!r}, is {new!r}")
+    return changes

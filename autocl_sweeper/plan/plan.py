@@ -1,0 +1,114 @@
+"""A checked sweep: its stages, and the command line of each of its jobs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autocl_sweeper.plan.settings import Settings
+from autocl_sweeper.protocols import Selection
+from autocl_sweeper.space import bare, literal, override
+from autocl_sweeper.strategy.decisions import Stage, Strategy
+from autocl_sweeper.types import Trial, Value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked sweep: everything about it that does not depend on how its trials turn out."""
+
+    settings: Settings
+    strategy: Strategy
+    tasks: Mapping[str, Value]  # name -> value of the sequence override; empty: no sequence
+    given: Mapping[str, str | None]  # key -> the user's text; None: filled by the suggestion
+    knows_folders: bool  # false: the user's own hydra.sweep.subdir says where jobs go
+    fingerprint: Mapping[str, Any]
+    configs: Mapping[str, Mapping[str, Any]]  # task -> flat configuration of its first suggestion
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        return self.strategy.stages
+
+    @property
+    def selection(self) -> Selection:
+        return self.strategy.selection
+
+    @property
+    def metric(self) -> str:
+        """Which of the numbers a job returned ranks it; a lone number is called `score`."""
+        return self.settings.metric or "score"
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a score is needed: with a sequence, trials are parents or they are not."""
+        return bool(self.tasks)
+
+    @property
+    def size(self) -> int:
+        """Trials in all if every stage has `top_k` survivors."""
+        total, parents = 0, 1
+        for stage in self.stages:
+            trials = stage.jobs(stage.suggestions, parents)
+            total += trials
+            parents = min(self.settings.top_k, trials)
+        return total
+
+    @property
+    def checkpoint_key(self) -> str | None:
+        """The override that gets the parent's checkpoint; None: stages do not build on each other."""
+        handover = self.settings.handover.items()
+        return next((key for key, value in handover if value == "checkpoint"), None)
+
+    def folder(self, number: int, stage: Stage) -> str:
+        """Relative to the sweep folder; empty when only the job will know."""
+        if not self.knows_folders:
+            return ""
+        return f"{stage.number}_{_slug(stage.task)}/{number}" if self.tasks else str(number)
+
+    def overrides(self, trial: Trial, checkpoint: str | None) -> tuple[str, ...]:
+        """The job's command line: what the user typed, task and suggestion, what is handed over.
+
+        `checkpoint` is the parent's, absolute; None without a parent.
+        """
+        handed: dict[str, Value] = {
+            "checkpoint": checkpoint,
+            "seen_tasks": [*list(self.tasks)[: trial.stage]],
+            "stage": trial.stage,
+            "trial": trial.number,
+            "parent": trial.parent,
+        }
+        return self.command(trial.task, trial.suggestion.params, handed, trial.folder)
+
+    def command(
+        self, task: str, params: Mapping[str, Value], handed: Mapping[str, Value], folder: str
+    ) -> tuple[str, ...]:
+        """The command line of a job; `handed`: the values that `handover` may name."""
+        values = dict(params)
+        if self.tasks:
+            assert self.settings.sequence is not None
+            values[self.settings.sequence] = self.tasks[task]
+        # A key typed as `+key` stays new to the configuration wherever else it is named without.
+        typed = {bare(key): key for key in self.given}
+        filled = {
+            bare(key): override(key if key.startswith("+") else typed.get(key, key), value)
+            for key, value in values.items()
+        }
+        texts: dict[str, str] = {}
+        for key, text in self.given.items():
+            chosen = filled.pop(bare(key), text)
+            if chosen is not None:
+                texts[bare(key)] = chosen
+        texts.update(filled)
+        for key, name in self.settings.handover.items():
+            value = None if name is None else handed[name]
+            if value is not None:
+                texts[bare(key)] = override(key, literal(value))
+        if folder and self.tasks:
+            texts["hydra.sweep.subdir"] = override("hydra.sweep.subdir", literal(folder))
+        return tuple(texts.values())
+
+
+def _slug(text: str) -> str:
+    """A task's name as one folder name: safe in a path, in Hydra's syntax and in a shell."""
+    return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII) or "_"

@@ -1,0 +1,62 @@
+"""The sequence of tasks, from the override that lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.space import Argument, Distribution, Interval, bare, parse_space
+from autocl_sweeper.types import Value
+
+
+def sequence_of(
+    key: str | None,
+    space: Mapping[str, Distribution],
+    typed: Sequence[Argument],
+    config_loader: Any,
+) -> dict[str, Value]:
+    """Task name -> value, in order; empty when the sequence override was not given."""
+    if key is None:
+        return {}
+    values: Sequence[Value] | None = None
+    given = {bare(name): distribution for name, distribution in space.items()}
+    for argument in typed:
+        one = argument.distribution is None and not argument.merges
+        if one and bare(argument.key) == bare(key):
+            # A single value is a sequence of one: it is ranked, and has task_params, all the same.
+            text = argument.text.partition("=")[2]
+            given |= parse_space({bare(key): text}, config_loader, "the command line")
+    if bare(key) in given:
+        distribution = given[bare(key)]
+        if isinstance(distribution, Interval):
+            raise ConfigurationError(
+                f"The sequence '{key}' is an interval; it must list tasks: {key}=a,b,c"
+            )
+        values = distribution.values
+    if values is None:
+        return {}
+    tasks: dict[str, Value] = {}
+    for value in values:
+        name = _task_name(value)
+        if not name:
+            values = ()
+            break
+        if name in tasks:
+            raise ConfigurationError(
+                f"Task '{name}' stands twice in the sequence '{key}'.\n"
+                "  Scores are kept by task name. Give the second one a name of its own."
+            )
+        tasks[name] = value
+    if not values:
+        raise ConfigurationError(
+            f"The sequence '{key}' is empty.\n"
+            f"  It lists the tasks in their order: {key}=first,second,third"
+        )
+    return tasks
+
+
+def _task_name(value: Value) -> str:
+    if isinstance(value, list):
+        return "+".join(_task_name(item) for item in value)
+    return "" if value is None else str(value)

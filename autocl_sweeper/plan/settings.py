@@ -1,0 +1,69 @@
+"""The keys under `hydra.sweeper`, and the rules their values keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+
+HANDOVER_VALUES = ("checkpoint", "seen_tasks", "stage", "trial", "parent")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys under `hydra.sweeper`, as docs/sweeper.md explains them."""
+
+    sequence: str | None
+    top_k: int
+    metric: str | None
+    direction: str
+    params: Mapping[str, Any]
+    task_params: Mapping[str, Any]
+    rounds: int
+    popsize: int | None
+    handover: Mapping[str, str | None]
+    max_failures: int | None
+    retries: int
+    retry_delay_s: float
+    max_batch_size: int | None
+    keep_checkpoints: str
+    seed: int
+    pipeline: bool
+    check: str | None
+    search: Mapping[str, Any]
+
+
+def check_settings(settings: Settings) -> None:
+    def positive(name: str, value: float | None, least: int = 1) -> None:
+        if value is not None and value < least:
+            raise ConfigurationError(
+                f"hydra.sweeper.{name}={value}, but it must be at least {least}.\n"
+                f"  See docs/sweeper.md for what {name} means."
+            )
+
+    positive("top_k", settings.top_k)
+    positive("rounds", settings.rounds)
+    positive("popsize", settings.popsize)
+    positive("retries", settings.retries, least=0)
+    positive("retry_delay_s", settings.retry_delay_s, least=0)
+    positive("max_failures", settings.max_failures, least=0)
+    positive("max_batch_size", settings.max_batch_size)
+    _one_of("direction", settings.direction, ("maximize", "minimize"))
+    _one_of("keep_checkpoints", settings.keep_checkpoints, ("beam", "all"))
+    for key, value in settings.handover.items():
+        if value is not None:
+            _one_of(f"handover.{key}", value, HANDOVER_VALUES)
+    if settings.sequence is None and settings.task_params:
+        raise ConfigurationError(
+            "hydra.sweeper.task_params is set, but hydra.sweeper.sequence is null.\n"
+            "  task_params gives settings to tasks of a sequence. Name the override that lists them."
+        )
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigurationError(
+            f"hydra.sweeper.{name}={value!r} is not one of: {', '.join(known)}."
+        )

@@ -1,0 +1,102 @@
+"""The stages of a sweep, and the decisions a strategy makes about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from autocl_sweeper.protocols import Search, Selection
+from autocl_sweeper.types import History, Suggestion, Value
+from autocl_sweeper.view import StageView
+
+Work: TypeAlias = Callable[[Mapping[str, Value], str], float]
+"""(parameters, task) -> how much work a job is."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The search on one task. `limit` bounds the suggestions; None takes all the search yields."""
+
+    number: int  # 1 is the first
+    task: str
+    search: Search
+    limit: int | None = None
+
+    @property
+    def suggestions(self) -> int:
+        """How many there are at most. A search without end needs a limit."""
+        return min(n for n in (self.search.size, self.limit) if n is not None)
+
+    def jobs(self, suggestions: int, parents: int) -> int:
+        """Jobs that so many suggestions come to."""
+        return suggestions * (parents if self.search.pairing == "every" else 1)
+
+    def jobs_at_most(self, parents: int) -> int | None:
+        return None if self.limit is None else self.jobs(self.limit, parents)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Run `suggestion` from `parent` (None: the initial model)."""
+
+    stage: Stage
+    suggestion: Suggestion
+    parent: int | None
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End this trial, or forget its result: it cannot become part of the tree any more."""
+
+    trial: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Select:
+    """The stage is over: `beam` survives, best first. It is empty when nothing may survive."""
+
+    stage: Stage
+    beam: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to start before a running trial ends."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Every stage is over."""
+
+
+Decision: TypeAlias = Start | GiveUp | Select | Wait | Done
+
+
+def views(stages: Sequence[Stage], history: History, selection: Selection) -> list[StageView]:
+    """A view of each stage, all of them empty until they are noted the trials of `history`."""
+    found: list[StageView] = []
+    for stage in stages:
+        jobs, earlier = stage.jobs_at_most, tuple(found)
+        found.append(StageView(stage.number, stage.task, history, selection.loss, jobs, earlier))
+    return found
+
+
+class Strategy(Protocol):
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+
+    @property
+    def selection(self) -> Selection: ...
+
+    def next(self, history: History) -> Decision:
+        """What to do now: same history, same decision."""
+        ...
+
+    def scheduled(self, pipeline: bool, work: Work | None) -> Strategy:
+        """The same with stages that begin early, or not, and with the longest jobs first.
+
+        `work` is None where jobs start in the order of their suggestions.
+        """
+        ...

@@ -1,0 +1,118 @@
+"""What an outcome means for a sweep: its score, a broken contract, the text of a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autocl_sweeper.errors import (
+    ConfigurationError,
+    JobContractError,
+    NoSurvivorError,
+    TooManyFailuresError,
+)
+from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, finite
+from autocl_sweeper.types import Cause, Outcome, State, Trial
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The rules of one sweep. `last_stage` needs no checkpoint; `list_file` names every failure."""
+
+    folder: Path
+    metric: str
+    ranked: bool
+    last_stage: int
+    checkpoint_key: str | None  # the override that gets the parent's checkpoint
+    list_file: str
+
+    def judge(self, outcome: Outcome) -> Outcome:
+        """Give a complete outcome its score; where trials are ranked, one without it is a FAIL."""
+        if outcome.state is not State.COMPLETE:
+            return outcome
+        score = outcome.numbers.get(self.metric)
+        if score is not None and finite(score):
+            return replace(outcome, score=score)
+        if not self.ranked:
+            return outcome
+        if score is not None:
+            reason = f"its {self.metric} is {score}"
+        elif outcome.returned == "NoneType":
+            reason = "it returned nothing"
+        elif outcome.numbers or outcome.evaluations:
+            has = ", ".join(outcome.numbers) or "no number"
+            reason = f"what it returned has no number '{self.metric}' (it has: {has})"
+        else:
+            reason = f"it returned a {outcome.returned}, not a number"
+        return replace(outcome, state=State.FAIL, reason=reason, cause=Cause.RESULT)
+
+    def refuse_broken_contract(self, trial: Trial, outcome: Outcome, any_ranked: bool) -> None:
+        """Stop for what every further job would do too. The trial stays open, to run again.
+
+        `any_ranked`: whether some trial of the sweep could be ranked. Raises ConfigurationError
+        and JobContractError.
+        """
+        name = f"Trial {trial.number} (task '{trial.task}')"
+        where = self._where(trial)
+        if outcome.cause is Cause.CONFIGURATION:
+            tail = "\n".join(f"    {line}" for line in outcome.log_tail)
+            raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
+        # nan is a number: one diverged job says nothing about the others.
+        has_none = outcome.returned != "" and self.metric not in outcome.numbers
+        if outcome.state is State.FAIL and has_none and not any_ranked:
+            raise JobContractError(
+                f"{name} cannot be ranked: {outcome.reason}.\n"
+                "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
+                f"  mapping with 'score' (or the key that hydra.sweeper.metric names).{where}"
+            )
+        last = trial.stage == self.last_stage
+        if outcome.state is not State.COMPLETE or last or self.checkpoint_key is None:
+            return
+        found = outcome.checkpoint
+        if found is None or not (self.folder / found).exists():
+            told = (
+                "saved no checkpoint" if found is None else f"named '{found}', which is not there"
+            )
+            raise JobContractError(
+                f"{name} {told}, but the next stage starts from it"
+                f" ({self.checkpoint_key}=<checkpoint>).\n"
+                f"  A job saves its model in '{CHECKPOINT_NAME}/' in its output folder, or returns a"
+                "\n  mapping whose 'checkpoint' names the folder. If tasks do not build on each"
+                f" other,\n  set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
+            )
+
+    def too_many(self, failures: int, limit: int, trials: Iterable[Trial]) -> TooManyFailuresError:
+        return TooManyFailuresError(
+            f"{failures} trials failed (hydra.sweeper.max_failures={limit}).\n"
+            f"{self._failures(trials)}\n"
+            "  What finished is kept. Mend the cause, then rerun the same command; with a higher"
+            "\n  hydra.sweeper.retries the failed ones run again too."
+        )
+
+    def no_survivor(self, task: str, retries: int, trials: Iterable[Trial]) -> NoSurvivorError:
+        return NoSurvivorError(
+            f"No trial of task '{task}' survived, so there is nothing to go on from.\n"
+            f"{self._failures(trials)}\n"
+            "  What finished is kept. Mend the cause, then rerun the same command with\n"
+            f"  hydra.sweeper.retries={retries + 1} to run them again."
+        )
+
+    def _failures(self, trials: Iterable[Trial]) -> str:
+        failed = [trial for trial in trials if trial.state is State.FAIL]
+        lines = []
+        for trial in failed[-3:]:
+            outcome = trial.outcome
+            assert outcome is not None
+            lines.append(f"  trial {trial.number}: {outcome.reason}")
+            lines += [f"    | {line}" for line in outcome.log_tail[-5:]]
+            lines.append(self._where(trial).removeprefix("\n"))
+        if len(failed) > 3:
+            lines.append(f"  and {len(failed) - 3} more, in {self.folder / self.list_file}")
+        return "\n".join(lines)
+
+    def _where(self, trial: Trial) -> str:
+        """A line that says where to look; not every launcher keeps a job's log."""
+        folder = self.folder / trial.folder
+        path = folder / LOG_NAME
+        return f"\n  full log: {path}" if path.exists() else f"\n  its folder: {folder}"
