@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from autocl_sweeper.display.progress import watch_launch
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.local import LocalExecutor
-from autocl_sweeper.executor.process.forked import KeptTemplate
+from autocl_sweeper.executor.process.forked import KeptForkServer
 from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.job.package import Package
@@ -40,7 +40,7 @@ def local_executor(
     config: DictConfig,
     returns: bool,
     files: JobFiles,
-    kept: KeptTemplate | None = None,
+    kept: KeptForkServer | None = None,
 ) -> LocalExecutor:
     """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
     package = _package(hydra_context, task_function, config, files)

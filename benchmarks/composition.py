@@ -50,7 +50,7 @@ section_{n}:
   learning_rate: 1e-{n}
   betas: [0.9, 0.999]
   dataset: {{num_workers: 4, micro_batch_size: 2, path: "data/${{name}}/{n}"}}
-  template: "[IMAGE:image] what is in it? -> [TEXT:label]"
+  forkserver: "[IMAGE:image] what is in it? -> [TEXT:label]"
   save_dir: runs/${{name}}/{n}
 """
 

@@ -16,7 +16,7 @@ from autocl_sweeper.job.returned import read_return
 from autocl_sweeper.outcome import JobFiles, cause_in_log, last_lines
 from autocl_sweeper.types import Cause, Outcome, State
 
-TEMPLATE_DIED = "the process it was forked from died"
+FORKSERVER_DIED = "the process it was forked from died"
 STATUS_LOST = "it ended without a result after its controller had died"
 BAD_FORK = "Cannot re-initialize CUDA in forked subprocess"
 
@@ -77,7 +77,7 @@ class Ends:
 def _without_result(running: Running, status: int | None) -> Outcome:
     lost = status is None and running.ended_by is None
     if status is None:
-        reason, cause = (STATUS_LOST if running.adopted else TEMPLATE_DIED), Cause.SIGNAL
+        reason, cause = (STATUS_LOST if running.adopted else FORKSERVER_DIED), Cause.SIGNAL
     elif status == -signal.SIGKILL and running.ended_by is None:
         blame, cause = running.oom_kills.blame(OomKills.now())
         reason = f"{exit_reason(status)} ({blame})"

@@ -24,7 +24,7 @@ from autocl_sweeper.executor.ends import Ends, peak_of
 from autocl_sweeper.executor.process import guardian
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
-from autocl_sweeper.executor.process.forked import Template, TemplateLostError
+from autocl_sweeper.executor.process.forked import ForkServer, ForkServerLostError
 from autocl_sweeper.executor.process.fresh import FreshProcess
 from autocl_sweeper.executor.process.groups import (
     JOB,
@@ -71,9 +71,9 @@ class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. Jobs are forked from what `template` starts while that works, and are
-    fresh interpreters otherwise. The creator calls `close`, which closes the template too unless
-    `keeps_template`. If it dies before, its jobs end with it, or with `jobs_outlive` run to their end.
+    ends what it started. Jobs are forked from what `forkserver` starts while that works, and are
+    fresh interpreters otherwise. The creator calls `close`, which closes the fork server too unless
+    `keeps_forkserver`. If it dies before, its jobs end with it, or with `jobs_outlive` run to their end.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class LocalExecutor:
         pool: Pool,
         limits: Limits | None = None,
         returns: bool = False,
-        template: Callable[[], Template] | None = None,
-        keeps_template: bool = False,
+        forkserver: Callable[[], ForkServer] | None = None,
+        keeps_forkserver: bool = False,
         jobs_outlive: bool = False,
     ) -> None:
         self._commands = commands
@@ -104,21 +104,21 @@ class LocalExecutor:
         self._refused = ""
         self._stopping = False
         self._guardian: subprocess.Popen[bytes] | None = None
-        self._start_template = template
-        self._keeps_template = keeps_template
-        self._template: Template | None = None  # started when a job wants a device
+        self._start_forkserver = forkserver
+        self._keeps_forkserver = keeps_forkserver
+        self._forkserver: ForkServer | None = None  # started when a job wants a device
         self._forks: bool | None = None  # whether jobs are forked; None: not known yet
         self.on_end: Callable[[], None] = lambda: None  # called when `wait` has something to give
 
     def free_slots(self) -> int:
         """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`.
 
-        The first call waits for the template. Raises ConfigurationError when a module that it
+        The first call waits for the forkserver. Raises ConfigurationError when a module that it
         should import does not exist, before a device is touched.
         """
         if self._forks is None:
-            self._forks = self._start_template is not None and self._forks_from(
-                self._start_template()
+            self._forks = self._start_forkserver is not None and self._forks_from(
+                self._start_forkserver()
             )
         if self._ready is None and not self._start_those_alone():
             return 0
@@ -130,14 +130,14 @@ class LocalExecutor:
             self._refused = refused
         return int(self._ready is not None)
 
-    def _forks_from(self, template: Template) -> bool:
-        self._template = template
-        self._tell_guardian("!", template.pid, template.mark)
-        if not template.ready():
+    def _forks_from(self, forkserver: ForkServer) -> bool:
+        self._forkserver = forkserver
+        self._tell_guardian("!", forkserver.pid, forkserver.mark)
+        if not forkserver.ready():
             return False
         if self._jobs_outlive:
-            template.outlive()
-            self._tell_guardian("-", template.pid)  # it ends after its last job
+            forkserver.outlive()
+            self._tell_guardian("-", forkserver.pid)  # it ends after its last job
         return True
 
     def _acquire(self, alone: bool = False) -> Grant | None:
@@ -268,11 +268,11 @@ class LocalExecutor:
     def _close_helpers(self) -> None:
         self._deadlines.close()
         self._sampler.close()
-        if self._template is not None:
-            if not self._keeps_template:
-                self._template.close()
-            self._tell_guardian("-", self._template.pid)
-            self._template = None
+        if self._forkserver is not None:
+            if not self._keeps_forkserver:
+                self._forkserver.close()
+            self._tell_guardian("-", self._forkserver.pid)
+            self._forkserver = None
         if self._guardian is not None:
             assert self._guardian.stdin is not None
             self._guardian.stdin.close()
@@ -366,18 +366,18 @@ class LocalExecutor:
             REPORTS: str(self._files.reports(job.number).absolute()),
         }
         if self._forks:
-            assert self._template is not None
+            assert self._forkserver is not None
             try:
-                return self._template.start(order, stdin, output, grant.fds, environment)
-            except TemplateLostError as lost:
+                return self._forkserver.start(order, stdin, output, grant.fds, environment)
+            except ForkServerLostError as lost:
                 self._stop_forking(str(lost))
         argv = self._commands.command()
         return FreshProcess(argv, order, stdin, output, grant.fds, environment)
 
     def _stop_forking(self, reason: str) -> None:
-        if self._forks and self._template is not None:
+        if self._forks and self._forkserver is not None:
             self._forks = False
-            self._template.retire()
+            self._forkserver.retire()
             log.warning("%s: further jobs start in fresh interpreters", reason)
 
     def _await(self, running: Running) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import Commands, LocalExecutor
-from autocl_sweeper.executor.process.forked import KeptTemplate, Shared, Template
+from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer, Shared
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
 
@@ -25,11 +25,11 @@ def from_settings(
     files: JobFiles,
     holder: str,
     returns: bool,
-    kept: KeptTemplate | None = None,
+    kept: KeptForkServer | None = None,
 ) -> LocalExecutor:
     """An executor for the devices of this machine; `holder` names it to who looks at its leases.
 
-    `kept`: where its template comes from, and stays when the executor is closed. Raises DeviceError
+    `kept`: where its fork server comes from, and stays when the executor is closed. Raises DeviceError
     when no device can ever be had, and ConfigurationError.
     """
     check(settings)
@@ -42,8 +42,8 @@ def from_settings(
         pool,
         Limits(settings["timeout_s"], settings["stall_s"], settings["grace_s"]),
         returns=returns,
-        template=partial(kept.get if kept else Template, package, modules) if warm else None,
-        keeps_template=kept is not None,
+        forkserver=partial(kept.get if kept else ForkServer, package, modules) if warm else None,
+        keeps_forkserver=kept is not None,
         jobs_outlive=settings["on_controller_death"] == "finish",
     )
 

@@ -16,6 +16,7 @@ from autocl_sweeper.job.pickles import cloudpickle
 from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
 from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
+from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause
 
 
@@ -49,6 +50,8 @@ class ReportingTask:
         if elsewhere:
             _end_with_parent(self.controller)
             write_whole(files.begun(number), b"")
+        reports = os.environ.get(REPORTS)
+        os.environ[REPORTS] = str(files.reports(number).absolute())
         start = time.monotonic()
         value: Any = None
         error: Exception | None = None
@@ -64,6 +67,11 @@ class ReportingTask:
         except Exception as raised:
             outcome = failure(raised, time.monotonic() - start)
             error = portable(raised) if elsewhere else raised
+        finally:
+            if reports is None:
+                del os.environ[REPORTS]
+            else:
+                os.environ[REPORTS] = reports
         files.write_outcome(number, outcome)
         if error is None and elsewhere and (carried := portable(value)) is not value:
             error = carried

@@ -155,7 +155,7 @@ class Kind:
     name: str
     make: Callable[[Path], Any]
     often: int = 1
-    warm_up: bool = False  # its workers, or its template, start before anything is measured
+    warm_up: bool = False  # its workers, or its forkserver, start before anything is measured
 
 
 KINDS = (

@@ -14,7 +14,7 @@ from . import config as _config  # noqa: F401  (registers the groups, also by en
 
 if TYPE_CHECKING:
     from autocl_sweeper.executor.local import LocalExecutor
-    from autocl_sweeper.executor.process.forked import KeptTemplate
+    from autocl_sweeper.executor.process.forked import KeptForkServer
     from autocl_sweeper.executor.ray.cluster import RayExecutor
     from autocl_sweeper.outcome import JobFiles
 
@@ -27,7 +27,7 @@ class GPULauncher(Launcher):
         self.hydra_context: HydraContext | None = None
         self.task_function: TaskFunction | None = None
         self.config: DictConfig | None = None
-        self._kept: KeptTemplate | None = None  # between the batches of `launch`
+        self._kept: KeptForkServer | None = None  # between the batches of `launch`
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -56,12 +56,12 @@ class GPULauncher(Launcher):
     ) -> Sequence[JobReturn]:
         from weakref import finalize
 
-        from autocl_sweeper.executor.process.forked import KeptTemplate
+        from autocl_sweeper.executor.process.forked import KeptForkServer
         from autocl_sweeper.hydra_launch import launch
 
         assert self.config is not None
         if self._kept is None:
-            self._kept = KeptTemplate()
+            self._kept = KeptForkServer()
             finalize(self, self._kept.close)  # with the launcher, or when the process ends
         return launch(self.executor, self.config, self.settings, job_overrides, initial_job_idx)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.bench import wait_until
+from support.scripts import SHELL
 
 from autocl_sweeper.device import pool as pools
 from autocl_sweeper.device import sampling
@@ -37,10 +38,13 @@ class Shell:
         self.folder = folder
         self.files = files
 
-    def argv(self, job: Job, returns: bool) -> list[str]:
+    def command(self) -> list[str]:
+        return SHELL
+
+    def order(self, job: Job, returns: bool) -> bytes:
         end, result = self.folder / f"end-{job.number}", self.files.outcome(job.number)
         wait = f"while [ ! -e {end} ]; do sleep 0.01; done; [ -s {end} ] && exit 3"
-        return ["/bin/sh", "-c", f"{wait}; echo '{WELL}' > {result}.new; mv {result}.new {result}"]
+        return f"{wait}; echo '{WELL}' > {result}.new; mv {result}.new {result}".encode()
 
     def end(self, number: int, badly: bool = False) -> None:
         aside = self.folder / "aside"

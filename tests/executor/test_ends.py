@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.bench import Bench, wait_until
 from support.fake_nvml import build as fake
+from support.scripts import PYTHON, SHELL
 
 from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.pool import Pool
@@ -173,13 +173,16 @@ class Tells:
         self.files = files
         self.hold = hold
 
-    def argv(self, job: Job, returns: bool) -> list[str]:
+    def command(self) -> list[str]:
+        return PYTHON
+
+    def order(self, job: Job, returns: bool) -> bytes:
         lines = "import sys, time, pathlib\n"
         if job.number == 2:
             lines += f"while pathlib.Path({str(self.hold)!r}).exists(): time.sleep(0.02)\n"
         if job.number == 1 or (job.number == 0 and not job.alone):
             lines += "sys.exit('RuntimeError: CUDA out of memory. Tried to allocate 2 GiB')\n"
-        return [sys.executable, "-c", lines]
+        return lines.encode()
 
 
 def ends(executor: LocalExecutor, count: int) -> dict[int, Outcome]:
@@ -351,7 +354,10 @@ class Script:
     def __init__(self, files: JobFiles, folder: Path) -> None:
         self.files, self.folder = files, folder
 
-    def argv(self, job: Job, returns: bool) -> list[str]:
+    def command(self) -> list[str]:
+        return SHELL
+
+    def order(self, job: Job, returns: bool) -> bytes:
         """Job 0 says nothing more; job 1 prints, job 2 writes into its folder, then they end."""
         folder = self.folder / str(job.number)
         folder.mkdir()
@@ -361,7 +367,7 @@ class Script:
         lines = f"for n in $(seq 25); do sleep 0.1; {line}; done"
         if job.number == 0:
             lines = "echo ready; sleep 1000"
-        return ["/bin/sh", "-c", lines]
+        return lines.encode()
 
 
 def test_a_job_that_writes_nothing_is_ended_and_those_that_do_are_not(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
         process.kill()
         process.wait()
         hold.unlink()
-        wait_until(chain.nothing_is_left, "jobs, templates and guardians end by themselves")
+        wait_until(chain.nothing_is_left, "jobs, fork servers and guardians end by themselves")
         assert len(chain.ledger("end")) == 2
         process, _ = start_and_hold(chain, 2, *command)
     hold.unlink()

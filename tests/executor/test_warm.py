@@ -244,7 +244,7 @@ def test_a_data_loader_with_other_workers_works_in_a_forked_job(bench: Bench, me
     assert [event["total"] for event in bench.ledger()] == [28.0]
 
 
-# -- one template for all ---------------------------------------------------------------------------
+# -- one fork server for all ---------------------------------------------------------------------------
 
 
 INSIDE = """
@@ -273,7 +273,7 @@ def test_a_function_that_its_module_wraps_is_that_of_the_imported_module(
     assert [log.read_text().splitlines()[-1] for log in logs] == ["job 1 True", "job 2 True"]
 
 
-def test_batches_of_a_launcher_are_forked_from_one_template(bench: Bench) -> None:
+def test_batches_of_a_launcher_are_forked_from_one_forkserver(bench: Bench) -> None:
     output = bench.run(
         *GPU, "hydra.sweeper.max_batch_size=2", "do=look", "again=1,2,3,4,5", preload("helper")
     )
@@ -282,13 +282,13 @@ def test_batches_of_a_launcher_are_forked_from_one_template(bench: Bench) -> Non
     assert bench.nothing_is_left()
 
 
-def test_a_template_ends_with_a_sweeper_that_raises_between_batches(bench: Bench) -> None:
+def test_a_forkserver_ends_with_a_sweeper_that_raises_between_batches(bench: Bench) -> None:
     bench.run(
         *GPU, "hydra.sweeper.max_batch_size=1", "do=look,nothing", "again=1", preload("helper"),
         status=1,
     )  # fmt: skip
     assert len(bench.ledger()) == 1
-    wait_until(bench.nothing_is_left, "the template is gone")
+    wait_until(bench.nothing_is_left, "the forkserver is gone")
 
 
 def test_a_finished_sweep_run_again_imports_nothing(bench: Bench) -> None:
@@ -414,26 +414,26 @@ def start_and_hold(bench: Bench, *arguments: str) -> tuple[subprocess.Popen[byte
 def test_nothing_outlives_a_controller_that_is_killed(bench: Bench) -> None:
     process, _ = start_and_hold(bench, *OURS)
     process.kill()
-    wait_until(bench.nothing_is_left, "template, jobs and their children are gone")
+    wait_until(bench.nothing_is_left, "forkserver, jobs and their children are gone")
 
 
-def test_nothing_outlives_controller_and_template_killed_together(bench: Bench) -> None:
+def test_nothing_outlives_controller_and_forkserver_killed_together(bench: Bench) -> None:
     process, _ = start_and_hold(bench, *OURS)
-    (template,) = parents(bench)
+    (forkserver,) = parents(bench)
     process.send_signal(signal.SIGSTOP)  # so that it sees nothing before its own end
-    os.kill(template, signal.SIGKILL)
+    os.kill(forkserver, signal.SIGKILL)
     process.kill()
     wait_until(bench.nothing_is_left, "jobs and their children are gone")
 
 
 @pytest.mark.parametrize("sweeper", [OURS, GPU], ids=["our sweeper", "Hydra's"])
-def test_jobs_of_a_killed_template_run_again_in_fresh_interpreters(
+def test_jobs_of_a_killed_forkserver_run_again_in_fresh_interpreters(
     bench: Bench, sweeper: tuple[str, ...]
 ) -> None:
     process, hold = start_and_hold(bench, *sweeper)
-    (template,) = parents(bench)
+    (forkserver,) = parents(bench)
     children = [event["child"] for event in bench.ledger()]
-    os.kill(template, signal.SIGKILL)
+    os.kill(forkserver, signal.SIGKILL)
     wait_until(lambda: len(bench.ledger("job")) == 4, "they run again")
     assert set(children) & set(bench.processes()) == set()
     hold.unlink()
@@ -457,10 +457,10 @@ def test_ctrl_c_while_modules_are_imported_leaves_nothing(bench: Bench) -> None:
     process.send_signal(signal.SIGTERM)
     bench.finish(process)
     assert bench.ledger() == []
-    wait_until(bench.nothing_is_left, "the template is gone")
+    wait_until(bench.nothing_is_left, "the forkserver is gone")
 
 
-def test_a_template_in_the_middle_of_an_import_does_not_outlive_its_controller(
+def test_a_forkserver_in_the_middle_of_an_import_does_not_outlive_its_controller(
     bench: Bench,
 ) -> None:
     mark = bench.folder / "importing"
@@ -468,4 +468,4 @@ def test_a_template_in_the_middle_of_an_import_does_not_outlive_its_controller(
     process = bench.start(*OURS, "do=look", preload("slow"))
     wait_until(mark.exists, "the import has begun")
     process.kill()
-    wait_until(bench.nothing_is_left, "the template is gone")
+    wait_until(bench.nothing_is_left, "the forkserver is gone")

@@ -6,6 +6,10 @@ import sys
 
 from autocl_sweeper.types import Job
 
+# Commands that run the text of their order.
+PYTHON = [sys.executable, "-c", "import sys; exec(open(int(sys.argv[1])).read())"]
+SHELL = ["/bin/sh", "-c", 'eval "$(cat /proc/self/fd/$0)"']
+
 
 class Command:
     """Runs one command for every job; its last argument is the descriptor of an empty order."""

@@ -48,7 +48,7 @@ class AdoptedProcess:
             os.close(fd)
 
     def reap(self) -> None:
-        """Somebody else does: the template, or the system's first process."""
+        """Somebody else does: the forkserver, or the system's first process."""
 
     def _alive(self) -> bool:
         return start_time(self.pid) == self._started

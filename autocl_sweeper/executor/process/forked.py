@@ -1,4 +1,4 @@
-"""Jobs forked from a process that has imported already: the controller's side of `template`."""
+"""Jobs forked from a process that has imported already: the controller's side of `forkserver`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.process import forkserver as template
+from autocl_sweeper.executor.process import forkserver as serving
 from autocl_sweeper.executor.process.groups import JOB, end_marked, exit_reason, signal_group
 from autocl_sweeper.executor.process.preload import WHILE_IMPORTING
 from autocl_sweeper.job.package import command
@@ -26,12 +26,12 @@ from autocl_sweeper.outcome import JobFiles
 log = logging.getLogger(__name__)
 
 READY_S = 600.0  # for all imports together; jobs would wait for them as well
-START_S = 60.0  # for one fork; a template that takes longer has stopped answering
-NO_TEMPLATE = "jobs start in fresh interpreters"
+START_S = 60.0  # for one fork; a fork server that takes longer has stopped answering
+NOT_FORKED = "jobs start in fresh interpreters"
 
 
-class TemplateLostError(Exception):
-    """The template died or does not answer. Fresh interpreters are still there."""
+class ForkServerLostError(Exception):
+    """The fork server died or does not answer. Fresh interpreters are still there."""
 
 
 class Shared(Protocol):
@@ -42,11 +42,11 @@ class Shared(Protocol):
 
 
 class ForkedProcess:
-    """A job process that is a child of the template."""
+    """A job process that is a child of the forkserver."""
 
-    def __init__(self, of: Template, pid: int) -> None:
+    def __init__(self, of: ForkServer, pid: int) -> None:
         self.pid = pid
-        self._template = of
+        self._forkserver = of
         self._ended = threading.Event()
         self._status: int | None = None
 
@@ -54,8 +54,8 @@ class ForkedProcess:
         self._ended.wait()
 
     def reap(self) -> int | None:
-        """The exit status; None when the template died, and the job with it."""
-        self._template.reap(self.pid)
+        """The exit status; None when the fork server died, and the job with it."""
+        self._forkserver.reap(self.pid)
         return self._status
 
     def end(self, status: int | None) -> None:
@@ -63,11 +63,11 @@ class ForkedProcess:
         self._ended.set()
 
 
-class Template:
+class ForkServer:
     """A process that imports modules once, and forks a job whenever asked.
 
     It begins to import at once; `ready` waits for it. It may die at any time: then its jobs end, and
-    `start` raises TemplateLostError. The creator calls `close`, when no job runs any more.
+    `start` raises ForkServerLostError. The creator calls `close`, when no job runs any more.
     """
 
     def __init__(self, shared: Shared, preload: Sequence[str] = ()) -> None:
@@ -75,7 +75,7 @@ class Template:
         self._modules = list(preload)
         self._sending = threading.Lock()
         # Forks of it show its environment, whatever became of theirs: so none can hide.
-        self.mark = f"template of {os.getpid()} at {time.monotonic_ns()}"
+        self.mark = f"forkserver of {os.getpid()} at {time.monotonic_ns()}"
         self._is_ready: bool | None = None  # None: nobody has waited for it yet
         self._begin()
 
@@ -92,7 +92,7 @@ class Template:
             package.write(self._shared.data)
             package.seek(0)
             self._process = subprocess.Popen(
-                command(template.__name__, *arguments),
+                command(serving.__name__, *arguments),
                 stdin=package,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
@@ -101,7 +101,7 @@ class Template:
                 start_new_session=True,
             )
         self.pid = self._process.pid
-        self._listener = threading.Thread(target=self._listen, name="template", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="forkserver", daemon=True)
         self._listener.start()
 
     def ready(self) -> bool:
@@ -122,12 +122,10 @@ class Template:
         try:
             answer = self._answers.get(timeout=READY_S)
         except queue.Empty:
-            log.warning("the preload took more than %g s: %s", READY_S, NO_TEMPLATE)
+            log.warning("the preload took more than %g s: %s", READY_S, NOT_FORKED)
             return False
         if answer is None:
-            log.warning(
-                "%s while it imported: %s\n%s", self._lost, NO_TEMPLATE, self._last_output()
-            )
+            log.warning("%s while it imported: %s\n%s", self._lost, NOT_FORKED, self._last_output())
             return False
         assert isinstance(answer, dict)
         if "missing" in answer:
@@ -146,7 +144,7 @@ class Template:
                 self._end()
                 self._begin()
                 return self._wait_for_imports()
-            log.warning("%s: %s; %s", what, because, NO_TEMPLATE)
+            log.warning("%s: %s; %s", what, because, NOT_FORKED)
             return False
         if answer["flaw"]:
             log.warning(
@@ -172,20 +170,20 @@ class Template:
         except queue.Empty:
             self._lost = f"the process that jobs are forked from did not answer for {START_S:g} s"
             signal_group(self.pid, signal.SIGKILL)
-            raise TemplateLostError(self._lost) from None
+            raise ForkServerLostError(self._lost) from None
         if not isinstance(answer, ForkedProcess):
             because = answer["failed"] if answer else self._lost
-            raise TemplateLostError(because)
+            raise ForkServerLostError(because)
         return answer
 
     def outlive(self) -> None:
-        """From now on, jobs run to their end when this controller dies, and the template with them."""
-        with suppress(TemplateLostError):  # `start` will say so
+        """From now on, jobs run to their end when this controller dies, and the fork server with them."""
+        with suppress(ForkServerLostError):  # `start` will say so
             self._send({"outlive": True}, [])
 
     def reap(self, pid: int) -> None:
         if self._jobs.pop(pid, None) is not None:
-            with suppress(TemplateLostError):
+            with suppress(ForkServerLostError):
                 self._send({"reap": pid}, [])
 
     def close(self) -> None:
@@ -202,12 +200,12 @@ class Template:
     def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
         try:
             with self._sending:
-                template.send(self._control, message, fds)
+                serving.send(self._control, message, fds)
         except OSError as error:
-            raise TemplateLostError(self._lost or str(error)) from error
+            raise ForkServerLostError(self._lost or str(error)) from error
 
     def _listen(self) -> None:
-        """Runs in a thread of its own until the template is dead and reaped."""
+        """Runs in a thread of its own until the forkserver is dead and reaped."""
         with suppress(ConnectionResetError), self._control.makefile("rb") as lines:
             for line in lines:
                 message = json.loads(line)
@@ -238,18 +236,18 @@ class Template:
         return "\n".join(f"  | {line}" for line in lines)
 
 
-class KeptTemplate:
-    """The template of a launcher that runs batches: the first starts it, all later ones have it."""
+class KeptForkServer:
+    """The fork server of a launcher that runs batches: the first starts it, all later ones have it."""
 
     def __init__(self) -> None:
-        self._template: Template | None = None
+        self._forkserver: ForkServer | None = None
 
-    def get(self, shared: Shared, preload: Sequence[str]) -> Template:
-        if self._template is None:
-            self._template = Template(shared, preload)
-        return self._template
+    def get(self, shared: Shared, preload: Sequence[str]) -> ForkServer:
+        if self._forkserver is None:
+            self._forkserver = ForkServer(shared, preload)
+        return self._forkserver
 
     def close(self) -> None:
-        if self._template is not None:
-            self._template.close()
-            self._template = None
+        if self._forkserver is not None:
+            self._forkserver.close()
+            self._forkserver = None

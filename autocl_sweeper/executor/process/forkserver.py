@@ -221,7 +221,7 @@ class Server:
         return False
 
     def _become_job(self, fds: list[int]) -> None:
-        gc.freeze()  # a collection would visit what the template made since it last did so
+        gc.freeze()  # a collection would visit what the fork server made since it last did so
         os.setsid()
         self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # what leaves it comes to us when it is dead

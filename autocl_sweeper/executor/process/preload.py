@@ -253,7 +253,7 @@ def _number(text: str | None) -> int | None:
 
 
 class BlasThreads:
-    """The thread pools of OpenBLAS: one thread in the template, in jobs as many as they would have.
+    """The thread pools of OpenBLAS: one thread in the forkserver, in jobs as many as they would have.
 
     OpenBLAS ends its pool before a fork and starts it again, as large, at the fork's first need. So
     the size is set here, before: to set it in a job starts threads there, which spin for 100 ms.
