@@ -17,7 +17,7 @@ CORE = "autocl_sweeper"
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 CORE_FLOORS = [
     {"types", "errors", "metrics", "command_line"},
-    {"job", "device", "yaml", "journal", "outcome", "retries", "space"},
+    {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
     {"search", "selection", "order", "executor"},
     {"strategy"},
     {"plan", "results", "report"},
