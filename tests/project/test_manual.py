@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -75,3 +77,13 @@ def test_an_unknown_key_is_an_error_with_the_nearest_one(
     assert "no page and no key 'hydra.launcher.grce_s'" in told
     assert "Did you mean hydra.launcher.grace_s?" in told
     assert "Pages: configuration, " in told
+
+
+@pytest.mark.parametrize("page", ["launching", "machines"])
+def test_a_reader_that_has_enough_is_no_error(page: str) -> None:
+    command = [sys.executable, "-m", "autocl_sweeper", "docs", page]
+    autocl = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert autocl.stdout and autocl.stderr
+    autocl.stdout.close()
+    assert (autocl.stderr.read(), autocl.wait(60)) == (b"", 0)
+    autocl.stderr.close()
