@@ -59,7 +59,7 @@ test-slow: .venv/.installed
 
 # pytest's status 5 is that no test was selected.
 test-gpu: .venv/.installed
-	@nvidia-smi --list-gpus || { echo "No NVIDIA GPU here: nothing was tested."; exit 0; }; \
+	@nvidia-smi --list-gpus 2>/dev/null || { echo "No NVIDIA GPU here: nothing was tested."; exit 0; }; \
 	.venv/bin/python -m pytest -m gpu || { [ $$? -eq 5 ] && echo "No test has the mark gpu yet."; }
 
 check: .venv/.installed
