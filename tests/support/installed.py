@@ -56,8 +56,10 @@ class Environment:
     def run(self, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         """`python *arguments` in `cwd`, as a user of this environment would."""
         command = [self.python, *map(str, arguments)]
+        # Sweeps of the machine's other environments must not be waited for.
+        env = CLEAN | {"AUTOCL_LEASE_DIR": str(self.folder / "leases")}
         return subprocess.run(
-            command, cwd=cwd, env=CLEAN, capture_output=True, text=True, timeout=300
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300
         )
 
 
