@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from setuptools import find_namespace_packages, setup
 
 setup(
@@ -7,15 +9,22 @@ setup(
         "Continual-learning hyper-parameter search for Hydra: a sequential top-k sweeper, "
         "and a launcher that gives every job a GPU of its own"
     ),
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    author="autocl-sweeper contributors",
+    license_expression="MIT",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
     # Named one by one: train/, tests/ and conf/ lie beside the packages and stay in the repository.
     packages=find_namespace_packages(
-        include=["hydra_plugins.*", "autocl_sweeper", "autocl_sweeper.*"]
+        include=["hydra_plugins.*", "autocl_sweeper", "autocl_sweeper.*"],
+        exclude=["autocl_sweeper.docs"],
     ),
     # Makes an editable install a plain path entry. Setuptools' import finder, which it is otherwise,
     # cannot list the hydra_plugins namespace, and Hydra 1.3 finds plugins by listing it.
     package_dir={"": "."},
-    package_data={"autocl_sweeper": ["py.typed"]},
+    # autocl_sweeper/docs is a link to docs/: a wheel gets the pages, which `autocl docs` shows.
+    package_data={"autocl_sweeper": ["py.typed", "docs/*.md"]},
     entry_points={
         "console_scripts": ["autocl = autocl_sweeper.cli:main"],
         # How Hydra 1.4 finds plugins; 1.3 scans hydra_plugins. Read at install time.
@@ -27,13 +36,16 @@ setup(
             "ray = hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
         ],
     },
+    # The lowest versions that pass the tests: README.md says why each package is there, and
+    # constraints-oldest.txt holds the bounds of these and of the extra `test` for `make test-oldest`.
     install_requires=[
-        "hydra-core>=1.3.8,<1.5",
+        "cloudpickle>=2.1.0",
+        "hydra-core>=1.3.2,<1.5",
         "hydra-joblib-launcher>=1.2.0",
         "nvidia-ml-py>=12.550.52",
-        "omegaconf>=2.3.0",
-        "optuna>=4.0.0",
-        "rich>=13.0.0",
+        "omegaconf>=2.2.1",
+        "optuna>=2.10.0",
+        "rich>=12.0.0",
     ],
     extras_require={
         "ray": ["ray>=2.50"],
@@ -53,20 +65,24 @@ setup(
             "hydra-submitit-launcher>=1.2.0",
             "hypothesis>=6.100",
             "pytest>=8.2",
-            "pytest-xdist>=3.6",
-            "setuptools>=77",
+            "pytest-xdist>=3.6.1",
+            "setuptools>=77.0.1",
         ],
         "bench": [
             "hydra-submitit-launcher>=1.2.0",
             "ray>=2.50",
         ],  # benchmarks/launchers/overhead.py
-        "test14": ["hydra-optuna-sweeper>=1.4.0rc3"],  # that for Hydra 1.3 wants an Optuna before 3
+        "test14": ["hydra-optuna-sweeper>=1.4.0rc3"],  # those for Hydra 1.3 need an Optuna before 3
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
     },
     classifiers=[
         "Framework :: Hydra",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Typing :: Typed",
     ],
 )

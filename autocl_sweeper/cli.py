@@ -1,4 +1,4 @@
-"""The command `autocl`: what the launcher sees, for people who wonder why a sweep waits."""
+"""The command `autocl`: the devices that the launcher sees, and the documentation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from autocl_sweeper import manual
 from autocl_sweeper.device.leases import LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 when the devices cannot be read, with the reason on stderr."""
+    """The exit status: 1 for devices that cannot be read and keys that do not exist, said on stderr."""
     parser = argparse.ArgumentParser(prog="autocl", description="Look at what sweeps work with.")
     commands = parser.add_subparsers(required=True, metavar="command")
     devices = commands.add_parser(
@@ -38,18 +39,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SHARE",
         help="as hydra.launcher.free_memory (default: 0.8)",
     )
+    devices.set_defaults(run=_devices)
+    docs = commands.add_parser(
+        "docs",
+        help="the documentation: its pages, one of them, or what is said about a key",
+        description="Without an argument the pages are listed.",
+    )
+    docs.add_argument("key", nargs="?", help="a page (launcher) or a key (hydra.launcher.grace_s)")
+    docs.set_defaults(run=_docs)
     given = parser.parse_args(arguments)
     try:
-        leases = LeaseFolder()
-        seen = look(leases, given.free_memory)
+        given.run(given)
+        sys.stdout.flush()
     except AutoCLError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `autocl docs launcher | head`: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _docs(given: argparse.Namespace) -> None:
+    print(manual.index() if given.key is None else manual.lookup(given.key))
+
+
+def _devices(given: argparse.Namespace) -> None:
+    leases = LeaseFolder()
+    seen = look(leases, given.free_memory)
     if given.json:
         print(as_json(leases, seen))
     else:
         show(leases, seen)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -92,13 +112,13 @@ def show(leases: LeaseFolder, seen: Sequence[Seen]) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(_devices(seen))
+    console.print(_device_table(seen))
     if any(one.occupied.claims for one in seen):
-        console.print(_leases(leases, seen))
+        console.print(_lease_table(leases, seen))
     console.print(f"leases: {leases.path}", style="dim", highlight=False)
 
 
-def _devices(seen: Sequence[Seen]) -> Table:
+def _device_table(seen: Sequence[Seen]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -126,7 +146,7 @@ def _devices(seen: Sequence[Seen]) -> Table:
     return table
 
 
-def _leases(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
+def _lease_table(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
     from rich.table import Table
 
     table = Table(title="Leases", title_justify="left")

@@ -73,7 +73,7 @@ def work_of(
     if order not in ("longest", "submitted"):
         raise ConfigurationError(
             f"hydra.launcher.order={order!r} is not one of: longest, submitted.\n"
-            "  See docs/launcher.md for what they mean."
+            "  `autocl docs hydra.launcher.order` (docs/launcher.md) explains them."
         )
     keys = launcher.get("duration_keys")
     keys = DURATION_KEYS if keys is None else tuple(keys)

@@ -58,7 +58,7 @@ def check(settings: Mapping[str, Any]) -> None:
             rule = "more than 0, or null" if least is None else "at least 0"
             raise ConfigurationError(
                 f"hydra.launcher.{key}={value}, but it must be {rule}.\n"
-                f"  See docs/launcher.md for what {key} means. No job was started."
+                f"  `autocl docs hydra.launcher.{key}` (docs/launcher.md) explains it. No job was started."
             )
     choice = settings["on_controller_death"]
     if choice not in ("kill", "finish"):

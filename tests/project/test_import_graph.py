@@ -17,7 +17,7 @@ CORE = "autocl_sweeper"
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 CORE_FLOORS = [
     {"types", "view", "protocols", "errors", "reporter", "metrics", "command_line"},
-    {"job", "device", "yaml", "journal", "outcome", "retries", "space"},
+    {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
     {"search", "selection", "order", "executor"},
     {"strategy", "retention", "verdict"},
     {"plan", "results", "display"},
@@ -42,7 +42,7 @@ DOORS = {
     "view": {"types"},
     "protocols": {"types", "view"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
-    "job": {"outcome", "yaml"},
+    "job": {"outcome"},
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
@@ -62,7 +62,6 @@ OTHERS = {
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
-    "joblib": {"job"},
     "ray": {"executor"},
 }
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions

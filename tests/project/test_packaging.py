@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import tarfile
 import zipfile
-from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.installed import (
@@ -100,16 +100,21 @@ def test_every_plugin_has_its_entry_point(environment: Environment, tmp_path: Pa
     assert isinstance(found, list) and set(found) == PLUGINS and len(found) == len(PLUGINS)
 
 
-def test_the_command_shows_devices(environment: Environment, tmp_path: Path) -> None:
-    code = (
-        "import sys; from importlib.metadata import distribution as d\n"
-        "(main,) = [p.load() for p in d('autocl-sweeper').entry_points if p.name == 'autocl'"
-        " and p.group == 'console_scripts']\n"
-        "sys.argv = ['autocl', 'devices', '--json']\n"
-        "sys.exit(main())"
-    )
-    told = printed_by(environment, code, tmp_path)
-    assert isinstance(told, dict) and told["devices"]
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("devices --json", '"lease_folder"'),
+        ("docs hydra.launcher.grace_s", "key: `grace_s`"),
+        ("docs sweeper", "## Search spaces"),
+    ],
+)
+def test_the_command_shows_devices_and_documentation(
+    environment: Environment, tmp_path: Path, arguments: str, words: str
+) -> None:
+    command = environment.folder / "bin/autocl"
+    done = environment.run(command, *arguments.split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
 
 
 @pytest.mark.parametrize("launcher", ["gpu", "joblib", "basic"])
@@ -156,7 +161,8 @@ def test_the_wheel_holds_the_two_packages_and_all_of_them(in_wheel: list[str]) -
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
     }
-    assert files == modules | {"autocl_sweeper/py.typed"}
+    pages = {f"autocl_sweeper/docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert files == modules | pages | {"autocl_sweeper/py.typed"}
 
 
 def test_hydra_plugins_stays_a_namespace(in_wheel: list[str]) -> None:
@@ -175,7 +181,7 @@ def test_the_source_distribution_holds_the_training_app_and_makes_the_same_wheel
     (archive,) = (copy / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {member.name.partition("/")[2] for member in tar.getmembers() if member.isfile()}
-    wanted = {"train.py", "setup.py", "pyproject.toml", "Makefile", "constraints.txt"}
+    wanted = {"train.py", "setup.py", "pyproject.toml", "Makefile", "constraints.txt", "LICENSE"}
     for folder in ("conf", "train", "tests", "examples"):
         files = [path for path in (copy / folder).rglob("*") if path.is_file()]
         wanted |= {str(path.relative_to(copy)) for path in files}
@@ -183,18 +189,36 @@ def test_the_source_distribution_holds_the_training_app_and_makes_the_same_wheel
     assert sorted(zipfile.ZipFile(wheel(archive)).namelist()) == sorted(in_wheel)
 
 
-# -- requirements and their pins ------------------------------------------------------------------
+# -- metadata, requirements and their pins --------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def requirements(built: Path) -> dict[str, list[Requirement]]:
+def metadata(built: Path) -> Metadata:
+    """What the wheel says about itself, validated as package indexes do."""
+    with zipfile.ZipFile(built) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return Metadata.from_email(archive.read(name), validate=True)
+
+
+def test_the_wheel_says_what_it_is_and_carries_its_licence(
+    metadata: Metadata, in_wheel: list[str]
+) -> None:
+    assert (metadata.author, metadata.license_expression) == ("autocl-sweeper contributors", "MIT")
+    assert metadata.description == (ROOT / "README.md").read_text()
+    assert metadata.description_content_type == "text/markdown"
+    assert not metadata.home_page and not metadata.project_urls
+    assert any(name.endswith("/licenses/LICENSE") for name in in_wheel)
+    pythons = {text for text in metadata.classifiers or () if "Python :: 3." in text}
+    assert pythons == {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)}
+    assert metadata.requires_python == ">=3.10"
+
+
+@pytest.fixture(scope="module")
+def requirements(metadata: Metadata) -> dict[str, list[Requirement]]:
     """Extra -> what it requires; "" is the core."""
-    (name,) = {name.partition("/")[0] for name in zipfile.ZipFile(built).namelist()} - PACKAGES
-    metadata = PathDistribution(zipfile.Path(built, f"{name}/"))
     found: dict[str, list[Requirement]] = {}
-    for text in metadata.requires or ():
-        requirement = Requirement(text)
-        extra = str(requirement.marker).partition("extra == ")[2].strip("'\"")
+    for requirement in metadata.requires_dist or ():
+        extra = str(requirement.marker or "").partition("extra == ")[2].strip("'\"")
         found.setdefault(extra, []).append(requirement)
     return found
 
@@ -204,7 +228,7 @@ def pins(file: str) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (x.split("==") for x in lines)}
 
 
-def test_the_core_requires_six_packages(requirements: dict[str, list[Requirement]]) -> None:
+def test_the_core_requires_seven_packages(requirements: dict[str, list[Requirement]]) -> None:
     assert {requirement.name for requirement in requirements[""]} == set(REQUIRES)
 
 
@@ -228,6 +252,18 @@ def test_every_requirement_has_a_pin_that_satisfies_it(
     for requirement in (r for extra in extras for r in requirements[extra]):
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_the_oldest_set_is_made_of_the_lower_bounds(
+    requirements: dict[str, list[Requirement]],
+) -> None:
+    bounds = {
+        canonicalize_name(requirement.name): specifier.version
+        for requirement in requirements[""] + requirements["test"]
+        for specifier in requirement.specifier
+        if specifier.operator == ">="
+    }
+    assert pins("constraints-oldest.txt") == bounds
 
 
 def test_the_two_hydra_lines_differ_in_hydra_alone() -> None:

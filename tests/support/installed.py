@@ -1,4 +1,4 @@
-"""Virtual environments with this project installed in them as users install it, in seconds and offline.
+"""Virtual environments that this project is installed in as users install it, in seconds and offline.
 
     environment = installed("wheel", folder)      # or "editable"; made once for a folder
     environment.run("app.py", "-m", "hydra/sweeper=autocl", cwd=tmp_path)
@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[2]
 HOWS = ("wheel", "editable")
 REQUIRES = (
+    "cloudpickle",
     "hydra-core",
     "hydra-joblib-launcher",
     "nvidia-ml-py",
@@ -56,8 +56,10 @@ class Environment:
     def run(self, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         """`python *arguments` in `cwd`, as a user of this environment would."""
         command = [self.python, *map(str, arguments)]
+        # Sweeps of the machine's other environments must not be waited for.
+        env = CLEAN | {"AUTOCL_LEASE_DIR": str(self.folder / "leases")}
         return subprocess.run(
-            command, cwd=cwd, env=CLEAN, capture_output=True, text=True, timeout=300
+            command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300
         )
 
 
@@ -119,7 +121,7 @@ def _brought_by(names: list[str]) -> set[str]:
 
 def _link(name: str, site_packages: Path) -> None:
     """The packages of one distribution; never a whole namespace, others have parts in it."""
-    home = Path(sysconfig.get_paths()["purelib"])
+    home = Path(str(distribution(name).locate_file("")))
     for file in distribution(name).files or ():
         depth = 2 if file.parts[0] == "hydra_plugins" else 1
         part = Path(*file.parts[:depth])
