@@ -147,9 +147,10 @@ def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None
         try:
             function(composed)
         except Exception as error:
-            told = str(error) if isinstance(error, HydraException | AutoCLError) else repr(error)
+            meant = isinstance(error, HydraException | AutoCLError)  # its text says it all
+            kind = "" if meant else f"{type(error).__name__}: "
             raise ConfigurationError(
-                f"{meant_for} is refused by hydra.sweeper.check={name}:\n{told}\n"
+                f"{meant_for} is refused by hydra.sweeper.check={name}:\n{kind}{error}\n"
                 "  No job was started."
             ) from error
 

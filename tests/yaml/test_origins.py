@@ -143,10 +143,13 @@ def test_a_process_that_was_sent_its_configuration_finds_file_and_line(folder: P
     assert done.stdout == "below.yaml:3, included from a.yaml\n", done.stderr
 
 
-def test_without_hydra_at_work_nothing_is_known(folder: Path) -> None:
+def test_without_hydra_at_work_nothing_is_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of_hydra = composed(folder)
-    GlobalHydra.instance().clear()
+    monkeypatch.setattr(GlobalHydra.instance(), "hydra", None)
     assert layers_of(of_hydra) == []
+    monkeypatch.undo()
 
 
 def test_hydras_public_loader_lists_what_a_configuration_is_made_of(folder: Path) -> None:

@@ -39,7 +39,7 @@ def bench(benches: Callable[..., Bench], tmp_path: Path) -> Bench:
             ["ConfigurationError: Task 'a' is refused by hydra.sweeper.check=rules.check:\n",
              "\nlr=9 is above 5, with 2 slots\n", "No job was started."],
         ),
-        (["lr=-1"], ["\nValueError(-1)\n", "No job was started."]),
+        (["lr=-1"], ["\nValueError: -1\n", "No job was started."]),
         (
             ["lr=1", "hydra.sweeper.check=rules.gone"],
             ["hydra.sweeper.check=rules.gone cannot be imported", "package.module.function"],
