@@ -110,7 +110,7 @@ class Composer:
         return OverridesParser.create(config_loader=self._loader).parse_overrides([text])[0]
 
     def _asked_whether_group(self, key: str) -> bool:
-        overrides = list(self._master.hydra.overrides.hydra)
+        overrides = OmegaConf.to_container(self._master.hydra.overrides.hydra, resolve=False)
         name = self._master.hydra.job.config_name
         return bool(self._loader.get_group_options(key, config_name=name, overrides=overrides))
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
+from logging.config import DictConfigurator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.job.compose import Composer
-from autocl_sweeper.job.pickles import cloudpickle, dumps, loads
+from autocl_sweeper.job.pickles import by_value, dumps, loads
 from autocl_sweeper.job.program import (
     MAIN,
     OURS,
@@ -70,7 +73,7 @@ class Package:
         copy: bytes | None = None
         if place is None or place.module == MAIN:
             try:
-                copy = cloudpickle().dumps(function)
+                copy = by_value(function)
             except Exception as error:  # it uses a lock or an open file: its place has to do
                 if place is None:
                     raise ConfigurationError(
@@ -170,3 +173,23 @@ def _homes_of_resolvers(state: Any) -> Iterator[str]:
             "omegaconf",
         ):
             yield name
+
+
+def rehearse() -> None:
+    """What parsers, OmegaConf and logging learn the first time: better once than in every job."""
+    from omegaconf import OmegaConf, open_dict
+
+    job = {
+        "dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}/${oc.env:HOME,x}",
+        "sub": "${job.num}",
+        "job": {"num": 1, "name": "x", "values": [1, 2.5, True, None, "text"]},
+        "file": {"filename": "${dir}/${job.name}.log", "class": "logging.FileHandler"},
+    }
+    config = OmegaConf.create(job)
+    with open_dict(config):
+        config.job.num = 2
+    OmegaConf.to_container(deepcopy(config), resolve=True)
+    OmegaConf.to_yaml(pickle.loads(pickle.dumps(config)))
+    DictConfigurator({"version": 1}).configure_formatter(
+        {"format": "[%(levelname)s] - %(message)s"}
+    )

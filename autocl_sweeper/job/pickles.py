@@ -7,36 +7,58 @@ value goes along for what the job's import of that module does not define: what 
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 import types
+from collections import ChainMap
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from autocl_sweeper.job.program import MAIN
 
 
-def cloudpickle() -> Any:
-    try:
-        import cloudpickle  # type: ignore[import-untyped]
-    except ImportError:  # joblib before 1.6 carries its own copy instead of requiring the package
-        from joblib.externals import cloudpickle  # type: ignore[import-untyped]
-    return cloudpickle
-
-
 def dumps(value: Any) -> bytes:
-    """Raises what cloudpickle does."""
-    buffer = io.BytesIO()
-    _pickler()(buffer).dump(value)
-    return buffer.getvalue()
+    """A pickle in which what the main module defines goes by its name. Raises what cloudpickle does."""
+    return _dumped(_picklers()[0], value)
+
+
+def by_value(value: Any) -> bytes:
+    """A pickle that needs no main module. Raises what cloudpickle does."""
+    return _dumped(_picklers()[1], value)
 
 
 def loads(data: bytes) -> Any:
-    return cloudpickle().loads(data)
+    return pickle.loads(data)
+
+
+def _dumped(pickler: Any, value: Any) -> bytes:
+    buffer = io.BytesIO()
+    pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+    """Since 3.1.3 cloudpickle leaves the file name out, and with it the lines of tracebacks."""
+    from cloudpickle import CloudPickler  # type: ignore[import-untyped]
+
+    return _code, (code.co_filename, *CloudPickler.dispatch_table[types.CodeType](code))
+
+
+def _code(file: str, make: Any, arguments: tuple[Any, ...]) -> types.CodeType:
+    made: types.CodeType = make(*arguments)
+    return made.replace(co_filename=file)
 
 
 @cache
-def _pickler() -> Any:
-    class Pickler(cloudpickle().CloudPickler):  # type: ignore[misc]
+def _picklers() -> tuple[Any, Any]:
+    from cloudpickle import CloudPickler
+
+    class ByValue(CloudPickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[Any] = ChainMap(
+            {types.CodeType: _reduce_code}, CloudPickler.dispatch_table
+        )
+
+    class Pickler(ByValue):
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, (type, types.FunctionType)) and value.__module__ == MAIN:
                 main = sys.modules[MAIN]
@@ -44,16 +66,15 @@ def _pickler() -> Any:
                     return of_main, (value.__qualname__, _by_value(value))
             return super().reducer_override(value)
 
-    return Pickler
+    return Pickler, ByValue
 
 
 @cache
 def _by_value(value: Any) -> bytes | None:
     try:
-        data: bytes = cloudpickle().dumps(value)
+        return by_value(value)
     except Exception:  # it uses a lock or an open file; its name has to do
         return None
-    return data
 
 
 def of_main(name: str, data: bytes | None) -> Any:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.job.pickles import cloudpickle
+from autocl_sweeper.job.pickles import by_value, loads
 from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
 from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
@@ -81,7 +81,7 @@ class ReportingTask:
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:
-            pickled = cloudpickle().dumps(self.task_function)
+            pickled = by_value(self.task_function)
         except Exception:  # it uses a lock or an open file: its place has to do
             place = Place.of(self.task_function)
             if place is None:
@@ -105,7 +105,7 @@ def _enter(program: Program) -> str:
 
 
 def _unpickled(pickled: bytes, controller: int) -> ReportingTask:
-    return ReportingTask(cloudpickle().loads(pickled), controller)
+    return ReportingTask(loads(pickled), controller)
 
 
 def _exit_text(code: Any) -> str:

@@ -40,7 +40,7 @@ def check_settings(settings: Settings) -> None:
         if value is not None and value < least:
             raise ConfigurationError(
                 f"hydra.sweeper.{name}={value}, but it must be at least {least}.\n"
-                f"  See docs/sweeper.md for what {name} means."
+                f"  `autocl docs hydra.sweeper.{name}` (docs/sweeper.md) explains {name}."
             )
 
     positive("top_k", settings.top_k)

@@ -206,6 +206,9 @@ def _loader() -> Any:
                 lines[name] = key.start_mark.line + 1
             self.seen.add(id(node))
             super().flatten_mapping(node)
+            # PyYAML 6.0.4 keeps a key that `<<` brings as well: the last one counts, as ever.
+            pairs = {(key.tag, str(key.value)): (key, value) for key, value in node.value}
+            node.value = list(pairs.values())
 
     number = r"""[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
            |[-+]?[0-9]+(?:_[0-9]+)*[eE][-+]?[0-9]+

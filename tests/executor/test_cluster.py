@@ -9,13 +9,18 @@ import os
 import subprocess
 import sys
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, wait_until
 from support.pipelined import COMMAND, check_the_tree, started
 from support.virtual import Run, World
@@ -24,6 +29,8 @@ from autocl_sweeper.executor.ray import cluster as rays
 from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.hydra_sweep import learn_from
+from autocl_sweeper.job.package import Order, command
+from autocl_sweeper.job.pickles import dumps
 from autocl_sweeper.journal import fold, outcome_to_json
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import DeviceUse, History, Job, Outcome, Report, State, Suggestion, Trial
@@ -173,7 +180,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
         "launcher": {**launcher_keys(), "jobs_per_device": 2},
     }
     agent = subprocess.Popen(
-        [sys.executable, "-m", "autocl_sweeper.executor.ray.agent", json.dumps(settings)],
+        command("autocl_sweeper.executor.ray.agent", json.dumps(settings)),
         env={**chain.environment, "HOLD": str(hold)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -199,10 +206,10 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     ask(learn=1, peak_mib=5000, finished=2)
     told = "jobs of stage 1 reserve 5500 MiB from now on: the largest of 2 used 5000"
     assert hear("log")["log"] == [logging.INFO, told]
-    overrides = [f"hydra.sweep.dir={folder.parent}", "lr=5"]
+    order = b64encode(order_of(chain.app, f"hydra.sweep.dir={folder.parent}", "lr=5")).decode()
     ask(slots=True)
     assert hear("slots")["slots"] == 1
-    ask(submit=7, overrides=overrides, alone=False)
+    ask(submit=7, order=order, alone=False, stage=1)
     assert hear("on") == {"on": 7, "devices": ["cpu-0"]}
     wait_until(lambda: len(chain.ledger("start")) == 2, "the agent's job runs")
     ask(cancel=7)
@@ -211,12 +218,21 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     assert ended["outcome"]["reason"] == "cancelled"  # type: ignore[index]
     ask(slots=True)
     hear("slots")
-    ask(submit=8, overrides=overrides, alone=False)
+    ask(submit=8, order=order, alone=False, stage=1)
     wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
     patience.cancel()
     with agent:  # closes its pipes
         pass
     wait_until(chain.nothing_is_left, "its jobs and leases are gone")
+
+
+def order_of(app: Path, *overrides: str) -> bytes:
+    """What the controller of an app of tests/support/apps sends for a job."""
+    version = {"version_base": None} if hydra.__version__.startswith("1.3.") else {}
+    with initialize_config_dir(str(app.parent / "conf"), **version):
+        loader: Any = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(app.stem, [*overrides, "hydra.job.name=x"], RunMode.RUN)
+    return dumps(Order(7, overrides, False, config))
 
 
 def launcher_keys() -> dict[str, object]:
@@ -253,7 +269,8 @@ class FakeAgent:
         if "slots" in request:
             self.messages.append({"slots": min(1, self.executor.free_slots())})
         elif "submit" in request:
-            job = Job(request["submit"], tuple(request["overrides"]), stage=request["stage"])
+            overrides = json.loads(b64decode(request["order"]))
+            job = Job(request["submit"], tuple(overrides), stage=request["stage"])
             self.executor.submit(job)
         elif "cancel" in request:
             self.cancelled.append(request["cancel"])
@@ -324,7 +341,11 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., R
 
     def make(*devices: int, run: Callable[[Job], Outcome]) -> RayExecutor:
         monkeypatch.setattr(rays, "connect", lambda address: FakeRay(*devices, run=run))
-        package = SimpleNamespace(files=JobFiles.of(tmp_path / "sweep"), write=lambda: None)
+        package = SimpleNamespace(
+            files=JobFiles.of(tmp_path / "sweep"),
+            write=lambda: None,
+            order=lambda job, returns: json.dumps(job.overrides).encode(),
+        )
         return RayExecutor("auto", launcher_keys(), package, False, {})  # type: ignore[arg-type]
 
     return make

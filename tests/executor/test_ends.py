@@ -361,13 +361,13 @@ class Script:
         """Job 0 says nothing more; job 1 prints, job 2 writes into its folder, then they end."""
         folder = self.folder / str(job.number)
         folder.mkdir()
-        self.files.output(job.number).write_text(str(folder))
+        told = f"echo -n '{folder}' > '{self.files.output(job.number)}'"
         # The shell, because Python alone may take longer to start on a busy machine.
         line = {1: "echo $n", 2: f"echo > '{folder}'/$n"}.get(job.number)
         lines = f"for n in $(seq 25); do sleep 0.1; {line}; done"
         if job.number == 0:
             lines = "echo ready; sleep 1000"
-        return lines.encode()
+        return f"{told}; {lines}".encode()
 
 
 def test_a_job_that_writes_nothing_is_ended_and_those_that_do_are_not(tmp_path: Path) -> None:

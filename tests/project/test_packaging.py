@@ -37,6 +37,7 @@ PLUGINS = {
     "hydra_plugins.hydra_autocl_sweeper.launcher:GPULauncher",
     "hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
     "hydra_plugins.hydra_autocl_sweeper.include:FileConfigSource",
+    "hydra_plugins.hydra_autocl_sweeper.guard:StartGuard",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("autocl_sweeper", "torch", "optuna", "pynvml", "rich", "joblib", "cloudpickle", "numpy")
-OURS = ("config", "include", "launcher", "sweeper")
+OURS = ("_schema", "config", "guard", "include", "launcher", "sweeper")
 APP = """
 import hydra
 from omegaconf import DictConfig

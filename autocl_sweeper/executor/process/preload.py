@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-import pickle
 import random
 import re
 import signal
@@ -15,12 +14,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from copy import deepcopy
-from logging.config import DictConfigurator
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.job.package import Opened, enter, opened
+from autocl_sweeper.job.package import Opened, enter, opened, rehearse
 
 # For that process alone; a job gets the environment of the controller.
 WHILE_IMPORTING = {
@@ -60,7 +57,7 @@ def preload(modules: Sequence[str], data: bytes) -> Opened:
         with _refusing(what, name):
             importlib.import_module(name)
         _check(what, known, name)
-    _rehearse()
+    rehearse()
     return package
 
 
@@ -81,26 +78,6 @@ def _check(what: str, known: set[str], module: str = "") -> None:
     flaw = flaw_of_forks(known)
     if flaw:
         raise UnfitError(what, flaw, module)
-
-
-def _rehearse() -> None:
-    """What parsers, OmegaConf and logging learn the first time: better once than in every job."""
-    from omegaconf import OmegaConf, open_dict
-
-    job = {
-        "dir": "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}/${oc.env:HOME,x}",
-        "sub": "${job.num}",
-        "job": {"num": 1, "name": "x", "values": [1, 2.5, True, None, "text"]},
-        "file": {"filename": "${dir}/${job.name}.log", "class": "logging.FileHandler"},
-    }
-    config = OmegaConf.create(job)
-    with open_dict(config):
-        config.job.num = 2
-    OmegaConf.to_container(deepcopy(config), resolve=True)
-    OmegaConf.to_yaml(pickle.loads(pickle.dumps(config)))
-    DictConfigurator({"version": 1}).configure_formatter(
-        {"format": "[%(levelname)s] - %(message)s"}
-    )
 
 
 def flaw_of_forks(known_fds: set[str]) -> str:
