@@ -135,6 +135,25 @@ class House:
             reached[room(module)] = reached.get(room(module), set()) | own
         return {name: others - {name} for name, others in reached.items() if name}
 
+    def picture(self) -> str:
+        """Mermaid's text of the graph. An arrow that a longer way stands for is left out."""
+        imported = self.rooms_imported()
+
+        def below(name: str) -> set[str]:
+            return {deep for other in imported.get(name, ()) for deep in {other} | below(other)}
+
+        lines = ["flowchart TD"]
+        for number, floor in reversed(list(enumerate(self.floors))):
+            lines += [
+                f"    subgraph {self.folder}_{number}[floor {number}]",
+                "        direction LR",
+            ]
+            lines += [f"        {name.strip('_')}" for name in sorted(floor)] + ["    end"]
+        for name, others in sorted(imported.items()):
+            far = {deep for other in others for deep in below(other)}
+            lines += [f"    {name.strip('_')} --> {other}" for other in sorted(others - far)]
+        return "\n".join(lines)
+
 
 HOUSES = [House(CORE, CORE_FLOORS, DOORS), House("train", TRAIN_FLOORS, TRAIN_DOORS)]
 of_both = pytest.mark.parametrize("house", HOUSES, ids=lambda house: house.folder)
@@ -171,6 +190,13 @@ def test_doors_between_rooms_of_a_floor_are_the_listed_ones(house: House) -> Non
 @of_both
 def test_no_rooms_import_each_other_in_a_circle(house: House) -> None:
     TopologicalSorter(house.rooms_imported()).prepare()  # raises CycleError
+
+
+@of_both
+def test_the_picture_in_the_documentation_is_that_of_the_code(house: House) -> None:
+    """After a change: `python tests/project/test_import_graph.py` prints both pictures."""
+    page = (ROOT / "docs/structure.md").read_text()
+    assert f"```mermaid\n{house.picture()}\n```" in page
 
 
 def test_the_packages_first_import_brings_the_reporter_alone() -> None:
@@ -240,3 +266,8 @@ def test_the_plugin_imports_the_core_inside_functions() -> None:
 def test_every_form_of_import_is_seen(source: str, found: list[tuple[str, bool]]) -> None:
     seen = imports(ast.parse(source), "core.sub")
     assert [(one.module, one.late) for one in seen] == found
+
+
+if __name__ == "__main__":
+    for drawn in HOUSES:
+        print(f"```mermaid\n{drawn.picture()}\n```")
