@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
 from logging.config import DictConfigurator
 from pathlib import Path
 from types import FunctionType
@@ -18,7 +19,6 @@ from autocl_sweeper.job.compose import Composer
 from autocl_sweeper.job.pickles import by_value, dumps, loads
 from autocl_sweeper.job.program import (
     MAIN,
-    OURS,
     Place,
     Program,
     interpreter_options,
@@ -26,6 +26,9 @@ from autocl_sweeper.job.program import (
 )
 from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.types import Job
+
+# Their resolvers are registered anew in every process.
+NOT_OF_APPS = (MAIN, "autocl_sweeper", "hydra", "hydra_plugins", "omegaconf")
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,8 @@ class Package:
                         " a file."
                     ) from error
         state = Singleton.get_state()
-        header = program.to_json()
-        if program.can_be_imported:
-            header["imported"] = [*program.imported, *_homes_of_resolvers(state)]
+        homes = sorted(_homes_of_resolvers(state)) if program.can_be_imported else []
+        header = {"program": program.to_json(), "homes": homes}
         body = dumps((hydra_context, state, place, copy))
         data = json.dumps(header).encode() + b"\n" + body
         return cls(files, data, Composer(hydra_context.config_loader, config))
@@ -130,8 +132,13 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def enter(data: bytes) -> str:
     """Make this process one of the app that packed `data`; why its main file is missing, if it is."""
-    header, _, _ = data.partition(b"\n")
-    return Program.from_json(json.loads(header)).enter()
+    line, _, _ = data.partition(b"\n")
+    header = json.loads(line)
+    flaw = Program.from_json(header["program"]).enter()
+    for name in header["homes"] if not flaw else ():
+        with suppress(Exception):  # a job that imports it meets the same error, and reports it
+            import_module(name)
+    return flaw
 
 
 def opened(data: bytes, flaw: str) -> Opened:
@@ -158,21 +165,15 @@ def opened(data: bytes, flaw: str) -> Opened:
     return Opened(context, function, flaw)
 
 
-def _homes_of_resolvers(state: Any) -> Iterator[str]:
-    """The modules that registered OmegaConf's resolvers, imported: they cannot register them twice."""
-    homes: dict[str, None] = {}
-    for resolver in state["omegaconf_resolvers"].values():
-        for cell in getattr(resolver, "__closure__", None) or ():
-            if isinstance(cell.cell_contents, FunctionType):
-                homes[cell.cell_contents.__module__] = None
-    for name in homes:
-        if name in sys.modules and name.partition(".")[0] not in (
-            *OURS,
-            MAIN,
-            "hydra",
-            "omegaconf",
-        ):
-            yield name
+def _homes_of_resolvers(state: Any) -> set[str]:
+    """The modules that registered resolvers: imported later in a job, they would register them twice."""
+    cells = [
+        cell.cell_contents
+        for resolver in state["omegaconf_resolvers"].values()
+        for cell in getattr(resolver, "__closure__", None) or ()
+    ]
+    names = {cell.__module__ for cell in cells if isinstance(cell, FunctionType)}
+    return {name for name in names if name.partition(".")[0] not in NOT_OF_APPS}
 
 
 def rehearse() -> None:

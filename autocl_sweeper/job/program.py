@@ -12,19 +12,17 @@ import importlib
 import importlib.util
 import os
 import sys
-import sysconfig
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from traceback import format_exception_only, walk_stack
-from typing import Any
+from typing import Any, cast
 
 from autocl_sweeper.errors import ConfigurationError
 
 MAIN, SPAWNED = "__main__", "__mp_main__"
-OURS = ("autocl_sweeper", "hydra_plugins")
 
 importing = False  # whether this process imports a program now
 
@@ -43,34 +41,30 @@ def refuse_to_start_again() -> None:
 
 @dataclass(frozen=True)
 class Program:
-    """How the app was started. `module` or `file` is empty; both are for what has no main file."""
+    """How the app was started. Without a main file `module` and `file` are empty."""
 
     argv: tuple[str, ...]
     path: tuple[str, ...]  # absolute
     cwd: str
-    module: str  # of `python -m module`
+    module: str  # of `python -m module`; `__main__` for a folder or an archive; empty for a script
     file: str
-    imported: tuple[str, ...]  # the app's own modules, in the order they were imported
 
     @classmethod
     def of_this_process(cls) -> Program:
         main = sys.modules[MAIN]
         spec = getattr(main, "__spec__", None)
         file = os.path.abspath(getattr(main, "__file__", None) or "")
-        module = spec.name if spec is not None and spec.name != MAIN else ""
-        runs_a_file = spec is not None or os.path.isfile(file)
         return cls(
             argv=tuple(sys.argv),
             path=tuple(os.path.abspath(entry) for entry in sys.path),
             cwd=os.getcwd(),
-            module=module,
-            file=file if runs_a_file and not module else "",
-            imported=tuple(_modules_below(_home(file, module))) if runs_a_file else (),
+            module="" if spec is None else spec.name,
+            file=file if spec is not None or os.path.isfile(file) else "",
         )
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Program:
-        listed: dict[str, Any] = {k: tuple(fields.pop(k)) for k in ("argv", "path", "imported")}
+        listed: dict[str, Any] = {k: tuple(fields.pop(k)) for k in ("argv", "path")}
         return cls(**fields, **listed)
 
     def to_json(self) -> dict[str, Any]:
@@ -81,91 +75,49 @@ class Program:
         return bool(self.module or self.file)
 
     def enter(self) -> str:
-        """Make this process one of the app: paths, command line, main file, modules.
+        """Make this process one of the app: paths, command line, main file.
 
         Returns why the main file could not be imported; empty when it was, or when there is none.
         """
         sys.path[:] = self.path
         os.chdir(self.cwd)
         sys.argv[:] = self.argv
-        flaw = self._import_main() if self.can_be_imported else ""
-        if not flaw:
-            for name in self.imported:
-                if flaw := _attempt(lambda name=name: importlib.import_module(name)):  # type: ignore[misc]
-                    return f"module {name}: {flaw}"
-        return flaw
+        return self._import_main() if self.can_be_imported else ""
 
     def _import_main(self) -> str:
+        global importing
         before = sys.modules[MAIN]
         main = types.ModuleType(SPAWNED)
         sys.modules[MAIN] = sys.modules[SPAWNED] = main
-        flaw = _attempt(lambda: exec(self._code(main), main.__dict__))
-        if flaw:
+        importing = True
+        try:
+            exec(self._code(main), main.__dict__)
+        except StartedAgain:
+            return ""
+        except (Exception, SystemExit) as error:
             sys.modules[MAIN] = before
             del sys.modules[SPAWNED]
-        return flaw
+            return format_exception_only(type(error), error)[-1].strip()
+        finally:
+            importing = False
+        return ""
 
     def _code(self, main: types.ModuleType) -> types.CodeType:
         """The code of the main file; `main` gets the attributes that Python gives it."""
-        if self.module:
-            spec = importlib.util.find_spec(self.module)
-        elif os.path.isfile(self.file) and os.path.basename(self.file) != "__main__.py":
+        if not self.module:
             loader = SourceFileLoader(SPAWNED, self.file)
-            main.__dict__.update(
-                __file__=self.file, __spec__=None, __cached__=None, __loader__=loader
-            )
-            code: types.CodeType = compile(
-                Path(self.file).read_bytes(), self.file, "exec", dont_inherit=True
-            )
-            return code
-        else:  # a folder or an archive with a `__main__.py`
+            main.__dict__.update(__file__=self.file, __spec__=None, __loader__=loader)
+            text = Path(self.file).read_bytes()
+            return cast(types.CodeType, compile(text, self.file, "exec", dont_inherit=True))
+        if self.module == MAIN:
             spec = PathFinder.find_spec(MAIN, [os.path.dirname(self.file)])
+        else:
+            spec = importlib.util.find_spec(self.module)
         if spec is None or spec.loader is None:
-            raise ImportError(f"there is no module {self.module or self.file}")
-        main.__dict__.update(
-            __file__=spec.origin,
-            __spec__=spec,
-            __package__=spec.parent,
-            __cached__=spec.cached,
-            __loader__=spec.loader,
-        )
-        found: types.CodeType = spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
-        return found
-
-
-def _attempt(work: Callable[[], Any]) -> str:
-    """Why `work` failed, in a line; where it only started Hydra again it is done."""
-    global importing
-    importing = True
-    try:
-        work()
-    except StartedAgain:
-        return ""
-    except (Exception, SystemExit) as error:
-        return format_exception_only(type(error), error)[-1].strip()
-    finally:
-        importing = False
-    return ""
-
-
-def _home(file: str, module: str) -> str:
-    """The folder that the app's modules are imported from."""
-    home = os.path.dirname(file)
-    for _ in module.split(".")[1:]:
-        home = os.path.dirname(home)
-    return home
-
-
-def _modules_below(home: str) -> Iterator[str]:
-    installed = {sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib")}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        spec = getattr(module, "__spec__", None)
-        if file is None or spec is None or spec.name != name or name.partition(".")[0] in OURS:
-            continue
-        inside = Path(home) in Path(file).parents
-        if inside and not any(Path(folder) in Path(file).parents for folder in installed):
-            yield name
+            raise ImportError(f"there is no module {self.module} any more")
+        names = {"__file__": spec.origin, "__spec__": spec, "__package__": spec.parent}
+        main.__dict__.update(names, __loader__=spec.loader)
+        return cast(types.CodeType, spec.loader.get_code(spec.name))  # type: ignore[attr-defined]
 
 
 def interpreter_options(words: Sequence[str]) -> list[str]:
