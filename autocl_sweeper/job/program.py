@@ -108,7 +108,8 @@ class Program:
             loader = SourceFileLoader(SPAWNED, self.file)
             main.__dict__.update(__file__=self.file, __spec__=None, __loader__=loader)
             text = Path(self.file).read_bytes()
-            return cast(types.CodeType, compile(text, self.file, "exec", dont_inherit=True))
+            code: types.CodeType = compile(text, self.file, "exec", dont_inherit=True)
+            return code
         if self.module == MAIN:
             spec = PathFinder.find_spec(MAIN, [os.path.dirname(self.file)])
         else:
