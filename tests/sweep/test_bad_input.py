@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.bench import Bench, wait_until
+from support.bench import APPS, Bench, wait_until
 
 OURS = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
 ONE_BY_ONE = (*OURS, "hydra.launcher.cpu_slots=1")
@@ -70,16 +73,46 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments, words", MISTAKES.values(), ids=MISTAKES.keys())
+# Runs an app with several lists of arguments, each in a fork of a process that has imported it all.
+FORKS = """
+import json, os, runpy, sys
+import autocl_sweeper.hydra_sweep
+for place, arguments in enumerate(json.loads(sys.argv[2])):
+    if os.fork() == 0:
+        output = os.open(f"output-{place}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1), os.dup2(output, 2)
+        sys.argv = [sys.argv[1], "-m", f"hydra.sweep.dir=sweep-{place}", *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, dict[str, int]]]:
+    """Every mistake was made in a sweep of its own; and with what status it ended."""
+    bench = Bench(tmp_path_factory.mktemp("mistakes"), APPS / "chain.py")
+    tried = json.dumps([[*OURS, *arguments] for arguments, _ in MISTAKES.values()])
+    command = [sys.executable, "-c", FORKS, str(bench.app), tried]
+    done = subprocess.run(
+        command, cwd=bench.folder, env=bench.environment, text=True, stdout=subprocess.PIPE, check=True
+    )  # fmt: skip
+    yield bench, dict(zip(MISTAKES, map(int, done.stdout.split()), strict=True))
+    bench.close()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_its_remedy_before_any_job(
-    chain: Bench, arguments: list[str], words: list[str]
+    made: tuple[Bench, dict[str, int]], mistake: str
 ) -> None:
-    output = chain.run(*OURS, *arguments, status=1)
-    missing = [word for word in words if word not in output]
+    bench, statuses = made
+    place = list(MISTAKES).index(mistake)
+    output = (bench.folder / f"output-{place}").read_text()
+    missing = [word for word in MISTAKES[mistake][1] if word not in output]
     assert not missing, f"the message lacks {missing}:\n{output}"
-    assert "Traceback" not in output
-    assert chain.ledger() == []
-    folders = {path.name for path in chain.sweep.glob("*") if path.is_dir()}
+    assert statuses[mistake] == 1 and "Traceback" not in output
+    assert bench.ledger() == []
+    folders = {path.name for path in (bench.folder / f"sweep-{place}").glob("*") if path.is_dir()}
     assert folders <= {"configuration"}, "a job folder was made"
 
 
