@@ -67,7 +67,9 @@ FINISH = "hydra.launcher.on_controller_death=finish"
 
 
 @pytest.mark.parametrize(
-    "warm, killed_again", [("true", True), ("false", False)], ids=["warm", "fresh"]
+    "warm, killed_again",
+    [("true", True), pytest.param("false", False, marks=pytest.mark.slow)],
+    ids=["warm", "fresh"],
 )
 def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
     chain: Bench, warm: str, killed_again: bool
