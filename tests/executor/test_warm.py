@@ -65,8 +65,7 @@ def test_jobs_are_forked_from_one_process_when_there_is_a_preload_or_when_told(
     bench: Bench, chosen: list[str], forked: bool
 ) -> None:
     process = bench.start(*BY_DEFAULT, "do=look", "again=1,2", *chosen)
-    output = bench.finish(process)
-    assert process.returncode == 0, output
+    output = bench.finish(process, 0)
     assert len(bench.ledger()) == 2 and len(parents(bench)) == 1
     assert (parents(bench) != {process.pid}) == forked
     helped = ["helper"] if forked and preload("helper") in chosen else []
@@ -413,22 +412,16 @@ def test_a_job_that_cannot_use_cuda_in_a_fork_runs_again_in_a_fresh_interpreter(
 # -- when somebody dies -----------------------------------------------------------------------------
 
 
-def start_and_hold(bench: Bench, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
-    hold = bench.folder / "hold"
-    hold.touch()
-    process = bench.start(*arguments, "do=hold", "again=1,2,3", HOLD=str(hold))
-    wait_until(lambda: len(bench.ledger("job")) == 2, "two jobs run")
-    return process, hold
+HELD = ("do=hold", "again=1,2,3")
 
 
 def test_nothing_outlives_a_controller_that_is_killed(bench: Bench) -> None:
-    process, _ = start_and_hold(bench, *OURS)
-    process.kill()
+    bench.start_held(2, *OURS, *HELD).kill()
     wait_until(bench.nothing_is_left, "forkserver, jobs and their children are gone")
 
 
 def test_nothing_outlives_controller_and_forkserver_killed_together(bench: Bench) -> None:
-    process, _ = start_and_hold(bench, *OURS)
+    process = bench.start_held(2, *OURS, *HELD)
     (forkserver,) = parents(bench)
     process.send_signal(signal.SIGSTOP)  # so that it sees nothing before its own end
     os.kill(forkserver, signal.SIGKILL)
@@ -442,15 +435,13 @@ def test_nothing_outlives_controller_and_forkserver_killed_together(bench: Bench
 def test_jobs_of_a_killed_forkserver_run_again_in_fresh_interpreters(
     bench: Bench, sweeper: tuple[str, ...]
 ) -> None:
-    process, hold = start_and_hold(bench, *sweeper)
+    process = bench.start_held(2, *sweeper, *HELD)
     (forkserver,) = parents(bench)
     children = [event["child"] for event in bench.ledger()]
     os.kill(forkserver, signal.SIGKILL)
     wait_until(lambda: len(bench.ledger("job")) == 4, "they run again")
     assert set(children) & set(bench.processes()) == set()
-    hold.unlink()
-    output = bench.finish(process)
-    assert process.returncode == 0, output
+    output = bench.release(process)
     assert {event["parent"] for event in bench.ledger()[2:]} == {process.pid}
     assert re.search(f"died .killed by SIGKILL.*{COLD}", output)
     if sweeper is OURS:

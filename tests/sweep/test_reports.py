@@ -235,14 +235,10 @@ def steps(chain: Bench) -> list[tuple[int, int, int, float]]:
 
 
 def test_a_report_is_in_the_journal_while_its_job_runs(chain: Bench) -> None:
-    hold = chain.folder / "hold"
-    hold.touch()
-    process = chain.start(*OURS, HOLD=str(hold), REPORTS="2")
+    process = chain.start_held(2, *OURS, REPORTS="2")
     wait_until(lambda: len(steps(chain)) == 4, "both jobs reported twice")
     assert not chain.finished()
-    hold.unlink()
-    output = chain.finish(process)
-    assert process.returncode == 0, output
+    chain.release(process)
     assert sorted(steps(chain)) == [(n, 1, step, n + 1) for n in (0, 1) for step in range(4)]
     assert chain.nothing_is_left()
 
@@ -250,14 +246,11 @@ def test_a_report_is_in_the_journal_while_its_job_runs(chain: Bench) -> None:
 def test_an_attempt_that_a_kill_cut_short_keeps_its_reports_and_the_next_starts_afresh(
     chain: Bench,
 ) -> None:
-    hold = chain.folder / "hold"
-    hold.touch()
-    process = chain.start(*WARM, HOLD=str(hold), REPORTS="1")
+    process = chain.start_held(2, *WARM, REPORTS="1")
     wait_until(lambda: len(steps(chain)) == 2, "both jobs have reported")
-    process.kill()
-    process.wait()
+    chain.kill(process)
     wait_until(chain.nothing_is_left, "the jobs are gone too")
-    hold.unlink()
+    chain.hold.unlink()
     chain.run(*WARM, REPORTS="1")
     expected = [(n, 1, 0, n + 1) for n in (0, 1)] + [
         (n, 2, s, n + 1) for n in (0, 1) for s in (0, 1)

@@ -285,17 +285,14 @@ def test_a_mended_app_goes_on_after_its_jobs_were_refused(
 def test_a_signal_leaves_no_process_and_no_lease_and_the_sweep_goes_on_later(
     chain: Bench, launcher: str, name: str
 ) -> None:
-    hold = chain.folder / "hold"
-    hold.touch()
     command = (OURS, "task=a", "lr=1,2", *LAUNCHERS[launcher])
-    process = chain.start(*command, HOLD=str(hold))
-    wait_until(lambda: chain.ledger("start"), "a job runs")
+    process = chain.start_held(1, *command)
     process.send_signal(signal.Signals[name])
     output = chain.finish(process)
     assert process.returncode != 0
     assert f"To continue it: hydra.sweep.dir='{chain.sweep}'" in output
     wait_until(chain.nothing_is_left, "nothing is left")
-    hold.unlink()
+    chain.hold.unlink()
     chain.run(*command)
     assert [event["state"] for event in chain.finished().values()] == ["COMPLETE"] * 2
 
@@ -304,11 +301,7 @@ def test_a_signal_leaves_no_process_and_no_lease_and_the_sweep_goes_on_later(
 def test_a_signal_to_our_launcher_under_hydras_basic_sweeper_leaves_nothing(
     chain: Bench, name: str
 ) -> None:
-    hold = chain.folder / "hold"
-    hold.touch()
-    fresh = "hydra.launcher.warm=false"
-    process = chain.start(*LAUNCHERS["gpu"], fresh, "lr=1,2", HOLD=str(hold))
-    wait_until(lambda: len(chain.ledger("start")) == 2, "two jobs run")
+    process = chain.start_held(2, *LAUNCHERS["gpu"], "hydra.launcher.warm=false", "lr=1,2")
     process.send_signal(signal.Signals[name])
     process.wait()
     wait_until(chain.nothing_is_left, "nothing is left")
@@ -330,19 +323,10 @@ def test_checkpoints_of_the_beam_and_its_ancestors_stay(uninterrupted: Bench) ->
 
 
 def test_checkpoints_of_losers_go_while_their_stage_still_runs(chain: Bench) -> None:
-    hold = chain.folder / "hold"
-    process = chain.start(
-        OURS, "task=a", "lr=3,2,1,4", *LAUNCHERS["gpu"][:1], "hydra.launcher.cpu_slots=1",
-        HOLD=str(hold),
-    )  # fmt: skip
-    wait_until(lambda: len(chain.events("finish")) == 2, "two trials are over")
-    hold.touch()
-    wait_until(
-        lambda: len(chain.finished()) >= 2 and len(chain.ledger("start")) > 2, "a third runs"
-    )
-    assert checkpoints(chain) >= {0, 1}
-    hold.unlink()
-    chain.finish(process)
+    one_by_one = (*LAUNCHERS["gpu"], "hydra.launcher.cpu_slots=1")
+    process = chain.start_held(4, OURS, "task=a", "lr=3,2,1,4", *one_by_one, HOLDS="[4]")
+    wait_until(lambda: checkpoints(chain) == {0, 1}, "that of the third is gone")
+    chain.release(process)
     assert checkpoints(chain) == {3, 0}
 
 
