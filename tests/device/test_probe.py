@@ -14,12 +14,7 @@ import pytest
 from support.fake_nvml import build as fake
 from support.machine import EIGHT, UUIDS, Machine, clean_environment
 
-from autocl_sweeper.device.probe import (
-    CpuProbe,
-    NvmlProbe,
-    find_probe,
-    short,
-)
+from autocl_sweeper.device.probe import CpuProbe, NvmlProbe, find_probe, short
 from autocl_sweeper.errors import ConfigurationError, DeviceError
 
 
@@ -340,14 +335,8 @@ def test_auto_counts_only_the_cores_we_may_use() -> None:
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from autocl_sweeper.device.probe import CpuProbe; print(CpuProbe(None, {}).slots)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "1\n", done.stderr
+    argv = [sys.executable, "-c", code]
+    assert subprocess.check_output(argv, env=clean_environment(), text=True) == "1\n"
 
 
 def test_no_cpu_slot_at_all_is_a_configuration_error() -> None:

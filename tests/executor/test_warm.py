@@ -94,7 +94,7 @@ def test_jobs_find_the_environment_that_a_fresh_interpreter_finds(
 ) -> None:
     warm, fresh = reports["true"][0]["environment"], reports["false"][0]["environment"]
     assert warm["MARK"] == "here"
-    own = {"AUTOCL_LEASE_DIR", "AUTOCL_JOB", "AUTOCL_DEVICES", "AUTOCL_REPORTS", "LEDGER"}
+    own = {"AUTOCL_LEASE_DIR", "AUTOCL_JOB", "AUTOCL_DEVICES", "AUTOCL_REPORTS", "LEDGER", "HOLD"}
     assert {k: v for k, v in warm.items() if k not in own} == {
         k: v for k, v in fresh.items() if k not in own
     }

@@ -74,17 +74,11 @@ class Machine:
 
     def run(self, code: str, **environ: str) -> Any:
         """What `code` says, executed in a process that loads the fake library."""
+        environ |= fake.environment(self.library, self.figures)
+        environ["AUTOCL_LEASE_DIR"] = str(self.folder / "leases")
+        argv = [sys.executable, "-c", PRELUDE, code]
         done = subprocess.run(
-            [sys.executable, "-c", PRELUDE, code],
-            env=clean_environment(
-                **fake.environment(self.library, self.figures),
-                AUTOCL_LEASE_DIR=str(self.folder / "leases"),
-                **environ,
-            ),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+            argv, env=clean_environment(**environ), capture_output=True, text=True, timeout=60
         )
         said = [line[5:] for line in done.stdout.splitlines() if line.startswith("SAID ")]
         assert said, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
