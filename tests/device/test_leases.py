@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,14 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bench import wait_until
 from support.machine import clean_environment
 
 from autocl_sweeper.device.leases import Lease, LeaseFolder, Refusal, lease_free
-from autocl_sweeper.device.probe import (
-    CpuProbe,
-    Device,
-    FakeProbe,
-)
+from autocl_sweeper.device.probe import CpuProbe, Device, FakeProbe
 from autocl_sweeper.errors import DeviceError
 
 
@@ -352,13 +348,7 @@ def test_a_lease_lives_as_long_as_the_job_that_inherited_it(
     said = leases.words("GPU-a", there.claims[0])
     assert said.startswith(f"pid {creator.pid}: a job that outlives its sweep (ended; 'fuser ")
     os.kill(job, signal.SIGKILL)
-    lease = None
-    for _ in range(2000):  # the job is not our child: nobody tells us when it is gone
-        lease = leases.try_lease("GPU-a", "")
-        if lease is not None:
-            break
-        time.sleep(0.01)
-    assert lease is not None, "the lease outlived the job"
+    wait_until(lambda: leases.try_lease("GPU-a", ""), "the job, no child of ours, is gone")
     os.kill(other, 0)  # a process started without the descriptor does not keep it
 
 

@@ -14,12 +14,7 @@ import pytest
 from support.fake_nvml import build as fake
 from support.machine import EIGHT, UUIDS, Machine, clean_environment
 
-from autocl_sweeper.device.probe import (
-    CpuProbe,
-    NvmlProbe,
-    find_probe,
-    short,
-)
+from autocl_sweeper.device.probe import CpuProbe, NvmlProbe, find_probe, short
 from autocl_sweeper.errors import ConfigurationError, DeviceError
 
 
@@ -58,54 +53,46 @@ def test_a_job_gets_its_devices_by_uuid(machine: Machine) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("visible", "numbers"),
-    [
-        ("0", [0]),
-        ("5,3", [5, 3]),  # CUDA counts in the order of the list, so the first is device 5
-        (" 1 , 2,", [1, 2]),
-        ("4,-1,5", [4]),  # -1 ends a list
-        (UUIDS[6], [6]),
-        ("GPU-00000007", [7]),
-        (f"2,{UUIDS[1]},GPU-00000004-aaaa", [2, 1, 4]),
-    ],
-)
-def test_a_parents_mask_is_the_pool(machine: Machine, visible: str, numbers: list[int]) -> None:
-    assert machine.ids(CUDA_VISIBLE_DEVICES=visible) == [UUIDS[n] for n in numbers]
+def test_a_parents_mask_is_the_pool(machine: Machine) -> None:
+    masks = {
+        "0": [0],
+        "5,3": [5, 3],  # CUDA counts in the order of the list, so the first is device 5
+        " 1 , 2,": [1, 2],
+        "4,-1,5": [4],  # -1 ends a list
+        UUIDS[6]: [6],
+        "GPU-00000007": [7],
+        f"2,{UUIDS[1]},GPU-00000004-aaaa": [2, 1, 4],
+    }
+    found = dict(zip(masks, machine.ids_under(*masks), strict=True))
+    assert found == {mask: [UUIDS[n] for n in numbers] for mask, numbers in masks.items()}
 
 
-@pytest.mark.parametrize(
-    ("visible", "message"),
-    [
-        ("8", "'8' is not a device here"),
-        ("0,GPU-12345678,1", "'GPU-12345678' is not a device here"),
-        ("GPU-0000000", "'GPU-0000000' fits several devices"),
-        ("0,GPU-00000000", "'GPU-00000000' comes twice"),
-        ("0,,1", "'' is not a device here"),
-        ("all", "'all' is not a device here"),
-        ("-2", "'-2' is not a device here"),
-    ],
-)
-def test_a_mask_that_does_not_fit_is_an_error_that_lists_what_exists(
-    machine: Machine, visible: str, message: str
-) -> None:
-    kind, text = machine.ids(CUDA_VISIBLE_DEVICES=visible)
-    assert kind == "DeviceError"
-    assert f"CUDA_VISIBLE_DEVICES={visible}: {message}" in text
-    assert all(f"{number}: {uuid}" in text for number, uuid in enumerate(UUIDS))
+def test_a_mask_that_does_not_fit_is_an_error_that_lists_what_exists(machine: Machine) -> None:
+    masks = {
+        "8": "'8' is not a device here",
+        "0,GPU-12345678,1": "'GPU-12345678' is not a device here",
+        "GPU-0000000": "'GPU-0000000' fits several devices",
+        "0,GPU-00000000": "'GPU-00000000' comes twice",
+        "0,,1": "'' is not a device here",
+        "all": "'all' is not a device here",
+        "-2": "'-2' is not a device here",
+    }
+    answers = machine.ids_under(*masks)
+    for (visible, message), (kind, text) in zip(masks.items(), answers, strict=True):
+        assert kind == "DeviceError"
+        assert f"CUDA_VISIBLE_DEVICES={visible}: {message}" in text
+        assert all(f"{number}: {uuid}" in text for number, uuid in enumerate(UUIDS))
 
 
-@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles", " "])
-def test_hidden_gpus_mean_cpu_slots_whose_jobs_see_none_either(
-    machine: Machine, visible: str
-) -> None:
-    said = machine.run(
-        "probe = find_probe(2, os.environ)\n"
-        "say([[d.id for d in probe.devices()], probe.environment(['cpu-0'])])",
-        CUDA_VISIBLE_DEVICES=visible,
+def test_hidden_gpus_mean_cpu_slots_whose_jobs_see_none_either(machine: Machine) -> None:
+    answers = machine.run(
+        "for mask in ('', '-1', 'NoDevFiles', ' '):\n"
+        "    probe = find_probe(2, {'CUDA_VISIBLE_DEVICES': mask})\n"
+        "    say([[d.id for d in probe.devices()], probe.environment(['cpu-0'])])"
     )
-    assert said[0] == ["cpu-0", "cpu-1"]
-    assert said[1]["CUDA_VISIBLE_DEVICES"] == ""
+    for names, environment in answers:
+        assert names == ["cpu-0", "cpu-1"]
+        assert environment["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_numbers_on_a_machine_of_several_models_come_with_a_warning(machine: Machine) -> None:
@@ -177,23 +164,17 @@ MIG = fake.Gpu(
 FIRST, SECOND = (part.uuid for part in MIG.mig or () if part)
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [
-        (None, [UUIDS[0], FIRST, SECOND, UUIDS[2]]),
-        ("1", [FIRST, SECOND]),  # the number of a GPU: all its instances
-        (MIG.uuid, [FIRST, SECOND]),
-        (f"2,{SECOND}", [UUIDS[2], SECOND]),
-        ("MIG-1111", [FIRST]),
-        (f"{SECOND},1", [SECOND, FIRST]),
-    ],
-)
-def test_mig_instances_are_devices_and_their_gpu_is_not(
-    machine: Machine, visible: str | None, expected: list[str]
-) -> None:
+def test_mig_instances_are_devices_and_their_gpu_is_not(machine: Machine) -> None:
     machine.show([EIGHT[0], MIG, EIGHT[2]])
-    mask = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert machine.ids(**mask) == expected
+    masks = {
+        "1": [FIRST, SECOND],  # the number of a GPU: all its instances
+        MIG.uuid: [FIRST, SECOND],
+        f"2,{SECOND}": [UUIDS[2], SECOND],
+        "MIG-1111": [FIRST],
+        f"{SECOND},1": [SECOND, FIRST],
+    }
+    assert machine.ids() == [UUIDS[0], FIRST, SECOND, UUIDS[2]]
+    assert dict(zip(masks, machine.ids_under(*masks), strict=True)) == masks
 
 
 def test_a_mig_instance_is_leased_by_its_own_memory(machine: Machine) -> None:
@@ -354,14 +335,8 @@ def test_auto_counts_only_the_cores_we_may_use() -> None:
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from autocl_sweeper.device.probe import CpuProbe; print(CpuProbe(None, {}).slots)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "1\n", done.stderr
+    argv = [sys.executable, "-c", code]
+    assert subprocess.check_output(argv, env=clean_environment(), text=True) == "1\n"
 
 
 def test_no_cpu_slot_at_all_is_a_configuration_error() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.bench import Bench, Gpus, wait_until
-from support.launching import GPUS, OURS, choices
+from support.launching import GPUS, OURS, WARM, choices
 
 from autocl_sweeper.device import sampling
 from autocl_sweeper.device.leases import Lease, LeaseFolder, Occupied
@@ -387,9 +387,9 @@ def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
             "LEDGER": str(one.ledger_file),
             "HOLD": str(hold),
         }
-    first = one.start(*OURS, "lr=1", "hydra.launcher.jobs_per_device=2")
+    first = one.start(*WARM, "lr=1", "hydra.launcher.jobs_per_device=2")
     wait_until(lambda: one.ledger("start"), "a job of the one")
-    second = other.start(*OURS, choices(3), "hydra.launcher.jobs_per_device=3")
+    second = other.start(*WARM, choices(3), "hydra.launcher.jobs_per_device=3")
     wait_until(lambda: len(one.ledger("start")) == 2, "a job of the other joins it")
     hold.unlink()
     for bench, process in ((one, first), (other, second)):
@@ -414,16 +414,8 @@ def test_what_a_job_used_survives_the_journal_and_old_journals_have_none() -> No
 
 def test_declared_memory_packs_a_whole_sweep(on_gpus: Bench) -> None:
     """Two of 40000 MiB fit into 81559 with 559 in use; the third waits for one of them."""
-    hold = on_gpus.folder / "hold"
-    hold.touch()
-    process = on_gpus.start(
-        *OURS, choices(3), "hydra.launcher.memory_per_job_mib=40000",
-        HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
-    )  # fmt: skip
-    wait_until(lambda: len(on_gpus.ledger("start")) == 2, "two jobs run")
-    hold.unlink()
-    output = on_gpus.finish(process)
-    assert process.returncode == 0, output
+    memory = "hydra.launcher.memory_per_job_mib=40000"
+    on_gpus.release(on_gpus.start_held(2, *WARM, choices(3), memory, CUDA_VISIBLE_DEVICES="2"))
     assert crowd(on_gpus.ledger()) == 2
     assert len(on_gpus.ledger("end")) == 3
 
@@ -437,13 +429,8 @@ def test_more_memory_than_any_gpu_has_is_an_error_before_any_job(on_gpus: Bench)
 
 @pytest.mark.slow
 def test_a_whole_sweep_is_measured_through_nvml(on_gpus: Bench, gpus: Gpus) -> None:
-    hold = on_gpus.folder / "hold"
-    hold.touch()
-    process = on_gpus.start(
-        *OURS, choices(2), "hydra.launcher.jobs_per_device=2",
-        HOLD=str(hold), CUDA_VISIBLE_DEVICES="2",
-    )  # fmt: skip
-    wait_until(lambda: on_gpus.ledger("start"), "a job runs, alone while nobody knows its memory")
+    shared = "hydra.launcher.jobs_per_device=2"
+    process = on_gpus.start_held(1, *OURS, choices(2), shared, CUDA_VISIBLE_DEVICES="2")
     (first,) = on_gpus.ledger("start")
     gpus.change(2, pids={first["pid"]: 9000}, free_mib=81_559 - 9559)
     wait_until(lambda: len(on_gpus.ledger("start")) == 2, "another one joins it")
@@ -453,9 +440,7 @@ def test_a_whole_sweep_is_measured_through_nvml(on_gpus: Bench, gpus: Gpus) -> N
     used = {event["pid"]: 9000 + 1000 * event["trial"] for event in on_gpus.ledger("start")}
     gpus.change(2, pids=used, free_mib=81_559 - 19_559, utilisation=70, temperature_c=71)
     time.sleep(5 * sampling.PERIOD_S)
-    hold.unlink()
-    output = on_gpus.finish(process)
-    assert process.returncode == 0, output
+    output = on_gpus.release(process)
     for trial, event in on_gpus.finished().items():
         use = event["device"]
         assert (use["ids"], use["peak_mib"]) == ([GPUS[2]], 9000 + 1000 * trial)

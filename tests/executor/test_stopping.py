@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from support.bench import Bench, wait_until
 
 OURS = ("hydra/sweeper=autocl", "task=a")
-GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=3", "hydra.launcher.grace_s=1000")
-
-
-def start_and_hold(
-    bench: Bench, jobs: int, *arguments: str, answers: str = "{}"
-) -> tuple[subprocess.Popen[bytes], Path]:
-    hold = bench.folder / "hold"
-    hold.touch()
-    process = bench.start(*arguments, HOLD=str(hold), ANSWERS=answers, REPORTS="2")
-    wait_until(lambda: len(bench.ledger()) >= jobs, f"{jobs} jobs run")
-    return process, hold
+GPU = (
+    "hydra/launcher=gpu", "hydra.launcher.cpu_slots=3", "hydra.launcher.grace_s=1000",
+    "hydra.launcher.warm=true",
+)  # fmt: skip
 
 
 def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain: Bench) -> None:
     command = (*OURS, *GPU, "lr=1,2,3,4")
     answers = '{"1": "finish", "2": "ignore", "3": "raise"}'
-    process, hold = start_and_hold(chain, 3, *command, answers=answers)
+    process = chain.start_held(3, *command, ANSWERS=answers)
     for number in range(3):  # what tells the launcher where a job may be writing
         told = (chain.sweep / f".autocl/{number}.output").read_text()
         assert told == str(chain.sweep / f"1_a/{number}")
@@ -44,7 +35,7 @@ def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain:
     assert process.returncode == 130
     assert chain.nothing_is_left()
     assert {n: event["state"] for n, event in chain.finished().items()} == {0: "COMPLETE"}
-    hold.unlink()
+    chain.hold.unlink()
     before = len(chain.ledger("start"))
     chain.run(*command)
     assert sorted(event["trial"] for event in chain.ledger("start")[before:]) == [1, 2, 3]
@@ -53,7 +44,7 @@ def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain:
 
 
 def test_alone_the_launcher_ends_at_one_signal_and_kills_at_another(chain: Bench) -> None:
-    process, _ = start_and_hold(chain, 2, *GPU, "lr=1,2", answers='{"1": "ignore"}')
+    process = chain.start_held(2, *GPU, "lr=1,2", ANSWERS='{"1": "ignore"}')
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: len(chain.leased()) == 1, "the job that does not answer is over")
     assert process.poll() is None
@@ -67,7 +58,9 @@ FINISH = "hydra.launcher.on_controller_death=finish"
 
 
 @pytest.mark.parametrize(
-    "warm, killed_again", [("true", True), ("false", False)], ids=["warm", "fresh"]
+    "warm, killed_again",
+    [("true", True), pytest.param("false", False, marks=pytest.mark.slow)],
+    ids=["warm", "fresh"],
 )
 def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
     chain: Bench, warm: str, killed_again: bool
@@ -76,24 +69,19 @@ def test_jobs_that_outlive_their_controller_are_waited_for_and_adopted(
         *OURS, "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", f"hydra.launcher.warm={warm}",
         FINISH, "lr=1,2,3",
     )  # fmt: skip
-    process, hold = start_and_hold(chain, 2, *command)
-    process.kill()
-    process.wait()
-    process, _ = start_and_hold(chain, 2, *command)
+    chain.kill(chain.start_held(2, *command, REPORTS="2"))
+    process = chain.start_held(2, *command, REPORTS="2")
     for number in (0, 1):
         line = f"the job of trial {number} outlived its controller and goes on"
         wait_until(lambda text=line: text in chain.printed(process), "it is waited for")
     assert len(chain.leased()) == 2
     if killed_again:
-        process.kill()
-        process.wait()
-        hold.unlink()
+        chain.kill(process)
+        chain.hold.unlink()
         wait_until(chain.nothing_is_left, "jobs, fork servers and guardians end by themselves")
         assert len(chain.ledger("end")) == 2
-        process, _ = start_and_hold(chain, 2, *command)
-    hold.unlink()
-    output = chain.finish(process)
-    assert process.returncode == 0, output
+        process = chain.start_held(2, *command, REPORTS="2")
+    chain.release(process)
     assert sorted(event["trial"] for event in chain.ledger("start")) == [0, 1, 2]
     assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}
     assert chain.events("attempt_failed") == []
@@ -109,12 +97,9 @@ def test_alone_the_launchers_jobs_outlive_it_too_and_leave_nothing(
     benches: Callable[..., Bench], warm: str
 ) -> None:
     bench = benches("warm")
-    process, hold = start_and_hold(
-        bench, 2, *GPU, f"hydra.launcher.warm={warm}", FINISH, "do=hold", "again=1,2"
-    )
-    process.kill()
-    process.wait()
-    hold.unlink()
+    launched = (*GPU, f"hydra.launcher.warm={warm}", FINISH, "do=hold", "again=1,2")
+    bench.kill(bench.start_held(2, *launched))
+    bench.hold.unlink()
     wait_until(bench.nothing_is_left, "the jobs, and the children they leave, are gone")
     for number in (0, 1):
         told = next(bench.sweep.glob(f".autocl/launch-*/{number}.json")).read_text()

@@ -33,6 +33,12 @@ def wait_until(happened: Callable[[], Any], what: str) -> Any:
     return answer
 
 
+def alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 class Bench:
     """One app and one sweep folder, with leases and a ledger of their own."""
 
@@ -42,11 +48,13 @@ class Bench:
         self.sweep = folder / "sweep"
         self.ledger_file = folder / "ledger"
         self.leases = folder / "leases"
+        self.hold = folder / "hold"  # jobs wait while it exists
         self.started: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **os.environ,
             "AUTOCL_LEASE_DIR": str(self.leases),
             "CUDA_VISIBLE_DEVICES": "",  # no test may touch a GPU of this machine
+            "HOLD": str(self.hold),
             "LEDGER": str(self.ledger_file),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(
@@ -76,10 +84,32 @@ class Bench:
         self.started.append(process)
         return process
 
-    def finish(self, process: subprocess.Popen[bytes]) -> str:
-        """Wait for the app to end; all that it printed."""
-        process.wait(DEADLINE_S)
-        return self.printed(process)
+    def start_held(self, jobs: int, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """The app in the background once `jobs` of its jobs run, which do not end before `release`."""
+        self.hold.touch()
+        process = self.start(*arguments, **environment)
+        begun = ("start", "job")
+        wait_until(
+            lambda: sum(event["event"] in begun for event in self.ledger()) >= jobs,
+            f"{jobs} jobs run",
+        )
+        return process
+
+    def release(self, process: subprocess.Popen[bytes]) -> str:
+        """Let the held jobs end, and the app with them; all that it printed."""
+        self.hold.unlink()
+        return self.finish(process, 0)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
+
+    def finish(self, process: subprocess.Popen[bytes], status: int | None = None) -> str:
+        """Wait for the app to end, with `status` if it is given; all that it printed."""
+        ended = process.wait(DEADLINE_S)
+        output = self.printed(process)
+        assert status in (None, ended), f"ended with {ended}:\n{output}"
+        return output
 
     def printed(self, process: subprocess.Popen[bytes]) -> str:
         place = self.started.index(process)
@@ -87,10 +117,7 @@ class Bench:
 
     def run(self, *arguments: str, status: int = 0, **environment: str) -> str:
         """The app with `-m`, to its end, which must be `status`."""
-        process = self.start(*arguments, **environment)
-        output = self.finish(process)
-        assert process.returncode == status, f"ended with {process.returncode}:\n{output}"
-        return output
+        return self.finish(self.start(*arguments, **environment), status)
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The whole lines of the journal, of one kind or all."""
@@ -114,8 +141,7 @@ class Bench:
             if entry.name.isdecimal():
                 with suppress(OSError):  # it ended
                     environment = Path(entry.path, "environ").read_bytes().split(b"\0")
-                    state = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[0]
-                    if mark in environment and state != "Z":
+                    if mark in environment and alive(int(entry.name)):
                         found.append(int(entry.name))
         return found
 

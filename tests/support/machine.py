@@ -39,11 +39,17 @@ def free(count):
 def say(value):
     print("SAID " + json.dumps(value))
 
+def attempt(act):
+    try:
+        act()
+    except AutoCLError as error:
+        say([type(error).__name__, str(error)])
+
+def ids(environ):
+    attempt(lambda: say([device.id for device in find_probe(None, environ).devices()]))
+
 EIGHT = fake.gpus(8)
-try:
-    exec(sys.argv[1])
-except AutoCLError as error:
-    say([type(error).__name__, str(error)])
+attempt(lambda: exec(sys.argv[1], globals()))
 """
 
 
@@ -68,17 +74,11 @@ class Machine:
 
     def run(self, code: str, **environ: str) -> Any:
         """What `code` says, executed in a process that loads the fake library."""
+        environ |= fake.environment(self.library, self.figures)
+        environ["AUTOCL_LEASE_DIR"] = str(self.folder / "leases")
+        argv = [sys.executable, "-c", PRELUDE, code]
         done = subprocess.run(
-            [sys.executable, "-c", PRELUDE, code],
-            env=clean_environment(
-                **fake.environment(self.library, self.figures),
-                AUTOCL_LEASE_DIR=str(self.folder / "leases"),
-                **environ,
-            ),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+            argv, env=clean_environment(**environ), capture_output=True, text=True, timeout=60
         )
         said = [line[5:] for line in done.stdout.splitlines() if line.startswith("SAID ")]
         assert said, f"exit {done.returncode}\n{done.stdout}{done.stderr}"
@@ -86,4 +86,9 @@ class Machine:
         return answers[0] if len(answers) == 1 else answers
 
     def ids(self, **environ: str) -> Any:
-        return self.run("say([d.id for d in find_probe(None, os.environ).devices()])", **environ)
+        """The devices found, or the class and the text of the error."""
+        return self.run("ids(os.environ)", **environ)
+
+    def ids_under(self, *masks: str) -> Any:
+        """What `ids` answers under each of these values of CUDA_VISIBLE_DEVICES."""
+        return self.run(f"for mask in {masks}: ids({{'CUDA_VISIBLE_DEVICES': mask}})")

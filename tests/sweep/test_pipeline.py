@@ -235,20 +235,14 @@ def test_no_stage_begins_early_where_a_trial_that_is_out_may_return():
 
 def begin_early(chain: Bench):
     """The last trial of `a` is held, and all of `b` that can start before it ends has started."""
-    hold = chain.folder / "hold"
-    hold.touch()
-    process = chain.start(*COMMAND, HOLD=str(hold), HOLDS="[3]", FOREVER="[[1, 9]]")
+    process = chain.start_held(7, *COMMAND, HOLDS="[3]", FOREVER="[[1, 9]]")
     early = {(2, 4), (2, 9), (1, 4), (1, 9)}
     wait_until(lambda: started(chain) >= early and len(chain.finished()) == 5, "all of b began")
-    wait_until(lambda: len(chain.ledger("start")) == 7, "the jobs themselves too")
-    return process, hold
+    return process
 
 
 def test_real_jobs_that_began_early_are_kept_or_ended(chain: Bench) -> None:
-    process, hold = begin_early(chain)
-    hold.unlink()
-    output = chain.finish(process)
-    assert process.returncode == 0, output
+    output = chain.release(begin_early(chain))
     check_the_tree(chain)
     # What (2, 4) did while the beam was not known was not done again.
     assert len(chain.ledger("start")) == 3 + 4 + 2
@@ -256,10 +250,8 @@ def test_real_jobs_that_began_early_are_kept_or_ended(chain: Bench) -> None:
 
 
 def test_killed_while_jobs_run_early_it_goes_on_to_the_same_tree(chain: Bench) -> None:
-    process, hold = begin_early(chain)
-    process.kill()
-    process.wait()
-    hold.unlink()
+    chain.kill(begin_early(chain))
+    chain.hold.unlink()
     output = chain.run(*COMMAND, FOREVER="[[1, 9]]")
     assert "Given up: 2 trials" in output
     check_the_tree(chain)

@@ -46,18 +46,6 @@ def come_home(pid: int) -> Homebound:
     return Homebound()
 
 
-class Tensor:
-    """What torch returns from `loss.mean()`, as far as a sweep can see."""
-
-    shape = ()
-
-    def item(self) -> float:
-        return 1.0
-
-    def __float__(self) -> float:
-        return 1.0
-
-
 def fine() -> float:
     return 1.0
 
@@ -195,11 +183,9 @@ FAULTS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 VALUES: dict[str, Any] = {
     "returns_nan": float("nan"),
-    "returns_inf": float("inf"),
     "nothing": None,
     "text": "0.9",
     "bool": True,
-    "tensor": Tensor(),
     "lock": threading.Lock(),
     "homebound": Homebound(),
     "no_score": {"loss": 0.25},

@@ -21,7 +21,10 @@ def node(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args=node(folder / "head"))
+    # Else a lost node counts as alive for ten seconds, and a sweep waits for a new agent there.
+    soon = {"health_check_period_ms": 300, "health_check_initial_delay_ms": 1000}
+    head = {**node(folder / "head"), "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(**node(folder / "second"))
     print(cluster.address, flush=True)
     if sys.stdin.readline():

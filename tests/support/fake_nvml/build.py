@@ -67,23 +67,11 @@ def build(folder: Path, without: Sequence[str] = ()) -> Path:
             "the tests of GPUs compile tests/support/fake_nvml/fake_nvml.c: install gcc"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    flags = [
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wl,-soname,libnvidia-ml.so.1",
-    ]
-    flags += [f"-DWITHOUT_{name}" for name in without]
-    target = folder / "libnvidia-ml.so.1"
-    done = subprocess.run(
-        [compiler, *flags, "-o", str(target), str(SOURCE)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    name = "libnvidia-ml.so.1"
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{name}"]
+    flags += [f"-DWITHOUT_{function}" for function in without]
+    argv = [compiler, *flags, "-o", str(folder / name), str(SOURCE)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{compiler} cannot compile {SOURCE}:\n{done.stderr}")
     return folder
