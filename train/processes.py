@@ -33,9 +33,7 @@ from train.config.typed import SettingsError
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-LEASED_THREADS = (
-    "AUTOCL_THREADS"  # set by the launcher: the OMP_NUM_THREADS it chose for the whole job
-)
+LEASED_THREADS = "AUTOCL_THREADS"  # set by the launcher: OMP_NUM_THREADS for the whole job
 THREADS = "OMP_NUM_THREADS"
 PR_SET_PDEATHSIG = 1
 
@@ -109,11 +107,8 @@ def _devices(env: EnvSettings) -> Iterator[None]:
         yield
         return
     if LEASED in os.environ:
-        log.info(
-            "env.cuda_visible_devices=%r is not exported: the launcher leased %s to this job",
-            wanted,
-            os.environ[LEASED],
-        )
+        text = "env.cuda_visible_devices=%r is not exported: the launcher leased %s to this job"
+        log.info(text, wanted, os.environ[LEASED])
         yield
         return
     torch = sys.modules.get("torch")

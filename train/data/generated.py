@@ -52,10 +52,7 @@ def _arithmetic_rows(labels: Sequence[str]) -> Made:
 def _parity_rows(labels: Sequence[str]) -> Made:
     """Sequences of three to eight bits in words: is the number of ones even or odd?"""
     return [
-        {
-            "bits": " ".join(WORDS[bit] for bit in bits),
-            "answer": "odd" if sum(bits) % 2 else "even",
-        }
+        {"bits": " ".join(WORDS[bit] for bit in bits), "answer": "odd" if sum(bits) % 2 else "even"}
         for length in range(3, 9)
         for bits in itertools.product((0, 1), repeat=length)
     ]

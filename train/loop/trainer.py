@@ -69,10 +69,7 @@ class UpdateTrainer(Trainer):
         if self.workers:
             reading = {"num_workers": self.workers, "prefetch_factor": self.prefetch_factor}
         return torch.utils.data.DataLoader(
-            self.updates,
-            batch_size=None,
-            pin_memory=self.args.dataloader_pin_memory,
-            **reading,
+            self.updates, batch_size=None, pin_memory=self.args.dataloader_pin_memory, **reading
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

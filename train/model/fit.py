@@ -29,9 +29,7 @@ def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
     found = [(plan, *one) for plan in plans for one in images(plan)]
     for _, _, side, channels in found[:1]:
         model = replace(
-            model,
-            image_size=model.image_size or side,
-            num_channels=model.num_channels or channels,
+            model, image_size=model.image_size or side, num_channels=model.num_channels or channels
         )
     for plan, slot, side, channels in found:
         where = f"task.{plan.name}"
