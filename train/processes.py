@@ -252,7 +252,6 @@ def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> B
         "crash in C code. The lines above tell the exit codes"
     )
     if oom_kills > 0:
-        failed.__cause__ = MemoryError(
-            "the kernel's out-of-memory killer ended a process meanwhile"
-        )
+        text = "the kernel's out-of-memory killer ended a process meanwhile"
+        failed.__cause__ = MemoryError(text)
     return failed

@@ -49,9 +49,7 @@ def parse(text: str) -> Mapping[Any, Any]:
         if any("???" in one for one in text.splitlines()[line - 1 : line]):
             hint = '\n  Between {} and [] YAML wants ??? in quotes: "???".'
         raise LayerError(f"line {line}: this is not valid YAML: {told}.{hint}") from error
-    except yaml.YAMLError as error:  # a character that YAML forbids
-        raise LayerError(f"this is not valid YAML: {error}.") from error
-    except ValueError as error:  # of a constructor: 0b2 is binary by its looks only
+    except (yaml.YAMLError, ValueError) as error:  # a forbidden character; 0b2, no binary number
         raise LayerError(f"this is not valid YAML: {error}.") from error
     if values is None:
         return {}

@@ -47,14 +47,6 @@ def _first(value: Any) -> float:
     return float(value[0] if isinstance(value, list) else value)
 
 
-def _optimizer(value: str) -> str:
-    return "adamw_torch" if value == "adam" else value
-
-
-def _schedule(value: str) -> str:
-    return "polynomial" if value == "ofa_polynomial_decay" else value
-
-
 def _limit(value: int | None) -> int | None:
     return None if value is None or value < 0 else value
 
@@ -98,12 +90,13 @@ ROWS: tuple[Row, ...] = (
     Row("optimization.sentence_avg", bool, False, ("task.*.criterion.sentence_avg",)),
     Row("optimization.update_freq", FLOATS | None, None, fits=_is(None),
         why="gradient accumulation is a task's: set task.<name>.dataset.update_freq"),
-    Row("optimizer._name", str, "adam", ("trainer.optim",), _optimizer),
+    Row("optimizer._name", str, "adam", ("trainer.optim",), lambda v: "adamw_torch" if v == "adam" else v),
     Row("optimizer.adam_betas", str | list[float], "(0.9, 0.999)", ("trainer.adam_beta1", "trainer.adam_beta2"),
         _betas),
     Row("optimizer.adam_eps", float, 1e-8, ("trainer.adam_epsilon",)),
     Row("optimizer.weight_decay", float, 0.0, ("trainer.weight_decay",)),
-    Row("lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",), _schedule),
+    Row("lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",),
+        lambda v: "polynomial" if v == "ofa_polynomial_decay" else v),
     Row("lr_scheduler.warmup_ratio", float, 0.0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
     Row("lr_scheduler.warmup_updates", int, 0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
     Row("lr_scheduler.end_learning_rate", float, 0.0, ("trainer.lr_scheduler_kwargs.lr_end",)),

@@ -201,13 +201,11 @@ class _Reader:
         try:
             return self._convert(value, wanted, key)
         except _Wrong:
-            text = f"{key}={_shown(value)}: must be {type_text(wanted)}"
-            if get_origin(wanted) is Literal and len(get_args(wanted)) > MOST_LISTED:
-                near = nearest(str(value), map(str, get_args(wanted)))
-                names = len(get_args(wanted))
-                text = f"{key}={_shown(value)}: is none of the {names} names that python train.py"
-                text += f" --info {_info(key)} lists{near}"
-            self.problems.append(Problem(key, text))
+            rule, known = f"must be {type_text(wanted)}", get_args(wanted)
+            if get_origin(wanted) is Literal and len(known) > MOST_LISTED:
+                rule = f"is none of the {len(known)} names that python train.py --info {_info(key)}"
+                rule += f" lists{nearest(str(value), map(str, known))}"
+            self.problems.append(Problem(key, f"{key}={_shown(value)}: {rule}"))
             return None
 
     def _convert(self, value: Any, wanted: Any, key: str) -> Any:

@@ -69,16 +69,12 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     def _batch(self, part: MicroBatch) -> dict[str, Any]:
         training = self.tasks[part.task]
         rows = training.rows.train(part.epoch)
-        examples = [
-            training.task.example(
-                rows[i],
-                # By row and epoch, so that it does not matter which process draws it.
-                np.random.default_rng([training.seed, part.epoch, i]),
-                True,
-                f"task {training.task.plan.name}, training row {i + 1}",
-            )
-            for i in part.rows
-        ]
+        examples = []
+        for i in part.rows:
+            # By row and epoch, so that it does not matter which process draws it.
+            rng = np.random.default_rng([training.seed, part.epoch, i])
+            where = f"task {training.task.plan.name}, training row {i + 1}"
+            examples.append(training.task.example(rows[i], rng, True, where))
         return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
 
 

@@ -53,9 +53,8 @@ def check_loaded(model: Any, settings: ModelSettings, plans: Iterable[TaskPlan])
     Raises SettingsError.
     """
     side = getattr(model.config, "image_size", None)
-    limit = getattr(
-        model.config, "max_position_embeddings", None
-    )  # of learned positions, as BART's
+    # Of learned positions, as BART's.
+    limit = getattr(model.config, "max_position_embeddings", None)
     for plan in plans:
         if any(images(plan)) and side not in (None, settings.side):
             raise SettingsError(
