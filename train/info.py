@@ -40,15 +40,14 @@ def answer(argv: Sequence[str]) -> str | None:
 
 def overview() -> str:
     """The sections, a line each."""
-    lines = ["Sections (python train.py --info SECTION lists the options of one):", ""]
-    for name, kind in SECTIONS.items():
-        lines.append(f"  {name:22}{_first_line(kind)}")
-    lines += ["", "Other keys at the top:", ""]
-    lines += _rows(TopLevel, "")
-    lines += ["", "Sections of OFASys, taken over by other names (see docs/configuration.md):", ""]
-    lines.append(f"  {', '.join(OFASYS)}")
-    lines += ["", f"Of Hydra: --info {', '.join(INFO_VALUES)}"]
-    return "\n".join(lines)
+    sections = "\n".join(f"  {name:22}{_first_line(kind)}" for name, kind in SECTIONS.items())
+    others = "\n".join(_rows(TopLevel, ""))
+    return (
+        f"Sections (python train.py --info SECTION lists the options of one):\n\n{sections}\n\n"
+        f"Other keys at the top:\n\n{others}\n\n"
+        "Sections of OFASys, taken over by other names (see docs/configuration.md):\n\n"
+        f"  {', '.join(OFASYS)}\n\nOf Hydra: --info {', '.join(INFO_VALUES)}"
+    )
 
 
 def describe(name: str) -> str:

@@ -72,9 +72,8 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
         key = keys[-1]
         if not isinstance(key, (str, int, float, bytes)):
-            raise LayerError(
-                f"{_line(text, keys[:-1])}: the key {key!r} is neither text nor number."
-            )
+            where = _line(text, keys[:-1])
+            raise LayerError(f"{where}: the key {key!r} is neither text nor number.")
         if key == INCLUDE and len(keys) > 1:
             raise LayerError(
                 f"{_line(text, keys)}: {INCLUDE} stands at '{dotted(keys)}', but only the top"

@@ -35,9 +35,6 @@ class Training:
         order: list[int] = torch.randperm(n, generator=generator).tolist()
         return order
 
-    def stream(self) -> Stream:
-        return Stream(cache(self.order), self.micro_batch_size, self.update_freq)
-
 
 class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     """The updates of a training in order, each a list of own micro-batches (possibly empty ones)."""
@@ -47,7 +44,7 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     ) -> None:
         """`limit`: updates, 0 or less for no limit; with several tasks it alone ends the training."""
         self.tasks = tasks
-        self.streams = [task.stream() for task in tasks]
+        self.streams = [Stream(cache(t.order), t.micro_batch_size, t.update_freq) for t in tasks]
         self.rank, self.world = rank, world
         self.total = total_updates(
             self.streams, lambda e: len(tasks[0].rows.train(e)), world, epochs, limit
