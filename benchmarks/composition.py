@@ -8,9 +8,10 @@ in one process, directly and from a sweep's snapshot, and started in turns as a 
 so that other work on the machine meets all alike. The promise: 20 includes add less than 30 ms to
 Hydra's start, against the same values in one file; the last column is what these values themselves cost.
 
-Then a job of a sweep of the training app: what Hydra takes to compose it, and the app's check to hold it
-against its sections (hydra.sweeper.check). Jobs differ in learning rate, parent and folder, as the sweeper
-writes them; files are those of the sweep's snapshot.
+Then the jobs of a sweep, of the app with 20 included files and of the training app: composed by Hydra's
+loader, by the composer of the controller (autocl_sweeper.job.compose), and held against the sections of the
+training app by its check (hydra.sweeper.check). Jobs differ in learning rate, parent and folder, as the
+sweeper writes them; files are those of the sweep's snapshot.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -34,6 +36,7 @@ from hydra.core.utils import JobRuntime, setup_globals
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from autocl_sweeper.job.compose import Composer
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 INCLUDES = 20
@@ -90,33 +93,59 @@ def started(folder: Path, name: str) -> tuple[float, float]:
     )
 
 
-def of_jobs(repetitions: int) -> dict[str, list[float]]:
-    """Milliseconds of processor time per job of the training app: to compose it, to check it."""
-    from train.check import check_job
-    from train.main import CONF
-
+def of_jobs(
+    conf: Path,
+    config: str,
+    job: Callable[[int], list[str]],
+    check: Callable[[Any], None] | None,
+    n: int,
+) -> dict[str, list[float]]:
+    """Milliseconds of processor time a job, by who composes it, and with the app's check."""
     of_sweep = ["hydra/sweeper=autocl", "hydra.sweep.dir=/sweep", "hydra.mode=MULTIRUN"]
-    times: dict[str, list[float]] = {"compose": [], "check": []}
-    with initialize_config_dir(str(CONF), **OPTIONS), install(Snapshot([str(CONF)])) as snapshot:
+    with initialize_config_dir(str(conf), **OPTIONS), install(Snapshot([str(conf)])) as snapshot:
         setup_globals()
         JobRuntime.instance().set("name", "app")
         loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("config", of_sweep, RunMode.MULTIRUN)
-        snapshot.complete(CONF)
-        for number in range(repetitions):
-            job = [
-                "task=digits_23",
-                f"trainer.learning_rate={1e-3 * (number + 1)!r}",
-                f"init_from=/sweep/1_digits_01/{number}/checkpoint",
-                f"hydra.sweep.subdir='2_digits_23/{number}'",
-            ]
-            begin = time.process_time()
-            config = loader.load_sweep_config(master, job)
-            composed = time.process_time()
-            check_job(config)
-            times["compose"].append(1000 * (composed - begin))
-            times["check"].append(1000 * (time.process_time() - composed))
+        master = loader.load_configuration(config, of_sweep, RunMode.MULTIRUN)
+        snapshot.complete(conf)
+        composer = Composer(loader, master)
+        ways: dict[str, Callable[[list[str]], Any]] = {
+            "Hydra's loader": lambda words: loader.load_sweep_config(master, words),
+            "composer": composer,
+        }
+        if check is not None:
+            ways["composer, check"] = lambda words: check(composer(words))
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(n):
+            words = [*job(number), f"hydra.sweep.subdir='2_task/{number}'"]
+            for name, way in ways.items():
+                begin = time.process_time()
+                way(words)
+                times[name].append(1000 * (time.process_time() - begin))
     return times
+
+
+def print_jobs(repetitions: int, conf: Path) -> None:
+    """`conf`: of the app with 20 included files."""
+    from train.check import check_job
+    from train.main import CONF
+
+    def included(number: int) -> list[str]:
+        return [f"section_1.learning_rate={1e-3 * (number + 1)!r}", "section_2._name=kind"]
+
+    def training(number: int) -> list[str]:
+        parent = f"init_from=/sweep/1_digits_01/{number}/checkpoint"
+        return ["task=digits_23", f"trainer.learning_rate={1e-3 * (number + 1)!r}", parent]
+
+    print("\na job of a sweep, ms of processor time: median, least, first")
+    apps = {
+        "20 included files": of_jobs(conf, "include", included, None, repetitions),
+        "the training app": of_jobs(CONF, "config", training, check_job, repetitions),
+    }
+    for app, times in apps.items():
+        for way, taken in times.items():
+            row = (median(taken), min(taken), taken[0])
+            print(f"{app:20}{way:20}" + "".join(f"{ms:10.2f}" for ms in row))
 
 
 def main(repetitions: int = 15) -> None:
@@ -151,23 +180,22 @@ def main(repetitions: int = 15) -> None:
                 measured = started(folder, name)
                 if repetition:  # the first reads everything from disk
                     walls[name].append(measured)
-    rows = {
-        "compose, processor time": {name: min(again[name]) for name in names},
-        "the same, from a snapshot": {name: min(kept[name][1:]) for name in names},
-        "process, by the clock": {name: median(wall for wall, _ in walls[name]) for name in names},
-        "process, processor time": {name: min(cpu for _, cpu in walls[name]) for name in names},
-    }
-    print(
-        f"{'':28}{'one line':>10}{'one file':>10}{'includes':>10}{'defaults':>10}{'includes add':>14}{'values':>8}"
-    )
-    for label, row in rows.items():
-        cells = "".join(f"{row[name]:10.1f}" for name in names)
-        print(
-            f"{label:28}{cells}{row['include'] - row['plain']:14.1f}{row['plain'] - row['line']:8.1f}"
-        )
-    print("\na job of the training app, ms of processor time: median, least, first")
-    for label, taken in of_jobs(repetitions).items():
-        print(f"{label:28}{median(taken):10.2f}{min(taken):10.2f}{taken[0]:10.2f}")
+        rows = {
+            "compose, processor time": {name: min(again[name]) for name in names},
+            "the same, from a snapshot": {name: min(kept[name][1:]) for name in names},
+            "process, by the clock": {
+                name: median(wall for wall, _ in walls[name]) for name in names
+            },
+            "process, processor time": {name: min(cpu for _, cpu in walls[name]) for name in names},
+        }
+        heads = "".join(f"{head:>10}" for head in ("one line", "one file", "includes", "defaults"))
+        print(f"{'':28}{heads}{'includes add':>14}{'values':>8}")
+        for label, row in rows.items():
+            cells = "".join(f"{row[name]:10.1f}" for name in names)
+            print(
+                f"{label:28}{cells}{row['include'] - row['plain']:14.1f}{row['plain'] - row['line']:8.1f}"
+            )
+        print_jobs(repetitions, folder / "conf")
 
 
 if __name__ == "__main__":

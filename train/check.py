@@ -18,15 +18,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
 from autocl_sweeper.errors import LayerError
-from autocl_sweeper.yaml.origins import (
-    COMMAND_LINE,
-    Keys,
-    Layer,
-    keys_of,
-    layers_of,
-    origin,
-    typed_for,
-)
+from autocl_sweeper.yaml.origins import Keys, Layer, keys_of, layers_of, origin, typed_for
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import dotted
 from train.config.env import EnvSettings, read_env
@@ -230,7 +222,7 @@ def refuse_clashes(hydra: Any) -> None:
         assert isinstance(chosen, list)
         if twice := [str(name) for name, times in Counter(map(str, chosen)).items() if times > 1]:
             raise Refused(
-                f"{COMMAND_LINE}: {override.input_line}: {', '.join(twice)} stands twice, and two tasks"
+                f"the command line: {override.input_line}: {', '.join(twice)} stands twice, and two tasks"
                 " cannot have one name.\n  Take it out, or add a second one of its class under a name of"
                 " its own: '+task.other={_name: <class>, ...}'"
             )

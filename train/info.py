@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from autocl_sweeper.command_line import INFO, INFO_VALUES
 from train.config.ofasys import OFASYS
@@ -29,29 +29,25 @@ def answer(argv: Sequence[str]) -> str | None:
             continue
         if not equals:
             following = argv[place + 1] if place + 1 < len(argv) else ""
-            # The next word may be an override or a file: then there is no value.
-            value = "" if following.startswith("-") or _no_section(following) else following
+            # The next word may be an option, an override or a file: then there is no value.
+            is_other = following.startswith("-") or following.endswith((".yaml", ".yml"))
+            value = "" if is_other or "=" in following else following
         if value in INFO_VALUES:
             return None
         return overview() if not value else describe(value)
     return None
 
 
-def _no_section(word: str) -> bool:
-    return "=" in word or word.endswith((".yaml", ".yml"))
-
-
 def overview() -> str:
     """The sections, a line each."""
-    lines = ["Sections (python train.py --info SECTION lists the options of one):", ""]
-    for name, kind in SECTIONS.items():
-        lines.append(f"  {name:22}{_first_line(kind)}")
-    lines += ["", "Other keys at the top:", ""]
-    lines += _rows(TopLevel, "")
-    lines += ["", "Sections of OFASys, taken over by other names (see docs/configuration.md):", ""]
-    lines.append(f"  {', '.join(OFASYS)}")
-    lines += ["", f"Of Hydra: --info {', '.join(INFO_VALUES)}"]
-    return "\n".join(lines)
+    sections = "\n".join(f"  {name:22}{_first_line(kind)}" for name, kind in SECTIONS.items())
+    others = "\n".join(_rows(TopLevel, ""))
+    return (
+        f"Sections (python train.py --info SECTION lists the options of one):\n\n{sections}\n\n"
+        f"Other keys at the top:\n\n{others}\n\n"
+        "Sections of OFASys, taken over by other names (see docs/configuration.md):\n\n"
+        f"  {', '.join(OFASYS)}\n\nOf Hydra: --info {', '.join(INFO_VALUES)}"
+    )
 
 
 def describe(name: str) -> str:
@@ -69,9 +65,8 @@ def describe(name: str) -> str:
             raise ValueError(f"--info {name}: '{key}' is no section of {kind.__name__}")
         kind = inner
     where = name.replace("task", "task.<name>", 1) if first == "task" else name
-    told = "of OFASys; what each key is here" if first in OFASYS else _first_line(kind)
-    head = f"{where}: {told}"
-    return "\n".join([head, "", *_rows(kind, "")])
+    said = "of OFASys; what each key is here" if first in OFASYS else _first_line(kind)
+    return "\n".join([f"{where}: {said}", "", *_rows(kind, "")])
 
 
 def _rows(kind: type, prefix: str) -> list[str]:
@@ -80,13 +75,11 @@ def _rows(kind: type, prefix: str) -> list[str]:
         wanted = hints(kind)[one.name]
         inner = _section(wanted)
         if inner is not None:
-            several = (
-                ".<name>" if not dataclasses.is_dataclass(wanted) and _of_names(wanted) else ""
-            )
+            several = ".<name>" if get_origin(wanted) is dict else ""
             lines += ["", f"  {prefix}{key}{several}: {one.metadata['help']}"]
             lines += _rows(inner, f"{prefix}{key}{several}.")
             continue
-        lines += list(_option(f"{prefix}{key}", one, wanted))
+        lines += _option(f"{prefix}{key}", one, wanted)
     return lines
 
 
@@ -99,10 +92,6 @@ def _option(key: str, one: dataclasses.Field[Any], wanted: Any) -> Iterator[str]
     yield from textwrap.wrap(
         f"{one.metadata['help']} ({kind})", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
     )
-
-
-def _of_names(wanted: Any) -> bool:
-    return any(one is str for one in get_args(wanted)[:1])
 
 
 def _section(wanted: Any) -> type | None:

@@ -49,16 +49,13 @@ def train(corpus: Iterator[str], size: int) -> Any:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        corpus,
-        BpeTrainer(
-            vocab_size=size,
-            show_progress=False,
-            special_tokens=[*MARKS.values()],
-            initial_alphabet=alphabet,
-        ),
+    trainer = BpeTrainer(
+        vocab_size=size,
+        show_progress=False,
+        special_tokens=[*MARKS.values()],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
+    made.train_from_iterator(corpus, trainer)
     around = [(mark, made.token_to_id(mark)) for mark in ("<s>", "</s>")]
     made.post_processor = TemplateProcessing("<s> $A </s>", None, around)
     return PreTrainedTokenizerFast(tokenizer_object=made, **MARKS)
@@ -68,9 +65,8 @@ def tokenizer_of(run: Run, size: int) -> Any:
     """A tokenizer of the text of all tasks the run trains. Raises SettingsError, DataError."""
     plans = plan_run(run)
     own = [plans[task.name] for task in run.tasks]
-    return train(
-        (text for plan in own for text in texts(plan, load(plan, run.evaluation).train(0))), size
-    )
+    rows = ((plan, load(plan, run.evaluation).train(0)) for plan in own)
+    return train((text for plan, found in rows for text in texts(plan, found)), size)
 
 
 def main(argv: Sequence[str]) -> None:

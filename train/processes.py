@@ -33,9 +33,7 @@ from train.config.typed import SettingsError
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-LEASED_THREADS = (
-    "AUTOCL_THREADS"  # set by the launcher: the OMP_NUM_THREADS it chose for the whole job
-)
+LEASED_THREADS = "AUTOCL_THREADS"  # set by the launcher: OMP_NUM_THREADS for the whole job
 THREADS = "OMP_NUM_THREADS"
 PR_SET_PDEATHSIG = 1
 
@@ -109,11 +107,8 @@ def _devices(env: EnvSettings) -> Iterator[None]:
         yield
         return
     if LEASED in os.environ:
-        log.info(
-            "env.cuda_visible_devices=%r is not exported: the launcher leased %s to this job",
-            wanted,
-            os.environ[LEASED],
-        )
+        text = "env.cuda_visible_devices=%r is not exported: the launcher leased %s to this job"
+        log.info(text, wanted, os.environ[LEASED])
         yield
         return
     torch = sys.modules.get("torch")
@@ -146,12 +141,16 @@ def _check_port(env: EnvSettings) -> None:
 
 
 def _run_workers(run: Run, env: EnvSettings, folder: Path) -> Any:
+    from hydra.core.hydra_config import HydraConfig
+
     exchange = folder / f".node{env.rank}"
     exchange.mkdir(parents=True, exist_ok=True)
     for old in (*exchange.glob("rank*"), exchange / "result.json"):  # of an earlier run here
         old.unlink(missing_ok=True)
-    order = exchange / "order.pickle"
-    _write_order(run, folder, order)
+    hydra, order = HydraConfig.get(), exchange / "order.pickle"
+    handlers = OmegaConf.to_container(hydra.job_logging, resolve=True)
+    logging_of = OmegaConf.create({"job_logging": handlers, "verbose": hydra.verbose})
+    order.write_bytes(pickle.dumps(Order(run, folder, logging_of, os.getpid())))
     argv = command(env, order)
     log.info("%d x %d processes: %s", env.nnodes, env.nproc_per_node, shlex.join(argv))
     kills = _oom_kills()
@@ -170,15 +169,6 @@ def _oom_kills() -> int:
     with open("/proc/vmstat") as file:
         counts = (line.split() for line in file)
         return next((int(count) for name, count in counts if name == "oom_kill"), 0)
-
-
-def _write_order(run: Run, folder: Path, path: Path) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.get()
-    handlers = OmegaConf.to_container(hydra.job_logging, resolve=True)
-    told = OmegaConf.create({"job_logging": handlers, "verbose": hydra.verbose})
-    path.write_bytes(pickle.dumps(Order(run, folder, told, os.getpid())))
 
 
 def die_with_parent(parent: int) -> None:
@@ -257,7 +247,6 @@ def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> B
         "crash in C code. The lines above tell the exit codes"
     )
     if oom_kills > 0:
-        failed.__cause__ = MemoryError(
-            "the kernel's out-of-memory killer ended a process meanwhile"
-        )
+        text = "the kernel's out-of-memory killer ended a process meanwhile"
+        failed.__cause__ = MemoryError(text)
     return failed

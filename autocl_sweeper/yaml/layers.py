@@ -49,9 +49,9 @@ def load_layers(paths: Sequence[str], read: ReadText = read_text) -> dict[Any, A
     return merged
 
 
-def _load(path: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, Any]:
-    """`chain`: the files that led here, outermost first."""
-    own = _parsed(path, read, chain)
+def _load(path: str, read: ReadText, chain: tuple[str, ...], entry: str = "") -> dict[Any, Any]:
+    """`chain`: the files that led here, outermost first; `entry`: what the last one says of this one."""
+    own = _parsed(path, read, chain, entry)
     if INCLUDE not in own:
         return merge({}, own)
     chain = (*chain, path)
@@ -90,7 +90,7 @@ def _included(entry: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, A
             f"The files include each other in a cycle:\n    {lines}\n"
             f"  Remove one of these {INCLUDE} entries: what two files share goes into a third."
         )
-    values = _load(path, read, chain)
+    values = _load(path, read, chain, entry)
     if DEFAULTS in values:
         raise LayerError(
             f"'{path}'{at(read, path, (DEFAULTS,))} has a `defaults:` list and is included."
@@ -114,41 +114,29 @@ def _included(entry: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, A
     return {known[key]: values[known[key]] for key in keys}
 
 
-def _parsed(path: str, read: ReadText, chain: tuple[str, ...]) -> Mapping[Any, Any]:
+def _parsed(path: str, read: ReadText, chain: tuple[str, ...], entry: str) -> Mapping[Any, Any]:
     """The file's own values, not to be changed: they are shared with the cache."""
     try:
         text = read(path)
     except OSError as error:
-        raise LayerError(_unreadable(path, error, read, chain)) from error
+        if isinstance(error, FileNotFoundError):
+            told = f"There is no file '{path}'."
+        else:
+            told = f"'{path}' cannot be read: {error.strerror or error}."
+        if chain:
+            told += (
+                f"\n  {INCLUDE}: '{entry}' in '{chain[-1]}'{at(read, chain[-1], (INCLUDE,))}"
+                f"{_told(chain[:-1])}\n"
+                "  A path is relative to the folder of the file it stands in, and taken as it is"
+                " written:\n  ~, $VAR, ${...}, * and URLs mean nothing in it, and .yaml is not added."
+            )
+        raise LayerError(told) from error
     except UnicodeDecodeError as error:
         raise LayerError(f"'{path}' is not UTF-8 text: {error}.{_told(chain)}") from error
     try:
         return parse(text)
     except LayerError as error:
         raise LayerError(f"'{path}', {error}{_told(chain)}") from error
-
-
-def _unreadable(path: str, error: OSError, read: ReadText, chain: Sequence[str]) -> str:
-    if isinstance(error, FileNotFoundError):
-        told = f"There is no file '{path}'."
-    else:
-        told = f"'{path}' cannot be read: {error.strerror or error}."
-    if not chain:
-        return told
-    file = chain[-1]
-    written = _parsed(file, read, ())[INCLUDE]
-    here = os.path.dirname(file)
-    (entry,) = [
-        one
-        for one in ([written] if isinstance(written, str) else written)
-        if one.split() and os.path.normpath(os.path.join(here, one.split()[0])) == path
-    ][:1]
-    return (
-        f"{told}\n  {INCLUDE}: '{entry}' in '{file}'{at(read, file, (INCLUDE,))}"
-        f"{_told(chain[:-1])}\n"
-        "  A path is relative to the folder of the file it stands in, and taken as it is written:\n"
-        "  ~, $VAR, ${...}, * and URLs mean nothing in it, and .yaml is not added."
-    )
 
 
 def _told(chain: Sequence[str]) -> str:

@@ -25,7 +25,6 @@ from autocl_sweeper.yaml.snapshot import installed
 from autocl_sweeper.yaml.text import INCLUDE, ReadText, line_of, parse, read_text
 
 Keys = tuple[Any, ...]
-COMMAND_LINE = "the command line"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Layer:
     def place(self, keys: Keys) -> str:
         """Where `keys` stand in this layer, which has them: 'conf/a.yaml:3'."""
         if not self.file:
-            return COMMAND_LINE
+            return "the command line"
         line = line_of(self.text, keys[len(self.prefix) :])
         chain = "".join(f", included from {_short(one)}" for one in reversed(self.included_from))
         return f"{_short(self.file)}:{line or 1}{chain}"

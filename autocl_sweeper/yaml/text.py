@@ -49,9 +49,7 @@ def parse(text: str) -> Mapping[Any, Any]:
         if any("???" in one for one in text.splitlines()[line - 1 : line]):
             hint = '\n  Between {} and [] YAML wants ??? in quotes: "???".'
         raise LayerError(f"line {line}: this is not valid YAML: {told}.{hint}") from error
-    except yaml.YAMLError as error:  # a character that YAML forbids
-        raise LayerError(f"this is not valid YAML: {error}.") from error
-    except ValueError as error:  # of a constructor: 0b2 is binary by its looks only
+    except (yaml.YAMLError, ValueError) as error:  # a forbidden character; 0b2, no binary number
         raise LayerError(f"this is not valid YAML: {error}.") from error
     if values is None:
         return {}
@@ -74,9 +72,8 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
         key = keys[-1]
         if not isinstance(key, (str, int, float, bytes)):
-            raise LayerError(
-                f"{_line(text, keys[:-1])}: the key {key!r} is neither text nor number."
-            )
+            where = _line(text, keys[:-1])
+            raise LayerError(f"{where}: the key {key!r} is neither text nor number.")
         if key == INCLUDE and len(keys) > 1:
             raise LayerError(
                 f"{_line(text, keys)}: {INCLUDE} stands at '{dotted(keys)}', but only the top"

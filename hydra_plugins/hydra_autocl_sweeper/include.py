@@ -35,14 +35,11 @@ class FileConfigSource(hydras.FileConfigSource):
         snapshot = _snapshot()
         paths = self._paths(config_path)
         if snapshot is None:
+            layered = None
             if all(map(os.path.isfile, paths)):
                 with open(paths[0], encoding="utf-8") as file:
-                    text = file.read()
-                if len(paths) > 1 or "_include" in text:
-                    result = self._layered(config_path, paths, text)
-                    if result is not None:
-                        return result
-            return super().load_config(config_path)
+                    layered = self._layered(config_path, paths, file.read())
+            return super().load_config(config_path) if layered is None else layered
         key = (self.path, config_path)
         if key not in snapshot.composed:
             result = self._recorded(config_path, paths, snapshot)
@@ -94,11 +91,9 @@ class FileConfigSource(hydras.FileConfigSource):
             path = os.path.join(self.path, self._normalize_file_name(config_path))
             raise ConfigLoadError(f"Config not found : {os.path.realpath(path)}")
         text = snapshot.text(paths[0])
-        result = None
-        if len(paths) > 1 or "_include" in text:
-            result = self._layered(config_path, paths, text, snapshot.text)
-        if result is not None:
-            return result
+        layered = self._layered(config_path, paths, text, snapshot.text)
+        if layered is not None:
+            return layered
         try:
             config: Any = OmegaConf.create(dict(parse(text)))
         except LayerError:  # with Hydra's own message, if it is an error to Hydra too
@@ -113,6 +108,8 @@ class FileConfigSource(hydras.FileConfigSource):
         read: Callable[[str], str] | None = None,
     ) -> ConfigResult | None:
         """Several files, or one that includes; None for one that does not, whatever it looks like."""
+        if len(paths) == 1 and "_include" not in text:
+            return None
         from omegaconf import OmegaConf
 
         from autocl_sweeper.errors import LayerError
@@ -125,8 +122,10 @@ class FileConfigSource(hydras.FileConfigSource):
             values = load_layers(paths, read or read_text)
         except LayerError as error:
             raise ConfigCompositionException(str(error)) from error
-        if len(paths) > 1:
-            values = _with_absolute_groups(values, os.path.dirname(config_path.split("+")[0]))
+        if len(paths) > 1 and isinstance(values.get("defaults"), list):
+            # Hydra would look for these groups below the joined name.
+            home = os.path.dirname(config_path.split("+")[0])
+            values["defaults"] = [_absolute(entry, home) for entry in values["defaults"]]
         header = ConfigSource._get_header_dict(text[:512])
         if header.get("package") is None:
             # Hydra would put it where the slashes of its name say: below a group that nobody meant.
@@ -153,26 +152,14 @@ def _is_file(path: str) -> bool:
     return bool(os.path.isfile(path) if snapshot is None else snapshot.is_file(path))
 
 
-def _with_absolute_groups(values: dict[Any, Any], home: str) -> dict[Any, Any]:
-    """The groups of the first file's defaults list, which Hydra would look for below the joined name.
-
-    `home`: the group the first file is in; empty for a primary config.
-    """
-    defaults = values.get("defaults")
-    if isinstance(defaults, list):
-        values["defaults"] = [_absolute(entry, home) for entry in defaults]
-    return values
-
-
 def _absolute(entry: Any, home: str) -> Any:
+    """An entry of a defaults list, its group from the root; `home`: the group of its file, or empty."""
     if isinstance(entry, dict):
         return {_absolute(key, home): value for key, value in entry.items()}
     if not isinstance(entry, str) or entry == "_self_":
         return entry
     *keywords, group = entry.split()
-    if not group.startswith("/"):
-        group = "/" + os.path.join(home, group)
-    return " ".join([*keywords, group])
+    return " ".join([*keywords, os.path.join("/", home, group)])
 
 
 def register() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from train.config.typed import SettingsError, at_least, build, option
+from train.config.typed import SettingsError, build, option
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ class EnvSettings:
     """Machines, processes and devices of one job."""
 
     runner: str = option("local", "how processes start; only 'local' is there")
-    nnodes: int = option(1, "machines", **at_least(1))
-    nproc_per_node: int = option(1, "processes per machine, one per device", **at_least(1))
+    nnodes: int = option(1, "machines", least=1)
+    nproc_per_node: int = option(1, "processes per machine, one per device", least=1)
     cuda_visible_devices: str | list[str] | None = option(
         None,
         "'0,1' or [0,1]: these GPUs; '': none, train on the CPU; null: as the environment has it",

@@ -47,14 +47,6 @@ def _first(value: Any) -> float:
     return float(value[0] if isinstance(value, list) else value)
 
 
-def _optimizer(value: str) -> str:
-    return "adamw_torch" if value == "adam" else value
-
-
-def _schedule(value: str) -> str:
-    return "polynomial" if value == "ofa_polynomial_decay" else value
-
-
 def _limit(value: int | None) -> int | None:
     return None if value is None or value < 0 else value
 
@@ -98,12 +90,13 @@ ROWS: tuple[Row, ...] = (
     Row("optimization.sentence_avg", bool, False, ("task.*.criterion.sentence_avg",)),
     Row("optimization.update_freq", FLOATS | None, None, fits=_is(None),
         why="gradient accumulation is a task's: set task.<name>.dataset.update_freq"),
-    Row("optimizer._name", str, "adam", ("trainer.optim",), _optimizer),
+    Row("optimizer._name", str, "adam", ("trainer.optim",), lambda v: "adamw_torch" if v == "adam" else v),
     Row("optimizer.adam_betas", str | list[float], "(0.9, 0.999)", ("trainer.adam_beta1", "trainer.adam_beta2"),
         _betas),
     Row("optimizer.adam_eps", float, 1e-8, ("trainer.adam_epsilon",)),
     Row("optimizer.weight_decay", float, 0.0, ("trainer.weight_decay",)),
-    Row("lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",), _schedule),
+    Row("lr_scheduler._name", str, "ofa_polynomial_decay", ("trainer.lr_scheduler_type",),
+        lambda v: "polynomial" if v == "ofa_polynomial_decay" else v),
     Row("lr_scheduler.warmup_ratio", float, 0.0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
     Row("lr_scheduler.warmup_updates", int, 0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
     Row("lr_scheduler.end_learning_rate", float, 0.0, ("trainer.lr_scheduler_kwargs.lr_end",)),
@@ -159,15 +152,10 @@ INSTEAD = {
 
 
 def _section(name: str) -> type:
-    rows = [row for row in ROWS if row.key.startswith(f"{name}.")]
-    fields = [
-        (
-            "kind" if row.name == "_name" else row.name,
-            row.type,
-            option(row.default, told(row), key=row.name if row.name == "_name" else ""),
-        )
-        for row in rows
-    ]
+    fields = []
+    for row in (row for row in ROWS if row.key.startswith(f"{name}.")):
+        own = "kind" if row.name == "_name" else row.name
+        fields.append((own, row.type, option(row.default, told(row), key=row.name)))
     return make_dataclass(f"OFASys_{name}", fields, frozen=True)
 
 
@@ -382,13 +370,10 @@ def table() -> str:
     lines = ["| OFASys | its default | here |", "|---|---|---|"]
     for row in ROWS:
         here = " and ".join(f"`{key}`" for key in row.to)
-        if not row.to:
-            values = [v for v in (None, False, True, -1, 1e6, "checkpoint_last.pt") if row.fits(v)]
-            anything = row.fits(object())
-            here = "accepted" if anything else f"only {json.dumps(values[0])}"
-        lines.append(
-            f"| `{row.key}` | {json.dumps(row.default)} | {here}{'; ' + row.why if row.why else ''} |"
-        )
+        if not row.to:  # then its default is the value that fits
+            here = "accepted" if row.fits(object()) else f"only {json.dumps(row.default)}"
+        here += f"; {row.why}" if row.why else ""
+        lines.append(f"| `{row.key}` | {json.dumps(row.default)} | {here} |")
     return "\n".join(lines)
 
 

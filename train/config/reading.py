@@ -14,28 +14,15 @@ from autocl_sweeper.yaml.resolve import STAR
 from train.chain import walk
 from train.config.hf_arguments import HFArguments
 from train.config.schema import TopLevel
-from train.config.sections import (
-    TRAINER_DEFAULTS,
-    DeltaSettings,
-    EvaluationSettings,
-    MemorySettings,
-    ModelSettings,
-    Run,
-    Task,
-    TrainerExtras,
-    TrainerSettings,
-)
+from train.config.sections import TRAINER_DEFAULTS, Run, Task, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
-from train.config.typed import SettingsError, build, options, values_of
+from train.config.typed import SettingsError, build, hints, options, values_of
 
 Composed = DictConfig | Mapping[str, Any]
 # Sections that are a part of a run as they are; the others are tasks, or about processes.
 PARTS: Mapping[str, type] = {
-    "model": ModelSettings,
-    "delta": DeltaSettings,
-    "trainer": TrainerSettings,
-    "memory": MemorySettings,
-    "evaluation": EvaluationSettings,
+    **{name: hints(Run)[name] for name in ("model", "delta", "trainer", "memory", "evaluation")},
+    "trainer": TrainerSettings,  # a run has its parts
 }
 
 
@@ -90,19 +77,13 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
     """The task instances below `task`, in their order. Raises SettingsError."""
     if not nodes:
         raise SettingsError("task: no task is configured; choose one, for instance task=digits_01")
-    return tuple(
-        build(
-            Task, {"_name": _class_of(name, node), **(node or {})}, f"task.{name}", name=str(name)
-        )
-        for name, node in nodes.items()
-    )
-
-
-def _class_of(name: str, node: Any) -> str:
-    """The class of a task that does not say it: rows come from files where there are some."""
-    dataset = node.get("dataset") if isinstance(node, Mapping) else None
-    of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
-    return "text" if of_files else str(name)
+    tasks = []
+    for name, node in nodes.items():
+        dataset = node.get("dataset") if isinstance(node, Mapping) else None
+        of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
+        values = {"_name": "text" if of_files else str(name), **(node or {})}
+        tasks.append(build(Task, values, f"task.{name}", name=str(name)))
+    return tuple(tasks)
 
 
 def _seen_tasks(

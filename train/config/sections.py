@@ -1,4 +1,7 @@
-"""The other sections of the configuration, and the run that all of them together describe."""
+"""Sections of the configuration as dataclasses, and the run that all of them together describe.
+
+Each option has a default, a unit and one line of help: `python train.py --info <section>` prints them.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,178 @@ from typing import Any, ClassVar, Literal
 
 from train.config.hf_arguments import HFArguments, SchedulerType
 from train.config.refused import REFUSED
-from train.config.task import (
-    CLASSES,
-    CRITERIA,
-    DatasetSettings,
-    ImagePreprocess,
-    LossSettings,
-    MetricSettings,
-    Task,
-    TextPreprocess,
-)
-from train.config.typed import SettingsError, at_least, default_of, option, options
+from train.config.typed import SettingsError, default_of, option, options
 
-__all__ = [  # also the parts of a task that its readers name
-    "CLASSES",
-    "CRITERIA",
-    "TRAINER_DEFAULTS",
-    "DatasetSettings",
-    "DeltaSettings",
-    "EvaluationSettings",
-    "ImagePreprocess",
-    "LossSettings",
-    "MemorySettings",
-    "MetricSettings",
-    "ModelSettings",
-    "Run",
-    "SettingsError",
-    "Task",
-    "TextPreprocess",
-    "TrainerExtras",
-    "TrainerSettings",
-]
+CLASSES = 10  # digits 0 to 9: the rows of the model's head
+
+
+@dataclass(frozen=True)
+class InstructionSettings:
+    """What a task's model reads and what it answers, as templates."""
+
+    template: str | list[str] = option(
+        help="'[IMAGE:image] what digit? -> [TEXT:label]'; several: a list, or ' ||| ' between them"
+    )
+    decoder_plain_with_loss: bool = option(False, "train on the plain text of the answer as well")
+
+
+@dataclass(frozen=True)
+class DatasetSettings:
+    """Where a task's rows come from, and how many go into an update."""
+
+    train_data: str | list[str] | None = option(
+        None, "files; ' ||| ' or a list: mixed; ',': one per epoch; x_[1-3]: three files"
+    )
+    valid_data: str | list[str] | None = option(None, "rows for selection; null: none are scored")
+    test_data: str | list[str] | None = option(None, "rows for the report, never for selection")
+    selected_cols: str | None = option(None, "'0:id,4:img': column index or header name : slot")
+    sample_ratios: float | list[float] | str = option(
+        1.0, "share of the rows of each source; above 1 repeats", unit="rows/row"
+    )
+    micro_batch_size: int | None = option(
+        None, "null: trainer.per_device_train_batch_size", unit="rows", least=1
+    )
+    micro_valid_batch_size: int | None = option(None, "null: 256", unit="rows", least=1)
+    update_freq: int | list[int] | None = option(
+        None,
+        "micro-batches per update, a list: per epoch; null: trainer.gradient_accumulation_steps",
+    )
+    num_workers: int = option(0, "processes that prepare rows; 0: the training itself", least=0)
+    prefetch_factor: int = option(5, "updates each of them prepares ahead", least=1)
+    header: bool = option(False, "the first line of a file names its columns")
+    separator: str = option("\t", "between columns")
+    cached: bool = option(False, "of old files: rows are kept in memory either way")
+    shuffle: bool = option(True, "a new order every epoch")
+    interleaved_multiple_reader: bool = option(
+        False, "take from the sources in proportion instead of one after another"
+    )
+    fixed_validation_seed: int | None = option(7, "seed of what is random in validation")
+
+
+@dataclass(frozen=True)
+class TextPreprocess:
+    """How text becomes token ids."""
+
+    ans2label: dict[str, int] | str | None = option(
+        None, "the answers of closed_set: a mapping, its JSON text, or a file of 'label<TAB>int'"
+    )
+    max_src_length: int | None = option(None, "null: the task's", unit="tokens", least=1)
+    max_tgt_length: int = option(1024, "cut answers to", unit="tokens", least=1)
+    mask_span_distribution: str = option("span-poisson", "lengths of the spans of mask_ratio")
+    poisson_lambda: float = option(3.0, "mean span length", unit="words", least=0)
+    random_ratio: float = option(0.0, "share of masked words that become random ones")
+    replace_length: int = option(-1, "-1: a mask per word; 1: a mask per span; 0: none")
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """How an image becomes pixels of the model."""
+
+    patch_image_size: int = option(480, "images are resized to this squared", unit="pixels")
+    imagenet_default_mean_and_std: bool = option(False, "normalise by ImageNet's; else by 0.5")
+    interpolation: str = option("bicubic", "of the resize")
+    processor: str | None = option(
+        None, "folder of an image processor, as model.path; it alone says size, mean and deviation"
+    )
+
+    def __post_init__(self) -> None:
+        if self.processor is None:
+            return
+        for key, one in options(ImagePreprocess).items():
+            if key not in ("processor", "patch_image_size") and getattr(self, key) != default_of(
+                one
+            ):
+                raise SettingsError(
+                    f"preprocess: {key}={getattr(self, key)} has no effect beside "
+                    f"processor={self.processor}, which says it itself; remove one of them"
+                )
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """By the name a slot's `preprocess=` gives."""
+
+    text: TextPreprocess = option(TextPreprocess, "slots with preprocess=text (default of TEXT)")
+    image: ImagePreprocess = option(ImagePreprocess, "preprocess=image (default of IMAGE)")
+    imagenet: ImagePreprocess = option(ImagePreprocess, "preprocess=imagenet")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The options of one criterion."""
+
+    label_smoothing: float = option(0.0, "of label_smoothed_cross_entropy")
+    report_accuracy: bool = option(False, "log the accuracy of the training rows as well")
+    drop_worst_ratio: float = option(0.0, "share of the rows with the highest loss left out")
+    drop_worst_after: int = option(0, "from this update on", unit="updates", least=0)
+    sentence_avg: bool = option(False, "divide by rows instead of by tokens")
+    weight: float = option(1.0, "of this task's loss", least=0)
+    is_active: bool = option(True, "OFASys's; false: as if the criterion were not named")
+
+
+CRITERIA = ("cross_entropy", "label_smoothed_cross_entropy")
+
+
+@dataclass(frozen=True)
+class CriterionSettings(LossSettings):
+    """`{_name: X, ...}` or `{X: {...}}`: both mean criterion X."""
+
+    kind: str | None = option(None, f"one of {', '.join(CRITERIA)}", key="_name")
+    cross_entropy: LossSettings | None = option(None, "the nested form")
+    label_smoothed_cross_entropy: LossSettings | None = option(None, "the nested form")
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """One metric of a task; naming it activates it."""
+
+    target_field: str = option(help="the column that holds the right answer")
+    ans2label: dict[str, int] | str | None = option(None, "answers as numbers")
+    beta: float = option(1.0, "of f_measure", least=0)
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """How a task's answers are generated and scored."""
+
+    metrics: dict[str, MetricSettings] = option({}, "metric name -> its options")
+    generator_args: dict[str, Any] | str = option(
+        {"beam": 5, "max_len_b": 32, "no_repeat_ngram_size": 3}, "of generation, or JSON text"
+    )
+    output_dir: str | None = option(None, "folder for the answers; null: they are not kept")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task instance: `task.<name>` of the configuration."""
+
+    name: str  # of the instance: the key under `task`
+    kind: str = option(
+        help="the task class; default: text with dataset.train_data, else the instance's name",
+        key="_name",
+    )
+    options: tuple[int, ...] = option([], "of class digits: the digits of this task")
+    instruction: InstructionSettings | None = option(None, "templates")
+    dataset: DatasetSettings = option(DatasetSettings, "rows")
+    preprocess: PreprocessSettings = option(PreprocessSettings, "slots to model inputs")
+    criterion: CriterionSettings = option(CriterionSettings, "the loss")
+    evaluation: TaskEvaluation = option(TaskEvaluation, "generation and metrics")
+    max_src_length: int = option(128, "cut what the model reads to", unit="tokens", least=1)
+    max_tgt_length: int = option(30, "cut what it answers to", unit="tokens", least=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        wrong = [o for o in self.options if not 0 <= o < CLASSES]
+        if self.kind == "digits" and (
+            wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options)
+        ):
+            raise SettingsError(
+                f"task.{self.name}.options={list(self.options)}: "
+                f"give at least two different digits from 0 to {CLASSES - 1}"
+            )
+
+
+# -- the other sections ---------------------
 
 
 @dataclass(frozen=True)
@@ -62,25 +206,23 @@ class ModelSettings:
         "pretrained", "of seq2seq: those in `path`, or random ones of its shape"
     )
     config: dict[str, Any] = option({}, "of seq2seq: values over those of its config.json")
-    hidden_size: int = option(64, "width", **at_least(1))
-    num_hidden_layers: int = option(3, "layers", **at_least(1))
-    num_attention_heads: int = option(4, "heads per layer", **at_least(1))
-    intermediate_size: int = option(128, "width inside a layer's MLP", **at_least(1))
+    hidden_size: int = option(64, "width", least=1)
+    num_hidden_layers: int = option(3, "layers", least=1)
+    num_attention_heads: int = option(4, "heads per layer", least=1)
+    intermediate_size: int = option(128, "width inside a layer's MLP", least=1)
     patch_size: int | None = option(
         None,
         "an image is cut into patches of this squared; null: 2, of images above 32 pixels 16",
         unit="pixels",
-        **at_least(1),
+        least=1,
     )
     image_size: int | None = option(
-        None, "side of the images; null: as the tasks have them", unit="pixels", **at_least(1)
+        None, "side of the images; null: as the tasks have them", unit="pixels", least=1
     )
     num_channels: int | None = option(
-        None, "1: grey, as the digits; 3: colour; null: as the tasks have them", **at_least(1)
+        None, "1: grey, as the digits; 3: colour; null: as the tasks have them", least=1
     )
-    num_decoder_layers: int | None = option(
-        None, "of unify; null: num_hidden_layers", **at_least(1)
-    )
+    num_decoder_layers: int | None = option(None, "of unify; null: num_hidden_layers", least=1)
     dropout: float = option(0.0, "of unify")
 
     def __post_init__(self) -> None:
@@ -187,7 +329,7 @@ class MemorySettings:
         None,
         "GPU memory of a process; more is an out-of-memory error of its own. null: no limit",
         unit="MiB",
-        **at_least(1),
+        least=1,
     )
 
 
@@ -203,15 +345,15 @@ class TrainerExtras:
     )
     patience: int = option(-1, "stop after so many validations without a better one; -1: never")
     max_valid_steps: int | None = option(
-        None, "validate on so many micro-batches; null: on all", **at_least(1)
+        None, "validate on so many micro-batches; null: on all", least=1
     )
-    stop_time_hours: float = option(0.0, "stop training after; 0: never", unit="h", **at_least(0))
+    stop_time_hours: float = option(0.0, "stop training after; 0: never", unit="h", least=0)
     log_format: str | None = option(None, "of the training log: json, none, simple or tqdm")
     fp16_scale_window: int | None = option(
         None, "double the loss scale after so many updates; null: torch's 2000", unit="updates"
     )
-    fp16_init_scale: float = option(128.0, "first loss scale of fp16", **at_least(0))
-    min_loss_scale: float = option(1e-4, "a loss scale below it ends the training", **at_least(0))
+    fp16_init_scale: float = option(128.0, "first loss scale of fp16", least=0)
+    min_loss_scale: float = option(1e-4, "a loss scale below it ends the training", least=0)
 
 
 @dataclass(frozen=True)
@@ -220,13 +362,13 @@ class TrainerSettings(TrainerExtras, HFArguments):
 
     REFUSED: ClassVar[Mapping[str, str]] = REFUSED
 
-    learning_rate: float = option(1e-3, "the highest of the schedule", **at_least(0))
-    num_train_epochs: float = option(5.0, "unless max_steps is set", unit="epochs", **at_least(0))
+    learning_rate: float = option(1e-3, "the highest of the schedule", least=0)
+    num_train_epochs: float = option(5.0, "unless max_steps is set", unit="epochs", least=0)
     per_device_train_batch_size: int = option(
-        16, "where a task has no micro_batch_size of its own", unit="rows", **at_least(1)
+        16, "where a task has no micro_batch_size of its own", unit="rows", least=1
     )
     gradient_accumulation_steps: int = option(
-        1, "where a task has no update_freq of its own", unit="micro-batches", **at_least(1)
+        1, "where a task has no update_freq of its own", unit="micro-batches", least=1
     )
     lr_scheduler_type: SchedulerType = option("constant", "how the learning rate goes on")
     logging_steps: float = option(20, "log every so many updates", unit="updates")

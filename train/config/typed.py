@@ -53,14 +53,18 @@ def option(
     *,
     unit: str = "",
     key: str = "",
+    least: float | None = None,
     check: Callable[[Any], bool] | None = None,
     rule: str = "",
 ) -> Any:
     """A field of a section. Without `default` it has to be given.
 
-    help: one line. key: its name in YAML where that is not the field's. check: whether a value of
-    the right type will do; `rule` says in words what it asks for.
+    help: one line. key: its name in YAML where that is not the field's. least: of a number that is
+    finite, or null. check: whether a value of the right type will do; `rule` says it in words.
     """
+    if least is not None:
+        check = lambda v: v is None or (v >= least and math.isfinite(v))  # noqa: E731
+        rule = f"must be a finite number, {least:g} or more"
     metadata = {"help": help, "unit": unit, "key": key, "check": check, "rule": rule}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -68,14 +72,6 @@ def option(
         kind = default if isinstance(default, type) else type(default)
         return field(default_factory=kind, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def at_least(least: float) -> dict[str, Any]:
-    """The check and the rule of an option that is a number of at least `least`, or null."""
-    return {
-        "check": lambda v: v is None or (v >= least and math.isfinite(v)),
-        "rule": f"must be a finite number, {least:g} or more",
-    }
 
 
 @cache
@@ -205,13 +201,11 @@ class _Reader:
         try:
             return self._convert(value, wanted, key)
         except _Wrong:
-            text = f"{key}={_shown(value)}: must be {type_text(wanted)}"
-            if get_origin(wanted) is Literal and len(get_args(wanted)) > MOST_LISTED:
-                near = nearest(str(value), map(str, get_args(wanted)))
-                names = len(get_args(wanted))
-                text = f"{key}={_shown(value)}: is none of the {names} names that python train.py"
-                text += f" --info {_info(key)} lists{near}"
-            self.problems.append(Problem(key, text))
+            rule, known = f"must be {type_text(wanted)}", get_args(wanted)
+            if get_origin(wanted) is Literal and len(known) > MOST_LISTED:
+                rule = f"is none of the {len(known)} names that python train.py --info {_info(key)}"
+                rule += f" lists{nearest(str(value), map(str, known))}"
+            self.problems.append(Problem(key, f"{key}={_shown(value)}: {rule}"))
             return None
 
     def _convert(self, value: Any, wanted: Any, key: str) -> Any:
@@ -221,7 +215,11 @@ class _Reader:
         if origin in (Union, types.UnionType):
             return self._one_of(value, inner, key)
         if origin is Literal:
-            return _literal(value, inner)
+            # YAML reads a bare `no` as false, and Hugging Face's strategies are called "no".
+            text = "no" if value is False and "no" in inner else value
+            if text in inner:
+                return text
+            raise _Wrong
         if wanted is type(None):
             if value is None:
                 return None
@@ -267,14 +265,6 @@ def read_value(wanted: Any, value: Any, key: str) -> Any:
     if reader.problems:
         raise SettingsErrors(reader.problems)
     return made
-
-
-def _literal(value: Any, known: tuple[Any, ...]) -> Any:
-    # YAML reads a bare `no` as false, and Hugging Face's strategies are called "no".
-    text = "no" if value is False and "no" in known else value
-    if text in known:
-        return text
-    raise _Wrong
 
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True}

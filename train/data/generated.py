@@ -37,25 +37,19 @@ WORDS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "sev
 
 def _arithmetic_rows(labels: Sequence[str]) -> Made:
     """Sums and differences of numbers up to nine whose result is a label."""
-    found = [
-        (a, word, b, a + b if word == "plus" else a - b)
-        for a, word, b in itertools.product(range(10), ("plus", "minus"), range(10))
-    ]
-    rows = [
-        {"question": f"{WORDS[a]} {word} {WORDS[b]}", "answer": WORDS[result]}
-        for a, word, b, result in found
-        if result >= 0
-    ]
-    return [row for row in rows if not labels or row["answer"] in labels]
+    rows: Made = []
+    for a, word, b in itertools.product(range(10), ("plus", "minus"), range(10)):
+        result = a + b if word == "plus" else a - b
+        if result >= 0 and (not labels or WORDS[result] in labels):
+            question = f"{WORDS[a]} {word} {WORDS[b]}"
+            rows.append({"question": question, "answer": WORDS[result]})
+    return rows
 
 
 def _parity_rows(labels: Sequence[str]) -> Made:
     """Sequences of three to eight bits in words: is the number of ones even or odd?"""
     return [
-        {
-            "bits": " ".join(WORDS[bit] for bit in bits),
-            "answer": "odd" if sum(bits) % 2 else "even",
-        }
+        {"bits": " ".join(WORDS[bit] for bit in bits), "answer": "odd" if sum(bits) % 2 else "even"}
         for length in range(3, 9)
         for bits in itertools.product((0, 1), repeat=length)
     ]

@@ -86,7 +86,7 @@ class Slot:
 
     def __str__(self) -> str:
         if self.text is not None:
-            return re.sub(r"[\[\]]", r"\\\g<0>", self.text)
+            return _escaped(self.text)
         attributes = [k if v is True else f"{k}={v}" for k, v in self.attributes.items()]
         return f"[{','.join([f'{self.type}:{self.name}', *attributes])}]"
 
@@ -209,32 +209,27 @@ def fill(template: Template, row: Mapping[str, Any], where: str = "row") -> Fill
 
 def _slot(template: str, token: re.Match[str], side: Side, position: int) -> Slot:
     """The slot that `token`, text between brackets, is."""
-    start, inside = token.start(), token[0][1:-1]
-    found = _SLOT.fullmatch(inside)
+
+    def wrong(what: str) -> TemplateError:
+        return TemplateError(template, token.start(), what)
+
+    found = _SLOT.fullmatch(token[0][1:-1])
     if not found:
-        raise TemplateError(template, start, _not_a_slot(token[0]))
-    kind, name, attributes = found[1], found[2], found[3]
+        raise wrong(_not_a_slot(token[0]))
+    kind, name, attributes = found.groups()
     if kind in RESERVED_TYPES:
-        raise TemplateError(
-            template,
-            start,
-            f"slot type {kind} is not supported; there are {' and '.join(TYPES)}",
-        )
+        raise wrong(f"slot type {kind} is not supported; there are {' and '.join(TYPES)}")
     if kind not in TYPES:
         near = get_close_matches(kind, TYPES, n=1)
         repair = f"did you mean {near[0]}? " if near else ""
-        raise TemplateError(
-            template,
-            start,
+        raise wrong(
             f"'{token[0]}': unknown slot type {kind}; {repair}There are {' and '.join(TYPES)}; "
-            f"as plain text it is {_escaped(token[0])}",
+            f"as plain text it is {_escaped(token[0])}"
         )
     if kind == "IMAGE" and side == "decoder":
-        raise TemplateError(
-            template, start, "IMAGE is not supported on the decoder side: models here answer text"
-        )
+        raise wrong("IMAGE is not supported on the decoder side: models here answer text")
     values: dict[str, Value] = {}
-    column = start + 1 + found.start(3)
+    column = token.start() + 1 + found.start(3)
     for attribute in attributes.split(",")[1:]:
         column += 1  # the comma
         try:

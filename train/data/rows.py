@@ -130,9 +130,8 @@ def _place(path: Path, column: Column, names: Sequence[str], header: bool) -> in
         return names.index(column.column)
     if column.column.isdecimal():
         return int(column.column)
-    hint = (
-        f"its header has {', '.join(names)}" if header else "set dataset.header=true to use names"
-    )
+    known = f"its header has {', '.join(names)}"
+    hint = known if header else "set dataset.header=true to use names"
     raise DataError(f"{path} has no column '{column.column}': {hint}")
 
 

@@ -92,15 +92,13 @@ def columns(text: str | None) -> tuple[Column, ...]:
             raise DataSpecError(
                 f"dataset.selected_cols={text!r}: {part!r} must be a column, or column:slot"
             )
-        for what, value, taken in (
-            ("column", column, [c.column for c in found]),
-            ("slot", name, [c.name for c in found]),
-        ):
-            if value in taken:
-                raise DataSpecError(
-                    f"dataset.selected_cols={text!r}: {what} {value} twice; "
-                    "a slot may stand in a template twice, so once is enough"
-                )
+        twice = [f"column {column}" for other in found if other.column == column]
+        twice += [f"slot {name}" for other in found if other.name == name]
+        if twice:
+            raise DataSpecError(
+                f"dataset.selected_cols={text!r}: {twice[0]} twice; "
+                "a slot may stand in a template twice, so once is enough"
+            )
         found.append(Column(column, name))
     return tuple(found)
 

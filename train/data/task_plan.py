@@ -112,11 +112,8 @@ def _plan(task: Task) -> TaskPlan:
     if any(t.target.has("closed_set") for t in templates):
         answers = answers_of(task, where)
         _check_closed_set(templates, where)
-    metrics = dict(task.evaluation.metrics)
-    if not metrics:
-        metrics = {
-            "accuracy" if answers is not None else "exact_match": MetricSettings(target.name)
-        }
+    default = "exact_match" if answers is None else "accuracy"
+    metrics = dict(task.evaluation.metrics) or {default: MetricSettings(target.name)}
     for name, settings in metrics.items():
         try:
             logged_names(name, settings.beta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,71 +14,20 @@ from train.config.typed import SettingsError
 _MASKS = ("<mask>", "[MASK]", "<extra_id_0>")  # the last one is T5's
 
 
-class Vocabulary(Protocol):
-    """Ids, and the marks among them."""
-
-    before: tuple[int, ...]  # what a group of text that is read begins with
-    after: tuple[int, ...]  # and ends with
-    start: tuple[int, ...]  # what an answer begins with, before its first own id
-    eos: int
-    pad: int
-    mask: int | None
-    image: int  # in the place of a patch; -1 where the model reads none
-    size: int
-    unit: str  # what an id is
-
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def random_ids(self, n: int, rng: np.random.Generator) -> list[int]: ...
-    def save(self, folder: Path) -> None: ...
-
-
-class ByteTokens:
-    """The bytes of ByT5 and, behind them, <bos>, <mask> and <image>."""
-
-    unit = "bytes"
-
-    def __init__(self) -> None:
-        from transformers import ByT5Tokenizer
-
-        self._tokenizer = ByT5Tokenizer(extra_ids=0)
-        first = len(self._tokenizer)
-        self.bos, self.image = first, first + 2
-        self.mask: int | None = first + 1
-        self.pad: int = self._tokenizer.pad_token_id
-        self.eos: int = self._tokenizer.eos_token_id
-        self.before: tuple[int, ...] = (self.bos,)
-        self.start: tuple[int, ...] = (self.bos,)
-        self.after: tuple[int, ...] = (self.eos,)
-        self.size = first + 3
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text up to the end mark; other marks and bytes that are no UTF-8 are left out."""
-        own = [i for i in _up_to(ids, self.eos) if i < self.bos]
-        return str(self._tokenizer.decode(own, skip_special_tokens=True)).strip()
-
-    def random_ids(self, n: int, rng: np.random.Generator) -> list[int]:
-        """Ids of printable ASCII."""
-        offset = self.encode("a")[0] - ord("a")
-        return [int(i) + offset for i in rng.integers(32, 127, n)]
-
-    def save(self, folder: Path) -> None:
-        """Nothing to keep: it is made without a file."""
-
-
-class FolderTokens:
-    """A tokenizer of Hugging Face, for a model that was made for it or is made for it here.
+class Vocabulary:
+    """Ids of a tokenizer of Hugging Face, for a model that was made for it or is made for it here.
 
     Made here (`config` null): marks that it lacks, and <image>, get ids behind its own, and groups have a
     begin mark. Else the tokenizer sets its own marks around text, and an answer begins
     with the model's decoder_start_token_id.
     """
 
-    unit = "tokens"
+    unit = "tokens"  # what an id is
+    before: tuple[int, ...]  # what a group of text that is read begins with
+    after: tuple[int, ...]  # and ends with
+    start: tuple[int, ...]  # what an answer begins with, before its first own id
+    mask: int | None
+    image: int  # in the place of a patch; -1 where the model reads none
 
     def __init__(self, tokenizer: Any, key: str, config: Any = None) -> None:
         self._tokenizer = tokenizer
@@ -90,10 +39,6 @@ class FolderTokens:
         eos = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
         pad = tokenizer.pad_token_id
         mask = _first(tokenizer.mask_token_id, *(vocabulary.get(m) for m in _MASKS))
-        self.mask: int | None
-        self.before: tuple[int, ...]
-        self.start: tuple[int, ...]
-        self.after: tuple[int, ...]
         if config is None:
             self.pad, self.eos = self._mark(pad), self._mark(eos)
             begin = self._mark(_first(tokenizer.bos_token_id, tokenizer.cls_token_id))
@@ -153,6 +98,26 @@ def _up_to(ids: Sequence[int], eos: int) -> list[int]:
 
 def _first(*candidates: Any) -> Any:
     return next((one for one in candidates if one is not None), None)
+
+
+class ByteTokens(Vocabulary):
+    """The bytes of ByT5 and, behind them, <bos>, <mask> and <image>."""
+
+    unit = "bytes"
+
+    def __init__(self) -> None:
+        from transformers import ByT5Tokenizer
+
+        super().__init__(ByT5Tokenizer(extra_ids=0), "bytes")
+        self.bos = self.own
+
+    def random_ids(self, n: int, rng: np.random.Generator) -> list[int]:
+        """Ids of printable ASCII."""
+        offset = self.encode("a")[0] - ord("a")
+        return [int(i) + offset for i in rng.integers(32, 127, n)]
+
+    def save(self, folder: Path) -> None:
+        """Nothing to keep: it is made without a file."""
 
 
 @cache

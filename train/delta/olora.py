@@ -131,14 +131,10 @@ def factors(model: torch.nn.Module, name: str, ancestors: Sequence[str]) -> list
     found = []
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A:
-            a, b = module.lora_A, module.lora_B
-            a_new, b_new = _weight(a[name]), _weight(b[name])
-            old = [_weight(a[one]).detach() for one in ancestors if one in a]
+            a: Any = module.lora_A  # adapter name -> linear layer
+            b: Any = module.lora_B
+            a_new = a[name].weight
+            old = [a[one].weight.detach() for one in ancestors if one in a]
             a_old = torch.cat(old) if old else a_new.new_zeros(0, a_new.shape[1])
-            found.append(Factors(a_old, a_new, b_new))
+            found.append(Factors(a_old, a_new, b[name].weight))
     return found
-
-
-def _weight(layer: Any) -> torch.Tensor:
-    weight: torch.Tensor = layer.weight
-    return weight

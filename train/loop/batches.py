@@ -35,9 +35,6 @@ class Training:
         order: list[int] = torch.randperm(n, generator=generator).tolist()
         return order
 
-    def stream(self) -> Stream:
-        return Stream(cache(self.order), self.micro_batch_size, self.update_freq)
-
 
 class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     """The updates of a training in order, each a list of own micro-batches (possibly empty ones)."""
@@ -47,7 +44,7 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     ) -> None:
         """`limit`: updates, 0 or less for no limit; with several tasks it alone ends the training."""
         self.tasks = tasks
-        self.streams = [task.stream() for task in tasks]
+        self.streams = [Stream(cache(t.order), t.micro_batch_size, t.update_freq) for t in tasks]
         self.rank, self.world = rank, world
         self.total = total_updates(
             self.streams, lambda e: len(tasks[0].rows.train(e)), world, epochs, limit
@@ -69,16 +66,12 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     def _batch(self, part: MicroBatch) -> dict[str, Any]:
         training = self.tasks[part.task]
         rows = training.rows.train(part.epoch)
-        examples = [
-            training.task.example(
-                rows[i],
-                # By row and epoch, so that it does not matter which process draws it.
-                np.random.default_rng([training.seed, part.epoch, i]),
-                True,
-                f"task {training.task.plan.name}, training row {i + 1}",
-            )
-            for i in part.rows
-        ]
+        examples = []
+        for i in part.rows:
+            # By row and epoch, so that it does not matter which process draws it.
+            rng = np.random.default_rng([training.seed, part.epoch, i])
+            where = f"task {training.task.plan.name}, training row {i + 1}"
+            examples.append(training.task.example(rows[i], rng, True, where))
         return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
 
 

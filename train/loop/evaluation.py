@@ -12,6 +12,7 @@ import torch
 
 from train.data.rows import Row, Rows
 from train.data.task_metrics import compute
+from train.data.task_plan import TaskPlan
 from train.loop.criterion import loss_sum, sample_size
 from train.model.family import Meeting
 
@@ -41,15 +42,10 @@ def evaluate(
     model.eval()
     with torch.inference_mode():
         for start in range(0, len(chosen), size):
-            examples = [
-                task.example(
-                    row,
-                    np.random.default_rng([seed, i]),
-                    False,
-                    f"task {plan.name}, {part} row {i + 1}",
-                )
-                for i, row in enumerate(chosen[start : start + size], start=start)
-            ]
+            examples = []
+            for i, row in enumerate(chosen[start : start + size], start=start):
+                where = f"task {plan.name}, {part} row {i + 1}"
+                examples.append(task.example(row, np.random.default_rng([seed, i]), False, where))
             answers += task.answers(model, examples, device)
             if with_loss:
                 batch = {k: v.to(device) for k, v in task.batch(examples).items()}
@@ -63,10 +59,7 @@ def evaluate(
     if with_loss:
         found["loss"] = loss / max(1, counted)
     if plan.task.evaluation.output_dir is not None:
-        target = plan.templates[0].target.name
-        _keep_answers(
-            Path(plan.task.evaluation.output_dir), plan.name, part, target, chosen, answers
-        )
+        _keep_answers(plan, Path(plan.task.evaluation.output_dir), part, chosen, answers)
     return found
 
 
@@ -91,20 +84,14 @@ def means(
 
 
 def _keep_answers(
-    folder: Path, task: str, part: str, target: str, rows: Sequence[Row], answers: Sequence[str]
+    plan: TaskPlan, folder: Path, part: str, rows: Sequence[Row], answers: Sequence[str]
 ) -> None:
     """One JSON object per row: what was answered, and the row's columns that are text or numbers."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(
-            {
-                "answer": answer,
-                "target": row.get(target),
-                "row": {k: v for k, v in row.items() if isinstance(v, (str, int, float))},
-            }
-        )
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    aside = folder / f".{task}_{part}.jsonl"
-    aside.write_text("\n".join(lines) + "\n")
-    aside.replace(folder / f"{task}_{part}.jsonl")
+    aside = folder / f".{plan.name}_{part}.jsonl"
+    with aside.open("w") as file:
+        for row, answer in zip(rows, answers, strict=True):
+            kept = {k: v for k, v in row.items() if isinstance(v, (str, int, float))}
+            target = row.get(plan.templates[0].target.name)
+            file.write(json.dumps({"answer": answer, "target": target, "row": kept}) + "\n")
+    aside.replace(folder / f"{plan.name}_{part}.jsonl")

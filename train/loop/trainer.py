@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,11 @@ class UpdateTrainer(Trainer):
         delta: Delta,
         validate: Callable[[int], dict[str, float]],
         save: Callable[[str], None],
-        workers: int,
-        prefetch_factor: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.updates, self.delta = updates, delta
         self.validate, self.save_as = validate, save
-        self.workers, self.prefetch_factor = workers, prefetch_factor
         self.min_loss_scale = 0.0
         self.losses: list[torch.Tensor] = []  # per update: the tasks', then the penalty's parts
         self.parts: list[str] = []  # names of the latter
@@ -65,14 +63,13 @@ class UpdateTrainer(Trainer):
         self.best: dict[str, torch.Tensor] | None = None
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        datasets = [t.task.plan.task.dataset for t in self.updates.tasks]
         reading: dict[str, Any] = {}
-        if self.workers:
-            reading = {"num_workers": self.workers, "prefetch_factor": self.prefetch_factor}
+        if workers := max(d.num_workers for d in datasets):
+            ahead = max(d.prefetch_factor for d in datasets)
+            reading = {"num_workers": workers, "prefetch_factor": ahead}
         return torch.utils.data.DataLoader(
-            self.updates,
-            batch_size=None,
-            pin_memory=self.args.dataloader_pin_memory,
-            **reading,
+            self.updates, batch_size=None, pin_memory=self.args.dataloader_pin_memory, **reading
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -156,19 +153,14 @@ class UpdateTrainer(Trainer):
             self.by_task = []
             self.logged = len(self.losses)
         if self.updates.single:  # Trainer counts all updates as one epoch
-            ends = sorted(self.ends)
-            done = [step for step in ends if step <= self.state.global_step]
-            begin = done[-1] if done else 0
-            later = ends[len(done)] if len(done) < len(ends) else self.updates.total + 1
-            part = (self.state.global_step - begin) / (later - begin)
-            self.state.epoch = len(done) + part
+            step, ends = self.state.global_step, [0, *sorted(self.ends), self.updates.total + 1]
+            done = sum(end <= step for end in ends[1:])
+            self.state.epoch = done + (step - ends[done]) / (ends[done + 1] - ends[done])
         super().log(logs, *args, **kwargs)
 
-    @property
+    @cached_property
     def ends(self) -> dict[int, int]:
-        if not hasattr(self, "_ends"):
-            self._ends = ends_of_epochs(self.updates)
-        return self._ends
+        return ends_of_epochs(self.updates)
 
     def _log_of_tasks(self, sums: list[list[float]]) -> dict[str, float]:
         """Per task, where there are several: loss; accuracy of the training rows where wanted."""
@@ -196,10 +188,7 @@ class UpdateTrainer(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         new = bool(super()._determine_best_metric(metrics, trial))
         if new:
-            self.best = {
-                name: parameter.detach().cpu().clone()
-                for name, parameter in self._trained().items()
-            }
+            self.best = {name: p.detach().cpu().clone() for name, p in self._trained().items()}
         return new
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -229,10 +218,9 @@ class UpdateTrainer(Trainer):
 
 def loss_scaler(extras: TrainerExtras, device: str) -> torch.amp.GradScaler:
     """The scaler that keeps gradients of fp16 above underflow, with the settings of `trainer`."""
-    window = extras.fp16_scale_window
     made = torch.amp.GradScaler(device, init_scale=extras.fp16_init_scale)
-    if window is not None:
-        made.set_growth_interval(window)
+    if extras.fp16_scale_window is not None:
+        made.set_growth_interval(extras.fp16_scale_window)
     return made
 
 
@@ -272,14 +260,11 @@ def train(
     # Only now the process group is there, and with it the share of this process.
     updates = Updates(tasks, ranks.rank(), ranks.size(), epochs, limit)
     arguments.max_steps = len(updates)
-    datasets = [t.task.plan.task.dataset for t in tasks]
     trainer = UpdateTrainer(
         updates=updates,
         delta=delta,
         validate=validate,
         save=save,
-        workers=max(d.num_workers for d in datasets),
-        prefetch_factor=max(d.prefetch_factor for d in datasets),
         model=model,
         args=arguments,
         train_dataset=updates,

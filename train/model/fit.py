@@ -29,9 +29,7 @@ def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
     found = [(plan, *one) for plan in plans for one in images(plan)]
     for _, _, side, channels in found[:1]:
         model = replace(
-            model,
-            image_size=model.image_size or side,
-            num_channels=model.num_channels or channels,
+            model, image_size=model.image_size or side, num_channels=model.num_channels or channels
         )
     for plan, slot, side, channels in found:
         where = f"task.{plan.name}"
@@ -55,9 +53,8 @@ def check_loaded(model: Any, settings: ModelSettings, plans: Iterable[TaskPlan])
     Raises SettingsError.
     """
     side = getattr(model.config, "image_size", None)
-    limit = getattr(
-        model.config, "max_position_embeddings", None
-    )  # of learned positions, as BART's
+    # Of learned positions, as BART's.
+    limit = getattr(model.config, "max_position_embeddings", None)
     for plan in plans:
         if any(images(plan)) and side not in (None, settings.side):
             raise SettingsError(

@@ -12,7 +12,7 @@ from train.config.sections import ModelSettings
 from train.config.typed import SettingsError
 from train.data.pretrained import CONFIG, described, read, require_tokenizer
 from train.data.task_plan import TaskPlan
-from train.data.vocabulary import FolderTokens, Vocabulary
+from train.data.vocabulary import Vocabulary
 from train.model.family import MakeFamily, Meeting, load_base
 from train.model.fit import images
 
@@ -67,7 +67,7 @@ class Seq2Seq:
         if self.base is None and settings.weights == "random" and settings.tokenizer is not None:
             # Marks of the tokenizer that the shape was first trained with.
             config.decoder_start_token_id = config.pad_token_id = None
-        made = FolderTokens(tokenizer, f"{key}={name}", config)
+        made = Vocabulary(tokenizer, f"{key}={name}", config)
         if made.own > config.vocab_size and settings.weights != "random":
             raise SettingsError(
                 f"{key}={name}: the tokenizer has {made.own} ids, but the weights of "

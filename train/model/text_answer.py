@@ -61,20 +61,19 @@ class TextAnswer:
             )
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Example:
-        made = example(self.plan, self.vocabulary, self.patches, row, rng, training, where)
+        plan = self.plan
+        made = example(plan, self.vocabulary, self.patches, row, rng, training, where)
         whole = (self.vocabulary.after[-1], self.vocabulary.image)
         if not self.cut and made.source and made.source[-1] not in whole:
             self.cut = True
             log.warning(
                 "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
-                where,
-                self.plan.name,
-                self.plan.max_src_length,
+                *(where, plan.name, plan.max_src_length),
             )
         if training and not any(made.learned):
             raise DataError(
                 f"{where}: nothing is left to learn, because what stands before the answer takes all "
-                f"of task.{self.plan.name}.max_tgt_length={self.plan.max_tgt_length} ids "
+                f"of task.{plan.name}.max_tgt_length={plan.max_tgt_length} ids "
                 f"({self.vocabulary.unit}): raise it, or take a tokenizer with longer pieces "
                 "(model.tokenizer)"
             )
@@ -83,9 +82,7 @@ class TextAnswer:
             log.warning(
                 "%s: the answer is cut to task.%s.max_tgt_length=%d ids and learned without its end; of "
                 "later rows this is not told",
-                where,
-                self.plan.name,
-                self.plan.max_tgt_length,
+                *(where, plan.name, plan.max_tgt_length),
             )
         return made
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from train.config.sections import ModelSettings
 from train.data.pretrained import read, require_tokenizer
 from train.data.task_plan import TaskPlan
-from train.data.vocabulary import FolderTokens, Vocabulary, tokens
+from train.data.vocabulary import Vocabulary, tokens
 from train.model.family import MakeFamily, Meeting, load_base
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Unify:
             return tokens()
         from transformers import AutoTokenizer
 
-        return FolderTokens(read(AutoTokenizer.from_pretrained, name, key), f"{key}={name}")
+        return Vocabulary(read(AutoTokenizer.from_pretrained, name, key), f"{key}={name}")
 
     def build(self) -> PreTrainedModel:
         from train.model.patches import UnifyConfig, UnifyModel
