@@ -236,8 +236,10 @@ class LocalExecutor:
         self._refused = ""
         running = [one for one in self._running.values() if not one.over]
         if running:
-            got = f"{len(running)} running job(s) got SIGTERM and have {self._limits.grace_s:g} s"
-            log.info("stopping: %s to end; another signal kills them now", got)
+            log.info(
+                f"stopping: {len(running)} running job(s) got SIGTERM and have"
+                f" {self._limits.grace_s:g} s to end; another signal kills them now"
+            )
         for one in running:
             one.end("the sweep was stopped", Cause.STOPPED)
 

@@ -236,8 +236,10 @@ class RayExecutor:
         for agents in self._nodes.values():
             if not agents.answered and time.monotonic() - agents.begin > LATE_S:
                 agents.answered = True
-                late = f"the agent on {agents.name} has not started for {LATE_S:g} s"
-                log.warning("%s: somebody may hold what Ray counts there (see `ray status`)", late)
+                log.warning(
+                    f"the agent on {agents.name} has not started for {LATE_S:g} s: somebody may"
+                    " hold what Ray counts there (see `ray status`)"
+                )
 
     def _start_agent(
         self, key: str, name: str, resources: Mapping[str, float], starts: int
