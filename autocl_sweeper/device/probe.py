@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -349,7 +348,7 @@ class CpuProbe:
     ) -> None:
         if slots is not None and slots < 1:
             raise ConfigurationError(f"cpu_slots={slots}: at least 1 is needed, or null for auto")
-        cores = _usable_cores()
+        cores = len(os.sched_getaffinity(0))
         # OMP_NUM_THREADS may list one number per nesting level: the first counts.
         given = re.match(r"\s*([1-9][0-9]*)", environ.get("OMP_NUM_THREADS", ""))
         self.slots = slots or max(1, cores // int(given.group(1) if given else 1))
@@ -368,12 +367,6 @@ class CpuProbe:
         if self._hide_gpus:
             variables[VISIBLE] = ""
         return variables
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class FakeProbe:

@@ -144,7 +144,7 @@ class RayExecutor:
                 node.actor.tell.remote({"release": True})
         if not self._ended:
             self._listen(POLL_S if timeout_s is None else min(timeout_s, POLL_S))
-        while self._listen(0.0) or (timeout_s is None and self._stopping_still()):
+        while self._listen(0.0) or (timeout_s is None and self._still_stopping()):
             pass
         ended, self._ended = self._ended, []
         for job, _ in ended:
@@ -154,10 +154,10 @@ class RayExecutor:
     def reports(self) -> list[Report]:
         return self._reports.new()
 
-    def _stopping_still(self) -> bool:
-        """Whether there is a node that has not ended its jobs, and nothing to tell of yet."""
-        waits = self._stop_by is not None and time.monotonic() < self._stop_by
-        if not waits or self._ended or all(node.stopped for node in self._nodes.values()):
+    def _still_stopping(self) -> bool:
+        """Whether a node had jobs that were to stop, and no end to report; listens to it once."""
+        late = self._stop_by is None or time.monotonic() >= self._stop_by
+        if late or self._ended or all(node.stopped for node in self._nodes.values()):
             return False
         self._listen(POLL_S)
         return True
