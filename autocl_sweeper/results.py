@@ -22,9 +22,10 @@ TABLE_FILE = "trials.csv"
 
 # Settings that AutoCL's readers look for, and those that make a chain repeatable, by the last part
 # of their configuration key. Searched parameters are always told.
-AUTOCL_SETTINGS = ("lamda_1", "lamda_2", "learning_rate")
 KNOWN_SETTINGS = (
-    *AUTOCL_SETTINGS,
+    "lamda_1",
+    "lamda_2",
+    "learning_rate",
     "num_train_epochs",
     "lora_dim",
     "lora_alpha",
@@ -196,11 +197,10 @@ def training_params(config: Mapping[str, Any], searched: Mapping[str, Any]) -> d
     A short name is the last part of a key; where two keys share it, both keep their whole name.
     """
     keys = [key for key in config if key in searched or key.rpartition(".")[2] in KNOWN_SETTINGS]
-    bare = {key: key.lstrip("+") for key in keys}
-    shorts = [name.rpartition(".")[2] for name in bare.values()]
+    names = [key.lstrip("+") for key in keys]
+    shorts = [name.rpartition(".")[2] for name in names]
     told: dict[str, Any] = {}
-    for key, name in bare.items():
-        short = name.rpartition(".")[2]
+    for key, name, short in zip(keys, names, shorts, strict=True):
         told[short if shorts.count(short) == 1 else name] = config[key]
     if "per_device_train_batch_size" in told:
         told["train_bs"] = told.pop("per_device_train_batch_size")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autocl_sweeper import results
+from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.errors import (
     ConfigurationError,
     JobContractError,
@@ -37,18 +38,6 @@ REPORTS_S = 1.0  # how long a report may lie before it is read, while jobs run
 log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    """Who watches a sweep. Called from the control loop, so it must be quick."""
-
-    def begin(self, plan: Plan, history: History) -> None: ...
-    def started(self, trial: Trial) -> None: ...
-    def finished(self, trial: Trial) -> None: ...
-    def again(self, trial: Trial, reason: str) -> None: ...
-    def gave_up(self, trial: Trial) -> None: ...
-    def selected(self, stage: Stage, beam: Sequence[Trial]) -> None: ...
-    def end(self) -> None: ...
-
-
 class Clock(Protocol):
     """As the module `time`; tests have one that jumps."""
 
@@ -70,7 +59,7 @@ class Sweep:
         plan: Plan,
         executor: Executor,
         files: JobFiles,
-        progress: Progress,
+        progress: LogProgress,
         snapshot: Snapshot | None = None,
         clock: Clock = time,
     ) -> None:

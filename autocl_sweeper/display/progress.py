@@ -238,14 +238,10 @@ class Panel:
     """Lines that stay below what is said: one of figures, one per device with memory and job."""
 
     def __init__(
-        self,
-        executor: Watched,
-        figures: Callable[[], Sequence[Any]],
-        told: Callable[[int], str],
+        self, executor: Watched, figures: Callable[[], Sequence[Any]], told: Callable[[int], str]
     ) -> None:
         """`told`: a job in short, by its number."""
         from rich.console import Console
-        from rich.live import Live
 
         self._executor = executor
         self._figures = figures
@@ -253,8 +249,17 @@ class Panel:
         self._readings: Mapping[str, Device] = {}
         self._read_at = -math.inf
         self._console = Console(stderr=True)
-        live = Live(console=self._console, get_renderable=self.lines, refresh_per_second=4)
-        self.start, self.stop = live.start, live.stop
+        self._live: Any = None
+
+    def start(self) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=self._console, get_renderable=self.lines, refresh_per_second=4)
+        self._live.start()
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)

@@ -101,11 +101,8 @@ class BatchExecutor:
         it can harm no other, and those that had not begun run again as before.
         """
         ended = {job.number: self._files.read_outcome(job.number) for job in batch}
-        begun = [
-            number
-            for number, outcome in ended.items()
-            if outcome is None and self._files.begun(number).exists()
-        ]
+        unfinished = [number for number, outcome in ended.items() if outcome is None]
+        begun = [number for number in unfinished if self._files.begun(number).exists()]
         lost = failure(error, 0.0)
         if len(batch) > 1 and begun:
             self._suspects.update(begun)

@@ -208,14 +208,14 @@ class LocalExecutor:
         return self._reports.new()
 
     def learn(self, stage: int, outcome: Outcome) -> None:
-        """What a finished job used says what the next ones of its stage reserve."""
+        """Let what a finished job used decide what the next ones of its stage reserve."""
         if (peak_mib := peak_of(outcome)) is not None:
             self.learn_peaks(stage, peak_mib)
         elif outcome.state is State.COMPLETE and outcome.device is not None:
             self._pool.expect(0)
 
     def learn_peaks(self, stage: int, largest_mib: int, finished: int = 1) -> None:
-        """The same of jobs that ran elsewhere, or before: how many, and the largest of their peaks."""
+        """Learn from jobs that ran elsewhere, or before: how many, and their largest peak."""
         self._pool.learn(stage, largest_mib, finished)
 
     def cancel(self, job: Job) -> None:
