@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autocl_sweeper import results
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.errors import (
     ConfigurationError,
     JobContractError,
@@ -38,6 +37,18 @@ REPORTS_S = 1.0  # how long a report may lie before it is read, while jobs run
 log = logging.getLogger(__name__)
 
 
+class Progress(Protocol):
+    """Who watches a sweep. Called from the control loop, so it must be quick."""
+
+    def begin(self, plan: Plan, history: History) -> None: ...
+    def started(self, trial: Trial) -> None: ...
+    def finished(self, trial: Trial) -> None: ...
+    def again(self, trial: Trial, reason: str) -> None: ...
+    def gave_up(self, trial: Trial) -> None: ...
+    def selected(self, stage: Stage, beam: Sequence[Trial]) -> None: ...
+    def end(self) -> None: ...
+
+
 class Clock(Protocol):
     """As the module `time`; tests have one that jumps."""
 
@@ -59,7 +70,7 @@ class Sweep:
         plan: Plan,
         executor: Executor,
         files: JobFiles,
-        progress: LogProgress,
+        progress: Progress,
         snapshot: Snapshot | None = None,
         clock: Clock = time,
     ) -> None:
