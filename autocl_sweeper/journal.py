@@ -170,8 +170,8 @@ class Fold:
     setup: Record | None = None  # the `sweep` event: version and fingerprint
     overrides: dict[int, tuple[str, ...]] = field(default_factory=dict)
     failures: Counter[int] = field(default_factory=Counter)  # trial -> attempts that were retried
-    # Running trials whose next attempt did not start: when the last one failed; -inf: it was lost.
-    failed_at: dict[int, float] = field(default_factory=dict)
+    over: set[int] = field(default_factory=set)  # running trials whose next attempt did not start
+    failed_at: dict[int, float] = field(default_factory=dict)  # of those: when, unless it was lost
     alone: set[int] = field(default_factory=set)  # trials that ran out of memory beside others
     ended: bool = False
 
@@ -188,6 +188,7 @@ def fold(records: Iterable[Record]) -> Fold:
                 if trial.number in state.history:  # a failed one runs again with more retries
                     state.failures[trial.number] += state.history[trial.number].state is State.FAIL
                 state.history.start(trial)
+                state.over.discard(trial.number)
                 state.failed_at.pop(trial.number, None)
                 state.overrides[trial.number] = tuple(record["overrides"])
             case "report":
@@ -206,7 +207,9 @@ def fold(records: Iterable[Record]) -> Fold:
             case "attempt_failed":
                 # The trial stays RUNNING until its last attempt ends.
                 state.failures[record["trial"]] += not record["lost"]
-                state.failed_at[record["trial"]] = -math.inf if record["lost"] else record["time"]
+                state.over.add(record["trial"])
+                if not record["lost"]:
+                    state.failed_at[record["trial"]] = record["time"]
                 if record["lost"] and record.get("cause") == Cause.DEVICE_MEMORY.value:
                     state.alone.add(record["trial"])
             case unknown:

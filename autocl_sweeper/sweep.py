@@ -153,6 +153,7 @@ class Sweep:
             records, state = [], Fold()
         self.history = state.history
         self._overrides = state.overrides
+        self._over = state.over
         self._failed_at = state.failed_at
         self._restart.failed.update(state.failures)
         self._restart.alone.update(state.alone)
@@ -185,7 +186,7 @@ class Sweep:
 
     def _take_up(self, trial: Trial) -> None:
         """A dead controller left this trial running: adopt its job or outcome, or run it again."""
-        if trial.number in self._failed_at:
+        if trial.number in self._over:
             self._wait_out(trial)
             return
         known = len(self.history.reports(trial.number))
@@ -211,7 +212,7 @@ class Sweep:
 
     def _wait_out(self, trial: Trial) -> None:
         """An attempt had failed and the next one had not begun: it still waits for its time."""
-        gone_s = self._clock.time() - self._failed_at[trial.number]
+        gone_s = self._clock.time() - self._failed_at.get(trial.number, -math.inf)
         left_s = rest_s(self._restart.pause_s(trial.number), gone_s)
         if left_s:
             self._progress.again(trial, f"the rest of its pause goes by first (in {left_s:.0f} s)")
