@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from autocl_sweeper import manual
-from autocl_sweeper.device.leases import LeaseFolder, Occupied
+from autocl_sweeper.device.leases import BUSY, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
 from autocl_sweeper.errors import AutoCLError
@@ -87,7 +87,7 @@ def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
     for device in find_probe(None, os.environ).devices(load=True):
         occupied = leases.look(device.id)
         if occupied is None:
-            occupied, refused = Occupied(), "is being looked at by another sweep"
+            occupied, refused = Occupied(), BUSY
         else:
             refused = refusal(device, occupied.claims, Claim(), free_memory)
         found.append(Seen(device, occupied, refused))
@@ -95,16 +95,14 @@ def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
 
 
 def as_json(leases: LeaseFolder, seen: Sequence[Seen]) -> str:
-    wanted = [one.occupied.wanted_by for one in seen]
-    told = [
-        {
-            **asdict(one.device),
+    told = []
+    for one in seen:
+        wanted_by = one.occupied.wanted_by
+        leased = {
             "leases": [asdict(claim) for claim in one.occupied.claims],
-            "wanted_by": None if claim is None else asdict(claim),
-            "refused": one.refused,
+            "wanted_by": None if wanted_by is None else asdict(wanted_by),
         }
-        for one, claim in zip(seen, wanted, strict=True)
-    ]
+        told.append({**asdict(one.device), **leased, "refused": one.refused})
     return json.dumps({"lease_folder": str(leases.path), "devices": told}, indent=2)
 
 
@@ -129,15 +127,12 @@ def _device_table(seen: Sequence[Seen]) -> Table:
         device = one.device
         processes = "?" if device.processes is None else "none"
         if device.processes:
-            processes = "\n".join(
-                f"{pid}" if mib is None else f"{pid}: {mib} MiB"
-                for pid, mib in device.processes.items()
-            )
-        memory = f"{device.free_mib} of {device.total_mib}"
+            told = device.processes.items()
+            processes = "\n".join(f"{p}" if mib is None else f"{p}: {mib} MiB" for p, mib in told)
         table.add_row(
             short(device.id),
             device.name,
-            "-" if device.total_mib is None else memory,
+            "-" if device.total_mib is None else f"{device.free_mib} of {device.total_mib}",
             "-" if device.utilisation is None else f"{device.utilisation} %",
             "-" if device.temperature_c is None else f"{device.temperature_c} °C",
             "-" if device.total_mib is None and device.processes is None else processes,

@@ -133,18 +133,14 @@ def job_return_of(job: Job, outcome: Outcome) -> JobReturn:
     if outcome.job_return is not None:
         assert isinstance(outcome.job_return, JobReturn)
         return outcome.job_return
+    returned = JobReturn(overrides=list(filter_overrides(job.overrides)))
     if outcome.state is State.COMPLETE:  # a dead controller's job; its JobReturn died with it
-        return JobReturn(
-            overrides=list(filter_overrides(job.overrides)),
-            status=JobStatus.COMPLETED,
-            _return_value=outcome.score,
-        )
-    tail = "".join(f"\n  | {line}" for line in outcome.log_tail)
-    return JobReturn(
-        overrides=list(filter_overrides(job.overrides)),
-        status=JobStatus.FAILED,
-        _return_value=JobDiedError(f"job {job.number}: {outcome.reason}{tail}"),
-    )
+        returned.status, returned.return_value = JobStatus.COMPLETED, outcome.score
+    else:
+        tail = "".join(f"\n  | {line}" for line in outcome.log_tail)
+        died = JobDiedError(f"job {job.number}: {outcome.reason}{tail}")
+        returned.status, returned.return_value = JobStatus.FAILED, died
+    return returned
 
 
 def configure_hydra_log(config: DictConfig) -> None:

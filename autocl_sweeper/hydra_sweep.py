@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,22 +49,57 @@ def run_sweep(
     JobReturns in batches, as its basic sweeper does.
     """
     # All that composes from here on, jobs included, reads the files as they are now.
-    with errors_for_hydra(), signals_stop_it(), install(Snapshot(_folders(config))) as snapshot:
-        return _run_sweep(settings, arguments, hydra_context, config, launcher, snapshot)
+    sources = config.hydra.runtime.config_sources
+    snapshot = Snapshot([source.path for source in sources if source.schema == "file"])
+    with errors_for_hydra(), signals_stop_it(), install(snapshot):
+        plan = _plan(settings, arguments, hydra_context.config_loader, config)
+        folder = Path(str(config.hydra.sweep.dir)).absolute()
+        snapshot.complete(folder)
+        name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
+        for sentence in below_files(name, arguments, groups, snapshot.text):
+            log.warning(sentence)
+        files = JobFiles.of(folder)
+        streams = hasattr(launcher, "executor")
+        launching = launcher.settings if streams else {}
+        if retries := launching.get("retries"):
+            raise ConfigurationError(
+                f"hydra.launcher.retries={retries}, but this sweeper decides itself"
+                " what runs again.\n  The launcher's retries are for other sweepers. Set"
+                f" hydra.sweeper.retries={retries}\n  (and"
+                " hydra.sweeper.retry_delay_s) instead. No job was started."
+            )
+        # A batch cannot be ended before its time, and its last job is what the stage waits for.
+        pipeline = plan.settings.pipeline and streams
+        strategy = plan.strategy.scheduled(pipeline, work_of(launching, plan.configs))
+        plan = replace(plan, strategy=strategy)
+        executor: Executor
+        if streams:
+            executor = launcher.executor(returns=not plan.ranked, files=files)
+        else:
+            executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
+        with closing(executor):
+            sweep = Sweep(folder, plan, executor, files, watch(executor), snapshot)
+            learn_from(sweep.history, executor)
+            if not (folder / "multirun.yaml").exists():
+                OmegaConf.save(config, folder / "multirun.yaml")
+            try:
+                history = sweep.run()
+            except BaseException:
+                log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
+                raise
+        if not plan.ranked:
+            return _batches(sweep.outcomes, plan.settings)
+        from rich.console import Console
+
+        print_summary(plan, history, folder, Console())
+        return sweep.best_chain()
 
 
-def _run_sweep(
-    raw: Mapping[str, Any],
-    arguments: Sequence[str],
-    hydra_context: Any,
-    config: DictConfig,
-    launcher: Any,
-    snapshot: Snapshot,
-) -> Any:
-    settings = Settings(**{key: plain(value) for key, value in raw.items()})
-
-    composer = Composer(hydra_context.config_loader, config)
-
+def _plan(
+    given: Mapping[str, Any], arguments: Sequence[str], config_loader: Any, config: DictConfig
+) -> Plan:
+    settings = Settings(**{key: plain(value) for key, value in given.items()})
+    composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
@@ -71,57 +107,8 @@ def _run_sweep(
 
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
-    plan = make_plan(
-        settings,
-        arguments,
-        compose,
-        hydra_context.config_loader,
-        knows_folders=subdir["subdir"] == DEFAULT_SUBDIR,
-    )
-    folder = Path(str(config.hydra.sweep.dir)).absolute()
-    snapshot.complete(folder)
-    name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
-    for sentence in below_files(name, arguments, groups, snapshot.text):
-        log.warning(sentence)
-    files = JobFiles.of(folder)
-    streams = hasattr(launcher, "executor")
-    if streams and launcher.settings["retries"]:
-        raise ConfigurationError(
-            f"hydra.launcher.retries={launcher.settings['retries']}, but this sweeper decides itself"
-            " what runs again.\n  The launcher's retries are for other sweepers. Set"
-            f" hydra.sweeper.retries={launcher.settings['retries']}\n  (and"
-            " hydra.sweeper.retry_delay_s) instead. No job was started."
-        )
-    strategy = plan.strategy.scheduled(
-        # A batch cannot be ended before its time, and its last job is what the stage waits for.
-        pipeline=settings.pipeline and streams,
-        work=work_of(launcher.settings if streams else {}, plan.configs),
-    )
-    plan = replace(plan, strategy=strategy)
-    executor: Executor
-    if streams:
-        executor = launcher.executor(returns=not plan.ranked, files=files)
-    else:
-        executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
-    try:
-        progress = watch(executor)
-        sweep = Sweep(folder, plan, executor, files, progress, snapshot)
-        learn_from(sweep.history, executor)
-        if not (folder / "multirun.yaml").exists():
-            OmegaConf.save(config, folder / "multirun.yaml")
-        try:
-            history = sweep.run()
-        except BaseException:
-            log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
-            raise
-    finally:
-        executor.close()
-    if not plan.ranked:
-        return _batches(sweep.outcomes, settings)
-    from rich.console import Console
-
-    print_summary(plan, history, folder, Console())
-    return sweep.best_chain()
+    knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
+    return make_plan(settings, arguments, compose, config_loader, knows_folders)
 
 
 def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None] | None:
@@ -163,12 +150,6 @@ def learn_from(history: History, executor: Executor) -> None:
         for trial in history:
             if trial.outcome is not None:
                 executor.learn(trial.stage, trial.outcome)
-
-
-def _folders(config: DictConfig) -> list[str]:
-    """The folders among the places where Hydra looks for configs."""
-    sources = config.hydra.runtime.config_sources
-    return [source.path for source in sources if source.schema == "file"]
 
 
 def _batch_size(plan: Plan, launcher: Any) -> int | None:

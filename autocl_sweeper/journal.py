@@ -234,17 +234,10 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
 
 
 def _trial(record: Record) -> Trial:
-    return Trial(
-        number=record["trial"],
-        stage=record["stage"],
-        task=record["task"],
-        suggestion=Suggestion(
-            record["suggestion"], record["params"], record.get("origin"), record.get("source")
-        ),
-        parent=record["parent"],
-        folder=record["folder"],
-        attempt=record["attempt"],
-    )
+    source = record.get("origin"), record.get("source")
+    suggestion = Suggestion(record["suggestion"], record["params"], *source)
+    same = {key: record[key] for key in ("stage", "task", "parent", "folder", "attempt")}
+    return Trial(number=record["trial"], suggestion=suggestion, **same)
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
@@ -267,24 +260,19 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 
 def outcome_from_json(record: Record) -> Outcome:
     """Raises KeyError, TypeError or ValueError when `record` is not an outcome."""
+    use = record.get("device")  # none in journals of earlier versions
+    same = {key: record[key] for key in ("reason", "score", "checkpoint", "returned")}
     return Outcome(
         state=State(record["state"]),
-        reason=record["reason"],
-        score=record["score"],
-        checkpoint=record["checkpoint"],
         evaluations=_numbers_from_json(record["eval"]),
         tests=_numbers_from_json(record["test"]),
         numbers=_numbers_from_json(record["numbers"]),
-        returned=record["returned"],
         seconds=float(record["seconds"]),
         log_tail=tuple(record["log_tail"]),
         cause=Cause(record.get("cause", "")),  # journals of earlier versions have none
-        device=_device_from_json(record.get("device")),  # nor this
+        device=use and DeviceUse(**{**use, "ids": tuple(use["ids"])}),
+        **same,
     )
-
-
-def _device_from_json(record: Record | None) -> DeviceUse | None:
-    return None if record is None else DeviceUse(**{**record, "ids": tuple(record["ids"])})
 
 
 def _numbers_to_json(numbers: Mapping[str, float]) -> dict[str, float | str]:

@@ -6,7 +6,6 @@ Longest first keeps the last jobs of a stage short, so that devices run out of w
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -141,58 +140,32 @@ class Queue:
         self._durations = durations
         self._work = work
         self._next_window = 0
-        self._waiting: set[int] = set()  # of the window looked at
-        self._by_work: list[tuple[float, int]] = []  # heaps; entries that are out of date stay
-        self._by_seconds: list[tuple[float, int]] = []
+        self._waiting: list[int] = []  # of the window looked at, the next one last
+        self._works: dict[int, float] = {}  # of the same; empty without `work`
+        self._sorted = True
 
     def next(self, begun: Collection[tuple[int, int | None]]) -> tuple[int, int | None] | None:
         """The suggestion and the parent that start next; None when there is no other."""
-        while True:
-            index = self._longest()
-            if index is None:
-                if self._next_window >= self._count:
-                    return None
-                self._fill()
-                continue
+        while self._waiting or self._next_window < self._count:
+            if not self._waiting:
+                window = range(self._next_window, min(self._next_window + WINDOW, self._count))
+                self._next_window = window.stop
+                self._waiting = [*reversed(window)]
+                self._works = {i: self._work(i) for i in window} if self._work else {}
+                self._sorted = False
+            if not self._sorted and self._works:
+                self._waiting.sort(key=lambda index: (self._estimate(index), -index))
+            self._sorted = True
             for parent in self._parents:
-                if (index, parent) not in begun:
-                    return index, parent
-            self._waiting.remove(index)
+                if (self._waiting[-1], parent) not in begun:
+                    return self._waiting[-1], parent
+            self._waiting.pop()
+        return None
 
-    def note(self, index: int) -> None:
-        """A job with this suggestion finished: its duration is known better."""
+    def note(self) -> None:
+        """A job of the stage finished: durations are known better."""
+        self._sorted = False
+
+    def _estimate(self, index: int) -> float:
         seconds = self._durations.of(index)
-        if index in self._waiting and self._work is not None and seconds is not None:
-            heapq.heappush(self._by_seconds, (-seconds, index))
-
-    def _fill(self) -> None:
-        window = range(self._next_window, min(self._next_window + WINDOW, self._count))
-        self._next_window = window.stop
-        self._waiting = set(window)
-        self._by_seconds = []
-        # Without work the list is a heap as it is.
-        self._by_work = [(-self._work(i) if self._work else 0.0, i) for i in window]
-        heapq.heapify(self._by_work)
-        for index in window:
-            self.note(index)
-
-    def _longest(self) -> int | None:
-        known = self._top(self._by_seconds, self._is_current)
-        guessed = self._top(self._by_work, self._is_guess)
-        if known is None or guessed is None:
-            best = known or guessed
-            return None if best is None else best[1]
-        return min(known, (guessed[0] * self._durations.per_work, guessed[1]))[1]
-
-    def _top(
-        self, heap: list[tuple[float, int]], valid: Callable[[tuple[float, int]], bool]
-    ) -> tuple[float, int] | None:
-        while heap and not (heap[0][1] in self._waiting and valid(heap[0])):
-            heapq.heappop(heap)
-        return heap[0] if heap else None
-
-    def _is_current(self, entry: tuple[float, int]) -> bool:
-        return -entry[0] == self._durations.of(entry[1])
-
-    def _is_guess(self, entry: tuple[float, int]) -> bool:
-        return self._work is None or self._durations.of(entry[1]) is None
+        return self._works[index] * self._durations.per_work if seconds is None else seconds

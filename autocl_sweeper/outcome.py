@@ -238,7 +238,3 @@ def last_lines(path: Path, count: int = TAIL_LINES, size: int = 16384) -> tuple[
             return tuple(file.read().decode("utf-8", "replace").splitlines()[-count:])
     except OSError:
         return ()
-
-
-def finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -22,9 +22,10 @@ TABLE_FILE = "trials.csv"
 
 # Settings that AutoCL's readers look for, and those that make a chain repeatable, by the last part
 # of their configuration key. Searched parameters are always told.
-AUTOCL_SETTINGS = ("lamda_1", "lamda_2", "learning_rate")
 KNOWN_SETTINGS = (
-    *AUTOCL_SETTINGS,
+    "lamda_1",
+    "lamda_2",
+    "learning_rate",
     "num_train_epochs",
     "lora_dim",
     "lora_alpha",
@@ -55,9 +56,7 @@ def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
     outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
 
     def matrix(scores: Sequence[Mapping[str, float]]) -> list[list[float]] | None:
-        complete = all(
-            task in row for stage, row in enumerate(scores) for task in tasks[: stage + 1]
-        )
+        complete = all(set(tasks[: stage + 1]) <= set(row) for stage, row in enumerate(scores))
         return metrics.accuracy_matrix(tasks, scores) if tasks and complete else None
 
     return Lineage(
@@ -81,10 +80,8 @@ def final_lineages(plan: Plan, history: History) -> list[Lineage]:
     return []
 
 
-def continual_metrics(matrix: Sequence[Sequence[float]] | None) -> dict[str, float]:
-    """Those of the matrix that are defined: transfer needs two tasks."""
-    if matrix is None:
-        return {}
+def continual_metrics(matrix: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Metrics this matrix defines: transfer needs two tasks."""
     found = {"average_accuracy": metrics.average_accuracy(matrix)}
     if len(matrix) > 1:
         found["backward_transfer"] = metrics.backward_transfer(matrix)
@@ -134,14 +131,11 @@ class ResultFile:
         self._held: list[tuple[str, Mapping[str, Any]]] = []
 
     def rebuild(self, records: Iterable[Record], history: History) -> None:
-        lines: list[str] = []
-        for record in records:
-            lines += self.lines(record["event"], record, history)
+        lines = (line for one in records for line in self.lines(one["event"], one, history))
         write_whole(self._path, "".join(lines).encode("utf-8", "backslashreplace"))
 
     def append(self, event: str, record: Mapping[str, Any], history: History) -> None:
-        lines = self.lines(event, record, history)
-        if lines:
+        if lines := self.lines(event, record, history):
             with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(lines)
 
@@ -149,7 +143,12 @@ class ResultFile:
         if event == "select":
             self._open = record["stage"] + 1
             held, self._held = self._held, []
-            selection = self._selection(record["stage"], record["beam"], history)
+            selection = {
+                "selected": list(record["beam"]),
+                "stage": record["stage"],
+                "task": self._plan.stages[record["stage"] - 1].task,
+                "scores": [history[number].score for number in record["beam"]],
+            }
             later = [line for kind, one in held for line in self.lines(kind, one, history)]
             return [_line(selection), *later]
         if event not in ("start", "finish") or record["trial"] in history.given_up:
@@ -169,13 +168,11 @@ class ResultFile:
         outcome = trial.outcome
         assert outcome is not None
         config = {**self._plan.configs.get(trial.task, {}), **trial.suggestion.params}
-        checkpoint = outcome.checkpoint
-        split = "dev" if outcome.evaluations else "returned"
         return {
             "training_params": training_params(config, trial.suggestion.params),
             "average_metrics": [t.score for t in history.lineage(trial)[:-1]] + [trial.score],
             "test_result": [[name, score] for name, score in outcome.tests.items()],
-            "model_save_path": checkpoint,
+            "model_save_path": outcome.checkpoint,
             "task": trial.task,
             "stage": trial.stage,
             "trial": trial.number,
@@ -183,18 +180,10 @@ class ResultFile:
             "status": outcome.state.value,
             "reason": outcome.reason,
             "score": outcome.score,
-            "score_split": split,
+            "score_split": "dev" if outcome.evaluations else "returned",
             "dev_result": [[name, score] for name, score in outcome.evaluations.items()],
             "log": f"{trial.folder}/{LOG_NAME}" if trial.folder else None,
             "seconds": round(outcome.seconds, 3),
-        }
-
-    def _selection(self, stage: int, beam: Sequence[int], history: History) -> dict[str, Any]:
-        return {
-            "selected": list(beam),
-            "stage": stage,
-            "task": self._plan.stages[stage - 1].task,
-            "scores": [history[number].score for number in beam],
         }
 
 
@@ -208,11 +197,10 @@ def training_params(config: Mapping[str, Any], searched: Mapping[str, Any]) -> d
     A short name is the last part of a key; where two keys share it, both keep their whole name.
     """
     keys = [key for key in config if key in searched or key.rpartition(".")[2] in KNOWN_SETTINGS]
-    bare = {key: key.lstrip("+") for key in keys}
-    shorts = [name.rpartition(".")[2] for name in bare.values()]
+    names = [key.lstrip("+") for key in keys]
+    shorts = [name.rpartition(".")[2] for name in names]
     told: dict[str, Any] = {}
-    for key, name in bare.items():
-        short = name.rpartition(".")[2]
+    for key, name, short in zip(keys, names, shorts, strict=True):
         told[short if shorts.count(short) == 1 else name] = config[key]
     if "per_device_train_batch_size" in told:
         told["train_bs"] = told.pop("per_device_train_batch_size")
@@ -235,9 +223,7 @@ def best_chain(
             "folder": trial.folder or None,
             "checkpoint": trial.outcome.checkpoint if trial.outcome else None,
             "params": dict(trial.suggestion.params),
-            "overrides": [
-                text for text in overrides.get(trial.number, ()) if not text.startswith("hydra.")
-            ],
+            "overrides": [t for t in overrides.get(trial.number, ()) if not t.startswith("hydra.")],
         }
         for chain in final_lineages(plan, history)[:1]
         for trial in chain.trials
@@ -265,11 +251,8 @@ def write_best(
     told["chain"] = best_chain(plan, history, overrides)
     told["beams"] = {stage: list(beam) for stage, beam in history.beams.items()}
     lost = waste(history)
-    told["given_up"] = {
-        "trials": lost.trials,
-        "seconds": round(lost.seconds, 3),
-        "share": round(lost.share, 4),
-    }
+    seconds, share = round(lost.seconds, 3), round(lost.share, 4)
+    told["given_up"] = {"trials": lost.trials, "seconds": seconds, "share": share}
     import yaml
 
     text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
@@ -280,10 +263,7 @@ def write_table(folder: Path, history: History) -> None:
     """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
     fixed = ["trial", "stage", "task", "state", "score", "parent", "selected", "attempt"]
     fixed += ["seconds", "folder", "cause", "reason"]
-    params: dict[str, None] = {}
-    numbers: dict[str, None] = {}
-    devices: dict[str, None] = {}
-    rows = []
+    rows: list[tuple[dict[str, Any], ...]] = []
     selected = {number for beam in history.beams.values() for number in beam}
     for trial in history:
         outcome = trial.outcome
@@ -298,30 +278,29 @@ def write_table(folder: Path, history: History) -> None:
             "attempt": trial.attempt,
             "folder": trial.folder,
         }
-        for key, value in trial.suggestion.params.items():
-            params[f"param/{key}"] = None
-            row[f"param/{key}"] = value if isinstance(value, str) else json.dumps(value)
+        params = {
+            f"param/{key}": value if isinstance(value, str) else json.dumps(value)
+            for key, value in trial.suggestion.params.items()
+        }
+        numbers: dict[str, float] = {}
+        device: dict[str, Any] = {}
         if outcome is not None:
-            row |= {
-                "seconds": round(outcome.seconds, 3),
-                "cause": outcome.cause.value,
-                "reason": outcome.reason,
-            }
-            for prefix, scores in (
-                ("eval/", outcome.evaluations),
-                ("test/", outcome.tests),
-                ("", {k: v for k, v in outcome.numbers.items() if k not in fixed}),
-            ):
-                for key, number in scores.items():
-                    numbers[prefix + key] = None
-                    row[prefix + key] = number
+            row["seconds"] = round(outcome.seconds, 3)
+            row |= {"cause": outcome.cause.value, "reason": outcome.reason}
+            numbers |= {f"eval/{key}": n for key, n in outcome.evaluations.items()}
+            numbers |= {f"test/{key}": n for key, n in outcome.tests.items()}
+            numbers |= {key: n for key, n in outcome.numbers.items() if key not in fixed}
             if outcome.device is not None:
-                for key, figure in asdict(outcome.device).items():
-                    devices[f"device/{key}"] = None
-                    row[f"device/{key}"] = " ".join(figure) if key == "ids" else figure
-        rows.append(row)
+                device = {f"device/{k}": figure for k, figure in asdict(outcome.device).items()}
+                device["device/ids"] = " ".join(outcome.device.ids)
+        rows.append((row, params, numbers, device))
+    columns = dict.fromkeys(fixed)
+    for group in (1, 2, 3):
+        columns |= dict.fromkeys(key for row in rows for key in row[group])
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*fixed, *params, *numbers, *devices], lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {**row, **params, **numbers, **device} for row, params, numbers, device in rows
+    )
     write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))

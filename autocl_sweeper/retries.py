@@ -12,14 +12,9 @@ from typing import Generic, TypeVar
 from autocl_sweeper.types import Cause, Outcome, State
 
 LONGEST_DELAY_S = 600.0
+NO_TIME_MENDS = (Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED)
 
 Item = TypeVar("Item")
-
-
-def may_help(outcome: Outcome) -> bool:
-    """Whether a failed job could end better if nothing was changed but the time."""
-    hopeless = (Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED)
-    return outcome.state is State.FAIL and outcome.cause not in hopeless
 
 
 def delay_s(first_s: float, retry: int) -> float:
@@ -42,10 +37,7 @@ class Retries(Generic[Item]):
     """
 
     def __init__(
-        self,
-        limit: int,
-        first_delay_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        self, limit: int, first_delay_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._limit = limit
         self._first_delay_s = first_delay_s
@@ -68,7 +60,8 @@ class Retries(Generic[Item]):
             if outcome.cause is Cause.DEVICE_MEMORY:
                 self.alone.add(number)
             return 0.0
-        if not (may_help(outcome) and self.left(number)):
+        hopeless = outcome.state is not State.FAIL or outcome.cause in NO_TIME_MENDS
+        if hopeless or not self.left(number):
             return None
         self.failed[number] += 1
         return self.pause_s(number)

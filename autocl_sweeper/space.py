@@ -119,12 +119,9 @@ def parse_arguments(arguments: Sequence[str], config_loader: ConfigLoader | None
     for text in arguments:
         override = _parse(parser, text, COMMAND_LINE, text.partition("=")[0], text)
         key = override.get_key_element()
-        distribution = None
-        merges = False
-        if override.is_sweep_override():
-            distribution = _distribution(override, COMMAND_LINE, key, text)
-        else:
-            merges = isinstance(override.value(), dict)
+        sweeps = override.is_sweep_override()
+        distribution = _distribution(override, COMMAND_LINE, key, text) if sweeps else None
+        merges = not sweeps and isinstance(override.value(), dict)
         by_key[text if merges else key] = Argument(key, text, distribution, merges)
     return list(by_key.values())
 
@@ -141,22 +138,24 @@ def parse_space(
     """
     parser = _parser(config_loader)
     space: dict[str, Distribution] = {}
-    for key, value in _flatten(_container(params, where), where):
+    try:
+        params = _plain(params)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{where}: a value cannot be read: {error}") from error
+    for key, value in _flatten(params, where):
         sweep_text = value if isinstance(value, str) else "0"
         override = _parse(parser, f"{key}={sweep_text}", where, key, value)
         if override.get_key_element() != key or override.is_delete():
             raise _wrong(where, key, value, "the key is not an override key", _KEY_REMEDY)
         if value is None:
             raise _wrong(where, key, value, "the key has no value", _NULL_REMEDY)
-        if isinstance(value, str):
-            if override.is_sweep_override():
-                space[key] = _distribution(override, where, key, value)
-            else:
-                space[key] = _choice([override.value()], where, key, value)
+        if isinstance(value, str) and override.is_sweep_override():
+            space[key] = _distribution(override, where, key, value)
         elif isinstance(value, (list, tuple)):
             space[key] = _choice(value, where, key, value)
         else:
-            space[key] = _choice([value], where, key, value)
+            alone = override.value() if isinstance(value, str) else value
+            space[key] = _choice([alone], where, key, value)
     return space
 
 
@@ -235,8 +234,7 @@ def _parse(parser: OverridesParser, text: str, where: str, key: str, value: obje
 def _distribution(override: Override, where: str, key: str, value: object) -> Distribution:
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
-        unknown = sorted(sweep.tags - {"log"})
-        if unknown:
+        if unknown := sorted(sweep.tags - {"log"}):
             problem = f"an interval knows the tag 'log', not {', '.join(map(repr, unknown))}"
             raise _wrong(where, key, value, problem, _INTERVAL_REMEDY)
         low, high = sweep.start, sweep.end
@@ -258,13 +256,9 @@ def _distribution(override: Override, where: str, key: str, value: object) -> Di
     except HydraException as error:
         raise _wrong(where, key, value, f"Hydra cannot list it: {error}", _SYNTAX_REMEDY) from error
     if not options:
-        raise _wrong(
-            where,
-            key,
-            value,
-            f"no config of the group {override.key_or_group!r} matches",
-            "Look at the group's folder on the config search path (--info searchpath).",
-        )
+        problem = f"no config of the group {override.key_or_group!r} matches"
+        remedy = "Look at the group's folder on the config search path (--info searchpath)."
+        raise _wrong(where, key, value, problem, remedy)
     return _choice(options, where, key, value)
 
 
@@ -287,13 +281,6 @@ def _value(element: object) -> Value:
     if isinstance(element, Mapping):
         return {key: _value(item) for key, item in element.items()}
     return cast(Value, element)  # encode, next in line, refuses what is none
-
-
-def _container(params: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    try:
-        return cast(Mapping[str, Any], _plain(params))
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{where}: a value cannot be read: {error}") from error
 
 
 def _plain(node: Any) -> Any:

@@ -21,20 +21,13 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
-from autocl_sweeper.journal import (
-    VERSION,
-    Fold,
-    Journal,
-    fold,
-    outcome_to_json,
-    trial_to_json,
-)
+from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.retries import Retries, rest_s
-from autocl_sweeper.strategy.decisions import Decision, Done, GiveUp, Select, Stage, Start
+from autocl_sweeper.strategy.decisions import Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import History, Job, Outcome, Report, State, Trial
 from autocl_sweeper.verdict import Verdict
 from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
@@ -92,14 +85,8 @@ class Sweep:
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
         self._retention = Retention(folder, plan.selection, plan.ranked and not self._keeps)
-        self._verdict = Verdict(
-            folder,
-            plan.metric,
-            plan.ranked,
-            len(plan.stages),
-            plan.checkpoint_key,
-            results.RESULT_FILE,
-        )
+        last, key = len(plan.stages), plan.checkpoint_key
+        self._verdict = Verdict(folder, plan.metric, plan.ranked, last, key, results.RESULT_FILE)
         self._clock = clock
         self._restart: Retries[Trial] = Retries(
             plan.settings.retries, plan.settings.retry_delay_s, clock.monotonic
@@ -159,11 +146,8 @@ class Sweep:
                 f"'{self._journal.path}' cannot be continued: {error!r}.\n"
                 "  It is not a journal of this version. Set another hydra.sweep.dir."
             ) from error
-        if (
-            state.ended
-            and not self._plan.ranked
-            and all(trial.score is None for trial in state.history)
-        ):
+        scored = any(trial.score is not None for trial in state.history)
+        if state.ended and not self._plan.ranked and not scored:
             # Nothing to continue and nothing to compare: run again, as Hydra's basic sweeper does.
             self._journal.set_aside()
             records, state = [], Fold()
@@ -175,11 +159,9 @@ class Sweep:
         self._restart.alone.update(state.alone)
         if state.setup is None:
             fingerprint = dict(self._plan.fingerprint)
-            configuration = self._snapshot.record(fingerprint.get("configuration"))
+            files = self._snapshot.record(fingerprint.get("configuration"))
             self._snapshot.keep(self._folder)
-            self._append(
-                "sweep", version=VERSION, fingerprint=fingerprint, configuration=configuration
-            )
+            self._append("sweep", version=VERSION, fingerprint=fingerprint, configuration=files)
         else:
             self._journal.refuse_other_version(state.setup["version"])
             edited = self._snapshot.changes(state.setup.get("configuration", {}).get("files", {}))
@@ -230,18 +212,15 @@ class Sweep:
 
     def _wait_out(self, trial: Trial) -> None:
         """An attempt had failed and the next one had not begun: it still waits for its time."""
-        left_s = 0.0
-        if trial.number in self._failed_at:
-            gone_s = self._clock.time() - self._failed_at[trial.number]
-            left_s = rest_s(self._restart.pause_s(trial.number), gone_s)
+        gone_s = self._clock.time() - self._failed_at.get(trial.number, -math.inf)
+        left_s = rest_s(self._restart.pause_s(trial.number), gone_s)
         if left_s:
             self._progress.again(trial, f"the rest of its pause goes by first (in {left_s:.0f} s)")
         self._restart.add(replace(trial, attempt=trial.attempt + 1), left_s)
 
     # -- the steps of a trial --
 
-    def _new(self, decision: Decision) -> Trial:
-        assert isinstance(decision, Start)
+    def _new(self, decision: Start) -> Trial:
         stage = decision.stage
         number = len(self.history)
         asked = decision.suggestion  # which parent it named, the trial itself says
@@ -283,20 +262,14 @@ class Sweep:
             self._finish(job, outcome)
 
     def _record(self, reports: Sequence[Report]) -> None:
+        events = []
         for report in reports:
             self.history.report(report)
-        self._journal.extend(
-            (
-                "report",
-                {
-                    "trial": report.number,
-                    "attempt": self.history[report.number].attempt,
-                    "step": report.step,
-                    "score": report.score if math.isfinite(report.score) else None,
-                },
-            )
-            for report in reports
-        )
+            attempt = self.history[report.number].attempt
+            score = report.score if math.isfinite(report.score) else None
+            fields = {"trial": report.number, "attempt": attempt, "step": report.step}
+            events.append(("report", {**fields, "score": score}))
+        self._journal.extend(events)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
@@ -305,8 +278,7 @@ class Sweep:
             self._end_given_up(trial, outcome.seconds)
             return
         if not outcome.lost:
-            if trial.folder:
-                link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
+            self._link_log(trial)
             outcome = self._retention.in_folder(self._verdict.judge(outcome))
             self._verdict.refuse_broken_contract(trial, outcome, self._retention.any_ranked)
         pause_s = self._restart.after(trial.number, outcome)
@@ -315,9 +287,7 @@ class Sweep:
             return
         if not self._plan.ranked:
             self.outcomes[trial.number] = outcome
-        trial = self.history.finish(trial.number, outcome)
-        self._append("finish", trial=trial.number, **outcome_to_json(outcome))
-        self._files.forget(trial.number)
+        trial = self._close_trial(trial, outcome)
         self._progress.finished(trial)
         if trial.stage == self.history.open_stage:
             # Who starts from one that is out now must not find its checkpoint gone.
@@ -350,13 +320,18 @@ class Sweep:
 
     def _end_given_up(self, trial: Trial, seconds: float) -> None:
         assert trial.outcome is not None
-        if trial.folder:
-            link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
-        outcome = replace(trial.outcome, seconds=seconds)
+        self._link_log(trial)
+        self._retention.drop([self._close_trial(trial, replace(trial.outcome, seconds=seconds))])
+
+    def _close_trial(self, trial: Trial, outcome: Outcome) -> Trial:
         trial = self.history.finish(trial.number, outcome)
         self._append("finish", trial=trial.number, **outcome_to_json(outcome))
         self._files.forget(trial.number)
-        self._retention.drop([trial])
+        return trial
+
+    def _link_log(self, trial: Trial) -> None:
+        if trial.folder:
+            link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
 
     def _refuse_too_many_failures(self) -> None:
         limit = self._plan.settings.max_failures
@@ -366,14 +341,9 @@ class Sweep:
 
     def _again(self, trial: Trial, outcome: Outcome, pause_s: float = 0.0) -> None:
         """Run a trial again, after a pause in which other trials run."""
-        self._append(
-            "attempt_failed",
-            trial=trial.number,
-            attempt=trial.attempt,
-            reason=outcome.reason,
-            lost=outcome.lost,
-            cause=outcome.cause.value,
-        )
+        attempt = {"trial": trial.number, "attempt": trial.attempt}
+        why = {"reason": outcome.reason, "lost": outcome.lost, "cause": outcome.cause.value}
+        self._append("attempt_failed", **attempt, **why)
         self._files.forget(trial.number)
         when = f" (in {pause_s:g} s)" if pause_s else ""
         self._progress.again(trial, outcome.reason + when)
@@ -411,10 +381,8 @@ class Sweep:
     def _append(self, event: str, **fields: Any) -> None:
         for path in self._snapshot.edits():
             log.warning(
-                "'%s' changed while the sweep runs. Its jobs go on with the copy from its start, in"
-                " '%s'; the change takes a new hydra.sweep.dir",
-                path,
-                copy_of(self._folder, path),
+                f"'{path}' changed while the sweep runs. Its jobs go on with the copy from its"
+                f" start, in '{copy_of(self._folder, path)}'; the change takes a new hydra.sweep.dir"
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)

@@ -242,7 +242,10 @@ class History:
             self.ending[number] = None
         self._failures[before.stage] -= before.state is State.FAIL
         self.given_up[number] = None
-        return self._change(replace(before, outcome=given_up(before.outcome, reason)))
+        outcome = Outcome(State.PRUNED, reason)
+        if (was := before.outcome) is not None:  # what its job cost is still reported
+            outcome = replace(outcome, checkpoint=was.checkpoint, seconds=was.seconds)
+        return self._change(replace(before, outcome=outcome))
 
     def select(self, stage: int, beam: Sequence[int]) -> None:
         """Close a stage: its survivors are the parents of the next one."""
@@ -260,10 +263,3 @@ class History:
         self._stages[stage][place] = trial
         self.changes.append(trial)
         return trial
-
-
-def given_up(outcome: Outcome | None, reason: str) -> Outcome:
-    """The outcome of a trial that counts no more; what its job cost is still told."""
-    if outcome is None:
-        return Outcome(State.PRUNED, reason)
-    return Outcome(State.PRUNED, reason, checkpoint=outcome.checkpoint, seconds=outcome.seconds)

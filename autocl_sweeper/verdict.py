@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from autocl_sweeper.errors import (
     NoSurvivorError,
     TooManyFailuresError,
 )
-from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME, finite
+from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME
 from autocl_sweeper.types import Cause, Outcome, State, Trial
 
 
@@ -32,7 +33,7 @@ class Verdict:
         if outcome.state is not State.COMPLETE:
             return outcome
         score = outcome.numbers.get(self.metric)
-        if score is not None and finite(score):
+        if score is not None and math.isfinite(score):
             return replace(outcome, score=score)
         if not self.ranked:
             return outcome

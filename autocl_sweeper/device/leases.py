@@ -19,8 +19,9 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count as count_from
 from pathlib import Path
 from typing import Protocol
@@ -88,14 +89,11 @@ class LeaseFolder:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        if path is None and os.environ.get("AUTOCL_LEASE_DIR"):
-            path = Path(os.environ["AUTOCL_LEASE_DIR"])
-        if path is None:
-            # Not TMPDIR when it can be helped: two shells with different ones would not see
-            # each other's leases.
-            base = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()
-            path = Path(base) / f"autocl-leases-{os.geteuid()}"
-        self.path = path
+        # Not TMPDIR when it can be helped: two shells with different ones would not see each
+        # other's leases.
+        base = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()
+        default = f"{base}/autocl-leases-{os.geteuid()}"
+        self.path = Path(path or os.environ.get("AUTOCL_LEASE_DIR") or default)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -149,11 +147,9 @@ class LeaseFolder:
                 return f"is leased by {self.holder(device_id) or 'somebody'}"
             fds = [fd]
             if not alone:
-                for number in count_from():
-                    place = self._lock(self.file(device_id, f"{number}.place"), fcntl.LOCK_EX)
-                    if place is not None:
-                        fds.append(place)
-                        break
+                files = (self.file(device_id, f"{number}.place") for number in count_from())
+                places = (self._lock(file, fcntl.LOCK_EX) for file in files)
+                fds.append(next(place for place in places if place is not None))
             lease = Lease(device_id, fds, claim)
             lease.note(claim)
             return lease
@@ -337,18 +333,14 @@ def lease_free(
             return f"is leased by {'; '.join(said)}"
         return reason
 
-    def objection(device: Device) -> Callable[[Occupied], str]:
-        def object_to(occupied: Occupied) -> str:
-            seen[device.id] = occupied
-            wanted_by = occupied.wanted_by
-            if wanted_by is not None and claim.limit != 1:
-                return f"is kept for {wanted_by}, which waits to have it alone"
-            # The same words each time: who waits logs a reason when it changes.
-            if 0 <= time.time() - occupied.last_start < stagger_s:
-                return f"had a start less than {stagger_s:g} s ago (stagger_s)"
-            return unfit(device, occupied)
-
-        return object_to
+    def objection(device: Device, occupied: Occupied) -> str:
+        seen[device.id] = occupied
+        if occupied.wanted_by is not None and claim.limit != 1:
+            return f"is kept for {occupied.wanted_by}, which waits to have it alone"
+        # The same words each time: who waits logs a reason when it changes.
+        if 0 <= time.time() - occupied.last_start < stagger_s:
+            return f"had a start less than {stagger_s:g} s ago (stagger_s)"
+        return unfit(device, occupied)
 
     reasons: dict[str, str] = {}
     held: dict[str, Lease] = {}
@@ -356,19 +348,17 @@ def lease_free(
     if claim.limit != 1:
         crowd = {device.id: leases.look(device.id) for device in able}
         untried.sort(key=lambda device: len((crowd[device.id] or Occupied()).claims))
-    try:
-        while len(held) < count:
-            # Stop when the rest cannot suffice: of two sweeps that each hold a part, the one
-            # that is behind gives way, and the other finds all it needs.
-            if len(held) + len(untried) < count:
-                break
+    with ExitStack() as given_back:
+        # Stop when the rest cannot suffice: of two sweeps that each hold a part, the one that is
+        # behind gives way, and the other finds all it needs.
+        while len(held) < count <= len(held) + len(untried):
             device = untried.pop(0)
             dated = replace(claim, since=time.time(), base_mib=None)
-            taken = leases.take(device.id, dated, objection(device))
+            taken = leases.take(device.id, dated, partial(objection, device))
             if isinstance(taken, str):
                 reasons[device.id] = taken
                 continue
-            held[device.id] = taken
+            held[device.id] = given_back.enter_context(closing(taken))
             taken.note(replace(taken.claim, base_mib=base_of(device, seen[device.id].claims)))
             if len(held) == count:
                 # The reading is older than the leases: a job of another sweep may have
@@ -382,27 +372,17 @@ def lease_free(
             if claim.limit == 1:
                 for device in able:
                     leases.unwant(device.id, claim.pid)
+            given_back.pop_all()
             return list(held.values())
-    except BaseException:
-        for lease in held.values():
-            lease.close()
-        raise
-    for lease in held.values():
-        lease.close()
-        reasons[lease.device_id] = "is free, but does not suffice"
+    reasons |= dict.fromkeys(held, "is free, but does not suffice")
     for device in untried:
         reason = unfit(device, Occupied())
         reasons[device.id] = reason or "was not tried: it could not suffice"
-    if claim.limit == 1 and (insist or not _has_any(claim.pid, seen)):
+    # A device that this sweep has will free, and nobody has to make room for a second one.
+    has_one = any(other.pid == claim.pid for there in seen.values() for other in there.claims)
+    if claim.limit == 1 and (insist or not has_one):
         _want_shared(leases, able, seen, count, claim)
-    return Refusal(
-        count, {d.id: retired.get(d.id) or reasons[d.id] for d in considered if d.id in reasons}
-    )
-
-
-def _has_any(pid: int, seen: Mapping[str, Occupied]) -> bool:
-    """Whether a sweep has a device: it will free, and nobody has to make room for a second one."""
-    return any(other.pid == pid for occupied in seen.values() for other in occupied.claims)
+    return Refusal(count, {d.id: reasons[d.id] for d in considered if d.id in reasons})
 
 
 def _want_shared(

@@ -96,16 +96,11 @@ class Pool:
         Raises ConfigurationError, and DeviceError when no device here could ever serve a job.
         """
         slots = settings["cpu_slots"]
-        numbers = {
-            "devices_per_job": settings["devices_per_job"],
-            "jobs_per_device": settings["jobs_per_device"],
-            "max_devices": settings["max_devices"],
-            "memory_per_job_mib": settings["memory_per_job_mib"],
-        }
-        for key, number in numbers.items():
-            if number is not None and number < 1:
+        for key in ("devices_per_job", "jobs_per_device", "max_devices", "memory_per_job_mib"):
+            if settings[key] is not None and settings[key] < 1:
                 raise ConfigurationError(
-                    f"hydra.launcher.{key}={number}: at least 1 is needed. No job was started."
+                    f"hydra.launcher.{key}={settings[key]}: at least 1 is needed."
+                    " No job was started."
                 )
         if not 0 <= settings["free_memory"] <= 1:
             raise ConfigurationError(
@@ -117,16 +112,13 @@ class Pool:
                 f"hydra.launcher.stagger_s={settings['stagger_s']:g}: the seconds between two"
                 " starts on a device cannot be negative. No job was started."
             )
+        alike = ("free_memory", "max_devices", "jobs_per_device", "memory_per_job_mib", "stagger_s")
         pool = cls(
             find_probe(None if slots in (None, "auto") else int(slots), os.environ),
             LeaseFolder(),
             count=settings["devices_per_job"],
-            free_memory=settings["free_memory"],
-            max_devices=settings["max_devices"],
             holder=holder,
-            jobs_per_device=settings["jobs_per_device"],
-            memory_per_job_mib=settings["memory_per_job_mib"],
-            stagger_s=settings["stagger_s"],
+            **{key: settings[key] for key in alike},
         )
         pool.check()
         return pool
@@ -140,10 +132,8 @@ class Pool:
             return
         if not self.probe.measured:
             log.warning(
-                "hydra.launcher.memory_per_job_mib=%d has no effect on CPU slots: they are shared"
-                " by number alone (jobs_per_device=%d)",
-                needed_mib,
-                self.jobs_per_device,
+                f"hydra.launcher.memory_per_job_mib={needed_mib} has no effect on CPU slots: they"
+                f" are shared by number alone (jobs_per_device={self.jobs_per_device})"
             )
             self.memory_per_job_mib = None
             return
@@ -171,14 +161,12 @@ class Pool:
         that the larger reservation of the last two stages counts.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
-        if alone or not self.shares:
-            claim = Claim(os.getpid(), self.holder)
-        else:
+        claim = Claim(os.getpid(), self.holder)
+        if self.shares and not alone:
             stages = self._latest if stage is None else [stage]
             known = [mib for one in stages if (mib := self.reservation_mib(one)) is not None]
-            claim = Claim(
-                os.getpid(),
-                self.holder,
+            claim = replace(
+                claim,
                 limit=self.jobs_per_device if self.jobs_per_device > 1 else None,
                 reserved_mib=max(known, default=self.memory_per_job_mib),
                 declared_mib=self.memory_per_job_mib,
@@ -231,18 +219,16 @@ class Pool:
         grant.began(session, stage, self.reservation_mib(stage) if self.shares else None)
 
     def learn(self, stage: int, peak_mib: int, finished: int = 1) -> None:
-        """So many jobs of the stage finished; this is what one of them used at most on a device."""
+        """Record the peak memory, on one device, of finished jobs of a stage."""
         before_mib = self.reservation_mib(stage)
         largest_mib, before = self._peaks.get(stage, (0, 0))
         self._peaks[stage] = max(largest_mib, peak_mib), before + finished
         now_mib = self.reservation_mib(stage)
         if self.shares and now_mib != before_mib:
+            of_stage = f" of stage {stage}" if stage else ""
             log.info(
-                "jobs%s reserve %d MiB from now on: the largest of %d used %d",
-                f" of stage {stage}" if stage else "",
-                now_mib,
-                before + finished,
-                max(largest_mib, peak_mib),
+                f"jobs{of_stage} reserve {now_mib} MiB from now on: the largest of"
+                f" {before + finished} used {max(largest_mib, peak_mib)}"
             )
 
     def expect(self, peak_mib: int) -> None:
@@ -256,10 +242,10 @@ class Pool:
         known = self._expected_mib is not None
         self._expected_mib = max(peak_mib, self._expected_mib or 0)
         if self.shares and not known and not self._peaks and self.memory_per_job_mib is None:
+            reserved_mib = math.ceil(peak_mib * (1 + MARGIN))
             log.info(
-                "jobs reserve %d MiB until one has finished: one that runs uses %d",
-                math.ceil(peak_mib * (1 + MARGIN)),
-                peak_mib,
+                f"jobs reserve {reserved_mib} MiB until one has finished: one that runs uses"
+                f" {peak_mib}"
             )
 
     # -- health --

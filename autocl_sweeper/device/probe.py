@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -156,12 +155,7 @@ class NvmlProbe:
         if self._pool is None:
             return [device for _, device in found]
         # A dictionary, because a pool may name a GPU and one of its MIG devices.
-        chosen = {
-            device.id: device
-            for name in self._pool
-            for gpu, device in found
-            if name in (gpu, device.id)
-        }
+        chosen = {d.id: d for name in self._pool for gpu, d in found if name in (gpu, d.id)}
         return list(chosen.values())
 
     def environment(self, ids: Sequence[str]) -> dict[str, str]:
@@ -169,11 +163,7 @@ class NvmlProbe:
 
     def _read(self, load: bool = False) -> list[tuple[str, Device]]:
         """(UUID of the GPU, device) in PCI order; several for a GPU in MIG mode."""
-        return [
-            (gpu, device)
-            for number in range(self._count)
-            for gpu, device in self._read_gpu(number, load)
-        ]
+        return [found for number in range(self._count) for found in self._read_gpu(number, load)]
 
     def _read_gpu(self, number: int, load: bool) -> Iterator[tuple[str, Device]]:
         nvml = self._nvml
@@ -190,10 +180,9 @@ class NvmlProbe:
             uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
             self._seen[number] = uuid, name
             if not self._in_mig_mode(handle):
+                mode = self._optional(nvml.nvmlDeviceGetComputeMode, handle)
                 problem = ""
-                if self._optional(nvml.nvmlDeviceGetComputeMode, handle) == (
-                    nvml.NVML_COMPUTEMODE_PROHIBITED
-                ):
+                if mode == nvml.NVML_COMPUTEMODE_PROHIBITED:
                     problem = "its compute mode is Prohibited (nvidia-smi -c 0 allows jobs)"
                 device = self._read_device(handle, uuid, name, problem)
                 yield uuid, self._with_load(device, handle, handle) if load else device
@@ -275,16 +264,13 @@ class NvmlProbe:
         }
 
     def _in_mig_mode(self, handle: Any) -> bool:
+        nvml = self._nvml
         try:
-            current, _ = self._nvml.nvmlDeviceGetMigMode(handle)
-        except self._nvml.NVMLError as error:
-            if error.value in (
-                self._nvml.NVML_ERROR_NOT_SUPPORTED,
-                self._nvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-            ):
+            return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+        except nvml.NVMLError as error:
+            if error.value in (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND):
                 return False
             raise
-        return bool(current)
 
     def _mig_handles(self, handle: Any) -> Iterator[Any]:
         nvml = self._nvml
@@ -335,18 +321,12 @@ class NvmlProbe:
                     + ("\n".join(exist) or "  none that this account may use")
                 )
             pool += matches
-        models = {device.name for _, device in found}
-        if (
-            any(entry.isdigit() for entry in _entries(visible))
-            and len(models) > 1
-            and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
-        ):
+        several_models = len({device.name for _, device in found}) > 1
+        by_number = any(entry.isdigit() for entry in _entries(visible))
+        if by_number and several_models and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             log.warning(
-                "%s=%s is read in PCI order: %s. CUDA by itself puts the fastest GPU first; "
-                "set CUDA_DEVICE_ORDER=PCI_BUS_ID or name UUIDs to be sure",
-                VISIBLE,
-                visible,
-                ", ".join(pool),
+                f"{VISIBLE}={visible} is read in PCI order: {', '.join(pool)}. CUDA by itself puts"
+                " the fastest GPU first; set CUDA_DEVICE_ORDER=PCI_BUS_ID or name UUIDs to be sure"
             )
         return pool
 
@@ -368,7 +348,7 @@ class CpuProbe:
     ) -> None:
         if slots is not None and slots < 1:
             raise ConfigurationError(f"cpu_slots={slots}: at least 1 is needed, or null for auto")
-        cores = _usable_cores()
+        cores = len(os.sched_getaffinity(0))
         # OMP_NUM_THREADS may list one number per nesting level: the first counts.
         given = re.match(r"\s*([1-9][0-9]*)", environ.get("OMP_NUM_THREADS", ""))
         self.slots = slots or max(1, cores // int(given.group(1) if given else 1))
@@ -387,12 +367,6 @@ class CpuProbe:
         if self._hide_gpus:
             variables[VISIBLE] = ""
         return variables
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class FakeProbe:

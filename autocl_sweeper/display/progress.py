@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ class LogProgress:
         self._seconds = 0.0
         self._ended = 0
         self._parallel = 1
-        self._best = next(iter(plan.selection(history.stage(history.open_stage))), None)
+        self._best = self._best_of(history.stage(history.open_stage))
         if len(history):
             self.say(f"continuing: {len(history) - len(history.running())} trials are finished")
 
@@ -77,9 +78,7 @@ class LogProgress:
         self._ended += 1
         self._seconds += outcome.seconds
         if trial.stage == self._history.open_stage:
-            self._best = next(
-                iter(self._plan.selection([*filter(None, [self._best]), trial])), None
-            )
+            self._best = self._best_of([*filter(None, [self._best]), trial])
         if trial.state is State.FAIL:
             self.say(f"{_name(trial)} FAILED after {outcome.seconds:.0f} s: {outcome.reason}")
         else:
@@ -95,10 +94,7 @@ class LogProgress:
         self.say(f"{_name(trial)} given up: {outcome.reason}")
 
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None:
-        early = [
-            trial for trial in self._history.stage(stage.number + 1) if trial.score is not None
-        ]
-        self._best = next(iter(self._plan.selection(early)), None)
+        self._best = self._best_of(self._history.stage(stage.number + 1))
         if beam:
             kept = ", ".join(f"{trial.number} ({trial.score:.4g})" for trial in beam)
             self.say(f"stage {stage.number} ({stage.task}) over; the beam: {kept}")
@@ -109,6 +105,9 @@ class LogProgress:
 
     def say(self, text: str) -> None:
         log.info(text)
+
+    def _best_of(self, trials: Sequence[Trial]) -> Trial | None:
+        return next(iter(self._plan.selection(trials)), None)
 
     def time_left_s(self) -> float | None:
         """What is left at the pace so far: mean duration of a trial, trials that ran side by side."""
@@ -239,10 +238,7 @@ class Panel:
     """Lines that stay below what is said: one of figures, one per device with memory and job."""
 
     def __init__(
-        self,
-        executor: Watched,
-        figures: Callable[[], Sequence[Any]],
-        told: Callable[[int], str],
+        self, executor: Watched, figures: Callable[[], Sequence[Any]], told: Callable[[int], str]
     ) -> None:
         """`told`: a job in short, by its number."""
         from rich.console import Console
@@ -251,7 +247,7 @@ class Panel:
         self._figures = figures
         self._told = told
         self._readings: Mapping[str, Device] = {}
-        self._read_at: float | None = None
+        self._read_at = -math.inf
         self._console = Console(stderr=True)
         self._live: Any = None
 
@@ -293,20 +289,14 @@ class Panel:
         for number, ids in where:
             for device_id in ids:
                 jobs.setdefault(device_id, []).append(number)
-        readings = self._read(self._executor)
+        if time.monotonic() - self._read_at >= READ_AGAIN_S:
+            self._read_at, self._readings = time.monotonic(), self._executor.readings()
         # A CPU slot is worth a line only while a job has it.
-        known = [name for name, device in readings.items() if device.total_mib is not None]
+        known = [name for name, device in self._readings.items() if device.total_mib is not None]
         for device_id in dict.fromkeys([*known, *jobs]):
-            memory = memory_text(readings.get(device_id))
+            memory = memory_text(self._readings.get(device_id))
             told = ", ".join(self._told(number) for number in jobs.get(device_id, ())) or "-"
             yield "  ".join(filter(None, (short(device_id), memory, told)))
-
-    def _read(self, executor: Measured) -> Mapping[str, Device]:
-        now = time.monotonic()
-        if self._read_at is None or now - self._read_at >= READ_AGAIN_S:
-            self._read_at = now
-            self._readings = executor.readings()
-        return self._readings
 
 
 def memory_text(device: Device | None) -> str:

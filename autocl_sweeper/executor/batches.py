@@ -15,7 +15,7 @@ from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 class BatchExecutor:
     """Collects jobs and launches them when asked to wait.
 
-    The launcher must run `hydra_job.ReportingTask`: what a job wrote counts, so jobs that finished
+    The launcher must run `job.task.ReportingTask`: what a job wrote counts, so jobs that finished
     are kept when their launcher loses the batch (a killed joblib worker).
     """
 
@@ -29,9 +29,7 @@ class BatchExecutor:
         self._reports = ReportFiles(files)
 
     def free_slots(self) -> int:
-        if self._batch_size is None:
-            return 1
-        return self._batch_size - len(self._queued)
+        return 1 if self._batch_size is None else self._batch_size - len(self._queued)
 
     def submit(self, job: Job) -> None:
         self._files.forget(job.number)
@@ -42,10 +40,7 @@ class BatchExecutor:
         """Runs what is queued, to the end: launchers cannot be interrupted. With 0: nothing yet."""
         if self._cancelled:
             ended, self._cancelled = self._cancelled, []
-            return [
-                (job, Outcome(State.FAIL, reason="cancelled", cause=Cause.CANCELLED))
-                for job in ended
-            ]
+            return [(job, Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)) for job in ended]
         batch = self._take_batch() if timeout_s != 0.0 else []
         if not batch:
             time.sleep(timeout_s or 0.0)  # nothing runs; a trial waits for its next attempt
@@ -75,8 +70,7 @@ class BatchExecutor:
         """What its launcher runs ends with the exception that stops the sweep."""
         self._queued.clear()
 
-    def close(self) -> None:
-        self._queued.clear()
+    close = stop
 
     def _take_batch(self) -> list[Job]:
         """Queued jobs up to the first gap in their numbers: a launcher numbers from the first on."""
@@ -107,11 +101,8 @@ class BatchExecutor:
         it can harm no other, and those that had not begun run again as before.
         """
         ended = {job.number: self._files.read_outcome(job.number) for job in batch}
-        begun = [
-            number
-            for number, outcome in ended.items()
-            if outcome is None and self._files.begun(number).exists()
-        ]
+        unfinished = [number for number, outcome in ended.items() if outcome is None]
+        begun = [number for number in unfinished if self._files.begun(number).exists()]
         lost = failure(error, 0.0)
         if len(batch) > 1 and begun:
             self._suspects.update(begun)

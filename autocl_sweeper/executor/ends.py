@@ -12,9 +12,9 @@ from autocl_sweeper.device.probe import short
 from autocl_sweeper.executor.process.forked import ForkedProcess
 from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.running import Running
-from autocl_sweeper.job.returned import read_return
-from autocl_sweeper.outcome import JobFiles, cause_in_log, last_lines
-from autocl_sweeper.types import Cause, Outcome, State
+from autocl_sweeper.job.returned import failed_return, read_return
+from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
+from autocl_sweeper.types import Cause, Job, Outcome, State
 
 FORKSERVER_DIED = "the process it was forked from died"
 STATUS_LOST = "it ended without a result after its controller had died"
@@ -84,6 +84,14 @@ def _without_result(running: Running, status: int | None) -> Outcome:
     else:
         reason, cause = exit_reason(status), Cause.SIGNAL if status < 0 else Cause.EXIT
     return Outcome(State.FAIL, reason, seconds=running.seconds, cause=cause, lost=lost)
+
+
+def not_composed(job: Job, error: Exception, returns: bool) -> tuple[Job, Outcome]:
+    """A job whose configuration raised an error of Hydra's, or of an app's resolver."""
+    outcome = failure(error, 0.0, Cause.CONFIGURATION)
+    return job, replace(
+        outcome, job_return=failed_return(job.overrides, error) if returns else None
+    )
 
 
 def peak_of(outcome: Outcome) -> int | None:

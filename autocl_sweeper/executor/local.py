@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import Device
 from autocl_sweeper.device.sampling import Sampler
 from autocl_sweeper.errors import DeviceError
-from autocl_sweeper.executor.ends import Ends, peak_of
+from autocl_sweeper.executor.ends import Ends, not_composed, peak_of
 from autocl_sweeper.executor.process import guardian
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
@@ -37,7 +37,6 @@ from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.running import Limits, Process, Running
 from autocl_sweeper.job.process import GO
-from autocl_sweeper.job.returned import failed_return
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause, Job, Outcome, Report, State
@@ -180,9 +179,10 @@ class LocalExecutor:
         if process is None or not self._jobs_outlive:
             return False
         self._tell_guardian("+", process.pid, self._mark(job))
-        begun = time.monotonic() - process.age_s
         self._reports.begin(job.number, job.reported)
-        self._watch(self._new(job, process.devices, job.alone, process, begun))
+        running = self._running_of(job, process.devices, job.alone, process)
+        running.started -= process.age_s
+        self._watch(running)
         return True
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
@@ -208,19 +208,18 @@ class LocalExecutor:
         return self._reports.new()
 
     def learn(self, stage: int, outcome: Outcome) -> None:
-        """What a finished job used says what the next ones of its stage reserve."""
+        """Let what a finished job used decide what the next ones of its stage reserve."""
         if (peak_mib := peak_of(outcome)) is not None:
             self.learn_peaks(stage, peak_mib)
         elif outcome.state is State.COMPLETE and outcome.device is not None:
             self._pool.expect(0)
 
     def learn_peaks(self, stage: int, largest_mib: int, finished: int = 1) -> None:
-        """The same of jobs that ran elsewhere, or before: how many, and the largest of their peaks."""
+        """Learn from jobs that ran elsewhere, or before: how many, and their largest peak."""
         self._pool.learn(stage, largest_mib, finished)
 
     def cancel(self, job: Job) -> None:
-        running = self._running.get(job.number)
-        if running is not None:
+        if (running := self._running.get(job.number)) is not None:
             running.end("cancelled", Cause.CANCELLED)
         for waiting in [one for one in self._wants_to_be_alone if one.number == job.number]:
             self._wants_to_be_alone.remove(waiting)
@@ -238,10 +237,8 @@ class LocalExecutor:
         running = [one for one in self._running.values() if not one.over]
         if running:
             log.info(
-                "stopping: %d running job(s) got SIGTERM and have %g s to end; another signal kills"
-                " them now",
-                len(running),
-                self._limits.grace_s,
+                f"stopping: {len(running)} running job(s) got SIGTERM and have"
+                f" {self._limits.grace_s:g} s to end; another signal kills them now"
             )
         for one in running:
             one.end("the sweep was stopped", Cause.STOPPED)
@@ -300,11 +297,9 @@ class LocalExecutor:
     def _run(self, job: Job, grant: Grant) -> None:
         try:
             order = self._commands.order(job, self._returns)
-        except Exception as error:  # Hydra's, or that of an app's resolver
+        except Exception as error:
             grant.close()
-            outcome = failure(error, 0.0, Cause.CONFIGURATION)
-            returned = failed_return(job.overrides, error) if self._returns else None
-            self._ended.put((job, replace(outcome, job_return=returned)))
+            self._ended.put(not_composed(job, error, self._returns))
             self.on_end()
         else:
             self._watch(self._start(job, grant, order))
@@ -319,20 +314,11 @@ class LocalExecutor:
         running.thread.start()
         running.keep_limits()
 
-    def _new(
-        self,
-        job: Job,
-        devices: tuple[str, ...],
-        alone: bool,
-        process: Process,
-        started: float,
-        base_mib: Mapping[str, int | None] | None = None,
+    def _running_of(
+        self, job: Job, devices: tuple[str, ...], alone: bool, process: Process
     ) -> Running:
         writing = LastWrite(self._files, job.number)
-        return Running(
-            *(job, devices, alone, process, started, writing, self._limits, self._deadlines),
-            base_mib=base_mib or {},
-        )
+        return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
     def _start(self, job: Job, grant: Grant, order: bytes) -> Running:
         self._files.folder.mkdir(parents=True, exist_ok=True)
@@ -349,7 +335,8 @@ class LocalExecutor:
             grant.close()
         self._tell_guardian("+", process.pid, self._mark(job))
         write_group(self._files.group(job.number), process.pid, grant.ids)
-        running = self._new(job, grant.ids, grant.alone, process, time.monotonic(), grant.base_mib)
+        running = self._running_of(job, grant.ids, grant.alone, process)
+        running.base_mib = grant.base_mib
         # A job starts with this word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as file, suppress(BrokenPipeError):  # `_await` finds out
             file.write(GO)
@@ -403,8 +390,7 @@ class LocalExecutor:
 
     def _device_lost(self, number: int, reason: str) -> None:
         """Runs in the sampler's thread: a job whose device is gone may hang for ever."""
-        running = self._running.get(number)
-        if running is not None:
+        if (running := self._running.get(number)) is not None:
             reason = f"its device is lost: {reason}"
             running.end(reason, Cause.DEVICE)
             due = time.monotonic() + self._limits.grace_s + UNKILLABLE_S
@@ -414,17 +400,14 @@ class LocalExecutor:
         """Go on without a job that even SIGKILL does not end. What is left of it keeps its lease."""
         if running.abandon():
             log.warning("job %d cannot be killed (pid %d)", running.job.number, running.process.pid)
-            seconds = running.seconds
-            lost = Outcome(State.FAIL, reason, seconds=seconds, cause=Cause.DEVICE, lost=True)
-            self._over(running, lost)
+            lost = Outcome(State.FAIL, reason, cause=Cause.DEVICE, lost=True)
+            self._over(running, replace(lost, seconds=running.seconds))
 
     def _tell_guardian(self, change: str, group: int, mark: str = "") -> None:
         if self._guardian is None:
+            at_death = "finish" if self._jobs_outlive else "kill"
             self._guardian = subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-S", str(Path(guardian.__file__))),
-                    "finish" if self._jobs_outlive else "kill",
-                ],
+                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), at_death],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 # Of a sweep inside a job: it has to outlive that job.

@@ -47,10 +47,10 @@ class Running:
     devices: tuple[str, ...]
     alone: bool  # no other job of this account was on its devices
     process: Process
-    started: float
     writing: LastWrite
     limits: Limits
     deadlines: Deadlines
+    started: float = field(default_factory=time.monotonic)
     # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
     base_mib: Mapping[str, int | None] = field(default_factory=dict)
     oom_kills: OomKills = field(default_factory=OomKills.now)

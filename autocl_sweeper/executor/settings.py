@@ -49,13 +49,11 @@ def from_settings(
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """What is said of the ends of jobs. Raises ConfigurationError."""
-    for key, least in (("timeout_s", None), ("stall_s", None), ("grace_s", 0), ("retries", 0),
-                       ("retry_delay_s", 0)):  # fmt: skip
-        value = settings[key]
-        bad = value is not None and (value <= 0 if least is None else value < least)
-        if bad or not math.isfinite(value or 0):
-            rule = "more than 0, or null" if least is None else "at least 0"
+    """Validate timeouts, retries and `on_controller_death`. Raises ConfigurationError."""
+    for key in ("timeout_s", "stall_s", "grace_s", "retries", "retry_delay_s"):
+        value, optional = settings[key], key in ("timeout_s", "stall_s")
+        if value is not None and not (0 < value < math.inf or (value == 0 and not optional)):
+            rule = "more than 0, or null" if optional else "at least 0"
             raise ConfigurationError(
                 f"hydra.launcher.{key}={value}, but it must be {rule}.\n"
                 f"  `autocl docs hydra.launcher.{key}` (docs/launcher.md) explains it. No job was started."

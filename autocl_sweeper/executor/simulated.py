@@ -68,13 +68,10 @@ class SimulatedExecutor:
         return []
 
     def cancel(self, job: Job) -> None:
-        if job.number not in self._running:
-            return
-        device, begin, end, job, _ = self._running[job.number]
-        end = min(end, self.clock_s + self._grace_s)
-        self._plan_end(
-            device, begin, end, job, Outcome(State.FAIL, reason="cancelled", cause=Cause.CANCELLED)
-        )
+        if job.number in self._running:
+            device, begin, end, job, _ = self._running[job.number]
+            cancelled = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
+            self._plan_end(device, begin, min(end, self.clock_s + self._grace_s), job, cancelled)
 
     def adopt(self, job: Job) -> bool:
         return False

@@ -12,7 +12,7 @@ from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import Choice, Distribution, bare
 from autocl_sweeper.strategy.decisions import views
-from autocl_sweeper.types import History, Suggestion, Value
+from autocl_sweeper.types import History, Suggestion
 from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
 Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
@@ -39,26 +39,19 @@ def compose_all(
         first = stage.search.ask(view)
         params = dict(first.params) if isinstance(first, Suggestion) else {}
         named = f"Task '{stage.task}'" if plan.tasks else "The job"
-        handed: dict[str, Value] = {
-            "checkpoint": "checkpoint" if stage.number > 1 else None,
-            "seen_tasks": [*list(plan.tasks)[: stage.number]],
-            "stage": stage.number,
-            "trial": 0,
-            "parent": 0 if stage.number > 1 else None,
-        }
+        parent, checkpoint = (0, "checkpoint") if stage.number > 1 else (None, None)
+        handed = plan.handed(stage.number, 0, parent, checkpoint)
         configs[stage.task] = compose(plan.command(stage.task, params, handed, ""), named)
         if isinstance(stage.search, ListedSearch):
             trials = [{**params, **other} for other in stage.search.listed[1:]]
-        elif stage.number == 1 or stage.task in plan.settings.task_params:
-            axes = space if stage.task not in plan.settings.task_params else {}
+        else:  # a space of the task's own shows in its jobs
+            shared = stage.number == 1 and stage.task not in plan.settings.task_params
             trials = [
                 {**params, key: value}
-                for key, axis in axes.items()
-                if isinstance(axis, Choice)
+                for key, axis in space.items()
+                if shared and isinstance(axis, Choice)
                 for value in axis.values[1:MOST_CHECKED]
             ]
-        else:
-            trials = []
         for other in trials[:MOST_CHECKED]:
             config = compose(plan.command(stage.task, other, handed, ""), named)
             chosen = [f"{key}={value}" for key, value in other.items() if params.get(key) != value]
@@ -66,9 +59,6 @@ def compose_all(
                 key: value for key, value in config.items() if configs[stage.task].get(key) != value
             }
     return configs, variants
-
-
-MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
 
 
 def fingerprint_of(
@@ -87,16 +77,10 @@ def fingerprint_of(
         task: {k: v for k, v in config.items() if k not in handed and k not in searched}
         for task, config in configs.items()
     }
+    kept = ("top_k", "metric", "direction", "seed", "search", "rounds", "popsize", "handover")
     return {
         "hydra.sweeper.sequence": list(plan.tasks),
-        "hydra.sweeper.top_k": settings.top_k,
-        "hydra.sweeper.metric": settings.metric,
-        "hydra.sweeper.direction": settings.direction,
-        "hydra.sweeper.seed": settings.seed,
-        "hydra.sweeper.search": dict(settings.search),
-        "hydra.sweeper.rounds": settings.rounds,
-        "hydra.sweeper.popsize": settings.popsize,
-        "hydra.sweeper.handover": dict(settings.handover),
+        **{f"hydra.sweeper.{key}": getattr(settings, key) for key in kept},
         "search space": dict(searches),
         "configuration": {task: config for task, config in fixed.items() if config},
     }

@@ -71,19 +71,26 @@ class Plan:
 
         `checkpoint` is the parent's, absolute; None without a parent.
         """
-        handed: dict[str, Value] = {
-            "checkpoint": checkpoint,
-            "seen_tasks": [*list(self.tasks)[: trial.stage]],
-            "stage": trial.stage,
-            "trial": trial.number,
-            "parent": trial.parent,
-        }
+        handed = self.handed(trial.stage, trial.number, trial.parent, checkpoint)
         return self.command(trial.task, trial.suggestion.params, handed, trial.folder)
+
+    def handed(
+        self, stage: int, trial: int, parent: int | None, checkpoint: str | None
+    ) -> dict[str, Value]:
+        """The values that `handover` may name."""
+        seen_tasks: list[Value] = [*list(self.tasks)[:stage]]
+        return {
+            "checkpoint": checkpoint,
+            "seen_tasks": seen_tasks,
+            "stage": stage,
+            "trial": trial,
+            "parent": parent,
+        }
 
     def command(
         self, task: str, params: Mapping[str, Value], handed: Mapping[str, Value], folder: str
     ) -> tuple[str, ...]:
-        """The command line of a job; `handed`: the values that `handover` may name."""
+        """The command line of a job that gets these values handed over."""
         values = dict(params)
         if self.tasks:
             assert self.settings.sequence is not None

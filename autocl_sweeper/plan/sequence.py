@@ -19,7 +19,6 @@ def sequence_of(
     """Task name -> value, in order; empty when the sequence override was not given."""
     if key is None:
         return {}
-    values: Sequence[Value] | None = None
     given = {bare(name): distribution for name, distribution in space.items()}
     for argument in typed:
         one = argument.distribution is None and not argument.merges
@@ -27,32 +26,27 @@ def sequence_of(
             # A single value is a sequence of one: it is ranked, and has task_params, all the same.
             text = argument.text.partition("=")[2]
             given |= parse_space({bare(key): text}, config_loader, "the command line")
-    if bare(key) in given:
-        distribution = given[bare(key)]
-        if isinstance(distribution, Interval):
-            raise ConfigurationError(
-                f"The sequence '{key}' is an interval; it must list tasks: {key}=a,b,c"
-            )
-        values = distribution.values
-    if values is None:
+    if bare(key) not in given:
         return {}
+    distribution = given[bare(key)]
+    if isinstance(distribution, Interval):
+        raise ConfigurationError(
+            f"The sequence '{key}' is an interval; it must list tasks: {key}=a,b,c"
+        )
     tasks: dict[str, Value] = {}
-    for value in values:
+    for value in distribution.values:
         name = _task_name(value)
         if not name:
-            values = ()
-            break
+            raise ConfigurationError(
+                f"The sequence '{key}' is empty.\n"
+                f"  It lists the tasks in their order: {key}=first,second,third"
+            )
         if name in tasks:
             raise ConfigurationError(
                 f"Task '{name}' stands twice in the sequence '{key}'.\n"
                 "  Scores are kept by task name. Give the second one a name of its own."
             )
         tasks[name] = value
-    if not values:
-        raise ConfigurationError(
-            f"The sequence '{key}' is empty.\n"
-            f"  It lists the tasks in their order: {key}=first,second,third"
-        )
     return tasks
 
 

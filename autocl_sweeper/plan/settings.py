@@ -36,20 +36,14 @@ class Settings:
 
 
 def check_settings(settings: Settings) -> None:
-    def positive(name: str, value: float | None, least: int = 1) -> None:
+    from_0 = ("retries", "retry_delay_s", "max_failures")
+    for name in ("top_k", "rounds", "popsize", *from_0, "max_batch_size"):
+        value, least = getattr(settings, name), 0 if name in from_0 else 1
         if value is not None and value < least:
             raise ConfigurationError(
                 f"hydra.sweeper.{name}={value}, but it must be at least {least}.\n"
                 f"  `autocl docs hydra.sweeper.{name}` (docs/sweeper.md) explains {name}."
             )
-
-    positive("top_k", settings.top_k)
-    positive("rounds", settings.rounds)
-    positive("popsize", settings.popsize)
-    positive("retries", settings.retries, least=0)
-    positive("retry_delay_s", settings.retry_delay_s, least=0)
-    positive("max_failures", settings.max_failures, least=0)
-    positive("max_batch_size", settings.max_batch_size)
     _one_of("direction", settings.direction, ("maximize", "minimize"))
     _one_of("keep_checkpoints", settings.keep_checkpoints, ("beam", "all"))
     for key, value in settings.handover.items():

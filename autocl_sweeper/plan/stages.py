@@ -23,10 +23,7 @@ def strategy_of(settings: Settings, stages: Sequence[Stage]) -> Strategy:
 
 
 def stages_of(
-    settings: Settings,
-    tasks: Sequence[str],
-    space: Mapping[str, Distribution],
-    config_loader: Any,
+    settings: Settings, tasks: Sequence[str], space: Mapping[str, Distribution], config_loader: Any
 ) -> tuple[list[Stage], dict[str, Any]]:
     """A stage for every task, and by task the description of its search for the fingerprint."""
     limit = None if settings.popsize is None else settings.rounds * settings.popsize

@@ -64,11 +64,9 @@ class SequentialTopK:
             return Done()
         standings = self._follow(history)
         stage, *ahead = standings[history.open_stage - 1 : history.open_stage + AHEAD]
-        orphan = self._orphan(stage, ahead)
-        if orphan is not None:
+        if (orphan := self._orphan(stage, ahead)) is not None:
             return GiveUp(orphan, PARENT_LEFT)
-        start = stage.start(history.beams.get(history.open_stage - 1, (None,)))
-        if start is not None:
+        if (start := stage.start(history.beams.get(history.open_stage - 1, (None,)))) is not None:
             return start
         if not stage.running:
             return Select(stage.stage, tuple(trial.number for trial in stage.beam()))
@@ -88,8 +86,7 @@ class SequentialTopK:
             return None
         beam = stage.beam()
         for later in ahead:
-            early = later.start_early(beam)
-            if early is not None:
+            if (early := later.start_early(beam)) is not None:
                 return early
             beam = later.provisional_beam()
         return None
@@ -107,11 +104,10 @@ class _Followed:
     def __init__(self, strategy: SequentialTopK, history: History) -> None:
         self.history = history
         self._seen = 0
+        seen = views(strategy.stages, history, strategy.selection)
         self._standings = [
             _Standing(strategy, history, stage, view)
-            for stage, view in zip(
-                strategy.stages, views(strategy.stages, history, strategy.selection), strict=True
-            )
+            for stage, view in zip(strategy.stages, seen, strict=True)
         ]
 
     def standings(self) -> Sequence[_Standing]:
@@ -168,7 +164,7 @@ class _Standing:
             self._durations.note(suggestion.index, work, trial.outcome.seconds)
             for queue in (self._queue, *self._early.values()):
                 if queue is not None:
-                    queue.note(suggestion.index)
+                    queue.note()
 
     def beam(self) -> list[Trial]:
         """The survivors if nothing more finished, best first. Needs the beam of the stage before."""
@@ -187,17 +183,13 @@ class _Standing:
 
     def orphan(self, beam: Collection[int]) -> int | None:
         """A trial whose parent is not in the beam of the stage before."""
-        for parent, children in self._children.items():
-            if parent not in beam:
-                return min(children)
-        return None
+        orphans = (min(kids) for parent, kids in self._children.items() if parent not in beam)
+        return next(orphans, None)
 
     def bereaved(self) -> int | None:
         """A trial whose parent was given up."""
-        for parent, children in self._children.items():
-            if parent in self._history.given_up:
-                return min(children)
-        return None
+        gone = self._history.given_up
+        return next((min(kids) for parent, kids in self._children.items() if parent in gone), None)
 
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
         return self._strategy.selection(sorted(trials, key=self._history.place))

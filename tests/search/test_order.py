@@ -74,10 +74,10 @@ def test_what_a_suggestion_took_with_another_parent_counts_more_than_its_work():
     begun = {(0, 8), (1, 8), (2, 8)}
     assert queue.next(begun) == (2, 7)
     durations.note(0, 1.0, 60.0)  # a minute per unit of work: the others are worth 120 s and 240 s
-    queue.note(0)
+    queue.note()
     assert queue.next(begun) == (2, 7)
     durations.note(2, 4.0, 30.0)  # much quicker than its work said: 18 s per unit of work now
-    queue.note(2)
+    queue.note()
     assert drain(queue, begun) == [(0, 7), (1, 7), (2, 7)]
 
 

@@ -17,16 +17,15 @@ from typing import Any
 
 from autocl_sweeper import errors
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
-from autocl_sweeper.executor.ends import peak_of
+from autocl_sweeper.executor.ends import not_composed, peak_of
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
-from autocl_sweeper.job.returned import failed_return, read_return
+from autocl_sweeper.job.returned import read_return
 from autocl_sweeper.journal import outcome_from_json
-from autocl_sweeper.outcome import failure
-from autocl_sweeper.types import Cause, Job, Outcome, Report, State
+from autocl_sweeper.types import Job, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +85,8 @@ class RayExecutor:
         self._returns = returns
         self._grace_s = float(settings["grace_s"])
         folder = package.files.folder
-        request = {
-            "folder": str(folder),
-            "holder": str(folder.parent),
-            "launcher": dict(settings),
-            "returns": returns,
-        }
+        places = {"folder": str(folder), "holder": str(folder.parent)}
+        request = {**places, "launcher": dict(settings)}
         self._argv = command(agent.__name__, json.dumps(request))
         self._environment = dict(environment)
         self._nodes: dict[str, _Node] = {}
@@ -128,23 +123,15 @@ class RayExecutor:
         self._package.files.forget(job.number)
         try:
             order = self._package.order(job, self._returns)
-        except Exception as error:  # Hydra's, or that of an app's resolver
-            outcome = failure(error, 0.0, Cause.CONFIGURATION)
-            returned = failed_return(job.overrides, error) if self._returns else None
-            self._ended.append((job, replace(outcome, job_return=returned)))
+        except Exception as error:
+            self._ended.append(not_composed(job, error, self._returns))
             return
         self._reports.begin(job.number)
         node.free = False
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
-        node.actor.tell.remote(
-            {
-                "submit": job.number,
-                "order": b64encode(order).decode(),
-                "alone": job.alone,
-                "stage": job.stage,
-            }
-        )
+        needs = {"alone": job.alone, "stage": job.stage}
+        node.actor.tell.remote({"submit": job.number, "order": b64encode(order).decode(), **needs})
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """Jobs that ended; at the latest after `POLL_S`, when free devices are looked for again.
@@ -157,7 +144,7 @@ class RayExecutor:
                 node.actor.tell.remote({"release": True})
         if not self._ended:
             self._listen(POLL_S if timeout_s is None else min(timeout_s, POLL_S))
-        while self._listen(0.0) or (timeout_s is None and self._stopping_still()):
+        while self._listen(0.0) or (timeout_s is None and self._still_stopping()):
             pass
         ended, self._ended = self._ended, []
         for job, _ in ended:
@@ -167,10 +154,10 @@ class RayExecutor:
     def reports(self) -> list[Report]:
         return self._reports.new()
 
-    def _stopping_still(self) -> bool:
-        """Whether there is a node that has not ended its jobs, and nothing to tell of yet."""
-        waits = self._stop_by is not None and time.monotonic() < self._stop_by
-        if not waits or self._ended or all(node.stopped for node in self._nodes.values()):
+    def _still_stopping(self) -> bool:
+        """Whether a node had jobs that were to stop, and no end to report; listens to it once."""
+        late = self._stop_by is None or time.monotonic() >= self._stop_by
+        if late or self._ended or all(node.stopped for node in self._nodes.values()):
             return False
         self._listen(POLL_S)
         return True
@@ -193,8 +180,7 @@ class RayExecutor:
         self._learn(stage, outcome, known_to=None)
 
     def _learn(self, stage: int, outcome: Outcome, known_to: _Node | None) -> None:
-        peak_mib = peak_of(outcome)
-        if peak_mib is None:
+        if (peak_mib := peak_of(outcome)) is None:
             return
         largest_mib, finished = self._peaks.get(stage, (0, 0))
         self._peaks[stage] = max(largest_mib, peak_mib), finished + 1
@@ -251,9 +237,9 @@ class RayExecutor:
             if not agents.answered and time.monotonic() - agents.begin > LATE_S:
                 agents.answered = True
                 log.warning(
-                    "the agent on %s has not started for %g s: somebody may hold what Ray counts"
-                    " there (see `ray status`)", agents.name, LATE_S,
-                )  # fmt: skip
+                    f"the agent on {agents.name} has not started for {LATE_S:g} s: somebody may"
+                    " hold what Ray counts there (see `ray status`)"
+                )
 
     def _start_agent(
         self, key: str, name: str, resources: Mapping[str, float], starts: int
