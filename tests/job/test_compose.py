@@ -99,9 +99,12 @@ class Both:
     def compare(self, *overrides: str) -> Any:
         """What both compose, which must be the same in every respect; or the error of both."""
         expected = self.hydras_answer(overrides)
-        for _ in range(2):  # composed, then copied
+        for _ in range(2):
+            loads = self.loads
             found = _result(lambda: self.ours(overrides))
             same(expected, found)
+            if self.loads == loads:  # this was a copy, which is all that a second one would show
+                break
         return found
 
 
