@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -19,6 +21,7 @@ from support.bench import REPOSITORY
 
 from autocl_sweeper.job.program import interpreter_options
 
+Ours = tuple[str, ...]
 BASIC = ("hydra/launcher=basic",)
 FRESH = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
 WARM = (*FRESH, "hydra.launcher.warm=true")
@@ -37,14 +40,22 @@ START = """
         VERSION = {"version_base": "1.3"} if hydra.__version__ < "1.4" else {}
         MAIN = hydra.main(**VERSION, config_path=None)
 """
+# Below it.
+GUARD = """
+        if __name__ == "__main__":
+            main()
+"""
 
 
 class App:
     """An app in a folder of its own; `run` gives what its jobs saw."""
 
-    def __init__(self, folder: Path, **files: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.write(see=SEE, **files)
+        self.write(see=SEE)
+
+    def write_main(self, text: str) -> None:
+        self.write(app=START + text + GUARD)
 
     def write(self, **files: str) -> None:
         for name, text in files.items():
@@ -80,21 +91,22 @@ class App:
         lines = (self.folder / "seen").read_text().splitlines()
         return sorted(map(json.loads, lines), key=lambda seen: str(seen["x"]))
 
-    def compare(self, program: tuple[str, ...], ours: tuple[str, ...], jobs: str = "+x=1,2") -> Any:
-        """What the jobs see under our launcher, which is what they see under Hydra's."""
+    def compare(self, *program: str, jobs: str, ours: Sequence[Ours]) -> Any:
+        """What the jobs see under each of our launchers, which is what they see under Hydra's."""
         expected = self.run(*program, "-m", *BASIC, jobs)
-        found = self.run(*program, "-m", *ours, jobs)
-        assert found == expected
-        return found
+        for launcher in ours:
+            assert self.run(*program, "-m", *launcher, jobs) == expected
+        return expected
 
 
-@HOWS
-def test_the_main_file_is_there_as_it_is_under_basic(tmp_path: Path, ours: tuple[str, ...]) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
-        import pickle, random, sys, time
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path)
+
+
+def test_the_main_file_is_there_as_it_is_under_basic(app: App) -> None:
+    app.write_main("""
+        import os, pickle, random, sys
         from concurrent.futures import ProcessPoolExecutor
         from dataclasses import dataclass
         from multiprocessing import get_context
@@ -153,13 +165,9 @@ def test_the_main_file_is_there_as_it_is_under_basic(tmp_path: Path, ours: tuple
             def guarded(number):
                 return number + 1
             OmegaConf.register_new_resolver("guarded", guarded)
-            LATER = True
-            main()
-        else:
-            LATER = True
-        """.replace("import pickle", "import os, pickle"),
-    )  # fmt: skip
-    found = app.compare(("app.py",), ours, "x=1,2")
+        LATER = True
+        """)
+    found = app.compare("app.py", jobs="x=1,2", ours=[FRESH, WARM])
     assert found[0] == {
         "x": 1, "twice": 6, "conf": True, "copy": True, "made": True, "by_class": True,
         "guarded": True, "file": True, "argv": ["app.py", "-m"], "registry": ["square"], "top": "yes",
@@ -168,14 +176,9 @@ def test_the_main_file_is_there_as_it_is_under_basic(tmp_path: Path, ours: tuple
 
 
 @HOWS
-def test_what_is_seeded_at_the_top_is_seeded_in_every_job(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
+def test_what_is_seeded_at_the_top_is_seeded_in_every_job(app: App, ours: Ours) -> None:
     numpy = pytest.importorskip("numpy")
-    app = App(
-        tmp_path,
-        app=START
-        + """
+    app.write_main("""
         import random, numpy
         random.seed(7)
         numpy.random.seed(7)
@@ -183,13 +186,7 @@ def test_what_is_seeded_at_the_top_is_seeded_in_every_job(
         @MAIN
         def main(cfg):
             see(cfg.x, drawn=random.random(), numpy=float(numpy.random.rand()))
-
-        if __name__ == "__main__":
-            main()
-        """,
-    )
-    import random
-
+        """)
     expected = random.Random(7).random()
     legacy = float(numpy.random.RandomState(7).rand())
     for seen in app.run("app.py", "-m", *ours, "+x=1,2"):
@@ -205,11 +202,8 @@ def build(a, b):
 
 
 @HOWS
-def test_a_resolver_registered_while_importing_is_registered_once(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
-    app = App(
-        tmp_path,
+def test_a_resolver_registered_while_importing_is_registered_once(app: App, ours: Ours) -> None:
+    app.write(
         mylib=RESOLVER,
         proj__in____init__="",
         proj__in__prog=START
@@ -247,12 +241,8 @@ def test_a_resolver_registered_while_importing_is_registered_once(
         ]
 
 
-@HOWS
-def test_an_app_is_started_in_its_jobs_as_the_user_started_it(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
-    app = App(
-        tmp_path,
+def test_an_app_is_started_in_its_jobs_as_the_user_started_it(app: App) -> None:
+    app.write(
         pkg__in____init__="",
         pkg__in__helper="VALUE = 4\n",
         pkg__in__main=START
@@ -293,20 +283,17 @@ def test_an_app_is_started_in_its_jobs_as_the_user_started_it(
         """,
     )  # fmt: skip
     flags = ("-O", "-W", "ignore::UserWarning", "-Xutf8=1")
-    (first, _) = app.compare((*flags, "-m", "pkg.main"), ours)
+    (first, _) = app.compare(*flags, "-m", "pkg.main", jobs="+x=1,2", ours=[FRESH, WARM])
     assert (first["name"], first["package"], first["optimize"]) == ("pkg.main", "pkg", 1)
-    assert app.compare(("-m", "pkg"), ours)[0]["name"] == "pkg.__main__"
-    assert app.compare(("folder",), ours)[0]["name"] == "__main__"
+    (alone,) = app.compare("-m", "pkg", jobs="+x=1", ours=[WARM])
+    assert alone["name"] == "pkg.__main__"
+    (alone,) = app.compare("folder", jobs="+x=1", ours=[FRESH])
+    assert alone["name"] == "__main__"
 
 
 @HOWS
-def test_a_main_file_without_a_guard_does_not_start_again_in_its_jobs(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
+def test_a_main_file_without_a_guard_does_not_start_again_in_its_jobs(app: App, ours: Ours) -> None:
+    app.write(app=START + """
         import sys
         see("start", argv=sys.argv[1])
 
@@ -319,8 +306,7 @@ def test_a_main_file_without_a_guard_does_not_start_again_in_its_jobs(
 
         main()
         BELOW = True
-        """,
-    )
+        """)  # fmt: skip
     found = app.run("app.py", "-m", *ours, "+x=1,2")
     jobs = [seen for seen in found if seen["x"] != "start"]
     assert jobs == [{"x": x, "net": True, "below": False} for x in (1, 2)]
@@ -328,14 +314,8 @@ def test_a_main_file_without_a_guard_does_not_start_again_in_its_jobs(
     assert len(found) - len(jobs) == (2 if ours is WARM else 3)
 
 
-@HOWS
-def test_values_resolved_once_in_the_sweep_are_the_same_in_every_job(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
+def test_values_resolved_once_in_the_sweep_are_the_same_in_every_job(app: App) -> None:
+    app.write_main("""
         import os, random, time
         from hydra.core.config_store import ConfigStore
         from hydra.core.hydra_config import HydraConfig
@@ -350,25 +330,16 @@ def test_values_resolved_once_in_the_sweep_are_the_same_in_every_job(
             folder = os.path.dirname(hydra.runtime.output_dir)
             see(cfg.x, when=cfg.when, id=cfg.id, there=os.path.samefile(folder, hydra.sweep.dir),
                 named=folder.endswith(str(cfg.id)), when2=OmegaConf.select(cfg, "when"))
-
-        if __name__ == "__main__":
-            main()
-        """,
-    )  # fmt: skip
-    basic, found = (app.run("app.py", "-m", *how, "x=1,2") for how in (BASIC, ours))
-    for seen in (basic, found):
+        """)
+    for launcher in (BASIC, FRESH, WARM):
+        seen = app.run("app.py", "-m", *launcher, "x=1,2")
         assert all(one["there"] and one["named"] and one["when"] == one["when2"] for one in seen)
         assert seen[0]["id"] == seen[1]["id"]
 
 
 @HOWS
-def test_a_job_that_spoils_its_streams_keeps_its_result(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
+def test_a_job_that_spoils_its_streams_keeps_its_result(app: App, ours: Ours) -> None:
+    app.write_main("""
         import atexit, os, sys
 
         @MAIN
@@ -389,55 +360,38 @@ def test_a_job_that_spoils_its_streams_keeps_its_result(
                 atexit.register(lambda: 1 / 0)
             see(cfg.x)
             return 1.5
-
-        if __name__ == "__main__":
-            main()
-        """,
-    )
+        """)
     jobs = "+x=closed,none,mute,full,no_descriptors,bad_exit"
     sweep = ("hydra/sweeper=autocl", "hydra.sweep.dir=sweep", *ours)
     assert len(app.run("app.py", "-m", *sweep, jobs)) == 6
     ends = [
-        json.loads(line) for line in (tmp_path / "sweep/journal.jsonl").read_text().splitlines()
+        json.loads(line) for line in (app.folder / "sweep/journal.jsonl").read_text().splitlines()
     ]
     states = [(end["state"], end["score"]) for end in ends if end["event"] == "finish"]
     assert states == [("COMPLETE", 1.5)] * 6
 
 
 @HOWS
-def test_an_error_of_a_job_shows_its_source_lines_and_what_led_to_it(
-    tmp_path: Path, ours: tuple[str, ...]
-) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
+def test_an_error_of_a_job_shows_its_source_lines_and_what_led_to_it(app: App, ours: Ours) -> None:
+    app.write_main("""
         @MAIN
         def main(cfg):
             try:
                 {}["no such key"]  # what led to it
             except KeyError as error:
                 raise ValueError("the job failed") from error  # the line that raised
-
-        if __name__ == "__main__":
-            main()
-        """,
-    )
+        """)
     done = app.start("app.py", "-m", *ours, "+x=1", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
-    for printed in (done.stderr, next(tmp_path.glob("multirun/*/*/0/job.log")).read_text()):
+    for printed in (done.stderr, next(app.folder.glob("multirun/*/*/0/job.log")).read_text()):
         assert 'app.py", line' in printed
         for line in ("# what led to it", "# the line that raised", "KeyError: 'no such key'"):
             assert line in printed, printed
 
 
 @pytest.mark.skipif(hydra.__version__ >= "1.4", reason="Hydra 1.4 has no such callback")
-@HOWS
-def test_what_callbacks_pickle_can_be_run_again(tmp_path: Path, ours: tuple[str, ...]) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
+def test_what_callbacks_pickle_can_be_run_again(app: App) -> None:
+    app.write_main("""
         from hydra.core.config_store import ConfigStore
         SAVE = {"_target_": "hydra.experimental.callbacks.PickleJobInfoCallback"}
         ConfigStore.instance().store("config", {"x": 0, "hydra": {"callbacks": {"save": SAVE}}})
@@ -446,20 +400,15 @@ def test_what_callbacks_pickle_can_be_run_again(tmp_path: Path, ours: tuple[str,
         def main(cfg):
             see(cfg.x)
             return cfg.x
-
-        if __name__ == "__main__":
-            main()
-        """,
-    )
-    for more in ((), ("hydra/sweeper=autocl",)):
-        app.run("app.py", "-m", *more, *ours, "x=3", f"hydra.sweep.dir=run{len(more)}")
-        pickled = tmp_path / f"run{len(more)}/0/.hydra/config.pickle"
+        """)
+    for folder, command in (("one", FRESH), ("two", ("hydra/sweeper=autocl", *WARM))):
+        app.run("app.py", "-m", *command, "x=3", f"hydra.sweep.dir={folder}")
+        pickled = app.folder / folder / "0/.hydra/config.pickle"
         assert (pickled.parent / "job_return.pickle").stat().st_size > 1000
         assert app.run("app.py", "--experimental-rerun", str(pickled)) == [{"x": 3}]
 
 
-def test_an_app_without_a_main_file_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    app = App(tmp_path, app="")
+def test_an_app_without_a_main_file_is_refused_with_the_way_out(app: App) -> None:
     text = f"{dedent(START)}\n@MAIN\ndef main(cfg):\n    see(cfg.x)\nmain()"
     for sweeper in ((), ("hydra/sweeper=autocl",)):
         done = app.start("-c", text, "-m", *sweeper, *FRESH, "+x=1")
@@ -471,27 +420,20 @@ def test_an_app_without_a_main_file_is_refused_with_the_way_out(tmp_path: Path) 
 
 @HOWS
 def test_a_main_file_that_no_job_can_import_is_reported_and_its_function_sent(
-    tmp_path: Path, ours: tuple[str, ...]
+    app: App, ours: Ours
 ) -> None:
-    app = App(
-        tmp_path,
-        app=START
-        + """
+    app.write_main("""
         if __name__ != "__main__":
             raise RuntimeError("for users alone")
 
         @MAIN
         def main(cfg):
             see(cfg.x)
-
-        if __name__ == "__main__":
-            main()
-        """,
-    )
+        """)
     done = app.start("app.py", "-m", *ours, "+x=1,2")
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "seen").read_text().splitlines()) == 2
-    logs = [log.read_text() for log in sorted(tmp_path.glob("multirun/*/*/*/job.log"))]
+    assert len((app.folder / "seen").read_text().splitlines()) == 2
+    logs = [log.read_text() for log in sorted(app.folder.glob("multirun/*/*/*/job.log"))]
     reported = [done.stdout, *logs] if ours is FRESH else [done.stdout]
     assert sum("RuntimeError: for users alone" in text for text in reported) == (
         2 if ours is FRESH else 1

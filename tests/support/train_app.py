@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0"}
+ENV = os.environ | {
+    "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "0", "CUDA_VISIBLE_DEVICES": "",
+}  # fmt: skip
+SMALL = (
+    *("model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2"),
+    *("model.intermediate_size=16", "model.patch_size=4", "trainer.num_train_epochs=1"),
+)
 
 
 def train(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.train_app import ROOT, SMALL
 
-ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # the app lives beside its train.py and is not installed
     sys.path.insert(0, str(ROOT))
 
@@ -42,14 +42,11 @@ def make_job() -> MakeJob:
     from train.config.reading import read_run
     from train.main import VERSION_BASE
 
-    small = ["model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
-    quick = ["model.intermediate_size=16", "model.patch_size=4", "trainer.num_train_epochs=1"]
-
     def make(*overrides: str) -> Any:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
             named = any(o.startswith(("task=", "+task=")) for o in overrides)
             task = [] if named else ["task=digits_01"]
-            cfg = compose("base", overrides=[*task, *small, *quick, *overrides])
+            cfg = compose("base", overrides=[*task, *SMALL, *overrides])
         return read_run(cfg, ROOT / "conf" / "task")
 
     return make

@@ -11,6 +11,9 @@ import pytest
 import torch
 from support.runs import loaded, model_of
 
+from train.chain import CheckpointError
+
+Grown = tuple[Path, list[torch.Tensor]]  # checkpoints, the logits of each
 IMAGES = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
 
 
@@ -41,9 +44,7 @@ def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> tor
 
 
 @pytest.fixture(scope="module")
-def grown(
-    make_job: Any, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[torch.Tensor]]:
+def grown(make_job: Any, tmp_path_factory: pytest.TempPathFactory) -> Grown:
     """Checkpoints a, b, c, d: the base and adapters of ranks 4, 8, 2; the logits of each."""
     made, parent, folder = [], None, tmp_path_factory.mktemp("grown")
     for name, rank in (("a", 1), ("b", 4), ("c", 8), ("d", 2)):
@@ -53,17 +54,14 @@ def grown(
 
 
 @pytest.fixture
-def chain_of_four(
-    grown: tuple[Path, list[torch.Tensor]], tmp_path: Path
-) -> tuple[Path, list[torch.Tensor]]:
+def chain_of_four(grown: Grown, tmp_path: Path) -> Grown:
     """A copy of them, to damage."""
     folder, made = grown
     return shutil.copytree(folder, tmp_path / "sweep"), made
 
 
 def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(
-    make_job: Any,
-    chain_of_four: tuple[Path, list[torch.Tensor]],
+    make_job: Any, chain_of_four: Grown
 ) -> None:
     folder, made = chain_of_four
     assert not torch.allclose(made[2], made[3], atol=1e-3)  # the adapters do something
@@ -74,15 +72,12 @@ def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(
     assert [node.task for node in chain.nodes] == ["digits_01", *(f"task_at_{n}" for n in "bcd")]
 
 
-def test_a_checkpoint_holds_its_own_weights_only_and_no_pickle(
-    chain_of_four: tuple[Path, list[torch.Tensor]],
-) -> None:
+def test_a_checkpoint_holds_its_own_weights_only_and_no_pickle(chain_of_four: Grown) -> None:
     from safetensors import safe_open
 
     folder, _ = chain_of_four
-    binary = {p.relative_to(folder).as_posix() for p in folder.rglob("*.*") if p.is_file()} - {
-        p.relative_to(folder).as_posix() for end in ("json", "md") for p in folder.rglob(f"*.{end}")
-    }
+    files = {path for path in folder.rglob("*.*") if path.suffix not in (".json", ".md")}
+    binary = {path.relative_to(folder).as_posix() for path in files}
     assert binary == {
         "a/base/model.safetensors",
         "b/task2/adapter_model.safetensors",
@@ -95,7 +90,7 @@ def test_a_checkpoint_holds_its_own_weights_only_and_no_pickle(
 
 
 def test_a_chain_survives_moving_the_whole_folder(
-    make_job: Any, chain_of_four: tuple[Path, list[torch.Tensor]], tmp_path: Path
+    make_job: Any, chain_of_four: Grown, tmp_path: Path
 ) -> None:
     folder, made = chain_of_four
     moved = shutil.move(folder, tmp_path / "elsewhere")
@@ -145,10 +140,8 @@ def with_weights_of_another_model(checkpoint: Path) -> None:
     ],
 )
 def test_a_damaged_ancestor_is_named_together_with_the_chain_that_needs_it(
-    make_job: Any, chain_of_four: tuple[Path, list[torch.Tensor]], damage: Callable[[Path], None]
+    make_job: Any, chain_of_four: Grown, damage: Callable[[Path], None]
 ) -> None:
-    from train.chain import CheckpointError
-
     folder, _ = chain_of_four
     damage(folder / "c")
     with pytest.raises(CheckpointError) as caught:
@@ -158,26 +151,17 @@ def test_a_damaged_ancestor_is_named_together_with_the_chain_that_needs_it(
     assert f"needed by task_at_d: {folder.resolve() / 'd'}" in message
 
 
-def test_a_base_without_its_weights_is_named(
-    make_job: Any,
-    chain_of_four: tuple[Path, list[torch.Tensor]],
-) -> None:
-    from train.chain import CheckpointError
-
+def test_a_base_without_its_weights_is_named(make_job: Any, chain_of_four: Grown) -> None:
     folder, _ = chain_of_four
     (folder / "a/base/model.safetensors").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"(?s)sweep/a is missing or damaged.*needed by task_at_b"
-    ):
+    missing = r"(?s)sweep/a is missing or damaged.*needed by task_at_b"
+    with pytest.raises(CheckpointError, match=missing):
         loaded(make_job(), folder / "d")
 
 
 def test_a_chain_that_points_back_to_itself_is_an_error(
-    make_job: Any,
-    chain_of_four: tuple[Path, list[torch.Tensor]],
+    make_job: Any, chain_of_four: Grown
 ) -> None:
-    from train.chain import CheckpointError
-
     folder, _ = chain_of_four
     (folder / "a/node.json").write_text('{"task": "digits_01", "parent": "../c"}')
     with pytest.raises(CheckpointError, match="comes back to itself"):
@@ -185,10 +169,8 @@ def test_a_chain_that_points_back_to_itself_is_an_error(
 
 
 def test_a_chain_does_not_go_on_with_a_model_of_another_family(
-    make_job: Any, chain_of_four: tuple[Path, list[torch.Tensor]]
+    make_job: Any, chain_of_four: Grown
 ) -> None:
-    from train.chain import CheckpointError
-
     folder, _ = chain_of_four
     with pytest.raises(CheckpointError, match=r"holds a model of type vit; .*_name is unify"):
         loaded(make_job("model=unify_tiny"), folder / "d")

@@ -264,17 +264,13 @@ def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
 
     here = tmp_path / "model"
     shutil.copytree(folders(name), here)
-    first = finish(make(*of(here), *QUICK, "task=sentiment"), tmp_path / "1")
+    last = finish(make(*of(here), *QUICK, "task=sentiment"), tmp_path / "1")
     shutil.rmtree(here)
-    second = finish(
-        make(*of(here), *QUICK, "task=parity", f"init_from={first['checkpoint']}"), tmp_path / "2"
-    )
-    third = finish(
-        make(*of(here), *QUICK, "task=arithmetic", f"init_from={second['checkpoint']}"),
-        tmp_path / "3",
-    )
-    assert list(third["eval"]) == ["sentiment", "parity", "arithmetic"]
-    assert third["orthogonal_loss_first"] > 0
+    for place, task in ((2, "parity"), (3, "arithmetic")):
+        run = make(*of(here), *QUICK, f"task={task}", f"init_from={last['checkpoint']}")
+        last = finish(run, tmp_path / str(place))
+    assert list(last["eval"]) == ["sentiment", "parity", "arithmetic"]
+    assert last["orthogonal_loss_first"] > 0
     adapter = json.loads((tmp_path / "3/checkpoint/task3/adapter_config.json").read_text())
     names = {"t5": "q k v o wi wo", "bart": "q_proj k_proj v_proj out_proj fc1 fc2"}[name]
     assert set(adapter["target_modules"]) == set(names.split())

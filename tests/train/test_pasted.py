@@ -6,17 +6,14 @@ import base64
 import io
 import json
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.runs import meeting_of, planned
+from support.train_app import train
 
-ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 SHARED = """
@@ -192,11 +189,8 @@ def test_files_of_ofasys_train_by_the_command_line(
     pasted: Path, file: str, scored: list[str], kept: str
 ) -> None:
     """Two updates each; the model made small and the limit set as one does on the command line."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), f"{file}.yaml", "--model.arch=tiny",
-         "--optimization.max_update=2", "hydra.run.dir=out"],
-        cwd=pasted, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    tiny = ("--model.arch=tiny", "--optimization.max_update=2")
+    done = train(pasted, f"{file}.yaml", *tiny, "hydra.run.dir=out")
     assert done.returncode == 0, done.stderr
     results = json.loads((pasted / "out/all_results.json").read_text())
     assert results["steps"] == 2 and sorted(results["eval"]) == sorted(scored)

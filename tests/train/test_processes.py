@@ -19,24 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.train_app import ENV, ROOT, SMALL, train
 
 from train import processes
 from train.config.env import EnvSettings
 from train.config.typed import SettingsError
 from train.processes import command, start, threads
 
-ROOT = Path(__file__).resolve().parents[2]
 NO_RUN: Any = None  # nothing is trained
-SMALL = [
-    "task=digits_01",
-    "model.hidden_size=16",
-    "model.num_hidden_layers=2",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=16",
-    "model.patch_size=4",
-    "trainer.num_train_epochs=1",
-    "trainer.logging_steps=1",
-]
+DIGITS = ("task=digits_01", *SMALL, "trainer.logging_steps=1")
 MACHINES: dict[str, Any] = {"nnodes": 2, "master_addr": "10.0.0.1", "port": 29500}
 
 
@@ -153,15 +144,19 @@ def test_workers_read_the_run_as_it_was(make_job: Any, tmp_path: Path) -> None:
 
 # -- real processes ---------------------------------------------------------------------------------
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 LINE = re.compile(r"step \d+: (\{.*\})")
 
 
-def app(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, str(ROOT / "train.py"), *SMALL, *overrides]
-    return subprocess.run(
-        argv, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+def started(folder: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """`python train.py` in the background; what it prints goes to the file `output`."""
+    with open(folder / "output", "wb") as output:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *DIGITS, *overrides],
+            cwd=folder,
+            env=ENV | {"MARK": str(folder)},
+            stdout=output,
+            stderr=output,
+        )
 
 
 def curve(text: str) -> list[dict[str, float]]:
@@ -176,10 +171,13 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
     """The third task of a chain: adapters, both penalties, accumulation, a last batch cut short."""
     from support.runs import finish
 
-    parent = finish(make_job(), tmp_path / "1")["checkpoint"]
-    parent = finish(make_job("task=digits_23", f"init_from={parent}"), tmp_path / "2")["checkpoint"]
+    parent, few = "null", ["evaluation.dev_share=0.4", "evaluation.test_share=0.4"]
+    for task in ("digits_01", "digits_23"):
+        run = make_job(f"task={task}", f"init_from={parent}", "+trainer.max_steps=2", *few)
+        parent = finish(run, tmp_path / task)["checkpoint"]
     third = [
         "task=digits_45",
+        *few,
         f"init_from={parent}",
         "trainer.gradient_accumulation_steps=2",
         "delta.lamda_2=0.01",
@@ -188,8 +186,9 @@ def test_two_processes_train_as_one_does_at_the_same_global_batch(
     caplog.clear()
     with caplog.at_level(logging.INFO, "train.loop"):
         alone = finish(make_job(*third, "trainer.per_device_train_batch_size=16"), tmp_path / "3")
-    done = app(
+    done = train(
         tmp_path,
+        *DIGITS,
         *third,
         "trainer.per_device_train_batch_size=8",
         "env.nproc_per_node=2",
@@ -243,7 +242,7 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
     caplog.clear()
     with caplog.at_level(logging.INFO, "train.loop"):
         alone = finish(make_job(*second(8, 6)), tmp_path / "2")
-    done = app(tmp_path, *second(4, 3), "env.nproc_per_node=2", "hydra.run.dir=both")
+    done = train(tmp_path, *DIGITS, *second(4, 3), "env.nproc_per_node=2", "hydra.run.dir=both")
     assert done.returncode == 0, done.stdout + done.stderr
     expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())
     assert len(expected) == len(seen) == alone["steps"] == 9
@@ -414,24 +413,19 @@ def test_two_machines_train_as_one_process_does(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, str(ROOT / "train.py"), *SMALL, f"hydra.run.dir=node{rank}"),
-                *("env.nnodes=2", f"env.rank={rank}", "env.master_addr=127.0.0.1"),
-                *(f"env.port={port}", "trainer.per_device_train_batch_size=8"),
-            ],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [node.communicate(timeout=300)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
-    alone = app(tmp_path, "hydra.run.dir=alone", "trainer.per_device_train_batch_size=16")
+    both = ("env.nnodes=2", "env.master_addr=127.0.0.1", f"env.port={port}")
+    folders = [tmp_path / f"node{rank}" for rank in (0, 1)]
+    nodes = []
+    for rank, folder in enumerate(folders):
+        folder.mkdir()
+        batch = "trainer.per_device_train_batch_size=8"
+        run = f"hydra.run.dir={folder}"
+        nodes.append(started(folder, *both, f"env.rank={rank}", batch, run))
+    ends = [node.wait(300) for node in nodes]
+    assert ends == [0, 0], "\n".join((folder / "output").read_text() for folder in folders)
+    alone = train(
+        tmp_path, *DIGITS, "hydra.run.dir=alone", "trainer.per_device_train_batch_size=16"
+    )
     assert alone.returncode == 0, alone.stderr
     assert losses(tmp_path / "node0") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
     # Rank 0 keeps the checkpoint; the other machine has only its log.
@@ -442,17 +436,8 @@ def test_two_machines_train_as_one_process_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_of_a_job_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
-    with open(tmp_path / "output", "wb") as output:
-        job = subprocess.Popen(
-            [
-                *(sys.executable, str(ROOT / "train.py"), *SMALL, "env.nproc_per_node=2"),
-                *("hydra.run.dir=run", "trainer.num_train_epochs=100000"),
-            ],
-            cwd=tmp_path,
-            env=ENVIRONMENT | {"MARK": str(tmp_path)},
-            stdout=output,
-            stderr=output,
-        )
+    endless = ("hydra.run.dir=run", "trainer.num_train_epochs=100000")
+    job = started(tmp_path, "env.nproc_per_node=2", *endless)
     wait_until(lambda: b"step 3:" in (tmp_path / "output").read_bytes(), "it trains")
     mark = f"MARK={tmp_path}"
     assert len(running(mark)) == 4  # the job, torch.distributed.run, two workers
@@ -464,17 +449,8 @@ def test_nothing_is_left_of_a_job_that_is_ended(tmp_path: Path, number: signal.S
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported_from_its_partners_complaint(tmp_path: Path) -> None:
-    with open(tmp_path / "output", "wb") as output:
-        job = subprocess.Popen(
-            [
-                *(sys.executable, str(ROOT / "train.py"), *SMALL, "env.nproc_per_node=2"),
-                *("hydra.run.dir=run", "trainer.num_train_epochs=100000"),
-            ],
-            cwd=tmp_path,
-            env=ENVIRONMENT | {"MARK": str(tmp_path)},
-            stdout=output,
-            stderr=output,
-        )
+    endless = ("hydra.run.dir=run", "trainer.num_train_epochs=100000")
+    job = started(tmp_path, "env.nproc_per_node=2", *endless)
     wait_until(lambda: b"step 3:" in (tmp_path / "output").read_bytes(), "it trains")
     [second] = [pid for pid in running(f"MARK={tmp_path}") if b"\0RANK=1\0" in environ(pid)]
     os.kill(second, signal.SIGKILL)
@@ -495,7 +471,7 @@ def test_a_sweep_gives_such_jobs_two_devices_and_tells_why_one_failed(
 ) -> None:
     bench = benches(ROOT / "train.py")
     # Both at once: neither meets the workers of the other.
-    common = [*SMALL, "hydra/sweeper=autocl", "hydra.launcher.cpu_slots=4", "env.nproc_per_node=2"]
+    common = [*DIGITS, "hydra/sweeper=autocl", "hydra.launcher.cpu_slots=4", "env.nproc_per_node=2"]
     printed = bench.run(
         *common,
         "task=digits_01",
@@ -516,7 +492,7 @@ def test_more_processes_than_leased_devices_is_an_error_that_names_both_keys(
 ) -> None:
     bench = benches(ROOT / "train.py")
     printed = bench.run(
-        *SMALL,
+        *DIGITS,
         *("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2"),
         *("env.nproc_per_node=2", "seed=0"),
         status=1,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
-from support.runs import planned
+from support.runs import finish, planned
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.yaml") if path.stem != "base")
@@ -35,34 +31,31 @@ def argv(script: Path) -> list[str]:
     return shlex.split(line)[3:]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
+def run_of(words: list[str]) -> Any:
+    """The run of a command's words: files, then overrides as OFASys spells them."""
     from omegaconf import OmegaConf
 
     from train.config.reading import read_run
     from train.main import CONF
 
-    words = argv(script)
-    assert f"scripts/{script.name}" in words
     files = [ROOT / word for word in words if word.endswith(".yaml")]
     typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
-    job = read_run(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+    return read_run(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_the_command_above_each_script_composes_to_a_job(script: Path) -> None:
+    words = argv(script)
+    assert f"scripts/{script.name}" in words
+    job = run_of(words)
     assert list(planned(job)) == [task.name for task in job.tasks]
 
 
 def test_the_scripts_train_two_tasks_together(tmp_path: Path) -> None:
     """As typed, but for the number of updates and the size of the data."""
-    command = [*argv(ROOT / "scripts/multitask.yaml"), "--optimization.max_update=2"]
-    command += ["--evaluation.dev_share=0.02", "--evaluation.test_share=0.02"]
-    done = subprocess.run(
-        [sys.executable, "train.py", *command, f"hydra.run.dir={tmp_path}"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "all_results.json").read_text())
+    words = [*argv(ROOT / "scripts/multitask.yaml"), "--optimization.max_update=2"]
+    run = run_of([*words, "--evaluation.dev_share=0.02", "--evaluation.test_share=0.02"])
+    results = finish(run, tmp_path)
     assert list(results["eval"]) == ["parity", "sentiment"] and results["steps"] == 2
 
 

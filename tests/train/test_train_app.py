@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from support.runs import finish, loaded
-from support.train_app import ROOT, train
+from support.train_app import ROOT, SMALL, train
 
-EPOCH = "trainer.num_train_epochs=1"
+SHORT = (*SMALL, "+trainer.max_steps=2")
 
 
 def test_help_loads_no_torch(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path)
 def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_a_chain(
     tmp_path: Path,
 ) -> None:
-    first = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "task=digits_01", "seed=0,1", EPOCH)
+    first = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "task=digits_01", "seed=0,1", *SHORT)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in first.stdout
     assert "fresh interpreters" not in first.stdout
@@ -49,7 +49,7 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_
         "hydra.run.dir=two",
         "init_from=sweep/0/checkpoint",  # relative to where the command was typed
         "delta.lora_dim=4",
-        EPOCH,
+        *SHORT,
     )
     assert second.returncode == 0, second.stderr
 
@@ -63,11 +63,8 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_
     assert (tmp_path / "sweep/0/checkpoint/base/model.safetensors").read_bytes() == base
     node = json.loads((tmp_path / "two/checkpoint/node.json").read_text())
     assert node == {"task": "digits_23", "parent": "../../sweep/0/checkpoint"}
-    left = {
-        p.relative_to(tmp_path / "two").as_posix()
-        for p in (tmp_path / "two").rglob("*")
-        if p.is_file()
-    }
+    two = tmp_path / "two"
+    left = {p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file()}
     assert {f for f in left if not f.startswith(".hydra/")} == {
         "all_results.json",
         "train.log",
@@ -99,12 +96,11 @@ def test_every_place_of_a_chain_draws_its_own_adapter(make_job: Any, tmp_path: P
     """The same draw for parent and child would be the opposite of orthogonal."""
     from train.delta.olora import factors
 
-    parent = finish(make_job(), tmp_path / "1")["checkpoint"]
-    still = "trainer.learning_rate=0"
-    for place, task in ((2, "digits_23"), (3, "digits_45")):
-        parent = finish(
-            make_job(f"task={task}", f"init_from={parent}", still), tmp_path / str(place)
-        )["checkpoint"]
+    still = ("trainer.learning_rate=0", "+trainer.max_steps=1")
+    parent = "null"
+    for task in ("digits_01", "digits_23", "digits_45"):
+        run = make_job(f"task={task}", f"init_from={parent}", *still)
+        parent = finish(run, tmp_path / task)["checkpoint"]
     model = loaded(make_job(), Path(parent)).model
     for module in factors(model, "task3", ["task2"]):
         assert (module.a_old - module.a_new).abs().max() > 0.1
