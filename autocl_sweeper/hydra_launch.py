@@ -118,7 +118,8 @@ def launch(
                 returned[job.number] = job_return_of(job, outcome)
                 progress.finished(job, outcome)
                 files.forget(job.number)
-    files.package().unlink(missing_ok=True)
+    for path in (files.package(), files.flaw()):
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # logs that belong to no folder stay
         files.folder.rmdir()
         files.folder.parent.rmdir()

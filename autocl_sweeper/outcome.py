@@ -72,6 +72,10 @@ class JobFiles:
         """Scores that a running job reports, a JSON line each."""
         return self.folder / f"{number}.reports"
 
+    def flaw(self) -> Path:
+        """Says why jobs in fresh interpreters cannot import the app's main file; mostly not there."""
+        return self.folder / "main_file.txt"
+
     def begun(self, number: int) -> Path:
         """There once another launcher's worker has begun the job."""
         return self.folder / f"{number}.begun"

@@ -36,6 +36,7 @@ from autocl_sweeper.executor.process.groups import (
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.running import Limits, Process, Running
+from autocl_sweeper.job.package import NOT_IMPORTED
 from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.reporter import VARIABLE as REPORTS
@@ -101,6 +102,7 @@ class LocalExecutor:
         self._sampler = Sampler(pool, self._device_lost)
         self._ready: Grant | None = None
         self._refused = ""
+        self._warned = False  # of a main file that jobs cannot import
         self._stopping = False
         self._guardian: subprocess.Popen[bytes] | None = None
         self._start_forkserver = forkserver
@@ -198,6 +200,9 @@ class LocalExecutor:
             ended.append(self._ended.get(timeout=timeout_s))
             while True:
                 ended.append(self._ended.get_nowait())
+        if ended and not self._warned and self._files.flaw().exists():
+            self._warned = True
+            log.warning(NOT_IMPORTED, self._files.flaw().read_text("utf-8", "replace"))
         for job, outcome in ended:
             self._running.pop(job.number, None)
             self._reports.end(job.number)

@@ -27,6 +27,9 @@ from autocl_sweeper.job.program import (
 from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.types import Job
 
+NOT_IMPORTED = (
+    "jobs do not import the app's main file: %s. What it defines is sent to them as a copy"
+)
 # Their resolvers are registered anew in every process.
 NOT_OF_APPS = (MAIN, "autocl_sweeper", "hydra", "hydra_plugins", "omegaconf")
 

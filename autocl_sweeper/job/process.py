@@ -15,7 +15,14 @@ from typing import Any, NoReturn
 from autocl_sweeper.job.package import Opened, Order, enter, opened
 from autocl_sweeper.job.pickles import loads
 from autocl_sweeper.job.returned import failed_return, write_return
-from autocl_sweeper.outcome import LOG_NAME, JobFiles, failure, link_log, outcome_of
+from autocl_sweeper.outcome import (
+    LOG_NAME,
+    JobFiles,
+    failure,
+    link_log,
+    outcome_of,
+    write_whole,
+)
 from autocl_sweeper.types import Cause
 
 GO = b"\n"  # what a job process reads from its stdin before it does anything
@@ -30,7 +37,7 @@ def main(folder: str, order: str) -> NoReturn:
     data = files.package().read_bytes()
     flaw = enter(data)
     if flaw:
-        print(f"The main file is not imported in this job: {flaw}", file=sys.stderr, flush=True)
+        write_whole(files.flaw(), flaw.encode())  # the controller reports it once
     run(files, _read(int(order)), opened(data, flaw))
 
 

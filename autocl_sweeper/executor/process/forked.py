@@ -20,7 +20,7 @@ from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.process import forkserver as serving
 from autocl_sweeper.executor.process.groups import JOB, end_marked, exit_reason, signal_group
 from autocl_sweeper.executor.process.preload import WHILE_IMPORTING
-from autocl_sweeper.job.package import command
+from autocl_sweeper.job.package import NOT_IMPORTED, command
 from autocl_sweeper.outcome import JobFiles
 
 log = logging.getLogger(__name__)
@@ -147,10 +147,7 @@ class ForkServer:
             log.warning("%s: %s; %s", what, because, NOT_FORKED)
             return False
         if answer["flaw"]:
-            log.warning(
-                "jobs do not import the app's main file: %s. What it defines is sent to them as a copy",
-                answer["flaw"],
-            )
+            log.warning(NOT_IMPORTED, answer["flaw"])
         log.info("preloaded %s in %.1f s", answer["preloaded"] or "the app", answer["seconds"])
         return True
 
