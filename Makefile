@@ -24,10 +24,10 @@ PYTEST = bin/python -m pytest -n 3 --dist worksteal
 
 # What another version of Hydra can change. All else is our own arithmetic, the training app, or the
 # ends of processes: `make test` tries it once, on Hydra 1.3.
-HYDRA = tests/job tests/yaml tests/search/test_space.py tests/executor/test_launcher.py \
+HYDRA = tests/job tests/yaml tests/search/test_space.py \
 	tests/project/test_packaging.py tests/project/test_scan_cost.py
 # And what other versions of nvidia-ml-py, rich and Python can change.
-QUICK = $(HYDRA) tests/device/test_cli.py tests/device/test_probe.py tests/device/test_leases.py \
+QUICK = $(HYDRA) tests/executor/test_launcher.py tests/device/test_cli.py tests/device/test_probe.py tests/device/test_leases.py \
 	tests/sweep/test_progress.py
 
 PIP = bin/python -m pip install --quiet --disable-pip-version-check
