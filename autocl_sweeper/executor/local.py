@@ -133,9 +133,13 @@ class LocalExecutor:
 
     def _forks_from(self, forkserver: ForkServer) -> bool:
         self._forkserver = forkserver
-        self._tell_guardian("!", forkserver.pid, forkserver.mark)
+        first = forkserver.pid
+        self._tell_guardian("!", first, forkserver.mark)
         if not forkserver.ready():
             return False
+        if forkserver.pid != first:  # it began again, without a module that forks would suffer from
+            self._tell_guardian("-", first)
+            self._tell_guardian("!", forkserver.pid, forkserver.mark)
         if self._jobs_outlive:
             forkserver.outlive()
             self._tell_guardian("-", forkserver.pid)  # it ends after its last job

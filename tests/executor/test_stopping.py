@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -97,8 +98,14 @@ def test_alone_the_launchers_jobs_outlive_it_too_and_leave_nothing(
     benches: Callable[..., Bench], warm: str
 ) -> None:
     bench = benches("warm")
-    launched = (*GPU, f"hydra.launcher.warm={warm}", FINISH, "do=hold", "again=1,2")
-    bench.kill(bench.start_held(2, *launched))
+    # A module that is left out of the preload, for which the fork server begins again.
+    (bench.folder / "leaves.py").write_text("import socket\nPAIR = socket.socketpair()\n")
+    bench.environment["PYTHONPATH"] += os.pathsep + str(bench.folder)
+    preload = ["hydra.launcher.preload=[json,leaves]"] if warm == "true" else []
+    launched = (*GPU, f"hydra.launcher.warm={warm}", *preload, FINISH, "do=hold", "again=1,2")
+    sweep = bench.start_held(2, *launched)
+    assert "in fresh interpreters" not in bench.printed(sweep)
+    bench.kill(sweep)
     bench.hold.unlink()
     wait_until(bench.nothing_is_left, "the jobs, and the children they leave, are gone")
     for number in (0, 1):

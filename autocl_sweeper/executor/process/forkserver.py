@@ -130,11 +130,11 @@ class Server:
                         del self._jobs[message["reap"]]
                         self._look_for_ends()
                         self._end_those_who_left()
-                        continue
-                    self._set_environment(message["environment"], message["own"])
-                    self._blas.before_fork()
-                    if self._fork(fds):
-                        return fds[2]
+                    else:
+                        self._set_environment(message["environment"], message["own"])
+                        self._blas.before_fork()
+                        if self._fork(fds):
+                            return fds[2]
         except (BrokenPipeError, ConnectionResetError):
             pass
         if os.getpid() == self._pid and self._outlives:
