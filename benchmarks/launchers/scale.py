@@ -38,7 +38,7 @@ from autocl_sweeper.types import Job, Outcome, Report, State, Trial
 SETTINGS = Settings(
     sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={},
     rounds=1, popsize=None, handover={}, max_failures=None, retries=0, retry_delay_s=0.0,
-    max_batch_size=None, keep_checkpoints="beam", seed=0, pipeline=True, search={},
+    max_batch_size=None, keep_checkpoints="beam", seed=0, pipeline=True, check=None, search={},
 )  # fmt: skip
 
 
@@ -48,9 +48,12 @@ class Shell:
     def __init__(self, files: JobFiles) -> None:
         self._files = files
 
-    def argv(self, job: Job, returns: bool) -> list[str]:
+    def command(self) -> list[str]:
+        return ["/bin/sh", "-c", 'eval "$(cat /proc/self/fd/$0)"']
+
+    def order(self, job: Job, returns: bool) -> bytes:
         text = json.dumps(outcome_to_json(noop(job)))
-        return ["/bin/sh", "-c", f"echo '{text}' > '{self._files.outcome(job.number)}'"]
+        return f"echo '{text}' > '{self._files.outcome(job.number)}'".encode()
 
 
 class Inline:

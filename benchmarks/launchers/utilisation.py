@@ -46,7 +46,7 @@ SETTINGS = Settings(
     sequence="task", top_k=BEAM, metric=None, direction="maximize", params={}, task_params={},
     rounds=1, popsize=None, handover={"parent": "parent"}, max_failures=None, retries=0,
     retry_delay_s=0.0, max_batch_size=None, keep_checkpoints="beam", seed=0, pipeline=True,
-    search={},
+    check=None, search={},
 )  # fmt: skip
 
 
