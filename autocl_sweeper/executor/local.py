@@ -95,7 +95,8 @@ class LocalExecutor:
         self._jobs_outlive = jobs_outlive
         self._ends = Ends(files, pool, returns, self._stop_forking)
         self._running: dict[int, Running] = {}
-        self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
+        # No SimpleQueue: a deadline that passes while its `get(timeout=0)` looks is none to CPython.
+        self._ended: queue.Queue[tuple[Job, Outcome]] = queue.Queue()
         self._deadlines = Deadlines()
         self._reports = ReportFiles(files)
         self._wants_to_be_alone: deque[Job] = deque()
