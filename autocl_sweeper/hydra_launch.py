@@ -58,7 +58,7 @@ def ray_executor(
     """The same of `hydra/launcher=ray`. Raises ConfigurationError when Ray is not there."""
     package = _package(hydra_context, task_function, config, files)
     keys = {key: plain(value) for key, value in settings.items()}
-    # What Hydra copies for jobs elsewhere; they compose where it is not there to be copied.
+    # What Hydra copies for jobs elsewhere is there from their start, as it is on this machine.
     copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
     return RayExecutor(keys["address"], keys, package, returns, copied)
 
