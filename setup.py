@@ -40,14 +40,19 @@ setup(
     # constraints-oldest.txt holds the bounds of these and of the extra `test` for `make test-oldest`.
     install_requires=[
         "cloudpickle>=2.1.0",
+        "cma>=4.5",
+        "cmaes>=0.13",
         "hydra-core>=1.3.2,<1.5",
         "hydra-joblib-launcher>=1.2.0",
         "nvidia-ml-py>=12.550.52",
         "omegaconf>=2.2.1",
-        "optuna>=2.10.0",
+        "optuna>=5.0",
         "rich>=12.0.0",
+        "scipy>=1.14",
     ],
     extras_require={
+        "gp": ["torch>=2.13"],  # hydra/sweeper/search=gp
+        "tensorboard": ["tensorboardX>=2.6.5"],  # hydra.sweeper.export.tensorboard
         "ray": ["ray>=2.50"],
         "train": [
             "accelerate>=1.15",

@@ -108,7 +108,8 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    return make_plan(settings, arguments, compose, config_loader, knows_folders)
+    choices = plain(config.hydra.runtime.choices)
+    return make_plan(settings, arguments, compose, config_loader, knows_folders, choices)
 
 
 def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None] | None:

@@ -134,8 +134,12 @@ class Queue:
         parents: Sequence[int | None],
         durations: Durations,
         work: Callable[[int], float] | None,
+        partial: int = 0,
     ) -> None:
-        self._count = count
+        """`partial`: with how many of the parents, the first ones, one more suggestion runs."""
+        self._whole = count
+        self._partial = partial
+        self._count = count + (partial > 0)
         self._parents = parents
         self._durations = durations
         self._work = work
@@ -156,7 +160,8 @@ class Queue:
             if not self._sorted and self._works:
                 self._waiting.sort(key=lambda index: (self._estimate(index), -index))
             self._sorted = True
-            for parent in self._parents:
+            whole = self._waiting[-1] < self._whole
+            for parent in self._parents if whole else self._parents[: self._partial]:
                 if (self._waiting[-1], parent) not in begun:
                     return self._waiting[-1], parent
             self._waiting.pop()

@@ -38,56 +38,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from autocl_sweeper.distributions import Choice, Distribution, Interval
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.types import Value
 
 LONGEST_RANGE = 1_000_000
 
 COMMAND_LINE = "command line"
-
-
-# --- distributions ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Finitely many values, in order. Raises ConfigurationError when there is none."""
-
-    values: tuple[Value, ...]
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise ConfigurationError("a choice without values: name at least one")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Every number from low to high, both included; whole numbers only when `integer`.
-
-    `log`: equal ratios are equally likely. Raises ConfigurationError for bounds that cannot be.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    integer: bool = False
-
-    def __str__(self) -> str:
-        return f"interval({self.low:g},{self.high:g})"
-
-    def __post_init__(self) -> None:
-        bounds = str(self)
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ConfigurationError(f"{bounds} is not bounded: both ends must be finite numbers")
-        if self.low > self.high:
-            raise ConfigurationError(f"{bounds} is empty: the lower end comes first")
-        if self.log and self.low <= 0:
-            raise ConfigurationError(f"{bounds} cannot be logarithmic: its low end must be above 0")
-        if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
-            raise ConfigurationError(f"{bounds} of integers must begin and end with whole numbers")
-
-
-Distribution: TypeAlias = Choice | Interval
 
 
 @dataclass(frozen=True)

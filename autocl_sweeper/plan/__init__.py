@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan.checks import Compose, compose_all, fingerprint_of, refuse_changes
+from autocl_sweeper.plan.checks import (
+    Compose,
+    compose_all,
+    fingerprint_of,
+    initial_of,
+    refuse_changes,
+)
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
+from autocl_sweeper.plan.spaces import spaces_of
 from autocl_sweeper.plan.stages import stages_of, strategy_of
 from autocl_sweeper.space import bare, parse_arguments, parse_space
+from autocl_sweeper.types import Value
 
 __all__ = ["Plan", "Settings", "make_plan", "refuse_changes"]
 
@@ -23,8 +32,12 @@ def make_plan(
     compose: Compose,
     config_loader: Any,
     knows_folders: bool,
+    choices: Mapping[str, Value] | None = None,
 ) -> Plan:
-    """Check everything that can be checked before a job starts. Raises ConfigurationError."""
+    """Check everything that can be checked before a job starts. Raises ConfigurationError.
+
+    choices: config group -> what the app chooses of it.
+    """
     check_settings(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
@@ -51,8 +64,12 @@ def make_plan(
             f" contain.\n  The tasks of '{settings.sequence}' are: {known}.\n"
             "  Correct the name, or add the task to the sequence."
         )
-    stages, described = stages_of(settings, list(tasks) or ["sweep"], space, config_loader)
-    plan = Plan(settings, strategy_of(settings, stages), tasks, given, knows_folders, {}, {})
-    configs, variants = compose_all(plan, space, compose)
+    draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
+    initial = partial(initial_of, draft, choices, compose)
+    names = list(tasks) or ["sweep"]
+    spaces = spaces_of(settings, names, space, config_loader)
+    stages, described = stages_of(settings, names, spaces, initial)
+    plan = replace(draft, strategy=strategy_of(settings, stages))
+    configs, variants = compose_all(plan, spaces, compose)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants})
     return replace(plan, fingerprint=fingerprint, configs=configs)

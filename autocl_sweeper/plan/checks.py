@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.errors import ChangedSweepError
+from autocl_sweeper.distributions import Choice, Space, same
+from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.search.listed import ListedSearch
-from autocl_sweeper.space import Choice, Distribution, bare
+from autocl_sweeper.space import bare
 from autocl_sweeper.strategy.decisions import views
-from autocl_sweeper.types import History, Suggestion
+from autocl_sweeper.types import History, Suggestion, Value
 from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
 Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
 """(overrides, what they are meant for) -> flat configuration; raises ConfigurationError."""
 
+log = logging.getLogger(__name__)
+
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
 
 
 def compose_all(
-    plan: Plan, space: Mapping[str, Distribution], compose: Compose
+    plan: Plan, spaces: Mapping[str, Space], compose: Compose
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
     """Compose what every task's first job gets, and each choice of the shared space once.
 
@@ -34,7 +38,9 @@ def compose_all(
     """
     configs: dict[str, Mapping[str, Any]] = {}
     variants: dict[str, Mapping[str, Any]] = {}
-    before = views(plan.stages, History(), plan.selection)  # as no trial has begun
+    before = views(
+        plan.stages, History(), plan.selection, plan.strategy.carried
+    )  # as no trial has begun
     for stage, view in zip(plan.stages, before, strict=True):
         first = stage.search.ask(view)
         params = dict(first.params) if isinstance(first, Suggestion) else {}
@@ -46,12 +52,7 @@ def compose_all(
             trials = [{**params, **other} for other in stage.search.listed[1:]]
         else:  # a space of the task's own shows in its jobs
             shared = stage.number == 1 and stage.task not in plan.settings.task_params
-            trials = [
-                {**params, key: value}
-                for key, axis in space.items()
-                if shared and isinstance(axis, Choice)
-                for value in axis.values[1:MOST_CHECKED]
-            ]
+            trials = each_choice(spaces[stage.task], params) if shared else []
         for other in trials[:MOST_CHECKED]:
             config = compose(plan.command(stage.task, other, handed, ""), named)
             chosen = [f"{key}={value}" for key, value in other.items() if params.get(key) != value]
@@ -59,6 +60,34 @@ def compose_all(
                 key: value for key, value in config.items() if configs[stage.task].get(key) != value
             }
     return configs, variants
+
+
+def each_choice(space: Space, params: Mapping[str, Value]) -> list[dict[str, Value]]:
+    """Each choice of a space beside these params, with the keys that its condition brings."""
+    begun = {axis: one.at(0) for axis, one in space.items()} | space.point(params)
+    return [
+        space.params({**begun, axis: value})
+        for axis, one in space.items()
+        if isinstance(one, Choice)
+        for value in one.values[:MOST_CHECKED]
+        if not same(value, begun[axis])
+    ]
+
+
+def initial_of(
+    plan: Plan, choices: Mapping[str, Value] | None, compose: Compose, task: str
+) -> dict[str, Value]:
+    """What the app's own configuration of a task has, by bare override key, groups included.
+
+    It is empty for an app that cannot be composed without what is searched.
+    """
+    handed = plan.handed(1, 0, None, None)
+    try:
+        config = compose(plan.command(task, {}, handed, ""), f"Task '{task}' as the app has it")
+    except ConfigurationError as error:
+        log.debug("the search begins without the app's own configuration: %s", error)
+        return {}
+    return {**(choices or {}), **config}
 
 
 def fingerprint_of(

@@ -49,7 +49,8 @@ class Plan:
         """Trials in all if every stage has `top_k` survivors."""
         total, parents = 0, 1
         for stage in self.stages:
-            trials = stage.jobs(stage.suggestions, parents)
+            trials = stage.jobs(parents)
+            assert trials is not None, "a search without end has a bound"
             total += trials
             parents = min(self.settings.top_k, trials)
         return total

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autocl_sweeper.distributions import Distribution, Interval
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.space import Argument, Distribution, Interval, bare, parse_space
+from autocl_sweeper.space import Argument, bare, parse_space
 from autocl_sweeper.types import Value
 
 

@@ -21,8 +21,24 @@ class Settings:
     direction: str
     params: Mapping[str, Any]
     task_params: Mapping[str, Any]
+    when: Mapping[str, Any]
+    zip: Sequence[Any]
+    param_file: str | None
+    jobs: int | None
     rounds: int
     popsize: int | None
+    parents: str
+    population: Mapping[str, Any]
+    init: bool
+    transfer: bool
+    carry_from: str | None
+    objective: str | None
+    selection: str
+    seeds: int
+    protocol: str
+    first_k: int
+    prune: Any
+    budget: Mapping[str, Any]
     handover: Mapping[str, str | None]
     max_failures: int | None
     retries: int
@@ -32,12 +48,23 @@ class Settings:
     seed: int
     pipeline: bool
     check: str | None
+    dry_run: bool
+    export: Mapping[str, Any]
     search: Mapping[str, Any]
 
 
 def check_settings(settings: Settings) -> None:
     from_0 = ("retries", "retry_delay_s", "max_failures")
-    for name in ("top_k", "rounds", "popsize", *from_0, "max_batch_size"):
+    for name in (
+        "top_k",
+        "jobs",
+        "rounds",
+        "popsize",
+        "seeds",
+        "first_k",
+        *from_0,
+        "max_batch_size",
+    ):
         value, least = getattr(settings, name), 0 if name in from_0 else 1
         if value is not None and value < least:
             raise ConfigurationError(
@@ -45,6 +72,19 @@ def check_settings(settings: Settings) -> None:
                 f"  `autocl docs hydra.sweeper.{name}` (docs/sweeper.md) explains {name}."
             )
     _one_of("direction", settings.direction, ("maximize", "minimize"))
+    jobs, k = settings.jobs, settings.top_k
+    if jobs is not None and jobs < k:
+        raise ConfigurationError(
+            f"hydra.sweeper.jobs={jobs} is less than hydra.sweeper.top_k={k}: a stage of {jobs} jobs"
+            f" cannot have {k} survivors.\n"
+            f"  Set hydra.sweeper.jobs={k} or more, or hydra.sweeper.top_k={jobs} or less."
+        )
+    if jobs is not None and settings.popsize is not None:
+        raise ConfigurationError(
+            f"hydra.sweeper.jobs={jobs} and hydra.sweeper.popsize={settings.popsize} both say how"
+            " much a stage runs.\n"
+            "  jobs counts jobs, rounds * popsize suggestions: give one of them."
+        )
     _one_of("keep_checkpoints", settings.keep_checkpoints, ("beam", "all"))
     for key, value in settings.handover.items():
         if value is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, product
 from typing import ClassVar, Literal
 
+from autocl_sweeper.distributions import Choice, Distribution, Space
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.search import next_index
-from autocl_sweeper.space import Choice, Distribution
+from autocl_sweeper.search import next_index, space_of
 from autocl_sweeper.types import Suggestion, Value
 from autocl_sweeper.view import StageView
 
@@ -25,7 +27,6 @@ class GridSearch:
     def __init__(
         self, space: Mapping[str, Distribution], seed: int = 0, stage_name: str = ""
     ) -> None:
-        self._axes: dict[str, tuple[Value, ...]] = {}
         for key, distribution in space.items():
             if not isinstance(distribution, Choice):
                 raise ConfigurationError(
@@ -33,18 +34,57 @@ class GridSearch:
                     "value. Choose values, choice(...) or range(...), or a search that samples: "
                     "hydra/sweeper/search=random"
                 )
-            self._axes[key] = distribution.values
-        self.size = math.prod(map(len, self._axes.values()))
+        self._combinations = Combinations(space_of(space))
+        self.size = self._combinations.size
 
     def ask(self, stage: StageView) -> Suggestion | None:
         index = next_index(stage)
         return self.suggestion(index) if index < self.size else None
 
     def suggestion(self, index: int) -> Suggestion:
-        """The combination at this place of the order, by arithmetic: the grid is never listed."""
-        params: dict[str, Value] = {}
-        rest = index
-        for key, values in reversed(self._axes.items()):
-            rest, place = divmod(rest, len(values))
-            params[key] = values[place]
-        return Suggestion(index, {key: params[key] for key in self._axes})
+        return Suggestion(index, self._combinations.at(index))
+
+
+class Combinations:
+    """The combinations of a space of discrete axes, each once, by arithmetic: none is listed.
+
+    The axes that conditions look at come first where there are any: each of their combinations is a
+    branch with the axes that are there in it.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._values = {axis: values_of(distribution) for axis, distribution in space.items()}
+        self._space = space
+        asked = {other for others in space.when.values() for other in others}
+        first = [axis for axis in space if asked & {*space.keys_of(axis)}]
+        branches: dict[str, tuple[dict[str, Value], list[str]]] = {}
+        for chosen in product(*(self._values[axis] for axis in first)):
+            point = {axis: values[0] for axis, values in self._values.items()}
+            point.update(zip(first, chosen, strict=True))
+            there = space.params(point)
+            rest = [a for a in space if a not in first and there.keys() & {*space.keys_of(a)}]
+            controls = {axis: point[axis] for axis in first}
+            seen = {k: there[k] for a in first for k in space.keys_of(a) if k in there}
+            branches.setdefault(repr(seen), (controls, rest))
+        self._branches = list(branches.values())
+        sizes = [math.prod(len(self._values[a]) for a in rest) for _, rest in self._branches]
+        self._ends = list(accumulate(sizes))
+
+        self.size = self._ends[-1]
+
+    def at(self, index: int) -> dict[str, Value]:
+        branch = bisect_right(self._ends, index)
+        controls, axes = self._branches[branch]
+        point = {axis: values[0] for axis, values in self._values.items()} | controls
+        rest = index - (self._ends[branch - 1] if branch else 0)
+        for axis in reversed(axes):
+            rest, place = divmod(rest, len(self._values[axis]))
+            point[axis] = self._values[axis][place]
+        return self._space.params(point)
+
+
+def values_of(distribution: Distribution) -> Sequence[Value]:
+    """The values of a choice, or of an interval of whole numbers."""
+    if isinstance(distribution, Choice):
+        return distribution.values
+    return range(int(distribution.low), int(distribution.high) + 1)

@@ -16,24 +16,24 @@ Work: TypeAlias = Callable[[Mapping[str, Value], str], float]
 
 @dataclass(frozen=True)
 class Stage:
-    """The search on one task. `limit` bounds the suggestions; None takes all the search yields."""
+    """The search on one task. `limit` bounds its suggestions, `most` its jobs; None: no bound."""
 
     number: int  # 1 is the first
     task: str
     search: Search
     limit: int | None = None
+    most: int | None = None
 
     @property
     def suggestions(self) -> int:
-        """How many there are at most. A search without end needs a limit."""
-        return min(n for n in (self.search.size, self.limit) if n is not None)
+        """How many there are at most. A search without end needs a bound."""
+        return min(n for n in (self.search.size, self.limit, self.most) if n is not None)
 
-    def jobs(self, suggestions: int, parents: int) -> int:
-        """Jobs that so many suggestions come to."""
-        return suggestions * (parents if self.search.pairing == "every" else 1)
-
-    def jobs_at_most(self, parents: int) -> int | None:
-        return None if self.limit is None else self.jobs(self.limit, parents)
+    def jobs(self, parents: int) -> int | None:
+        """Jobs with so many parents; None without a bound."""
+        pairs = parents if self.search.pairing == "every" else 1
+        bounds = [n * pairs for n in (self.search.size, self.limit) if n is not None]
+        return min((n for n in (*bounds, self.most) if n is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,22 @@ class Done:
 Decision: TypeAlias = Start | GiveUp | Select | Wait | Done
 
 
-def views(stages: Sequence[Stage], history: History, selection: Selection) -> list[StageView]:
-    """A view of each stage, all of them empty until they are noted the trials of `history`."""
+def views(
+    stages: Sequence[Stage],
+    history: History,
+    selection: Selection,
+    carried: Sequence[StageView] | None = (),
+) -> list[StageView]:
+    """A view of each stage, all of them empty until they are noted the trials of `history`.
+
+    `carried`: stages of another sweep, which come before the first one; None: a stage sees none of
+    the stages before it either.
+    """
     found: list[StageView] = []
     for stage in stages:
-        jobs, earlier = stage.jobs_at_most, tuple(found)
-        found.append(StageView(stage.number, stage.task, history, selection.loss, jobs, earlier))
+        earlier = () if carried is None else (*carried, *found)
+        view = StageView(stage.number, stage.task, history, selection.loss, stage.jobs, earlier)
+        found.append(view)
     return found
 
 
@@ -89,6 +99,11 @@ class Strategy(Protocol):
 
     @property
     def selection(self) -> Selection: ...
+
+    @property
+    def carried(self) -> Sequence[StageView] | None:
+        """Stages of another sweep that searches learn from; None: they learn from their own alone."""
+        ...
 
     def next(self, history: History) -> Decision:
         """What to do now: same history, same decision."""

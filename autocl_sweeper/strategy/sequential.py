@@ -54,6 +54,8 @@ class SequentialTopK:
     selection: Selection
     pipeline: bool = False
     work: Work | None = None
+    width: int = 1  # of the beam; with `Stage.most` it says how many suggestions may begin early
+    carried: Sequence[StageView] | None = ()  # as `views` takes it
     _followed: list[_Followed] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def scheduled(self, pipeline: bool, work: Work | None) -> SequentialTopK:
@@ -104,7 +106,7 @@ class _Followed:
     def __init__(self, strategy: SequentialTopK, history: History) -> None:
         self.history = history
         self._seen = 0
-        seen = views(strategy.stages, history, strategy.selection)
+        seen = views(strategy.stages, history, strategy.selection, strategy.carried)
         self._standings = [
             _Standing(strategy, history, stage, view)
             for stage, view in zip(strategy.stages, seen, strict=True)
@@ -210,16 +212,25 @@ class _Standing:
         if self._indexed is None:
             return None
         self._early = {
-            trial.number: self._early.get(trial.number) or self._queue_for((trial.number,))
+            trial.number: self._early.get(trial.number)
+            or self._queue_for((trial.number,), early=True)
             for trial in beam
         }
         starts = (self._first(queue) for queue in self._early.values())
         return next((start for start in starts if start is not None), None)
 
-    def _queue_for(self, parents: Sequence[int | None]) -> Queue:
+    def _queue_for(self, parents: Sequence[int | None], early: bool = False) -> Queue:
         ordered = self._strategy.work is not None
         work = (lambda index: self._work_of(self._suggestion(index))) if ordered else None
-        return Queue(self.stage.suggestions, parents, self._durations, work)
+        stage, each = self.stage, len(parents)
+        if (
+            early
+        ):  # there may be more parents in the end: what is sure to run with every one of them
+            each = max(each, self._strategy.width)
+        count, rest = stage.suggestions, 0
+        if stage.most is not None and stage.most < count * each:
+            count, rest = divmod(stage.most, each)
+        return Queue(count, parents, self._durations, work, 0 if early else rest)
 
     def _first(self, queue: Queue) -> Start | None:
         found = queue.next(self._begun)
@@ -236,6 +247,8 @@ class _Standing:
     def _ask(self, parents: Sequence[int | None]) -> Start | Wait | None:
         """One suggestion after the other, each with all its parents before the next is asked for."""
         search, trials = self.stage.search, self._view.trials
+        if self.stage.most is not None and len(trials) >= self.stage.most:
+            return None
         if trials:
             last = trials[-1]
             place = parents.index(last.parent) + 1

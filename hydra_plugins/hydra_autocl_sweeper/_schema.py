@@ -21,7 +21,7 @@ class AutoCLSweeperConf:
     _recursive_: bool = False
     defaults: list[Any] = field(
         # An app's own settings of the sweeper are the file hydra/sweeper/app/autocl.yaml.
-        default_factory=lambda: ["_self_", {"search": "grid"}, {"optional app@_here_": "autocl"}]
+        default_factory=lambda: ["_self_", {"search": "auto"}, {"optional app@_here_": "autocl"}]
     )
     sequence: str | None = "task"
     top_k: int = 2
@@ -29,8 +29,24 @@ class AutoCLSweeperConf:
     direction: str = "maximize"
     params: dict[str, Any] = field(default_factory=dict)
     task_params: dict[str, Any] = field(default_factory=dict)
+    when: dict[str, Any] = field(default_factory=dict)
+    zip: list[Any] = field(default_factory=list)
+    param_file: str | None = None
+    jobs: int | None = None
     rounds: int = 1
     popsize: int | None = None
+    parents: str = "beam"
+    population: dict[str, Any] = field(default_factory=dict)
+    init: bool = True
+    transfer: bool = True
+    carry_from: str | None = None
+    objective: str | None = None
+    selection: str = "top_k"
+    seeds: int = 1
+    protocol: str = "beam"
+    first_k: int = 3
+    prune: Any = None
+    budget: dict[str, Any] = field(default_factory=dict)
     handover: dict[str, Any] = field(default_factory=lambda: {"init_from": "checkpoint"})
     max_failures: int | None = None
     retries: int = 0
@@ -40,6 +56,8 @@ class AutoCLSweeperConf:
     seed: int = 0
     pipeline: bool = True
     check: str | None = None
+    dry_run: bool = False
+    export: dict[str, Any] = field(default_factory=dict)
     search: Any = None
 
 

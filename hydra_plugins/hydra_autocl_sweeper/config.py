@@ -20,6 +20,7 @@ def _register() -> None:
     store(group="hydra/launcher", name="gpu", node=GPULauncherConf)
     store(group="hydra/launcher", name="ray", node=RayLauncherConf)
     for name, factory in (
+        ("auto", "auto"),
         ("grid", "autocl_sweeper.search.grid.GridSearch"),
         ("random", "autocl_sweeper.search.random.RandomSearch"),
     ):

@@ -16,7 +16,16 @@ CORE = "autocl_sweeper"
 
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 CORE_FLOORS = [
-    {"types", "view", "protocols", "errors", "reporter", "metrics", "command_line"},
+    {
+        "types",
+        "view",
+        "protocols",
+        "distributions",
+        "errors",
+        "reporter",
+        "metrics",
+        "command_line",
+    },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
     {"search", "selection", "order", "executor"},
     {"strategy", "retention", "verdict"},
@@ -40,6 +49,7 @@ TRAIN_FLOORS = [
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
     "view": {"types"},
+    "distributions": {"types", "errors"},
     "protocols": {"types", "view"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome"},

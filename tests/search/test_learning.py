@@ -147,7 +147,7 @@ def test_a_stage_shows_its_search_parents_trials_reports_and_the_stages_before()
     for number, x in enumerate((3, 5, 4)):
         history.start(Trial(number, 1, "a", Suggestion(number, {"x": x}), None))
         change(history.finish(number, Outcome(State.COMPLETE, score=float(x), seconds=2.0)))
-    assert first.jobs_left is None and list(first.parents) == [] and first.earlier == ()
+    assert first.jobs_left == 0 and list(first.parents) == [] and first.earlier == ()
     history.select(1, (0, 2))
     assert (second.number, second.task, second.jobs_left, second.revision) == (2, "b", 4, 0)
     assert [(p.number, p.score, p.params) for p in second.parents] == [

@@ -15,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from autocl_sweeper.distributions import Choice, Interval
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.space import (
     Argument,
-    Choice,
-    Interval,
     encode,
     literal,
     override,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from autocl_sweeper.distributions import Distribution
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search import next_index
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.space import Distribution
 from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, Later, State, Suggestion, Trial
 from autocl_sweeper.view import StageView
