@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from ._schema import AutoCLSweeperConf, GPULauncherConf, RayLauncherConf, SearchConf
+from ._schema import AutoCLSweeperConf, GPULauncherConf, RayLauncherConf, RelayConf, SearchConf
 
 
 def _register() -> None:
@@ -25,6 +25,7 @@ def _register() -> None:
         ("random", "autocl_sweeper.search.random.RandomSearch"),
     ):
         store(group="hydra/sweeper/search", name=name, node=SearchConf(factory))
+    store(group="hydra/sweeper/search", name="relay", node=RelayConf)
 
 
 _register()
