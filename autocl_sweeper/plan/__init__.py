@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.carried import older_sweep, refuse_useless
 from autocl_sweeper.plan.checks import (
     Compose,
     compose_all,
@@ -39,6 +40,7 @@ def make_plan(
     choices: config group -> what the app chooses of it.
     """
     check_settings(settings)
+    older = older_sweep(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
     given: dict[str, str | None] = dict.fromkeys(space)
@@ -69,7 +71,11 @@ def make_plan(
     names = list(tasks) or ["sweep"]
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
-    plan = replace(draft, strategy=strategy_of(settings, stages))
+    refuse_useless(settings, older, stages, spaces)
+    strategy = strategy_of(settings, stages, () if older is None else older.stages)
+    plan = replace(draft, strategy=strategy)
     configs, variants = compose_all(plan, spaces, compose)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants})
+    if older is not None:
+        fingerprint["hydra.sweeper.carry_from"] = dict(older.fingerprint)
     return replace(plan, fingerprint=fingerprint, configs=configs)

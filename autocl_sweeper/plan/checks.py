@@ -107,9 +107,10 @@ def fingerprint_of(
         for task, config in configs.items()
     }
     kept = ("top_k", "metric", "direction", "seed", "search", "rounds", "popsize", "handover")
+    learned = ("init", "transfer")
     return {
         "hydra.sweeper.sequence": list(plan.tasks),
-        **{f"hydra.sweeper.{key}": getattr(settings, key) for key in kept},
+        **{f"hydra.sweeper.{key}": getattr(settings, key) for key in kept + learned},
         "search space": dict(searches),
         "configuration": {task: config for task, config in fixed.items() if config},
     }

@@ -95,8 +95,8 @@ class RelaySearch:
         relayed = self._mirrored[0]
         relayed.update()
         index, seen = next_index(stage), relayed.seen
-        parents = [parent.number for parent in stage.parents] or [None]
-        parent = parents[index % len(parents)]
+        parents = [parent.number for parent in stage.parents]
+        parent = parents[index % len(parents)] if parents else None
         for opening in self._opening(relayed)[index : index + 1]:
             if _key(opening.params) not in seen:
                 own = opening.origin == "own"
@@ -368,7 +368,7 @@ def _with_single_values_listed(space: Space) -> Space:
     axes: dict[str, Distribution] = {}
     for axis, one in space.items():
         single = not isinstance(one, Choice) and one.low == one.high
-        axes[axis] = Choice((one.at(0.5),)) if single else one  # type: ignore[arg-type]
+        axes[axis] = Choice((one.at(0.5),)) if single else one
     return Space(axes, space.when, space.zips, space.init)
 
 
