@@ -383,7 +383,7 @@ def sweep(folder, devices=1, records=(), **changed):
     def end(job):
         given = dict(text.partition("=")[::2] for text in job.overrides)
         score = -abs(float(given["x"]) - 0.6) - (given["kind"] != "q")
-        if job.number % 5 == 4:
+        if int(1000 * float(given["x"])) % 5 == 4:
             return Outcome(State.FAIL, "it crashed", seconds=1.0)
         numbers = {"score": score}
         return Outcome(
@@ -498,3 +498,22 @@ def test_a_search_is_asked_again_for_another_stage_without_remembering_the_first
     busy = Asked(search, replace(first, index=0))
     assert busy.next().index == 1
     assert Asked(search).next() == first
+
+
+def test_a_listed_stage_after_it_begins_while_its_last_trials_run_and_the_tree_is_the_same(
+    tmp_path,
+):
+    listed = {"b": [{"x": 0.1, "kind": "q"}, {"x": 0.7, "kind": "q"}]}
+    waits = sweep(tmp_path / "waits", 4, task_params=listed, pipeline=False)
+    early = sweep(tmp_path / "early", 4, task_params=listed, pipeline=True)
+    events = [one["event"] for one in read(tmp_path / "early")]
+    starts = [place for place, event in enumerate(events) if event == "start"]
+    assert starts[6] < events.index("select"), "the first trial of b starts before a is over"
+
+    def scores(told, stage):
+        history, beams = told
+        return [history[number][2] for number in beams[stage]]
+
+    assert [scores(early, stage) for stage in (1, 2, 3)] == [
+        scores(waits, stage) for stage in (1, 2, 3)
+    ]
