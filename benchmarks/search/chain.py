@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -317,11 +318,13 @@ def interval(differences: Sequence[float]) -> str:
 
 def table(names: Sequence[str], jobs: int, seeds: int, mirrored: bool) -> Iterator[str]:
     found: dict[str, list[float]] = {name: [] for name in names}
+    kind = "mirrored chain" if mirrored else "chain"
     for seed in range(seeds):
         chain = Chain(seed, mirrored)
         for name in names:
             found[name].append(chain.final((ARMS | PARTS)[name](chain, jobs)))
-    kind = "mirrored chain" if mirrored else "chain"
+        told = ", ".join(f"{name} {found[name][-1]:.1f}" for name in names)
+        print(f"{kind}, {jobs} jobs, seed {seed}: {told}", file=sys.stderr, flush=True)
     yield f"\n{kind}, {jobs} jobs per task, {TASKS} tasks, {seeds} seeds\n"
     yield f"| arm | % | {names[0]} minus it | seeds won | seeds lost |"
     yield "|---|---|---|---|---|"
