@@ -28,7 +28,7 @@ CORE_FLOORS = [
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "selection", "order", "executor", "budget"},
-    {"strategy", "retention", "verdict"},
+    {"strategy", "retention", "verdict", "compare"},
     {"plan", "results", "display"},
     {"sweep"},
     {
