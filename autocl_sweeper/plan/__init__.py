@@ -59,6 +59,11 @@ def make_plan(
     if settings.sequence is not None:
         for key in [key for key in space if bare(key) == bare(settings.sequence)]:
             del space[key]
+    if settings.selection == "pareto" and not tasks:
+        raise ConfigurationError(
+            "hydra.sweeper.selection=pareto compares tasks, but there is no sequence.\n"
+            "  Name the override that lists them (hydra.sweeper.sequence), or leave it at top_k."
+        )
     stray = sorted(set(settings.task_params) - set(tasks))
     if stray:
         known = ", ".join(tasks) or "none: there is no sequence"
