@@ -46,7 +46,7 @@ def brute_pareto(points, scores, k):
         def crowding(p, front=front):
             total = 0.0
             for axis in (0, 1):
-                order = sorted(front, key=lambda q: (-points[q][axis], q))
+                order = [q for _, q in sorted((-points[q][axis], q) for q in front)]
                 place = order.index(p)
                 if place in (0, len(order) - 1):
                     return math.inf
