@@ -80,13 +80,16 @@ def test_repeats_are_jobs_and_no_group_of_them_is_begun_in_part(seeds, k, pairin
 
 @pytest.mark.parametrize("protocol", ["greedy", "first_k", "fixed", "random_chains"])
 @pytest.mark.parametrize("jobs, first_k", [(6, 3), (5, 2), (4, 1), (4, 9)])
-def test_every_protocol_costs_the_same(protocol, jobs, first_k, tmp_path):
-    made = plan(protocol, jobs, first_k=first_k)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_every_protocol_costs_the_same(protocol, jobs, first_k, seeds, tmp_path):
+    handover = {**HANDOVER, "s": "seed"}
+    made = plan(protocol, jobs, first_k=first_k, seeds=seeds, handover=handover)
     run = Simulated(tmp_path / "run", made, completes, devices=2)
     assert len(run.history) == made.size
-    tuned = min(first_k, len(TASKS))
-    spare = (jobs * len(TASKS) - (len(TASKS) - tuned)) % tuned if protocol == "first_k" else 0
-    assert made.size == jobs * len(TASKS) - spare  # what no further whole chain fits into
+    tuned, groups = min(first_k, len(TASKS)), jobs // seeds
+    spare = (groups * len(TASKS) - (len(TASKS) - tuned)) % tuned if protocol == "first_k" else 0
+    # What no further group of repeats, and no further whole chain, fits into, is left.
+    assert made.size == (groups * len(TASKS) - spare) * seeds
 
 
 # -- what each protocol finds -----------------------------------------------------------------------
