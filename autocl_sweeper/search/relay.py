@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -197,6 +197,7 @@ class _Result:
     """A trial with a score as the model and the guard see it."""
 
     number: int
+    run: tuple[int, int | None]  # suggestion and parent: repeats have the same
     loss: float
     stopped_at: int | None  # the last step that an early-stopped trial reported; None: complete
     coordinates: list[float]
@@ -234,7 +235,7 @@ class _Mirror:
                 self._note(trial)
         self._revision = self.stage.revision
         self._predicted.clear()
-        results = sorted(self._results.values(), key=lambda one: one.number)
+        results = _means(sorted(self._results.values(), key=lambda one: one.number))
         shares = _shares([one.order for one in results])
         self.ranked = [*zip(results, shares, strict=True)]
 
@@ -251,9 +252,9 @@ class _Mirror:
         place = partial(_place, f"{self._name}/{number}")
         point = self._axes.completed(self._axes.taken(trial.params), place)
         told = frozen(self._axes.to_optuna(point), self._distributions)
-        self._results[number] = _Result(
-            number, loss, stopped_at, self._axes.coordinates(point), told
-        )
+        run = trial.suggestion.index, trial.parent
+        coordinates = self._axes.coordinates(point)
+        self._results[number] = _Result(number, run, loss, stopped_at, coordinates, told)
 
     @property
     def seen(self) -> set[str]:
@@ -337,6 +338,19 @@ class _Relayed:
                 weights[key] = weights.get(key, 0.0) + self.rules.decay**age / rank
         order = sorted(weights, key=lambda key: -weights[key])
         return [latest[key] for key in order]
+
+
+def _means(results: Sequence[_Result]) -> list[_Result]:
+    """One result for the repeats of a suggestion, with their mean loss."""
+    runs: dict[tuple[Any, ...], list[_Result]] = {}
+    for one in results:
+        runs.setdefault((one.run, one.stopped_at), []).append(one)
+    if len(runs) == len(results):
+        return [*results]
+    return [
+        replace(repeats[0], loss=sum(one.loss for one in repeats) / len(repeats))
+        for repeats in runs.values()
+    ]
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:

@@ -279,6 +279,15 @@ def test_a_stopped_trial_ranks_last_and_neither_wins_nor_counts_in_the_guard():
     assert [result.number for result, _ in relayed.earlier[0].complete] == [0, 1]
 
 
+def test_repeats_of_a_suggestion_are_one_result_with_their_mean():
+    stages = Stages(Space(LINE), points((0.2, 5), (0.4, 9), (0.6, 6)), jobs=20, k=1)
+    stages.add(Suggestion(1, {"x": 0.4}), 0.0, None, stage=1)  # 9 was luck: 4.5 on average
+    told = stages.run([1] * 4)
+    assert [one.params["x"] for one in told[1:3]] == [0.6, 0.2]
+    (relayed,) = stages.searches[-1]._mirrored
+    assert {one.number: one.loss for one, _ in relayed.earlier[0].ranked} == {0: -5, 1: -4.5, 2: -6}
+
+
 def test_without_scores_the_search_goes_on_with_sobol_points():
     stages = Stages(Space(LINE, init=APP), jobs=20)
     told = stages.run(["running"] * 20)
