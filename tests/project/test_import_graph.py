@@ -69,6 +69,8 @@ OTHERS = {
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
     "yaml": {"results", "yaml", "job"},
     "optuna": {"search"},
+    "cma": {"search"},
+    "cmaes": {"search"},
     "numpy": {"search"},
     "scipy": {"search"},
     "rich": {"display", "hydra_sweep", "cli"},
