@@ -16,6 +16,7 @@ from autocl_sweeper.plan.checks import (
     refuse_changes,
 )
 from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.plan.pruning import pruning_of
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
@@ -64,6 +65,7 @@ def make_plan(
             f" contain.\n  The tasks of '{settings.sequence}' are: {known}.\n"
             "  Correct the name, or add the task to the sequence."
         )
+    pruning = pruning_of(settings.prune, settings.top_k, bool(tasks))
     draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
     initial = partial(initial_of, draft, choices, compose)
     names = list(tasks) or ["sweep"]
@@ -72,4 +74,4 @@ def make_plan(
     plan = replace(draft, strategy=strategy_of(settings, stages))
     configs, variants = compose_all(plan, spaces, compose)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants})
-    return replace(plan, fingerprint=fingerprint, configs=configs)
+    return replace(plan, fingerprint=fingerprint, configs=configs, pruning=pruning)

@@ -6,7 +6,14 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from ._schema import AutoCLSweeperConf, GPULauncherConf, RayLauncherConf, SearchConf
+from ._schema import (
+    AshaConf,
+    AutoCLSweeperConf,
+    GPULauncherConf,
+    MedianConf,
+    RayLauncherConf,
+    SearchConf,
+)
 
 
 def _register() -> None:
@@ -25,6 +32,8 @@ def _register() -> None:
         ("random", "autocl_sweeper.search.random.RandomSearch"),
     ):
         store(group="hydra/sweeper/search", name=name, node=SearchConf(factory))
+    store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
+    store(group="hydra/sweeper/prune", name="median", node=MedianConf)
 
 
 _register()

@@ -27,7 +27,7 @@ CORE_FLOORS = [
         "command_line",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
-    {"search", "selection", "order", "executor"},
+    {"search", "prune", "selection", "order", "executor"},
     {"strategy", "retention", "verdict"},
     {"plan", "results", "display"},
     {"sweep"},
