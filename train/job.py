@@ -77,7 +77,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         logged = means(found, score_of)
         if reports_are_read():  # by a sweep, which ranks a job by the mean over all tasks seen
             found |= {n: evaluate(model, tasks[n], rows[n], "dev", limit) for n in before}
-            report(sum(found[n][score_of[n]] for n in found) / len(found), step)
+        report(sum(found[n][score_of[n]] for n in found) / len(found), step)
         return logged
 
     def keep(name: str) -> None:
