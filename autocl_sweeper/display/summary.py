@@ -43,7 +43,7 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
         )
     if (saved := results.savings(history)).trials:
         told = str(saved)
-        console.print(told[0].upper() + told[1:], highlight=False)
+        console.print(told[0].upper() + told[1:], highlight=False, soft_wrap=True)
     if history.given_up:
         told = str(results.waste(history))
         console.print(told[0].upper() + told[1:], highlight=False)
