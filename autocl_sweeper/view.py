@@ -55,7 +55,7 @@ class TrialView:
 
     @property
     def reports(self) -> list[tuple[int, float]]:
-        """(step, loss) of the last attempt, in the order of arrival; nan where training diverged."""
+        """(step, loss) of the last attempt, steps rising; nan where training diverged."""
         return [(one.step, self._loss(one.score)) for one in self._history.reports(self.number)]
 
     @property

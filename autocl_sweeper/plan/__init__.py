@@ -18,6 +18,7 @@ from autocl_sweeper.plan.checks import (
 )
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.protocol import in_chains, settled
+from autocl_sweeper.plan.pruning import pruning_of
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
@@ -72,6 +73,7 @@ def make_plan(
             f" contain.\n  The tasks of '{settings.sequence}' are: {known}.\n"
             "  Correct the name, or add the task to the sequence."
         )
+    pruning = pruning_of(settings.prune, settings.top_k, bool(tasks))
     draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
     initial = partial(initial_of, draft, choices, compose)
     names = list(tasks) or ["sweep"]
@@ -82,4 +84,4 @@ def make_plan(
     configs, variants = compose_all(plan, spaces, compose)
     chosen = chosen_by_auto(settings, spaces)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants}, chosen)
-    return replace(plan, fingerprint=fingerprint, configs=configs)
+    return replace(plan, fingerprint=fingerprint, configs=configs, pruning=pruning)
