@@ -57,13 +57,13 @@ class EarlyStopping:
         """
         self._follow()
         full, curves = self.full_steps(stage), self._stages.get(stage, {})
-        if all(curve.final is None for curve in curves.values()):
-            return None
-        last = max((c.reports[-1][0] for c in curves.values() if c.reports), default=-1)
-        if full is None:
-            return (0, last) if last < 0 else None
-        rung = self._rule.steps(full)[-1]
-        return (rung, last) if last < rung else None
+        rung = 0 if full is None else self._rule.steps(full)[-1]
+        last = -1
+        for curve in curves.values():  # mostly the first one has been there
+            if curve.reports and (last := max(last, curve.reports[-1][0])) >= rung:
+                return None
+        completed = any(curve.final is not None for curve in curves.values())
+        return (rung, last) if completed else None
 
     def full_steps(self, stage: int) -> int | None:
         """The steps of a full training in a stage; None: not known yet."""
