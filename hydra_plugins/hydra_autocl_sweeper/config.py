@@ -9,10 +9,16 @@ from hydra.core.config_store import ConfigStore
 from ._schema import (
     AshaConf,
     AutoCLSweeperConf,
+    CMAESConf,
+    GPConf,
     GPULauncherConf,
+    HAZeroConf,
     MedianConf,
+    PSHE2Conf,
+    QMCConf,
     RayLauncherConf,
     SearchConf,
+    TPEConf,
 )
 
 
@@ -26,12 +32,18 @@ def _register() -> None:
     store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf)
     store(group="hydra/launcher", name="gpu", node=GPULauncherConf)
     store(group="hydra/launcher", name="ray", node=RayLauncherConf)
-    for name, factory in (
-        ("auto", "auto"),
-        ("grid", "autocl_sweeper.search.grid.GridSearch"),
-        ("random", "autocl_sweeper.search.random.RandomSearch"),
+    for name, search in (
+        ("auto", SearchConf("auto")),
+        ("grid", SearchConf("autocl_sweeper.search.grid.GridSearch")),
+        ("random", SearchConf("autocl_sweeper.search.random.RandomSearch")),
+        ("qmc", QMCConf()),
+        ("tpe", TPEConf()),
+        ("gp", GPConf()),
+        ("cmaes", CMAESConf()),
+        ("hazero", HAZeroConf()),
+        ("pshe2", PSHE2Conf()),
     ):
-        store(group="hydra/sweeper/search", name=name, node=SearchConf(factory))
+        store(group="hydra/sweeper/search", name=name, node=search)
     store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
     store(group="hydra/sweeper/prune", name="median", node=MedianConf)
 
