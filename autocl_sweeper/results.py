@@ -342,7 +342,7 @@ def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
     """The runs of a trial's suggestion with its parent, and the mean that ranks them all."""
     key = (trial.suggestion.index, trial.parent)
     runs = [t for t in history.stage(trial.stage) if (t.suggestion.index, t.parent) == key]
-    scores = [run.score for run in runs if run.score is not None]
+    scores = [r.score for r in runs if r.state is State.COMPLETE and r.score is not None]
     return {
         "trials": [run.number for run in runs],
         "mean_score": fmean(scores),

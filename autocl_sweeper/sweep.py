@@ -119,6 +119,7 @@ class Sweep:
                 if isinstance(decision, Done) and not history.ending:
                     self._append("end")
                     break
+                begun = isinstance(decision, Again)  # what it starts is no new trial
                 no_retry = self._meter.time_used_up()
                 no_trial = no_retry or self._meter.jobs_used_up(len(history))
                 if isinstance(decision, GiveUp):
@@ -131,7 +132,7 @@ class Sweep:
                     self._run_to_its_end(history[decision.trial])
                 elif isinstance(decision, Start) and not no_trial and self._executor.free_slots():
                     self._start(self._new(decision))
-                elif (no_retry if self._restart else no_trial) and not self._submitted:
+                elif (no_retry if begun or self._restart else no_trial) and not self._submitted:
                     self.stopped = no_retry or no_trial
                     break
                 else:
@@ -170,8 +171,10 @@ class Sweep:
         self.history = state.history
         self._stopping: EarlyStopping | None = None
         if (pruning := self._plan.pruning) is not None:
+            found = {stage.number: pruning.of(stage) for stage in self._plan.stages}
+            rules = {number: rule for number, rule in found.items() if rule is not None}
             loss = self._plan.selection.loss
-            self._stopping = EarlyStopping(pruning.rule, pruning.max_steps, self.history, loss)
+            self._stopping = EarlyStopping(rules, pruning.max_steps, self.history, loss)
         self._overrides = state.overrides
         self._over = state.over
         self._failed_at = state.failed_at

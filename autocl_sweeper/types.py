@@ -278,6 +278,7 @@ class History:
             self.ending[number] = None
         self._failures[before.stage] -= before.state is State.FAIL
         self.given_up[number] = None
+        self.stopped.pop(number, None)
         outcome = Outcome(State.PRUNED, reason)
         if (was := before.outcome) is not None:  # what its job cost is still reported
             outcome = replace(outcome, checkpoint=was.checkpoint, seconds=was.seconds)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.protocols import Pruner
 from autocl_sweeper.prune.asha import Asha
 from autocl_sweeper.prune.median import Median
+from autocl_sweeper.strategy.decisions import Stage
 
 KEY = "hydra.sweeper.prune"
 OPTIONS = {
@@ -25,6 +26,15 @@ class Pruning:
 
     rule: Pruner
     max_steps: int | None
+
+    def of(self, stage: Stage) -> Pruner | None:
+        """The rule in one stage; None where all of its trials go on to the next, as whole chains do."""
+        if stage.survivors is None:
+            return self.rule
+        if stage.most is not None and stage.survivors * stage.seeds >= stage.most:
+            return None
+        rule = self.rule
+        return replace(rule, k=stage.survivors) if isinstance(rule, Asha) else rule
 
 
 def pruning_of(given: Any, top_k: int, ranked: bool) -> Pruning | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from autocl_sweeper.protocols import Curve, Pruner
@@ -12,21 +12,21 @@ FAVOURED = ("init", "own", "carried")  # origins of suggestions that did well be
 
 
 class EarlyStopping:
-    """One sweep's trials as its rule sees them: a table per stage, with lower losses better.
+    """One sweep's trials as its rules see them: a table per stage, with lower losses better.
 
     Failed and given-up trials are not in it, nor is what a trial reported before it ran again.
-    `max_steps`: the steps of a full training; None: those of the first trial that completes in its
-    stage, before which none is stopped.
+    `rules`: by stage; one without a rule stops no trial. `max_steps`: the steps of a full training;
+    None: those of the first trial that completes in its stage, before which none is stopped.
     """
 
     def __init__(
         self,
-        rule: Pruner,
+        rules: Mapping[int, Pruner],
         max_steps: int | None,
         history: History,
         loss: Callable[[float], float],
     ) -> None:
-        self._rule = rule
+        self._rules = rules
         self._max_steps = max_steps
         self._history = history
         self._loss = loss
@@ -42,13 +42,15 @@ class EarlyStopping:
         full = self.full_steps(trial.stage)
         if full is None or trial.number in self._history.stopped:
             return None  # one that was stopped and runs again does so to its end
-        return self._rule.prune(self._stages[trial.stage], trial.number, full)
+        return self._rules[trial.stage].prune(self._stages[trial.stage], trial.number, full)
 
     def distrust(self, stage: int) -> str | None:
         """Why no trial of a stage is to be stopped; None: the rule holds."""
         self._follow()
         full = self.full_steps(stage)
-        return None if full is None else self._rule.distrust(self._stages.get(stage, {}), full)
+        if full is None:
+            return None
+        return self._rules[stage].distrust(self._stages.get(stage, {}), full)
 
     def beyond(self, stage: int) -> tuple[int, int] | None:
         """The last rung, where no trial reached it though one completed, and the last step reported.
@@ -56,19 +58,21 @@ class EarlyStopping:
         The step is -1 where nothing was reported.
         """
         self._follow()
-        full, curves = self.full_steps(stage), self._stages.get(stage, {})
-        if all(curve.final is None for curve in curves.values()):
+        if stage not in self._rules:
             return None
-        last = max((c.reports[-1][0] for c in curves.values() if c.reports), default=-1)
-        if full is None:
-            return (0, last) if last < 0 else None
-        rung = self._rule.steps(full)[-1]
-        return (rung, last) if last < rung else None
+        full, curves = self.full_steps(stage), self._stages.get(stage, {})
+        rung = 0 if full is None else self._rules[stage].steps(full)[-1]
+        last = -1
+        for curve in curves.values():  # mostly the first one has been there
+            if curve.reports and (last := max(last, curve.reports[-1][0])) >= rung:
+                return None
+        completed = any(curve.final is not None for curve in curves.values())
+        return (rung, last) if completed else None
 
     def full_steps(self, stage: int) -> int | None:
-        """The steps of a full training in a stage; None: not known yet."""
+        """The steps of a full training in a stage with a rule; None: not known yet."""
         self._follow()
-        return self._max_steps or self._first.get(stage)
+        return (self._max_steps or self._first.get(stage)) if stage in self._rules else None
 
     def _follow(self) -> None:
         changes = self._history.changes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from support.plans import plan_of
+from support.plans import SETTINGS, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.pruning import pruning_of
@@ -218,7 +218,7 @@ def begin(history, number, origin=None, stage=1, attempt=1):
 
 
 def watch(history, rule=None, max_steps=FULL):
-    return EarlyStopping(rule or Asha(1), max_steps, history, lambda score: -score)
+    return EarlyStopping(dict.fromkeys((1, 2), rule or Asha(1)), max_steps, history, lambda s: -s)
 
 
 def judge(history, stopping, number, step, score):
@@ -332,3 +332,21 @@ def test_a_rule_that_cannot_be_followed_is_refused(given, words):
 def test_a_sweep_that_ranks_nothing_stops_nothing():
     with pytest.raises(ConfigurationError, match="this sweep ranks none: it has no sequence"):
         plan_of("lr=1,2", prune="asha")
+
+
+def test_chains_that_all_go_on_are_not_stopped_before_their_last_task():
+    def rules(protocol, jobs):
+        plan = plan_of(
+            "task=a,b,c",
+            "lr=1,2,3,4,5,6",
+            protocol=protocol,
+            jobs=jobs,
+            prune="asha",
+            search={"factory": "auto"} if "chains" in protocol else SETTINGS.search,
+        )
+        return [plan.pruning.of(stage) for stage in plan.stages]
+
+    assert rules("beam", 6) == [Asha(2)] * 3
+    assert rules("greedy", 6) == [Asha(1)] * 3
+    assert rules("fixed", 6) == [None, None, Asha(2)]
+    assert rules("random_chains", 6) == [None, None, Asha(2)]

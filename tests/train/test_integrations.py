@@ -76,11 +76,14 @@ def test_a_metric_that_no_evaluation_has_is_named_with_those_it_had(
 
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning's own, by version
-@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
+@pytest.mark.parametrize("library, monitor", [
+    ("pytorch_lightning", "val_loss"), ("lightning.pytorch", "val_loss"),
+    ("pytorch_lightning", "val_accuracy"),
+])  # fmt: skip
 def test_a_lightning_trainer_reports_each_validation_with_its_optimiser_steps(
-    monitor: str, reports: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    library: str, monitor: str, reports: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
+    lightning = pytest.importorskip(library)
     from autocl_sweeper.integrations.lightning import ReportCallback
 
     seen: list[float] = []
