@@ -99,9 +99,9 @@ def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
     return (GRID if space.finite and not bounded else RELAY), options
 
 
-def flat_keys(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Value]]:
+def flat_keys(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested YAML is dotted keys, as they are in `params`."""
-    flat: list[tuple[str, Value]] = []
+    flat: list[tuple[str, Any]] = []
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
             flat += flat_keys(value, f"{prefix}{key}.")
