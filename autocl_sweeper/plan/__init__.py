@@ -22,7 +22,7 @@ from autocl_sweeper.plan.pruning import pruning_of
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
-from autocl_sweeper.plan.stages import chosen_by_auto, stages_of, strategy_of
+from autocl_sweeper.plan.stages import chosen_by_auto, flat_keys, stages_of, strategy_of
 from autocl_sweeper.space import bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
@@ -41,7 +41,7 @@ def make_plan(
 
     choices: config group -> what the app chooses of it.
     """
-    settings = settled(settings)
+    settings = settled(replace(settings, handover=dict(flat_keys(settings.handover))))
     check_settings(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
