@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.carried import older_sweep, refuse_useless
 from autocl_sweeper.plan.checks import (
     Compose,
     compose_all,
@@ -43,6 +44,7 @@ def make_plan(
     """
     settings = settled(replace(settings, handover=dict(flat_keys(settings.handover))))
     check_settings(settings)
+    older = older_sweep(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
     given: dict[str, str | None] = dict.fromkeys(space)
@@ -80,8 +82,12 @@ def make_plan(
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
     stages = in_chains(settings, stages, spaces)
-    plan = replace(draft, strategy=strategy_of(settings, stages, list(tasks)))
+    refuse_useless(settings, older, stages, spaces)
+    strategy = strategy_of(settings, stages, list(tasks), () if older is None else older.stages)
+    plan = replace(draft, strategy=strategy)
     configs, variants = compose_all(plan, spaces, compose)
     chosen = chosen_by_auto(settings, spaces)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants}, chosen)
+    if older is not None:
+        fingerprint["hydra.sweeper.carry_from"] = dict(older.fingerprint)
     return replace(plan, fingerprint=fingerprint, configs=configs, pruning=pruning)

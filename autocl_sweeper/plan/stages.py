@@ -18,14 +18,21 @@ from autocl_sweeper.space import literal
 from autocl_sweeper.strategy.decisions import Stage, Strategy
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Value
+from autocl_sweeper.view import StageView
 
 GRID = "autocl_sweeper.search.grid.GridSearch"
 RELAY = "autocl_sweeper.search.relay.RelaySearch"
 
 
-def strategy_of(settings: Settings, stages: Sequence[Stage], tasks: Sequence[str] = ()) -> Strategy:
+def strategy_of(
+    settings: Settings,
+    stages: Sequence[Stage],
+    tasks: Sequence[str] = (),
+    older: Sequence[StageView] = (),
+) -> Strategy:
+    """`older`: stages of another sweep that searches learn from."""
     selection = selection_of(settings, stages, tasks)
-    carried = () if settings.transfer else None
+    carried = older if settings.transfer else None
     return SequentialTopK(
         stages, selection, settings.pipeline, width=settings.top_k, carried=carried
     )

@@ -18,6 +18,22 @@ class SearchConf:
 
 
 @dataclass
+class RelayConf(SearchConf):
+    """The constants of hydra/sweeper/search=relay: docs/search.md explains them."""
+
+    factory: str = "autocl_sweeper.search.relay.RelaySearch"
+    startup: int = 8
+    fresh: float = 0.125
+    carried: int = 4
+    winners: int = 3
+    decay: float = 0.9
+    memory: int = 4
+    guard: float = 0.1
+    guard_from: int = 4
+    bandwidth: float = 0.03125
+
+
+@dataclass
 class TPEConf(SearchConf):
     factory: str = "autocl_sweeper.search.tpe.tpe_search"
     n_startup_trials: int = 10
