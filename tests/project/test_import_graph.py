@@ -69,6 +69,10 @@ OTHERS = {
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
     "yaml": {"results", "yaml", "job"},
     "optuna": {"search"},
+    "cma": {"search"},
+    "cmaes": {"search"},
+    "scipy": {"search"},
+    "numpy": {"search"},  # comes with scipy
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},

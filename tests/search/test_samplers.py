@@ -320,5 +320,6 @@ def test_sixteen_points_of_qmc_fill_every_sixteenth_of_each_axis():
 def test_qmc_waits_for_nothing():
     played = Played(QMCSearch(SPACE, 0, "t"))
     for _ in range(20):
-        assert not isinstance(asked := played.ask(), Later)
+        asked = played.ask()
+        assert not isinstance(asked, Later)
         played.start(asked)
