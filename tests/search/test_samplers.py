@@ -317,6 +317,13 @@ def test_sixteen_points_of_qmc_fill_every_sixteenth_of_each_axis():
         assert sorted(int(point[axis]) for point in points) == [*range(16)]
 
 
+def test_qmc_goes_on_where_a_value_is_listed_twice():
+    search = QMCSearch({"x": Choice((1, 1, 2))}, 0, "t")
+    params = [search.suggestion(index).params["x"] for index in range(search.size)]
+    assert sorted(params[:2]) == [1, 2] and len(params) == 3
+    assert len(Played(search).run(lambda params, index: 0.0, 9)) == 2
+
+
 def test_qmc_waits_for_nothing():
     played = Played(QMCSearch(SPACE, 0, "t"))
     for _ in range(20):
