@@ -73,7 +73,7 @@ class PSHE2Conf(SearchConf):
     popsize: int | None = II("..popsize")
     alpha: float = 0.5
     epsilon: float = 0.2
-    anneal: float = 0.0
+    anneal: float = 0.5
 
 
 @dataclass

@@ -71,8 +71,8 @@ OTHERS = {
     "optuna": {"search"},
     "cma": {"search"},
     "cmaes": {"search"},
-    "numpy": {"search"},
     "scipy": {"search"},
+    "numpy": {"search"},  # comes with scipy
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
