@@ -225,7 +225,7 @@ class Sweep:
         number = len(self.history)
         asked = decision.suggestion  # which parent it named, the trial itself says
         suggestion = replace(asked, params=dict(asked.params), parent=None)
-        folder = self._plan.folder(number, stage)
+        folder = self._plan.folder(number, stage, suggestion.index)
         return Trial(number, stage.number, stage.task, suggestion, decision.parent, folder)
 
     def _start(self, trial: Trial) -> None:

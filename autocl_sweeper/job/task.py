@@ -57,7 +57,8 @@ class ReportingTask:
         error: Exception | None = None
         try:
             value = self.task_function(config)
-            outcome = outcome_of(value, output_dir, time.monotonic() - start)
+            result = files.returned(number, value)
+            outcome = outcome_of(result, output_dir, time.monotonic() - start)
         except Terminated:
             raise
         except SystemExit as left:

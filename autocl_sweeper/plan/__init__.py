@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+from autocl_sweeper.distributions import Distribution
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.checks import (
     Compose,
@@ -15,12 +15,14 @@ from autocl_sweeper.plan.checks import (
     initial_of,
     refuse_changes,
 )
+from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.plan.rounds import check_rounds, epochs_taken, taken_names
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
 from autocl_sweeper.plan.stages import stages_of, strategy_of
-from autocl_sweeper.space import bare, parse_arguments, parse_space
+from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
 __all__ = ["Plan", "Settings", "make_plan", "refuse_changes"]
@@ -39,8 +41,12 @@ def make_plan(
     choices: config group -> what the app chooses of it.
     """
     check_settings(settings)
+    check_rounds(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
+    _refuse_epochs(settings, typed, space)
+    file = _param_file(settings, typed, space)
+    space.update(file.space)
     given: dict[str, str | None] = dict.fromkeys(space)
     for argument in typed:
         if argument.merges:
@@ -65,7 +71,10 @@ def make_plan(
             "  Correct the name, or add the task to the sequence."
         )
     draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
-    initial = partial(initial_of, draft, choices, compose)
+
+    def initial(task: str) -> dict[str, Value]:
+        return {**initial_of(draft, choices, compose, task), **file.init}
+
     names = list(tasks) or ["sweep"]
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
@@ -73,3 +82,31 @@ def make_plan(
     configs, variants = compose_all(plan, spaces, compose)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants})
     return replace(plan, fingerprint=fingerprint, configs=configs)
+
+
+def _param_file(
+    settings: Settings, typed: Sequence[Argument], space: Mapping[str, Distribution]
+) -> ParamFile:
+    """What `hydra.sweeper.param_file` searches; no name of it may be set anywhere else too."""
+    if settings.param_file is None:
+        return ParamFile({}, {})
+    taken = taken_names(settings)
+    for key in space:
+        taken[bare(key)] = f"{bare(key)!r} is searched by hydra.sweeper.params too"
+    for argument in typed:
+        taken[bare(argument.key)] = f"it is set on the command line too: {argument.text}"
+    hazero = "hazero" in str(settings.search["factory"]).lower()
+    return read_param_file(settings.param_file, taken, least=2 if hazero else 1)
+
+
+def _refuse_epochs(
+    settings: Settings, typed: Sequence[Argument], space: Mapping[str, Distribution]
+) -> None:
+    """The epochs of a round are the population's: neither searched nor fixed."""
+    searched = [*space, *(str(key) for own in settings.task_params.values() for key in own)]
+    for key, why in epochs_taken(settings).items():
+        for argument in typed:
+            if bare(argument.key) == key:
+                raise ConfigurationError(f"{argument.text} on the command line: {why}.")
+        if key in map(bare, searched):
+            raise ConfigurationError(f"hydra.sweeper searches {key!r}, but {why}.")

@@ -11,6 +11,7 @@ from typing import Any
 from autocl_sweeper.distributions import Choice, Space, same
 from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
 from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.plan.rounds import BEAM, POPULATION, handover_of
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare
 from autocl_sweeper.strategy.decisions import views
@@ -37,17 +38,28 @@ def compose_all(
     those is composed here. `init_from` and its like get stand-ins: their keys have to exist too.
     """
     configs: dict[str, Mapping[str, Any]] = {}
+    suggested: dict[str, Value] = {}
     variants: dict[str, Mapping[str, Any]] = {}
     before = views(
         plan.stages, History(), plan.selection, plan.strategy.carried
     )  # as no trial has begun
     for stage, view in zip(plan.stages, before, strict=True):
-        first = stage.search.ask(view)
-        params = dict(first.params) if isinstance(first, Suggestion) else {}
+        if stage.round > 1:  # like the round before
+            continue
+        if not stage.round:  # a later one has nothing to suggest before the first is over
+            first = stage.search.ask(view)
+            suggested = dict(first.params) if isinstance(first, Suggestion) else {}
+        params = {**suggested, **stage.passed}
         named = f"Task '{stage.task}'" if plan.tasks else "The job"
+        if stage.parents == POPULATION:
+            keys = " ".join(f"{key}={value}" for key, value in stage.passed.items())
+            named += f" in round {stage.round} ({keys or 'its own epochs'})"
         parent, checkpoint = (0, "checkpoint") if stage.number > 1 else (None, None)
         handed = plan.handed(stage.number, 0, parent, checkpoint)
-        configs[stage.task] = compose(plan.command(stage.task, params, handed, ""), named)
+        config = compose(plan.command(stage.task, params, handed, ""), named)
+        if stage.round:
+            continue
+        configs[stage.task] = config
         if isinstance(stage.search, ListedSearch):
             trials = [{**params, **other} for other in stage.search.listed[1:]]
         else:  # a space of the task's own shows in its jobs
@@ -95,7 +107,7 @@ def fingerprint_of(
 ) -> dict[str, Any]:
     """What makes results what they are; a resumed sweep must agree with it, key by key."""
     settings = plan.settings
-    handed = {bare(key) for key in settings.handover}
+    handed = {bare(key) for key in handover_of(settings)}
     searched = {
         bare(key)
         for description in searches.values()
@@ -106,7 +118,9 @@ def fingerprint_of(
         task: {k: v for k, v in config.items() if k not in handed and k not in searched}
         for task, config in configs.items()
     }
-    kept = ("top_k", "metric", "direction", "seed", "search", "rounds", "popsize", "handover")
+    kept = ["top_k", "metric", "direction", "seed", "search", "rounds", "popsize", "handover"]
+    if settings.parents != BEAM:
+        kept += ["parents", "population"]
     return {
         "hydra.sweeper.sequence": list(plan.tasks),
         **{f"hydra.sweeper.{key}": getattr(settings, key) for key in kept},
