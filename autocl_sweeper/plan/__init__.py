@@ -103,7 +103,10 @@ def _refuse_epochs(
     settings: Settings, typed: Sequence[Argument], space: Mapping[str, Distribution]
 ) -> None:
     """The epochs of a round are the population's: neither searched nor fixed."""
-    searched = [*space, *(str(key) for own in settings.task_params.values() for key in own)]
+    searched = [*space]
+    for own in settings.task_params.values():
+        listed = own if isinstance(own, (list, tuple)) else [own]
+        searched += [str(key) for one in listed if isinstance(one, Mapping) for key in one]
     for key, why in epochs_taken(settings).items():
         for argument in typed:
             if bare(argument.key) == key:
