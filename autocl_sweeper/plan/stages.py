@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from autocl_sweeper.distributions import Space
@@ -98,7 +99,7 @@ def _search_of_round(
     """The search of one round of a task, counted from 0; where rounds are no stages, of all."""
     name = task
     if settings.parents == POPULATION:
-        if ROUNDS_ARE_STAGES in options:  # one search over all rounds
+        if ROUNDS_ARE_STAGES in signature(_imported(factory)).parameters:  # one over all rounds
             options = {**options, ROUNDS_ARE_STAGES: True}
         elif number:  # a search of its own, or it would suggest the same again
             name = f"{task}, round {number}"

@@ -99,7 +99,11 @@ def views(
     """
     found: list[StageView] = []
     for stage in stages:
-        earlier = () if carried is None else (*carried, *found)
+        if stage.parents == "population":  # the rounds before, which are of the same search
+            rounds = zip(stages, found, strict=False)
+            earlier = tuple(view for one, view in rounds if one.task == stage.task)
+        else:
+            earlier = () if carried is None else (*carried, *found)
         view = StageView(
             stage.number,
             stage.task,
