@@ -25,8 +25,10 @@ from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.protocols import Executor
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.rounds.watch import RoundsProgress
+from autocl_sweeper.sweep import Progress, Sweep
 from autocl_sweeper.types import History, Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.snapshot import Snapshot, install
@@ -78,7 +80,10 @@ def run_sweep(
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
         with closing(executor):
-            sweep = Sweep(folder, plan, executor, files, watch(executor), snapshot)
+            progress: Progress = watch(executor)
+            if plan.settings.parents != BEAM:
+                progress = RoundsProgress(watch(executor), folder)
+            sweep = Sweep(folder, plan, executor, files, progress, snapshot)
             learn_from(sweep.history, executor)
             if not (folder / "multirun.yaml").exists():
                 OmegaConf.save(config, folder / "multirun.yaml")
@@ -89,6 +94,8 @@ def run_sweep(
                 raise
         if not plan.ranked:
             return _batches(sweep.outcomes, plan.settings)
+        if plan.settings.parents != BEAM:  # its rounds were shown as they ended
+            return sweep.best_chain()
         from rich.console import Console
 
         print_summary(plan, history, folder, Console())
