@@ -1,4 +1,4 @@
-"""The command `autocl`: the devices that the launcher sees, and the documentation."""
+"""The command `autocl`: devices as the launcher sees them, the documentation, a search for scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 1 for devices that cannot be read and keys that do not exist, said on stderr."""
-    parser = argparse.ArgumentParser(prog="autocl", description="Look at what sweeps work with.")
+    parser = argparse.ArgumentParser(
+        prog="autocl", description="Search, and look at what sweeps work with."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     devices = commands.add_parser(
         "devices",
@@ -47,9 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     docs.add_argument("key", nargs="?", help="a page (launcher) or a key (hydra.launcher.grace_s)")
     docs.set_defaults(run=_docs)
-    given = parser.parse_args(arguments)
+    commands.add_parser(
+        "finetune",
+        help="search hyper-parameters of a plain script, as AutoDL Finetuner did",
+        add_help=False,
+    )
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given.run(given)
+        if words[:1] == ["finetune"]:  # its options stand before and behind the script
+            from autocl_sweeper.finetune.command import main as finetune
+
+            finetune(words[1:])
+        else:
+            given = parser.parse_args(words)
+            given.run(given)
         sys.stdout.flush()
     except AutoCLError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes
+from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.retries import Retries, rest_s
@@ -179,6 +180,8 @@ class Sweep:
             if trial.number not in self.history.given_up:  # by what one before it had become
                 self._take_up(trial)
         for trial in self.history:
+            if trial.state is State.FAIL and not self._restart.left(trial.number):
+                self._refuse_failed_round(trial)
             open_stage = trial.stage not in self.history.beams
             if trial.state is State.FAIL and open_stage and self._restart.left(trial.number):
                 self._restart.failed[trial.number] += 1
@@ -294,6 +297,7 @@ class Sweep:
             self._give_up_orphans()
             self._retention.ended(trial, self.history)
         self._refuse_too_many_failures()
+        self._refuse_failed_round(trial)
 
     def _give_up_orphans(self) -> None:
         while isinstance(decision := self._plan.strategy.next(self.history), GiveUp):
@@ -338,6 +342,24 @@ class Sweep:
         if limit is not None and self.history.failures > limit:
             counted = [t for t in self.history if t.stage <= self.history.open_stage]
             raise self._verdict.too_many(self.history.failures, limit, counted)
+
+    def _refuse_failed_round(self, trial: Trial) -> None:
+        """Stop when all of a round failed, unless `max_failures` says how many may."""
+        settings = self._plan.settings
+        if settings.parents != INIT or settings.max_failures is not None:
+            return
+        if trial.state is not State.FAIL or settings.popsize is None:
+            return
+        stage = self._plan.stages[trial.stage - 1]
+        number, _ = self._plan.round_of(stage, trial.suggestion.index)
+        of_round = [
+            one
+            for one in self.history.stage(trial.stage)
+            if self._plan.round_of(stage, one.suggestion.index)[0] == number
+        ]
+        failed = [one for one in of_round if one.state is State.FAIL]
+        if len(failed) == min(settings.popsize, stage.jobs(1) or settings.popsize):
+            raise self._verdict.failed_round(number, settings.retries, failed)
 
     def _again(self, trial: Trial, outcome: Outcome, pause_s: float = 0.0) -> None:
         """Run a trial again, after a pause in which other trials run."""

@@ -64,14 +64,19 @@ class EventFiles:
         self._folder = folder
         self._there = find_spec("tensorboardX") is not None
         self._running: subprocess.Popen[bytes] | None = None
+        self._begun = b""  # what was written last, or is being written
 
     def write(self, rounds: Rounds) -> None:
         """Begin to write all scalars, unless the last ones are being written still."""
         if not self._there or (self._running is not None and self._running.poll() is None):
             return
         self.finish()
+        data = json.dumps(scalars_of(rounds)).encode()
+        if data == self._begun:
+            return
+        self._begun = data
         with tempfile.TemporaryFile() as file:
-            file.write(json.dumps(scalars_of(rounds)).encode())
+            file.write(data)
             file.seek(0)
             self._running = subprocess.Popen(
                 [sys.executable, "-m", WRITER, str(self._folder)],

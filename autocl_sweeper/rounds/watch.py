@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class RoundsProgress:
         self._folder = folder
         self._files: dict[str, RoundFiles] = {}
         self._announced: dict[str, int] = {}  # task -> how many of its rounds
+        self._ended: Counter[tuple[str, int]] = Counter()  # (task, round) -> trials
 
     def begin(self, plan: Plan, history: History) -> None:
         self._progress.begin(plan, history)
@@ -28,8 +30,12 @@ class RoundsProgress:
             rounds = Rounds(plan, history, task)
             self._files[task] = RoundFiles(self._folder, rounds)
             self._announced[task] = sum(one.over for one in rounds.all())
+            for one in rounds.all():
+                running = sum(trial.state is State.RUNNING for _, trial in one.trials)
+                self._ended[task, one.number] = len(one.trials) - running
             if rounds.all():
                 self._files[task].write()
+        self._popsize = plan.settings.popsize
 
     def started(self, trial: Trial) -> None:
         self._files[trial.task].begin(trial)
@@ -39,7 +45,10 @@ class RoundsProgress:
         self._progress.finished(trial)
         if trial.state is State.FAIL:
             self._warn(trial)
-        self._announce(trial.task)
+        key = trial.task, self._files[trial.task].rounds.round_of(trial)[0]
+        self._ended[key] += 1
+        if self._ended[key] == self._popsize:
+            self._announce(trial.task)
 
     def again(self, trial: Trial, reason: str) -> None:
         self._progress.again(trial, reason)
