@@ -94,7 +94,9 @@ def run_sweep(
                 raise
         if not plan.ranked:
             return _batches(sweep.outcomes, plan.settings)
-        if plan.settings.parents != BEAM:  # its rounds were shown as they ended
+        if (
+            plan.settings.parents != BEAM and len(plan.tasks) < 2
+        ):  # its rounds were shown as they ended
             return sweep.best_chain()
         from rich.console import Console
 

@@ -85,7 +85,8 @@ class Sweep:
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
-        self._retention = Retention(folder, plan.selection, plan.ranked and not self._keeps)
+        drops, chained = plan.ranked and not self._keeps, plan.settings.parents != INIT
+        self._retention = Retention(folder, plan.selection, drops, chained)
         last, key = len(plan.stages), plan.checkpoint_key
         self._verdict = Verdict(folder, plan.metric, plan.ranked, last, key, results.RESULT_FILE)
         self._clock = clock

@@ -29,12 +29,13 @@ CORE_FLOORS = [
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
     {"search", "selection", "order", "executor"},
     {"strategy", "retention", "verdict"},
-    {"plan", "results", "display"},
+    {"plan", "results", "display", "rounds"},
     {"sweep"},
     {
         "hydra_sweep",
         "hydra_launch",
         "cli",
+        "finetune",
     },  # what the plugin classes call, and the command `autocl`
     {"__main__"},
 ]
@@ -56,7 +57,9 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
+    "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
+    "cli": {"finetune"},
 }
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
@@ -65,14 +68,15 @@ TRAIN_DOORS = {
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
-    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan"},
-    "yaml": {"results", "yaml", "job", "plan"},
+    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
+    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
+    "yaml": {"results", "yaml", "job", "plan", "rounds"},
     "optuna": {"search"},
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
     "ray": {"executor"},
+    "tensorboardX": {"rounds"},
 }
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
 
