@@ -105,7 +105,8 @@ class Verdict:
             f"{self._failures(trials)}\n"
             "  What finished is kept. Mend the cause, then rerun the same command with\n"
             f"  hydra.sweeper.retries={retries + 1} to run them again; or set"
-            " hydra.sweeper.max_failures, which then\n  alone decides how many may fail."
+            " hydra.sweeper.max_failures, which then\n  alone decides how many may fail (autocl"
+            f" finetune: --retries={retries + 1}, --keep_going)."
         )
 
     def _failures(self, trials: Iterable[Trial]) -> str:

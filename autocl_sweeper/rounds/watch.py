@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autocl_sweeper.display.progress import LogProgress
+from autocl_sweeper.outcome import last_lines
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.rounds.files import RoundFiles
 from autocl_sweeper.rounds.table import Round, Rounds, settings_of
@@ -101,12 +102,13 @@ class RoundsProgress:
         assert outcome is not None
         files = self._files[trial.task]
         number, place = files.rounds.round_of(trial)
+        log_file = files.log_of(trial)
         lines = [
             f"WARNING: Program which was ran with hyperparameters as {settings_of(trial)} was"
             " crashed!",
             f"  {_of(trial.task, self._files)}round {number}, trial {place}: {outcome.reason}",
-            f"  its log: {files.log_of(trial)}",
-            *(f"  | {line}" for line in outcome.log_tail),
+            f"  its log: {log_file}",
+            *(f"  | {line}" for line in outcome.log_tail or last_lines(log_file)),
         ]
         self._progress.say("\n".join(lines))
 

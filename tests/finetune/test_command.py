@@ -159,7 +159,7 @@ def test_fulltrail_survives_crashes_and_says_what_happened(bench: Finetune) -> N
     ends = {1: 3, 2: "nan", 3: "SIGSEGV", 4: "no report", 5: "saves nothing"}
     said = bench.run(
         *(FILE, CARDS, "--popsize=3", "--round=2", "--evaluator=FullTrail", "rate=0.5"),
-        "--tuning_strategy=random",
+        *("--tuning_strategy=random", "--keep_going"),
         ENDS=json.dumps(ends),
     )
     reasons = {
