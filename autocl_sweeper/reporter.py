@@ -109,4 +109,4 @@ def _scalar(score: Any) -> float | None:
     try:
         return float(score)
     except OverflowError:  # a whole number beyond the largest float
-        return math.inf if score > 0 else -math.inf
+        return math.copysign(math.inf, score > 0 or -1)  # type: ignore[operator]

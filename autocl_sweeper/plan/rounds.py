@@ -74,6 +74,14 @@ def check_rounds(settings: Settings) -> None:
             f"hydra.sweeper.rounds={settings.rounds}, but hydra.sweeper.popsize is null.\n"
             "  A round has popsize suggestions: set it, for instance hydra.sweeper.popsize=5."
         )
+    for key, plain in (("protocol", "beam"), ("seeds", 1)):
+        value = getattr(settings, key)
+        if settings.parents != BEAM and value != plain:
+            raise ConfigurationError(
+                f"hydra.sweeper.{key}={value} with hydra.sweeper.parents={settings.parents}: a"
+                f" search in rounds has {key}={plain}.\n"
+                "  Leave one of them at its default."
+            )
     if settings.parents != POPULATION:
         if population.replay is not None:
             raise ConfigurationError(
@@ -118,6 +126,12 @@ def beam_width(settings: Settings) -> int:
     return keep if keep is not None else max(1, (settings.popsize or 1) // 2)
 
 
+def rounds_told(settings: Settings) -> dict[str, Any]:
+    """What a fingerprint holds of rounds: with another popsize trials would change theirs."""
+    keys = ["parents", "popsize"] + ["population"] * (settings.parents == POPULATION)
+    return {key: getattr(settings, key) for key in keys}
+
+
 def taken_names(settings: Settings) -> dict[str, str]:
     """Override keys that the sweep itself sets -> why they cannot be searched or fixed."""
     taken = {
@@ -154,7 +168,8 @@ def round_stages(
     """
     if settings.parents != POPULATION:
         limit = None if settings.popsize is None else settings.rounds * settings.popsize
-        return [Stage(first, task, search(0), limit, settings.jobs, settings.parents)]
+        seeds, parents = settings.seeds, settings.parents
+        return [Stage(first, task, search(0), limit, settings.jobs, seeds, parents=parents)]
     population = Population.of(settings)
     stages = []
     for number in range(settings.rounds):
@@ -166,10 +181,9 @@ def round_stages(
                 task,
                 search(number),
                 settings.popsize,
-                None,
-                POPULATION,
-                number,
-                passed,
+                parents=POPULATION,
+                round=number,
+                passed=passed,
             )
         )
     return stages
@@ -238,10 +252,9 @@ def replayed_stages(
             task,
             listed(step),
             1,
-            None,
-            POPULATION,
-            step.round,
-            {} if step.epochs is None else {population.epochs_key: step.epochs},
+            parents=POPULATION,
+            round=step.round,
+            passed={} if step.epochs is None else {population.epochs_key: step.epochs},
         )
         for number, (task, step) in enumerate(zip(named, steps, strict=True), start=1)
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from autocl_sweeper.distributions import Space
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.protocol import AUTO, selection_of
 from autocl_sweeper.plan.rounds import (
     POPULATION,
     Population,
@@ -24,21 +25,19 @@ from autocl_sweeper.plan.spaces import describe
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.search.perturbed import Perturbed
-from autocl_sweeper.selection import TopK
 from autocl_sweeper.space import literal
 from autocl_sweeper.strategy.decisions import Stage, Strategy
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Value
 
-AUTO = "auto"
 GRID = "autocl_sweeper.search.grid.GridSearch"
 ROUNDS_ARE_STAGES = "rounds_are_stages"  # an option of searches that go through rounds
 RELAY = "autocl_sweeper.search.relay.RelaySearch"
 
 
-def strategy_of(settings: Settings, stages: Sequence[Stage]) -> Strategy:
+def strategy_of(settings: Settings, stages: Sequence[Stage], tasks: Sequence[str] = ()) -> Strategy:
     width = beam_width(settings)
-    selection = TopK(width, settings.direction == "maximize")
+    selection = selection_of(replace(settings, top_k=width), stages, tasks)
     carried = () if settings.transfer else None
     return SequentialTopK(stages, selection, settings.pipeline, width=width, carried=carried)
 
@@ -63,7 +62,7 @@ def stages_of(
         if isinstance(own, Sequence) and not isinstance(own, str):
             listed = _listed(own, task)
             described[task] = [dict(item) for item in listed.listed]
-            whole = replace(settings, jobs=None, popsize=None)  # all that is listed runs
+            whole = replace(settings, popsize=None)  # all that is listed runs
             stages += round_stages(whole, task, number, partial(_same, listed))
             continue
         space = spaces[task]
@@ -82,6 +81,13 @@ def stages_of(
         described[task] = describe(space)
         stages += round_stages(settings, task, number, made)
     return stages, described
+
+
+def chosen_by_auto(settings: Settings, spaces: Mapping[str, Space]) -> dict[str, str]:
+    """Task -> the search that `auto` stands for, which may change with what bounds a stage."""
+    if settings.search.get("factory") != AUTO:
+        return {}
+    return {task: _chosen(settings, space)[0] for task, space in spaces.items()}
 
 
 def _same(search: Search, number: int) -> Search:

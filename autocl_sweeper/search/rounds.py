@@ -150,7 +150,7 @@ class RoundsSearch:
                 return _Member(moved, params, "model")
             reach = (step + 1) / STEPS_ASIDE
             moved = tuple(
-                min(max(u, -1.0), 1.0) + reach * (2 * uniform(f"{name}/{step}/{axis}") - 1)
+                min(max(u + reach * (2 * uniform(f"{name}/{step}/{axis}") - 1), -1.0), 1.0)
                 for axis, u in enumerate(point)
             )
         fresh = unseen(self._space, seen, name)

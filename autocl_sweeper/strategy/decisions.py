@@ -21,6 +21,8 @@ class Stage:
     `parents`: a suggestion starts from survivors of the stage before as the search's pairing says
     (`beam`), from the initial model (`init`), or suggestion i from survivor i modulo their number
     (`population`, whose stages are the rounds of a task).
+    Each suggestion runs `seeds` times with a parent; a group of these runs is begun whole or not at
+    all. `survivors`: of this stage, where they are not as many as elsewhere.
     """
 
     number: int  # 1 is the first
@@ -28,6 +30,8 @@ class Stage:
     search: Search
     limit: int | None = None
     most: int | None = None
+    seeds: int = 1
+    survivors: int | None = None
     parents: str = "beam"
     round: int = 0  # of a population, counted from 0 for each task
     passed: Mapping[str, Value] = field(default_factory=dict)  # override keys beside a suggestion's
@@ -37,24 +41,31 @@ class Stage:
         return self.search.pairing if self.parents == "beam" else "one"
 
     @property
+    def groups(self) -> int | None:
+        """Groups of runs that `most` allows."""
+        return None if self.most is None else self.most // self.seeds
+
+    @property
     def suggestions(self) -> int:
         """How many there are at most. A search without end needs a bound."""
-        return min(n for n in (self.search.size, self.limit, self.most) if n is not None)
+        return min(n for n in (self.search.size, self.limit, self.groups) if n is not None)
 
     def jobs(self, parents: int) -> int | None:
         """Jobs with so many parents; None without a bound."""
         pairs = parents if self.pairing == "every" else 1
         bounds = [n * pairs for n in (self.search.size, self.limit) if n is not None]
-        return min((n for n in (*bounds, self.most) if n is not None), default=None)
+        groups = min((n for n in (*bounds, self.groups) if n is not None), default=None)
+        return None if groups is None else groups * self.seeds
 
 
 @dataclass(frozen=True)
 class Start:
-    """Run `suggestion` from `parent` (None: the initial model)."""
+    """Run `suggestion` from `parent` (None: the initial model), for the `repeat`-th time from 0."""
 
     stage: Stage
     suggestion: Suggestion
     parent: int | None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
