@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="same seed, same suggestions (0)")
     add("--direction", choices=("maximize", "minimize"), default="maximize")
     add("--retries", type=int, default=0, metavar="N", help="further attempts of a crashed trial")
-    add("--timeout", type=float, metavar="SECONDS", help="of a trial; null: none")
+    add("--timeout", type=float, metavar="SECONDS", help="of a trial; default: none")
     add("--jobs_per_gpu", type=_at_least_1, metavar="N", help="trials that share a card (1)")
     add("--keep_going", action="store_true", help="also after a round in which every trial failed")
     add(

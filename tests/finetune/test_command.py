@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.bench import APPS, Bench, wait_until
+from support.bench import APPS, Bench, Gpus, wait_until
 
 from autocl_sweeper.cli import main as autocl
 from autocl_sweeper.errors import ConfigurationError
@@ -150,7 +150,9 @@ def test_kill_and_the_same_command_give_the_uninterrupted_result(
     assert "another configuration" in bench.run(*command, status=1)
 
 
-def test_fulltrail_survives_crashes_and_says_what_happened(bench: Finetune) -> None:
+def test_fulltrail_survives_crashes_and_says_what_happened(bench: Finetune, gpus: Gpus) -> None:
+    """On cards 3 and 1, two trials each."""
+    gpus.seen_by(bench)
     # A finite space, whose values come once each.
     sizes = (
         "param_list:\n- {name: size, init_value: 2, type: int, lower_than: 6, greater_than: 1}\n"
@@ -158,7 +160,7 @@ def test_fulltrail_survives_crashes_and_says_what_happened(bench: Finetune) -> N
     (bench.folder / "hparam.yaml").write_text(sizes)
     ends = {1: 3, 2: "nan", 3: "SIGSEGV", 4: "no report", 5: "saves nothing"}
     said = bench.run(
-        *(FILE, CARDS, "--popsize=3", "--round=2", "--evaluator=FullTrail", "rate=0.5"),
+        *(FILE, "--gpu=3,1,3,1", "--popsize=3", "--round=2", "--evaluator=FullTrail", "rate=0.5"),
         *("--tuning_strategy=random", "--keep_going"),
         ENDS=json.dumps(ends),
     )
@@ -184,6 +186,8 @@ def test_fulltrail_survives_crashes_and_says_what_happened(bench: Finetune) -> N
         else:
             assert (bench.sweep / row["saved_params_dir"]).is_dir()
     assert sorted(row["size"] for row in rows) == list("123456")
+    cards = {event["devices"] for event in bench.ledger("start")}
+    assert cards <= {gpus.gpus[number].uuid for number in (1, 3)} and cards
     assert bench.nothing_is_left()
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--saved_params_dir", required=True)
     parser.add_argument("--model_path")
     options = parser.parse_args()
-    note("start", argv=sys.argv[1:])
+    note("start", argv=sys.argv[1:], devices=os.environ.get("CUDA_VISIBLE_DEVICES"))
     w = 0.0
     if options.model_path is not None:
         w = json.loads(Path(options.model_path, "w.json").read_text())
