@@ -15,6 +15,7 @@ from autocl_sweeper import metrics
 from autocl_sweeper.journal import Record, outcome_from_json
 from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
+from autocl_sweeper.plan.rounds import POPULATION
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, State, Suggestion, Trial, is_stopped
 
@@ -55,7 +56,8 @@ class Lineage:
 def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
     """The lineage of a trial; a matrix is None unless every trial has all the scores it needs."""
     trials = history.lineage(trial)
-    outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
+    last = {one.task: one for one in trials}  # of a task's rounds the last one is its training
+    outcomes = [one.outcome for one in last.values() if one.outcome is not None]
 
     def matrix(scores: Sequence[Mapping[str, float]]) -> list[list[float]] | None:
         complete = all(set(tasks[: stage + 1]) <= set(row) for stage, row in enumerate(scores))
@@ -70,14 +72,17 @@ def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
 
 def final_lineages(plan: Plan, history: History) -> list[Lineage]:
     """The lineages that end in the last stage reached: the survivors, then the others by score."""
-    for stage in reversed(plan.stages[: history.open_stage]):
+    # Rounds of a population train for different times: only one that is over has a winner.
+    over = plan.settings.parents == POPULATION
+    reached = len(history.beams) if over else history.open_stage
+    for stage in reversed(plan.stages[:reached]):
         finished = [
             (plan.selection.loss(trial.score), history.place(trial), trial)
             for trial in history.stage(stage.number)
             if trial.state is State.COMPLETE and trial.score is not None
         ]
         if finished:
-            tasks = list(plan.tasks)[: stage.number]
+            tasks = plan.tasks_until(stage.number)
             beam = {number: place for place, number in enumerate(beam_of(plan, history, stage))}
             ranked = [trial for _, _, trial in sorted(finished)]
             ranked.sort(key=lambda trial: beam.get(trial.number, len(beam)))
@@ -246,7 +251,9 @@ class ResultFile:
             # The record's own outcome: a trial that failed may be running again by now.
             return [_line(self._trial(replace(trial, outcome=outcome_from_json(record)), history))]
         elif trial.stage > self._titled:
-            self._titled = trial.stage
+            before, self._titled = self._titled, trial.stage
+            if before and self._plan.stages[before - 1].task == trial.task:
+                return []  # another round of the task
             return [f"-------------{trial.task} beginner---------------\n"]
         return []
 

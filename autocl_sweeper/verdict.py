@@ -136,6 +136,16 @@ class Verdict:
             f"  hydra.sweeper.retries={retries + 1} to run them again."
         )
 
+    def failed_round(self, number: int, retries: int, trials: Iterable[Trial]) -> NoSurvivorError:
+        return NoSurvivorError(
+            f"All trials of round {number} failed.\n"
+            f"{self._failures(trials)}\n"
+            "  What finished is kept. Mend the cause, then rerun the same command with\n"
+            f"  hydra.sweeper.retries={retries + 1} to run them again; or set"
+            " hydra.sweeper.max_failures, which then\n  alone decides how many may fail (autocl"
+            f" finetune: --retries={retries + 1}, --keep_going)."
+        )
+
     def _failures(self, trials: Iterable[Trial]) -> str:
         failed = [trial for trial in trials if trial.state is State.FAIL]
         lines = []

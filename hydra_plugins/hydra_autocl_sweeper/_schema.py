@@ -34,6 +34,19 @@ class RelayConf(SearchConf):
 
 
 @dataclass
+class PopulationConf:
+    """The keys of hydra.sweeper.population."""
+
+    keep: int | None = None
+    epochs: int | None = 1
+    epochs_key: str = "epochs"
+    first_epochs: int | None = None
+    model_path: str | None = None
+    perturb: bool = False
+    replay: str | None = None
+
+
+@dataclass
 class TPEConf(SearchConf):
     factory: str = "autocl_sweeper.search.tpe.tpe_search"
     n_startup_trials: int = 10
@@ -118,7 +131,7 @@ class AutoCLSweeperConf:
     rounds: int = 1
     popsize: int | None = None
     parents: str = "beam"
-    population: dict[str, Any] = field(default_factory=dict)
+    population: PopulationConf = field(default_factory=PopulationConf)
     init: bool = True
     transfer: bool = True
     carry_from: str | None = None
