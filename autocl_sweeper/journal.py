@@ -196,6 +196,8 @@ def fold(records: Iterable[Record]) -> Fold:
             case "report":
                 score = math.nan if record["score"] is None else record["score"]
                 state.history.report(Report(record["trial"], record["step"], score))
+                if "stopped" in record:
+                    state.history.stop(record["trial"], record["stopped"])
             case "finish":
                 state.history.finish(record["trial"], outcome_from_json(record))
             case "give_up":

@@ -41,6 +41,9 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
             f" {best.score:.4f}",
             highlight=False,
         )
+    if (saved := results.savings(history)).trials:
+        told = str(saved)
+        console.print(told[0].upper() + told[1:], highlight=False, soft_wrap=True)
     if history.given_up:
         told = str(results.waste(history))
         console.print(told[0].upper() + told[1:], highlight=False)

@@ -7,11 +7,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from ._schema import (
+    AshaConf,
     AutoCLSweeperConf,
     CMAESConf,
     GPConf,
     GPULauncherConf,
     HAZeroConf,
+    MedianConf,
     PSHE2Conf,
     QMCConf,
     RayLauncherConf,
@@ -44,6 +46,8 @@ def _register() -> None:
         ("pshe2", PSHE2Conf()),
     ):
         store(group="hydra/sweeper/search", name=name, node=search)
+    store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
+    store(group="hydra/sweeper/prune", name="median", node=MedianConf)
 
 
 _register()
