@@ -10,6 +10,11 @@ VARIABLE = "AUTOCL_REPORTS"
 """The environment variable that names the file of a job's reports; unset outside a sweep."""
 
 
+def reports_are_read() -> bool:
+    """Whether this process is a job of a sweep: what only a report needs is to be worked out."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def report(score: float, step: int) -> None:
     """Append a score reached after `step` steps to the reports of the running job.
 

@@ -67,6 +67,13 @@ class GiveUp:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Run this early-stopped trial again, to its end: its stage has no other result."""
+
+    trial: int
+
+
+@dataclass(frozen=True)
 class Select:
     """The stage is over: `beam` survives, best first. It is empty when nothing may survive."""
 
@@ -84,7 +91,7 @@ class Done:
     """Every stage is over."""
 
 
-Decision: TypeAlias = Start | GiveUp | Select | Wait | Done
+Decision: TypeAlias = Start | GiveUp | Again | Select | Wait | Done
 
 
 def views(
