@@ -60,7 +60,9 @@ NAMES = {"lr": LR, "wd": Interval(0.0, 1.0), "opt": Choice(("adam", "sgd"))}
 
 @every
 def test_names_without_order_are_refused_and_searches_that_take_them_are_named(factory):
-    with pytest.raises(ConfigurationError, match=r"(?s)'opt': choice\(adam,sgd\) has no order.*tpe"):
+    with pytest.raises(
+        ConfigurationError, match=r"(?s)'opt': choice\(adam,sgd\) has no order.*tpe"
+    ):
         factory(Space(NAMES), 0, "t")
 
 
@@ -277,7 +279,11 @@ def test_every_suggestion_is_new_and_inside_the_space_with_values_of_its_type(
     played = Played(factory(Space(axes, init=init), seed, "t", popsize=4))
     made = played.run(lambda params, index: data.draw(losses), 14, devices=2)
     size = math.prod(
-        len(one.values) if isinstance(one, Choice) else one.high - one.low + 1 if one.integer else 99
+        len(one.values)
+        if isinstance(one, Choice)
+        else one.high - one.low + 1
+        if one.integer
+        else 99
         for one in axes.values()
     )
     assert len(made) == min(14, size)
@@ -303,9 +309,10 @@ def test_rounds_that_are_stages_go_on_from_the_stages_before(factory):
     )
     rounds: list = []
     for number in range(3):
-        search = factory(SPACE, 0, f"t{number}", popsize=5, rounds_are_stages=True)
-        tasks = ["t", "t1", "t2"][: number + 1]
-        played = Played(search, earlier=rounds, beam=2, tasks=tasks)
+        search = factory(SPACE, 0, "t", popsize=5, rounds_are_stages=True)
+        other = [[({"lr": 1e-5, "wd": 0.9}, -9.0)]]  # of another task: it has no part in this
+        tasks = ["before", *["t"] * (number + 1)]
+        played = Played(search, earlier=other + rounds, beam=2, tasks=tasks)
         made = played.run(lambda params, index: ranks[index], 99, devices=3)
         assert [one.params for one in made] == [
             one.params for one in one_stage[5 * number : 5 * number + 5]
@@ -321,7 +328,7 @@ def test_losses_of_different_rounds_are_never_compared():
     def third(lower):
         rounds: list = []
         for number in range(3):
-            search = pshe2_search(SPACE, 0, f"t{number}", popsize=3, rounds_are_stages=True)
+            search = pshe2_search(SPACE, 0, "t", popsize=3, rounds_are_stages=True)
             played = Played(search, earlier=rounds, beam=2)
             made = played.run(lambda params, index: float(index), 3, devices=3)
             rounds.append([(s.params, s.index - lower * number) for s in made])
