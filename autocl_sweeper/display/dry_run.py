@@ -90,7 +90,7 @@ def _search(stage: Stage) -> str:
 
 
 def _jobs(stage: Stage, parents: int, jobs: int) -> str:
-    told = f"{jobs} jobs"
+    told = f"{jobs} job{'s' * (jobs != 1)}"
     if stage.seeds > 1:
         told += f" ({jobs // stage.seeds} times {stage.seeds} seeds)"
     if stage.number == 1:
