@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.utils import get_method
@@ -25,6 +26,7 @@ from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import History, Job, Outcome
@@ -98,7 +100,9 @@ def run_sweep(
 def _plan(
     given: Mapping[str, Any], arguments: Sequence[str], config_loader: Any, config: DictConfig
 ) -> Plan:
-    settings = Settings(**{key: plain(value) for key, value in given.items()})
+    choices = plain(config.hydra.runtime.choices)
+    keys = {key: plain(value) for key, value in given.items()}
+    settings = Settings(**translated(keys, arguments, _registered(choices)))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 
@@ -108,8 +112,20 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    choices = plain(config.hydra.runtime.choices)
     return make_plan(settings, arguments, compose, config_loader, knows_folders, choices)
+
+
+def _registered(choices: Mapping[str, Any]) -> Registered:
+    """What Hydra's groups hold for the keys of hydra-optuna-sweeper."""
+    store = ConfigStore.instance()
+
+    def nodes(group: str) -> dict[str, dict[str, Any]]:
+        names = store.list(group) if "sweeper" in store.list("hydra") else []
+        found = {name: plain(store.load(f"{group}/{name}").node) for name in names}
+        return {name.removesuffix(".yaml"): node for name, node in found.items()}
+
+    samplers = list(nodes("hydra/sweeper/sampler").values())
+    return Registered(nodes("hydra/sweeper/search"), samplers, choices.get("hydra/launcher"))
 
 
 def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None] | None:

@@ -21,12 +21,17 @@ class AutoCLSweeperConf:
     _recursive_: bool = False
     defaults: list[Any] = field(
         # An app's own settings of the sweeper are the file hydra/sweeper/app/autocl.yaml.
-        default_factory=lambda: ["_self_", {"search": "auto"}, {"optional app@_here_": "autocl"}]
+        default_factory=lambda: [
+            "_self_",
+            {"search": "auto"},
+            {"sampler": None},
+            {"optional app@_here_": "autocl"},
+        ]
     )
     sequence: str | None = "task"
     top_k: int = 2
     metric: str | None = None
-    direction: str = "maximize"
+    direction: Any = None  # maximize; a file with other keys of hydra-optuna-sweeper has to say it
     params: dict[str, Any] = field(default_factory=dict)
     task_params: dict[str, Any] = field(default_factory=dict)
     when: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +64,15 @@ class AutoCLSweeperConf:
     dry_run: bool = False
     export: dict[str, Any] = field(default_factory=dict)
     search: Any = None
+    # Keys of hydra-optuna-sweeper, each taken over, warned about or refused: plan/migration.py.
+    sampler: Any = None
+    n_trials: int | None = None
+    n_jobs: int | None = None
+    max_failure_rate: float | None = None
+    storage: Any = None
+    study_name: str | None = None
+    search_space: Any = None
+    custom_search_space: Any = None
 
 
 @dataclass

@@ -1,12 +1,26 @@
 """Registers the keys of hydra/sweeper=autocl and hydra/launcher=gpu, whenever Hydra reads this file."""
 
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from ._schema import AutoCLSweeperConf, GPULauncherConf, RayLauncherConf, SearchConf
+
+# Samplers that a file for hydra-optuna-sweeper may choose; what becomes of them: plan/migration.py.
+SAMPLERS = {
+    "tpe": "TPESampler",
+    "gp": "GPSampler",
+    "cmaes": "CmaEsSampler",
+    "qmc": "QMCSampler",
+    "random": "RandomSampler",
+    "grid": "GridSampler",
+    "nsgaii": "NSGAIISampler",
+    "nsgaiii": "NSGAIIISampler",
+    "motpe": "MOTPESampler",
+}
 
 
 def _register() -> None:
@@ -25,6 +39,10 @@ def _register() -> None:
         ("random", "autocl_sweeper.search.random.RandomSearch"),
     ):
         store(group="hydra/sweeper/search", name=name, node=SearchConf(factory))
+    if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:  # which registers its own
+        for name, target in SAMPLERS.items():
+            node = {"_target_": f"optuna.samplers.{target}", "seed": None}
+            store(group="hydra/sweeper/sampler", name=name, node=node)
 
 
 _register()
