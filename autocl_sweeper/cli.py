@@ -1,4 +1,4 @@
-"""The command `autocl`: the devices that the launcher sees, and the documentation."""
+"""The command `autocl`: the devices that the launcher sees, exports, and the documentation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocl_sweeper import manual
 from autocl_sweeper.device.leases import BUSY, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
-from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.errors import AutoCLError, ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     docs.add_argument("key", nargs="?", help="a page (launcher) or a key (hydra.launcher.grace_s)")
     docs.set_defaults(run=_docs)
+    export = commands.add_parser(
+        "export",
+        help="a sweep's trials for optuna-dashboard or TensorBoard, from its journal",
+        description="Write the trials of a sweep, over or not, where dashboards read them.",
+    )
+    export.add_argument("folder", type=Path, help="the sweep's folder (hydra.sweep.dir)")
+    export.add_argument(
+        "--optuna", metavar="URL", help="a storage URL, or a journal file of Optuna"
+    )
+    export.add_argument(
+        "--study-name", metavar="NAME", help="what the names of the studies begin with"
+    )
+    export.add_argument("--tensorboard", metavar="FOLDER", help="a folder for event files")
+    export.set_defaults(run=_export)
     given = parser.parse_args(arguments)
     try:
         given.run(given)
@@ -61,6 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _docs(given: argparse.Namespace) -> None:
     print(manual.index() if given.key is None else manual.lookup(given.key))
+
+
+def _export(given: argparse.Namespace) -> None:
+    from autocl_sweeper.export.afterwards import export
+    from autocl_sweeper.export.places import Places
+
+    if not (given.optuna or given.tensorboard):
+        raise ConfigurationError("autocl export writes nothing without --optuna or --tensorboard.")
+    for line in export(given.folder, Places(given.optuna, given.tensorboard, given.study_name)):
+        print(line)
 
 
 def _devices(given: argparse.Namespace) -> None:

@@ -21,6 +21,9 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.ray.cluster import RayExecutor
+from autocl_sweeper.export.exporter import Exporter
+from autocl_sweeper.export.places import places_of
+from autocl_sweeper.export.rows import described
 from autocl_sweeper.hydra_launch import errors_for_hydra, job_return_of, plain, signals_stop_it
 from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.order import work_of
@@ -56,6 +59,7 @@ def run_sweep(
     with errors_for_hydra(), signals_stop_it(), install(snapshot):
         plan = _plan(settings, arguments, hydra_context.config_loader, config)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
+        exporter = _exporter(plan, folder)
         snapshot.complete(folder)
         name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
         for sentence in below_files(name, arguments, groups, snapshot.text):
@@ -79,8 +83,9 @@ def run_sweep(
             executor = launcher.executor(returns=not plan.ranked, files=files)
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
-        with closing(executor):
-            sweep = Sweep(folder, plan, executor, files, watch(executor), snapshot)
+        with closing(exporter), closing(executor):
+            progress = watch(executor)
+            sweep = Sweep(folder, plan, executor, files, progress, snapshot, exporter=exporter)
             learn_from(sweep.history, executor)
             if not (folder / "multirun.yaml").exists():
                 OmegaConf.save(config, folder / "multirun.yaml")
@@ -113,6 +118,14 @@ def _plan(
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
     return make_plan(settings, arguments, compose, config_loader, knows_folders, choices)
+
+
+def _exporter(plan: Plan, folder: Path) -> Exporter:
+    places = places_of(plan.settings.export)
+    found = places.of(described(folder, plan.fingerprint, places.study_name))
+    for name in found:
+        log.info("%s gets the trials of this sweep too", name)
+    return Exporter(found)
 
 
 def _registered(choices: Mapping[str, Any]) -> Registered:

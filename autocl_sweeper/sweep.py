@@ -21,6 +21,7 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
+from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes
@@ -73,14 +74,19 @@ class Sweep:
         progress: Progress,
         snapshot: Snapshot | None = None,
         clock: Clock = time,
+        exporter: Exporter | None = None,
     ) -> None:
-        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none."""
+        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none.
+
+        `exporter`: the caller's to close, as the executor is.
+        """
         self._folder = folder
         self._plan = plan
         self._executor = executor
         self._files = files
         self._progress = progress
         self._snapshot = snapshot or Snapshot()
+        self._exporter = exporter or Exporter({})
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
@@ -102,6 +108,7 @@ class Sweep:
     def run(self) -> History:
         history = self.history
         self._progress.begin(self._plan, history)
+        self._exporter.begin(self._journal.records, history)
         try:
             self._take_up_the_rest()
             while True:
@@ -270,6 +277,8 @@ class Sweep:
             fields = {"trial": report.number, "attempt": attempt, "step": report.step}
             events.append(("report", {**fields, "score": score}))
         self._journal.extend(events)
+        for event in events:
+            self._exporter.note(*event)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
@@ -386,6 +395,7 @@ class Sweep:
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)
+        self._exporter.note(event, fields)
 
     def _write_results(self) -> None:
         results.write_best(self._folder, self._plan, self.history, self._overrides)

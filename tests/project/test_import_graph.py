@@ -29,7 +29,7 @@ CORE_FLOORS = [
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
     {"search", "selection", "order", "executor"},
     {"strategy", "retention", "verdict"},
-    {"plan", "results", "display"},
+    {"plan", "results", "display", "export"},
     {"sweep"},
     {
         "hydra_sweep",
@@ -56,6 +56,7 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
+    "export": {"plan"},
     "hydra_sweep": {"hydra_launch"},
 }
 TRAIN_DOORS = {
@@ -68,7 +69,8 @@ OTHERS = {
     "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
     "yaml": {"results", "yaml", "job"},
-    "optuna": {"search"},
+    "optuna": {"search", "export"},
+    "tensorboardX": {"export"},
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
