@@ -14,7 +14,8 @@ from autocl_sweeper.types import History
 
 PAUSE_S = 0.5  # between two writes: what changes meanwhile is written together
 RETRY_S = 60.0  # after a failure
-LONGEST_END_S = 30.0  # that a sweep waits at its end for what is not written yet
+STUCK_S = 60.0  # at the end of a sweep: so long without a row written, and it waits no more
+CHUNK = 20  # rows at a time
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,25 @@ class Exporter:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write what is left, as far as that takes no longer than half a minute."""
+        """Write what is left, for as long as rows are written at all."""
         if self._rows is None:
             return
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(LONGEST_END_S)
+        self._thread.join(1.0)
         if self._thread.is_alive():
-            late = ", ".join(place.name for place in self._places if place.waiting)
+            log.info("The last trials are written to %s", ", ".join(map(str, self._places)))
+        before = -1
+        while self._thread.is_alive() and (left := self._left()) != before:
+            before = left
+            self._thread.join(STUCK_S)
+        if self._thread.is_alive():
+            late = ", ".join(str(place) for place in self._places if place.waiting)
             log.warning(f"{late}: not up to date; `autocl export` writes it from the journal")
+
+    def _left(self) -> int:
+        return sum(len(place.waiting) for place in self._places)
 
     def _work(self) -> None:
         while True:
@@ -90,6 +100,9 @@ class _Behind:
     try_at: float = 0.0
     warned: bool = False
 
+    def __str__(self) -> str:
+        return self.name
+
     def write(self, fresh: Mapping[int, Row], beams: Beams, last: bool) -> None:
         self.every.update(fresh)
         self.waiting.update(fresh)
@@ -99,11 +112,14 @@ class _Behind:
             if self.place is None:
                 self.place = self.begin()
                 self.waiting.update(self.every)
-            self.place.write([row for _, row in sorted(self.waiting.items())], beams)
-            self.waiting.clear()
-        except (
-            Exception
-        ) as error:  # any storage raises what it likes, and the sweep is no part of it
+            numbers = sorted(self.waiting)
+            for start in range(0, len(numbers), CHUNK):
+                chunk = numbers[start : start + CHUNK]
+                self.place.write([self.waiting[number] for number in chunk], beams)
+                for number in chunk:
+                    del self.waiting[number]
+            self.place.write([], beams)
+        except Exception as error:  # storages raise what they like, and the sweep goes on
             self.place = None  # half a row may be written: it begins anew
             self.try_at = time.monotonic() + RETRY_S
             if not self.warned:

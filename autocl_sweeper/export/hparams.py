@@ -50,10 +50,10 @@ class HParams:
         _, begin, end = summary.hparams(self._hparams(row), numbers)
         yield 0, begin
         for report in row.reports:
-            yield report.step, summary.scalar("report", report.score)
+            yield report.step, _scalar("report", report.score)
         last = row.reports[-1].step if row.reports else 0
         for name, number in numbers.items():
-            yield last, summary.scalar(name, number)
+            yield last, _scalar(name, number)
         if row.state is State.FAIL:
             _mark_failed(end)
         yield last, end
@@ -82,6 +82,12 @@ def _numbers(row: Row) -> dict[str, float]:
     found |= {key: number for key, number in outcome.numbers.items() if key not in found}
     finite = {key: number for key, number in found.items() if not math.isnan(number)}
     return {**finite, "seconds": outcome.seconds}
+
+
+def _scalar(name: str, number: float) -> Any:
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=name, simple_value=number)])
 
 
 def _mark_failed(end: Any) -> None:

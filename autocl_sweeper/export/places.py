@@ -48,12 +48,12 @@ class Places:
         """What to call each place, and what opens it."""
         found: dict[str, Callable[[], Place]] = {}
         if self.optuna is not None:
-            found[f"The Optuna storage {self.optuna}"] = partial(Studies, self.optuna, sweep)
+            found[f"Optuna storage {self.optuna}"] = partial(Studies, self.optuna, sweep)
         if self.tensorboard:
             folder = sweep.folder / FOLDER
             if isinstance(self.tensorboard, str):  # which may hold other sweeps too
                 folder = Path(self.tensorboard).absolute() / sweep.name
-            found[f"The TensorBoard folder '{folder}'"] = partial(HParams, folder)
+            found[f"TensorBoard folder '{folder}'"] = partial(HParams, folder)
         return found
 
 

@@ -90,7 +90,7 @@ class _Study:
 
     def __post_init__(self) -> None:
         space = self.sweep.spaces.get(self.task, {})
-        self.distributions = {bare(key): _distribution(one) for key, one in space.items()}
+        self.axes = {bare(key): _Axis(one) for key, one in space.items()}
 
     def of_this_name(self) -> int | None:
         try:
@@ -146,7 +146,7 @@ class _Study:
             state=TrialState[state.value],
             value=value,
             params=params,
-            distributions={key: self.distributions[key] for key in params},
+            distributions={key: self.axes[key].distribution for key in params},
             user_attrs={**attributes, **_attributes(row)},
             intermediate_values={one.step: one.score for one in row.reports[:count]},
         )
@@ -186,13 +186,12 @@ class _Study:
         """Parameters in the terms of their distributions; the others as attributes."""
         params: dict[str, Any] = {}
         others: dict[str, Any] = {}
-        for key, value in trial.suggestion.params.items():
-            distribution = self.distributions.get(bare(key))
-            inside = _inside(distribution, value)
-            if inside is None:
-                others[f"param {bare(key)}"] = value
+        for typed, value in trial.suggestion.params.items():
+            key = bare(typed)
+            if key in self.axes and self.axes[key].holds(value):
+                params[key] = self.axes[key].told(value)
             else:
-                params[bare(key)] = inside[0]
+                others[f"param {key}"] = value
         return params, others
 
 
@@ -213,7 +212,9 @@ def _attributes(row: Row) -> dict[str, Any]:
         found |= {"seconds": round(outcome.seconds, 3), "reason": outcome.reason or None}
         found |= {f"eval/{task}": _finite(n) for task, n in outcome.evaluations.items()}
         found |= {f"test/{task}": _finite(n) for task, n in outcome.tests.items()}
-        found |= {key: _finite(n) for key, n in outcome.numbers.items() if key not in (*found, "score")}
+        found |= {
+            key: _finite(n) for key, n in outcome.numbers.items() if key not in (*found, "score")
+        }
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -228,52 +229,56 @@ def _datetime(time_s: float | None) -> datetime | None:
 # -- values in Optuna's terms -----------------------------------------------------------------------
 
 
-def _distribution(one: Distribution) -> Any:
-    from optuna import distributions as optunas
+class _Axis:
+    """A distribution as Optuna has it. Its choices are ours by `same`, in order."""
 
-    if isinstance(one, Choice) and not (one.ordered and len(one.values) > MOST_CHOICES):
-        return optunas.CategoricalDistribution(_choices(one))
-    if isinstance(one, Choice):
-        whole = all(isinstance(value, int) for value in one.values)
-        low, high = one.ranked[0], one.ranked[-1]
-        assert isinstance(low, (int, float)) and isinstance(high, (int, float))
-        one = Interval(low, high, integer=whole)
-    if one.integer:
-        return optunas.IntDistribution(int(one.low), int(one.high), log=one.log)
-    return optunas.FloatDistribution(one.low, one.high, log=one.log)
+    def __init__(self, one: Distribution) -> None:
+        from optuna import distributions as optunas
+
+        self.choices: list[tuple[Value, Any]] = []
+        if isinstance(one, Choice) and one.ordered and len(one.values) > MOST_CHOICES:
+            low, high = one.ranked[0], one.ranked[-1]
+            assert isinstance(low, (int, float)) and isinstance(high, (int, float))
+            one = Interval(low, high, integer=all(isinstance(value, int) for value in one.values))
+        if isinstance(one, Choice):
+            self.choices = _choices(one.values)
+            told = [other for _, other in self.choices]
+            self.distribution: Any = optunas.CategoricalDistribution(told)
+        elif one.integer:
+            self.distribution = optunas.IntDistribution(int(one.low), int(one.high), log=one.log)
+        else:
+            self.distribution = optunas.FloatDistribution(one.low, one.high, log=one.log)
+
+    def holds(self, value: Value) -> bool:
+        if self.choices:
+            return any(same(value, one) for one, _ in self.choices)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and self.distribution.low <= value <= self.distribution.high
+
+    def told(self, value: Value) -> Any:
+        """A value it holds in Optuna's terms."""
+        return next((told for one, told in self.choices if same(value, one)), value)
 
 
-def _choices(choice: Choice) -> list[Any]:
-    """Each value once. Optuna tells choices apart by `==`: where that is not enough, by their text."""
+def _choices(values: Sequence[Value]) -> list[tuple[Value, Any]]:
+    """Each value once, with what Optuna can hold of it: lists and mappings are JSON text.
+
+    Optuna tells choices apart by `==`, for which 1 is true: where that matters, all are text.
+    """
     distinct: list[Value] = []
-    for value in choice.values:
+    for value in values:
         if not any(same(value, other) for other in distinct):
             distinct.append(value)
     told = [_told(value) for value in distinct]
-    return told if len(set(told)) == len(told) else [text_of(value) for value in distinct]
+    if len(set(told)) < len(told):
+        told = [text_of(value) for value in distinct]
+    return list(zip(distinct, told, strict=True))
 
 
 def _told(value: Value) -> Any:
-    """A value that Optuna and its dashboards can hold: lists and mappings are JSON text."""
     simple = value is None or isinstance(value, (bool, int, float, str))
-    if not simple or (isinstance(value, float) and not math.isfinite(value)):
-        return text_of(value)
-    return value
-
-
-def _inside(distribution: Any, value: Value) -> tuple[Any] | None:
-    """The value as the distribution has it; None where it is not among its values."""
-    choices = getattr(distribution, "choices", None)
-    if choices is not None:
-        for told in (_told(value), text_of(value)):
-            if any(type(told) is type(one) and told == one for one in choices):
-                return (told,)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        equal = (one for one in choices if number and type(one) in (int, float) and one == value)
-        return next(((one,) for one in equal), None)
-    if distribution is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return (value,) if distribution.low <= value <= distribution.high else None
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value if simple and finite else text_of(value)
 
 
 # -- storages ---------------------------------------------------------------------------------------
