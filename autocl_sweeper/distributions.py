@@ -103,12 +103,9 @@ class Interval:
             return None
         if self.integer and not float(value).is_integer():  # type: ignore[arg-type]
             return None
-        low, high = self._ends
-        if low == high:
-            return 0.5
-        if self.log:
-            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))  # type: ignore[arg-type]
-        return (value - low) / (high - low)  # type: ignore[operator]
+        scale = math.log if self.log else float
+        low, high, place = map(scale, (*self._ends, value))  # type: ignore[arg-type]
+        return (place - low) / (high - low) if high > low else 0.5
 
 
 Distribution: TypeAlias = Choice | Interval

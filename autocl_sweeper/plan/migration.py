@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan.stages import AUTO
+from autocl_sweeper.plan.protocol import AUTO
 from autocl_sweeper.space import encode
 
 THEIRS = (
@@ -151,11 +151,11 @@ def _search(
             " leave the sampler out."
         )
         return
-    search = registered.searches.get(name)
-    if search is None:
+    if name not in registered.searches:
         has = ", ".join(sorted(registered.searches))
         yield f"hydra.sweeper.sampler={target}: no hydra/sweeper/search={name} is here, only {has}."
         return
+    search = {key: _resolved(value, own) for key, value in registered.searches[name].items()}
     chosen = own["search"]
     if chosen["factory"] not in (AUTO, search["factory"]):
         yield (
@@ -179,6 +179,12 @@ def _search(
                 f"hydra.sweeper.sampler.{key}={value} is not taken over:"
                 f" hydra/sweeper/search={name} has no such option"
             )
+
+
+def _resolved(value: Any, own: Mapping[str, Any]) -> Any:
+    """The value of a search's option, which may be that of a key beside the search."""
+    match = re.fullmatch(r"\$\{\.\.(\w+)\}", str(value))
+    return own[match[1]] if match else value
 
 
 def _name(target: str, names: Mapping[str, Sequence[str]]) -> str | None:

@@ -17,6 +17,7 @@ NAMES = ("auto", "grid", "random", "tpe", "gp", "cmaes", "qmc")
 SEARCHES = {name: {"factory": f"a.search.{name}"} for name in NAMES[1:]}
 SEARCHES["auto"] = {"factory": "auto"}
 SEARCHES["tpe"]["n_startup_trials"] = 8  # type: ignore[assignment]
+SEARCHES["cmaes"] |= {"popsize": "${..popsize}", "sigma": 0.2}  # type: ignore[dict-item]
 TPE = {"_target_": "optuna.samplers.TPESampler", "seed": None}
 REGISTERED = Registered(SEARCHES, [{**TPE, "n_ei_candidates": 24, "group": False}], "gpu")
 
@@ -123,6 +124,13 @@ def test_options_of_a_sampler_that_the_user_set_are_taken_over_or_reported(
     assert settings.search == {"factory": "a.search.tpe", "n_startup_trials": 5}
     (line,) = caplog.messages  # not about n_ei_candidates, which is as the group has it
     assert "sampler.group=True is not taken over" in line
+
+
+def test_an_option_of_a_search_that_refers_to_a_key_beside_it_has_its_value() -> None:
+    sampler = {"_target_": "optuna.samplers.CmaEsSampler", "popsize": 7}
+    given = {"direction": "minimize", "popsize": 5, "rounds": 2}
+    assert settings_of(sampler="cmaes", **given).search["popsize"] == 5
+    assert settings_of(sampler=sampler, **given).search["popsize"] == 7
 
 
 def test_n_trials_are_jobs_per_stage_and_twenty_where_it_is_not_given(

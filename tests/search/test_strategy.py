@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 
 import pytest
 
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, Wait
+from autocl_sweeper.strategy.decisions import Done, GiveUp, Select, Stage, Start, Wait
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
@@ -40,6 +41,12 @@ def simulate(strategy, score, slots=1, duration=lambda trial: 1.0, fails=lambda 
             history.start(trial)
             heapq.heappush(running, (clock + duration(trial), trial.number))
             most = max(most, len(running))
+        elif isinstance(decision, GiveUp):
+            history.give_up(decision.trial, decision.reason)
+            if decision.trial in history.ending:
+                history.finish(decision.trial, Outcome(State.PRUNED))
+                running = [one for one in running if one[1] != decision.trial]
+                heapq.heapify(running)
         else:
             assert running, "nothing runs and nothing may start: a deadlock"
             clock, number = heapq.heappop(running)
@@ -47,6 +54,24 @@ def simulate(strategy, score, slots=1, duration=lambda trial: 1.0, fails=lambda 
             failed = fails(trial)
             state = State.FAIL if failed else State.COMPLETE
             history.finish(number, Outcome(state, score=None if failed else score(trial, history)))
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("jobs", [4, 5, 7, 12])
+def test_a_stage_runs_its_number_of_jobs_whatever_the_beam_is(jobs, k, pipeline):
+    """They are shared among the parents, and those that began early and were given up do not count."""
+    searches = [ListedSearch([{"x": index} for index in range(20)]) for _ in range(3)]
+    limited = [Stage(n, f"t{n}", one, most=jobs) for n, one in enumerate(searches, start=1)]
+    strategy = SequentialTopK(limited, TopK(k), pipeline, width=k)
+    score = lambda trial, _: float(trial.suggestion.index * 7 % 5)  # noqa: E731
+    history, _ = simulate(strategy, score, 3, lambda trial: 1 + trial.number * 5 % 7)
+    for stage in limited:
+        kept = [t for t in history.stage(stage.number) if t.number not in history.given_up]
+        assert len(kept) == jobs
+        shared = Counter(trial.parent for trial in kept)
+        assert set(shared) == set(history.beams.get(stage.number - 1, (None,)))
+        assert max(shared.values()) - min(shared.values()) <= 1
 
 
 @pytest.mark.parametrize(
