@@ -25,7 +25,7 @@ if __name__ == "__main__":
 THEIRS = """
 defaults:
   - override hydra/sweeper: optuna
-  - override hydra/sweeper/sampler: random
+  - override hydra/sweeper/sampler: tpe
 
 hydra:
   sweeper:
