@@ -29,7 +29,7 @@ CORE_FLOORS = [
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget"},
     {"strategy", "retention", "verdict", "compare"},
-    {"plan", "results", "display", "rounds"},
+    {"plan", "results", "display", "rounds", "export"},
     {"sweep"},
     {
         "hydra_sweep",
@@ -58,6 +58,7 @@ DOORS = {
     "results": {"plan"},
     "display": {"plan", "results"},
     "rounds": {"plan", "display"},
+    "export": {"plan"},
     "hydra_sweep": {"hydra_launch"},
     "cli": {"finetune"},
 }
@@ -71,7 +72,7 @@ OTHERS = {
     "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
     "yaml": {"results", "yaml", "job", "plan", "rounds"},
-    "optuna": {"search"},
+    "optuna": {"search", "export"},
     "cma": {"search"},
     "cmaes": {"search"},
     "scipy": {"search"},
@@ -83,7 +84,7 @@ OTHERS = {
     "transformers": {"integrations"},
     "lightning": {"integrations"},
     "pytorch_lightning": {"integrations"},
-    "tensorboardX": {"rounds"},
+    "tensorboardX": {"rounds", "export"},
 }
 OF_USERS = {"integrations"}  # a room that training code imports, and nothing here does
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
