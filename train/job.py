@@ -84,6 +84,16 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         for old in kept[: -(run.trainer.get("save_total_limit") or len(kept))]:
             shutil.rmtree(old)
 
+    to_come = [task.name for task in run.seen_tasks if task.name not in own]
+    before: dict[str, float] = {}
+    if parent is None and to_come:  # what forward transfer is measured against
+        before = ranks.on_first(
+            lambda: {
+                f"before_{n}": predict(model, tasks[n], rows[n], "dev").score
+                for n in to_come
+                if plans[n].is_scored
+            }
+        )
     cut = ranks.on_first(lambda: count_cut(tasks, rows))
     train_start = time.perf_counter()
     trained = [
@@ -115,6 +125,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
+            **before,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - start,
         }
@@ -133,6 +144,33 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def evaluate_checkpoint(
+    run: Run, plans: Mapping[str, TaskPlan], folder: Path, told: Mapping[str, Any]
+) -> dict[str, float]:
+    """Task -> score on test of the checkpoint in `run.init_from`; nothing is trained.
+
+    folder: of the job that trained it; its records of prediction become those of test. told: what its
+    all_results.json says. Raises SettingsError, CheckpointError, DataError.
+    """
+    assert run.init_from is not None
+    disable_progress_bar()
+    seen = [task.name for task in run.seen_tasks]
+    rows = {name: load_rows(plans[name], run.evaluation) for name in seen}
+    settings = fitted(run.model, plans.values())
+    family = family_of(settings, walk(run.init_from)[0].folder / "base")
+    model = load(run.init_from, family, OLoRA(run.delta)).model
+    check_loaded(model, settings, plans.values())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)  # type: ignore[arg-type]  # torch's overloads
+    tested = [name for name in seen if rows[name].test]
+    test = [
+        predict(model, family.meeting(plans[name]), rows[name], "test", None, True)
+        for name in tested
+    ]
+    records.write_test(folder, told, test)
+    return {name: found.score for name, found in zip(tested, test, strict=True)}
 
 
 def score_by(choice: str, by_task: Mapping[str, float], own: Sequence[str]) -> float:

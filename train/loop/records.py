@@ -92,6 +92,20 @@ def write_job(
     write(folder, "all_results.json", everything)
 
 
+def write_test(folder: Path, results: Mapping[str, Any], test: Sequence[Evaluated]) -> None:
+    """The records of a job whose test rows are evaluated when its sweep is over, beside those of dev."""
+    predicted = {"predict_split": "test"} | predict_results(test, int(results["steps"]))
+    write(folder, "predict_results.json", predicted)
+    scores = {one.plan.name: one.score for one in test}
+    everything = {**results, **predicted, "test": scores, "tested": apart(test)}
+    write(folder, "all_results.json", everything)
+    path = folder / PREDICTIONS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["Split"] != "test"]
+    own = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(test)]
+    path.write_text("".join([*kept, *own]), encoding="utf-8")
+
+
 def write(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     (folder / name).write_text(json.dumps(values, indent=2) + "\n")
 
