@@ -16,6 +16,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0 if argv else 2
     logging.basicConfig(level=logging.WARNING, format="[%(name)s][%(levelname)s] - %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries to each other
     folder = Path(argv[0]).absolute()
     try:
         chains = chains_of(folder)

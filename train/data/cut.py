@@ -44,9 +44,9 @@ def cut(
                 f"{name} {n}: must be a multiple of the {len(labels)} labels of {source}, "
                 f"which get equally many rows: {', '.join(labels)}"
             )
-    test = read_split(source, "test", labels).items
+    test = read_split(source, "test", labels)
     rng = np.random.default_rng([version, zlib.crc32(source.name.encode())])
-    used = {item.sentence for item in test}
+    used = {item.sentence for item in test.items}
     parts: dict[str, list[Item]] = {"train": [], "dev": []}
     items = read_split(source, "train", labels).items
     for label in labels:
@@ -75,7 +75,7 @@ def cut(
         (aside / name).write_bytes((source / name).read_bytes())
     aside.chmod(0o755)
     os.replace(aside, target)  # whole or not at all
-    return {"train": rows, "dev": dev_rows, "test": len(test)}
+    return {"train": rows, "dev": dev_rows, "test": len(test.items) + test.unlabelled}
 
 
 def _write(path: Path, items: Sequence[Item]) -> None:
