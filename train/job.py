@@ -135,7 +135,11 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         trained_rows = sum(len(rows[name].train(0)) for name in own)
         records.write_job(
             folder,
-            {**results, "metrics": {name: dict(found.metrics) for name, found in dev.items()}},
+            {
+                **results,
+                "metrics": {name: found.logged for name, found in dev.items()},
+                "test_metrics": {name: found.logged for name, found in test.items()},
+            },
             training_numbers(training, trained_rows, runtime, cut),
             [*dev.values()],
             [*test.values()],

@@ -37,6 +37,14 @@ class Evaluated:
     def score(self) -> float:
         return self.metrics[self.plan.logged[0]]
 
+    @property
+    def logged(self) -> dict[str, float]:
+        """The metrics and, last, `loss` per id that counts, if it was wanted."""
+        found = dict(self.metrics)
+        return (
+            found if self.loss is None else {**found, "loss": self.loss[0] / max(1, self.loss[1])}
+        )
+
 
 def evaluate(
     model: torch.nn.Module,
@@ -47,11 +55,7 @@ def evaluate(
     with_loss: bool = False,
 ) -> dict[str, float]:
     """Logged name -> value, in the order of the task's metrics; `loss` last, if wanted."""
-    made = predict(model, task, rows, part, max_batches, with_loss)
-    found = dict(made.metrics)
-    if made.loss is not None:
-        found["loss"] = made.loss[0] / max(1, made.loss[1])
-    return found
+    return predict(model, task, rows, part, max_batches, with_loss).logged
 
 
 def predict(

@@ -16,7 +16,7 @@ Truths = tuple[list[str], list[str]]  # answers and right answers, row by row
 
 
 def predict_results(evaluated: Sequence[Evaluated], steps: int) -> dict[str, float]:
-    """O-LoRA's `predict_*` of all rows of a split: percent, four decimals.
+    """O-LoRA's `predict_*` of all rows of a split: percent, four decimals, and a loss as it is.
 
     `predict_exact_match` pools the rows (micro), `..._macro` is the plain mean over datasets. A group and
     a dataset of one name share a key, as theirs do; `apart` keeps them apart. rouge1 and rougeL are there
@@ -31,15 +31,21 @@ def predict_results(evaluated: Sequence[Evaluated], steps: int) -> dict[str, flo
         made |= {f"predict_{name}_for_{one}": of(own) for one, own in datasets.items()}
         means = [of(own) for own in datasets.values()]
         made[f"predict_{name}_macro"] = sum(means) / len(means)
-    losses = [one.loss for one in evaluated if one.loss is not None]
-    if counted := sum(n for _, n in losses):
-        made["predict_loss"] = sum(loss for loss, _ in losses) / counted
     lengths = [length for one in evaluated for length in one.lengths]
     if lengths:
         made["predict_gen_len"] = sum(lengths) / len(lengths)
     made["predict_samples"] = sum(len(one.rows) for one in evaluated)
     made["predict_global_step"] = steps
-    return {key: round(value, 4) for key, value in made.items()}
+    loss = loss_of(evaluated)
+    told = {} if loss is None else {"predict_loss": loss}
+    return {key: round(value, 4) for key, value in made.items()} | told
+
+
+def loss_of(evaluated: Sequence[Evaluated]) -> float | None:
+    """Teacher-forced cross entropy in nats, per id that counts, of all rows; None where none was asked for."""
+    losses = [one.loss for one in evaluated if one.loss is not None]
+    counted = sum(n for _, n in losses)
+    return sum(loss for loss, _ in losses) / counted if counted else None
 
 
 def apart(evaluated: Sequence[Evaluated]) -> dict[str, dict[str, float]]:
