@@ -67,6 +67,8 @@ def chains_of(folder: Path) -> list[list[dict[str, str]]]:
         raise FinalTestError(
             f"{folder}: holds no sweep of hydra/sweeper=autocl: {error}"
         ) from error
+    if best.get("name") != "autocl":  # Optuna's sweeper writes a file of this name, too
+        raise FinalTestError(f"{folder / BEST}: was not written by hydra/sweeper=autocl")
     if best["stages_finished"] < best["stages"]:
         raise FinalTestError(
             f"{folder}: {best['stages_finished']} of {best['stages']} stages are over; test rows are "

@@ -173,6 +173,26 @@ def test_a_mistake_in_the_data_ends_a_sweep_before_its_first_job(
     assert not list((tmp_path / "sweep").glob("1_*"))
 
 
+def test_a_sweep_that_is_not_over_or_not_ours_is_not_tested(tmp_path: Path) -> None:
+    from train.final import FinalTestError, chains_of
+
+    (tmp_path / "trials.csv").write_text("trial,parent\n0,\n1,0\n2,0\n")
+    best = tmp_path / "optimization_results.yaml"
+    with pytest.raises(FinalTestError, match="holds no sweep"):
+        chains_of(tmp_path)
+    best.write_text("{name: optuna}")
+    with pytest.raises(FinalTestError, match="was not written by hydra/sweeper=autocl"):
+        chains_of(tmp_path)
+    best.write_text("{name: autocl, stages: 2, stages_finished: 1, beams: {1: [0]}}")
+    with pytest.raises(FinalTestError, match="1 of 2 stages are over"):
+        chains_of(tmp_path)
+    best.write_text("{name: autocl, stages: 2, stages_finished: 2, beams: {1: [0], 2: [2, 1]}}")
+    assert [[one["trial"] for one in chain] for chain in chains_of(tmp_path)] == [
+        ["0", "2"],
+        ["0", "1"],
+    ]
+
+
 @pytest.mark.slow
 def test_a_sweep_over_folders_evaluates_test_once_for_its_last_beam(
     root: Path, tmp_path: Path
