@@ -27,8 +27,10 @@ from autocl_sweeper.journal import NAME, read
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.protocols import Executor
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.rounds.watch import RoundsProgress
+from autocl_sweeper.sweep import Progress, Sweep
 from autocl_sweeper.types import History, Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.snapshot import Snapshot, install
@@ -92,7 +94,10 @@ def run_sweep(
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
         with closing(executor):
-            sweep = Sweep(folder, plan, executor, files, watch(executor), snapshot)
+            progress: Progress = watch(executor)
+            if plan.settings.parents != BEAM:
+                progress = RoundsProgress(watch(executor), folder)
+            sweep = Sweep(folder, plan, executor, files, progress, snapshot)
             learn_from(sweep.history, executor)
             if not (folder / "multirun.yaml").exists():
                 OmegaConf.save(config, folder / "multirun.yaml")
@@ -101,7 +106,8 @@ def run_sweep(
             except BaseException:
                 log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
                 raise
-        if plan.ranked:
+        in_rounds = plan.settings.parents != BEAM and len(plan.tasks) < 2  # shown as they ended
+        if plan.ranked and not in_rounds:
             print_summary(plan, history, folder, Console())
         if sweep.stopped is not None:
             _say_how_to_go_on(sweep.stopped, sweep, len(plan.stages), folder)

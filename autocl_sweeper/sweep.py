@@ -25,6 +25,7 @@ from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower
+from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.retention import Retention
@@ -87,7 +88,8 @@ class Sweep:
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
-        self._retention = Retention(folder, plan.selection, plan.ranked and not self._keeps)
+        drops, chained = plan.ranked and not self._keeps, plan.settings.parents != INIT
+        self._retention = Retention(folder, plan.selection, drops, chained)
         last, key = len(plan.stages), plan.checkpoint_key
         self._verdict = Verdict(folder, plan.objective, plan.ranked, last, key, results.RESULT_FILE)
         self._clock = clock
@@ -208,6 +210,8 @@ class Sweep:
             if trial.number not in self.history.given_up:  # by what one before it had become
                 self._take_up(trial)
         for trial in self.history:
+            if trial.state is State.FAIL and not self._restart.left(trial.number):
+                self._refuse_failed_round(trial)
             open_stage = trial.stage not in self.history.beams
             if trial.state is State.FAIL and open_stage and self._restart.left(trial.number):
                 self._restart.failed[trial.number] += 1
@@ -258,7 +262,7 @@ class Sweep:
         number = len(self.history)
         asked = decision.suggestion  # which parent it named, the trial itself says
         suggestion = replace(asked, params=dict(asked.params), parent=None)
-        folder = self._plan.folder(number, stage)
+        folder = self._plan.folder(number, stage, suggestion.index)
         return Trial(
             number, stage.number, stage.task, suggestion, decision.parent, folder,
             repeat=decision.repeat,
@@ -370,6 +374,7 @@ class Sweep:
             self._give_up_orphans()
             self._retention.ended(trial, self.history)
         self._refuse_too_many_failures()
+        self._refuse_failed_round(trial)
         if trial.state is State.COMPLETE:
             self._refuse_rungs_beyond(trial.stage)
             self._say_whether_reports_decide(trial.stage)
@@ -448,6 +453,24 @@ class Sweep:
         if limit is not None and self.history.failures > limit:
             counted = [t for t in self.history if t.stage <= self.history.open_stage]
             raise self._verdict.too_many(self.history.failures, limit, counted)
+
+    def _refuse_failed_round(self, trial: Trial) -> None:
+        """Stop when all of a round failed, unless `max_failures` says how many may."""
+        settings = self._plan.settings
+        if settings.parents != INIT or settings.max_failures is not None:
+            return
+        if trial.state is not State.FAIL or settings.popsize is None:
+            return
+        stage = self._plan.stages[trial.stage - 1]
+        number, _ = self._plan.round_of(stage, trial.suggestion.index)
+        of_round = [
+            one
+            for one in self.history.stage(trial.stage)
+            if self._plan.round_of(stage, one.suggestion.index)[0] == number
+        ]
+        failed = [one for one in of_round if one.state is State.FAIL]
+        if len(failed) == min(settings.popsize, stage.jobs(1) or settings.popsize):
+            raise self._verdict.failed_round(number, settings.retries, failed)
 
     def _again(self, trial: Trial, outcome: Outcome, pause_s: float = 0.0) -> None:
         """Run a trial again, after a pause in which other trials run."""

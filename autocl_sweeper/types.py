@@ -45,6 +45,15 @@ class Cause(str, Enum):
 
 
 @dataclass(frozen=True)
+class Carried:
+    """What a suggestion has from its source: a trial of an earlier task, or of another sweep."""
+
+    task: str
+    keys: int  # how many of the suggestion's keys have the value they had there
+    sweep: str | None = None  # the folder of the other sweep; None: this one
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """Hyper-parameters a search proposes for one stage: override key -> value.
 
@@ -57,6 +66,7 @@ class Suggestion:
     origin: Origin | None = None  # where a search has it from; None: it does not say
     source: int | None = None  # the trial whose parameters it takes up
     parent: int | None = None  # with pairing "one": the trial it starts from; None: the best parent
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True)

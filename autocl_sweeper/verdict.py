@@ -89,6 +89,19 @@ class Verdict:
                 f" other,\n  set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
             )
 
+    def _contract(self) -> str:
+        if self.objective.text is not None:
+            return (
+                f"  hydra.sweeper.objective={self.objective.text!r} takes its names from what a job"
+                " returns.\n  Correct the name, or let the job return it."
+            )
+        if self.objective.needs:
+            return "  hydra.sweeper.selection=pareto compares scores by task: a job returns 'eval'."
+        return (
+            "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
+            "  mapping with 'score' (or the key that hydra.sweeper.metric names) or 'eval'."
+        )
+
     def rung_beyond(self, task: str, rung: int, last: int) -> str:
         """A completed trial, and with it all of its stage, never reported at a rung.
 
@@ -107,19 +120,6 @@ class Verdict:
             " of a full\n  training (null: that of the first completed trial). What finished is kept."
         )
 
-    def _contract(self) -> str:
-        if self.objective.text is not None:
-            return (
-                f"  hydra.sweeper.objective={self.objective.text!r} takes its names from what a job"
-                " returns.\n  Correct the name, or let the job return it."
-            )
-        if self.objective.needs:
-            return "  hydra.sweeper.selection=pareto compares scores by task: a job returns 'eval'."
-        return (
-            "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
-            "  mapping with 'score' (or the key that hydra.sweeper.metric names) or 'eval'."
-        )
-
     def too_many(self, failures: int, limit: int, trials: Iterable[Trial]) -> TooManyFailuresError:
         return TooManyFailuresError(
             f"{failures} trials failed (hydra.sweeper.max_failures={limit}).\n"
@@ -134,6 +134,16 @@ class Verdict:
             f"{self._failures(trials)}\n"
             "  What finished is kept. Mend the cause, then rerun the same command with\n"
             f"  hydra.sweeper.retries={retries + 1} to run them again."
+        )
+
+    def failed_round(self, number: int, retries: int, trials: Iterable[Trial]) -> NoSurvivorError:
+        return NoSurvivorError(
+            f"All trials of round {number} failed.\n"
+            f"{self._failures(trials)}\n"
+            "  What finished is kept. Mend the cause, then rerun the same command with\n"
+            f"  hydra.sweeper.retries={retries + 1} to run them again; or set"
+            " hydra.sweeper.max_failures, which then\n  alone decides how many may fail (autocl"
+            f" finetune: --retries={retries + 1}, --keep_going)."
         )
 
     def _failures(self, trials: Iterable[Trial]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from autocl_sweeper.device.probe import Device, short
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.results import savings, waste
+from autocl_sweeper.results import origin_text, savings, waste
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_stopped
 
@@ -70,7 +70,9 @@ class LogProgress:
     def started(self, trial: Trial) -> None:
         self._parallel = max(self._parallel, len(self._history.running()))
         parent = "" if trial.parent is None else f" from {trial.parent}"
-        self.say(f"{_name(trial)} started{parent}: {settings_text(trial)}")
+        origin = origin_text(trial.suggestion)
+        told = f" ({origin})" if origin else ""
+        self.say(f"{_name(trial)} started{parent}: {settings_text(trial)}{told}")
 
     def finished(self, trial: Trial) -> None:
         outcome = trial.outcome

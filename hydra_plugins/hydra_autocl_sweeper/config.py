@@ -17,6 +17,7 @@ from ._schema import (
     PSHE2Conf,
     QMCConf,
     RayLauncherConf,
+    RelayConf,
     SearchConf,
     TPEConf,
 )
@@ -36,6 +37,7 @@ def _register() -> None:
         ("auto", SearchConf("auto")),
         ("grid", SearchConf("autocl_sweeper.search.grid.GridSearch")),
         ("random", SearchConf("autocl_sweeper.search.random.RandomSearch")),
+        ("relay", RelayConf()),
         ("qmc", QMCConf()),
         ("tpe", TPEConf()),
         ("gp", GPConf()),
