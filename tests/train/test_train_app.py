@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -135,3 +136,22 @@ def test_what_is_reported_after_the_first_task_is_what_the_sweep_ranks(
     assert lines[-1]["score"] == pytest.approx(result["score"])
     assert result["score"] == pytest.approx(sum(result["eval"].values()) / 2)
     assert result["eval"]["digits_01"] != result["eval"]["digits_23"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_digits_stops_what_learns_nothing_and_keeps_what_learns(tmp_path: Path) -> None:
+    done = train(
+        tmp_path, "-m", "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.sweep.dir=sweep",
+        "hydra.launcher.cpu_slots=1", "hydra.launcher.order=submitted", "hydra.sweeper.top_k=1",
+        "hydra.sweeper.prune={rule:asha,max_steps:400}", "task=digits_01",
+        "trainer.learning_rate=3e-3,1e-7", *SMALL, "+trainer.max_steps=400",
+        "+trainer.eval_strategy=steps", "+trainer.eval_steps=10",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(tmp_path / "sweep/trials.csv") as file:
+        good, bad = csv.DictReader(file)
+    assert (good["state"], good["step"], good["selected"]) == ("COMPLETE", "400", "1")
+    # The report at 50 is the first at or beyond the rung of 45 steps.
+    assert (bad["state"], bad["step"], bad["cause"]) == ("PRUNED", "50", "early_stopped")
+    assert float(good["score"]) > 0.9 > float(bad["score"])
+    assert not (tmp_path / "sweep/1_digits_01/1/checkpoint").exists()
