@@ -25,7 +25,7 @@ from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
-from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower
+from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.prune.watch import EarlyStopping
@@ -199,8 +199,10 @@ class Sweep:
             edited = self._snapshot.changes(state.setup.get("configuration", {}).get("files", {}))
             refuse_changes(self._folder, state.setup["fingerprint"], self._plan.fingerprint, edited)
             raised = refuse_lower(self._folder, state.bounds, self._plan.bounds)
+            refuse_moved(self._folder, self.history, self._plan.stages)
             if raised:
-                told = "every stage is over" if state.ended else "for the stages still open"
+                over = len(self.history.beams) >= len(self._plan.stages)
+                told = "every stage is over" if over else "for the stages still open"
                 log.info("%s (%s)", "; ".join(raised), told)
         self._journal.open_session(self._plan.bounds)
         for unfinished in self._folder.glob(".*.tmp"):  # a file that was being written at a kill
