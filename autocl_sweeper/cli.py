@@ -1,4 +1,4 @@
-"""The command `autocl`: devices, sweeps side by side, exports, the documentation."""
+"""The command `autocl`: devices, sweeps side by side, exports, documentation, search for scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 1 for what cannot be read and keys that do not exist, said on stderr."""
-    parser = argparse.ArgumentParser(prog="autocl", description="Look at what sweeps work with.")
+    parser = argparse.ArgumentParser(
+        prog="autocl", description="Search, and look at what sweeps work with."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     devices = commands.add_parser(
         "devices",
@@ -74,9 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     comparing.add_argument("folders", nargs="+", type=Path, help="as hydra.sweep.dir had them")
     comparing.add_argument("--json", action="store_true", help="the same for programs")
     comparing.set_defaults(run=_compare)
-    given = parser.parse_args(arguments)
+    commands.add_parser(
+        "finetune",
+        help="search hyper-parameters of a plain script, as AutoDL Finetuner did",
+        add_help=False,
+    )
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        given.run(given)
+        if words[:1] == ["finetune"]:  # its options stand before and behind the script
+            from autocl_sweeper.finetune.command import main as finetune
+
+            finetune(words[1:])
+        else:
+            given = parser.parse_args(words)
+            given.run(given)
         sys.stdout.flush()
     except AutoCLError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -32,8 +32,10 @@ from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.plan.migration import Registered, translated
+from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.protocols import Executor
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.rounds.watch import RoundsProgress
+from autocl_sweeper.sweep import Progress, Sweep
 from autocl_sweeper.types import History, Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.snapshot import Snapshot, install
@@ -81,6 +83,13 @@ def run_sweep(
                 f" hydra.sweeper.retries={retries}\n  (and"
                 " hydra.sweeper.retry_delay_s) instead. No job was started."
             )
+        if plan.pruning is not None and not streams:
+            raise ConfigurationError(
+                f"hydra.sweeper.prune={plan.settings.prune!r} ends jobs early, which"
+                f" {type(launcher).__name__} cannot do: it runs batches to their end.\n"
+                "  Set hydra/launcher=gpu (also on machines without a GPU) or hydra/launcher=ray, or"
+                " hydra.sweeper.prune=null.\n  No job was started."
+            )
         # A batch cannot be ended before its time, and its last job is what the stage waits for.
         pipeline = plan.settings.pipeline and streams
         strategy = plan.strategy.scheduled(pipeline, work_of(launching, plan.configs))
@@ -91,7 +100,9 @@ def run_sweep(
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
         with closing(exporter), closing(executor):
-            progress = watch(executor)
+            progress: Progress = watch(executor)
+            if plan.settings.parents != BEAM:
+                progress = RoundsProgress(watch(executor), folder)
             sweep = Sweep(folder, plan, executor, files, progress, snapshot, exporter=exporter)
             learn_from(sweep.history, executor)
             if not (folder / "multirun.yaml").exists():
@@ -101,7 +112,8 @@ def run_sweep(
             except BaseException:
                 log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
                 raise
-        if plan.ranked:
+        in_rounds = plan.settings.parents != BEAM and len(plan.tasks) < 2  # shown as they ended
+        if plan.ranked and not in_rounds:
             print_summary(plan, history, folder, Console())
         if sweep.stopped is not None:
             _say_how_to_go_on(sweep.stopped, sweep, len(plan.stages), folder)

@@ -18,6 +18,35 @@ class SearchConf:
 
 
 @dataclass
+class RelayConf(SearchConf):
+    """The constants of hydra/sweeper/search=relay: docs/search.md explains them."""
+
+    factory: str = "autocl_sweeper.search.relay.RelaySearch"
+    startup: int = 8
+    fresh: float = 0.125
+    carried: int = 4
+    winners: int = 3
+    decay: float = 0.9
+    memory: int = 4
+    guard: float = 0.1
+    guard_from: int = 4
+    bandwidth: float = 0.03125
+
+
+@dataclass
+class PopulationConf:
+    """The keys of hydra.sweeper.population."""
+
+    keep: int | None = None
+    epochs: int | None = 1
+    epochs_key: str = "epochs"
+    first_epochs: int | None = None
+    model_path: str | None = None
+    perturb: bool = False
+    replay: str | None = None
+
+
+@dataclass
 class TPEConf(SearchConf):
     factory: str = "autocl_sweeper.search.tpe.tpe_search"
     n_startup_trials: int = 10
@@ -57,7 +86,23 @@ class PSHE2Conf(SearchConf):
     popsize: int | None = II("..popsize")
     alpha: float = 0.5
     epsilon: float = 0.2
-    anneal: float = 0.0
+    anneal: float = 0.5
+
+
+@dataclass
+class AshaConf:
+    rule: str = "asha"
+    max_steps: int | None = None
+    eta: int = 3
+    rungs: list[float] | None = None
+    warmup: int = 0
+
+
+@dataclass
+class MedianConf:
+    rule: str = "median"
+    max_steps: int | None = None
+    warmup: int | None = None
 
 
 @dataclass
@@ -70,6 +115,7 @@ class AutoCLSweeperConf:
             "_self_",
             {"search": "auto"},
             {"sampler": None},
+            {"prune": None},
             {"optional app@_here_": "autocl"},
         ]
     )
@@ -86,7 +132,7 @@ class AutoCLSweeperConf:
     rounds: int = 1
     popsize: int | None = None
     parents: str = "beam"
-    population: dict[str, Any] = field(default_factory=dict)
+    population: PopulationConf = field(default_factory=PopulationConf)
     init: bool = True
     transfer: bool = True
     carry_from: str | None = None

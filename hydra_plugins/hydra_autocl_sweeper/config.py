@@ -8,14 +8,17 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from ._schema import (
+    AshaConf,
     AutoCLSweeperConf,
     CMAESConf,
     GPConf,
     GPULauncherConf,
     HAZeroConf,
+    MedianConf,
     PSHE2Conf,
     QMCConf,
     RayLauncherConf,
+    RelayConf,
     SearchConf,
     TPEConf,
 )
@@ -48,6 +51,7 @@ def _register() -> None:
         ("auto", SearchConf("auto")),
         ("grid", SearchConf("autocl_sweeper.search.grid.GridSearch")),
         ("random", SearchConf("autocl_sweeper.search.random.RandomSearch")),
+        ("relay", RelayConf()),
         ("qmc", QMCConf()),
         ("tpe", TPEConf()),
         ("gp", GPConf()),
@@ -56,6 +60,8 @@ def _register() -> None:
         ("pshe2", PSHE2Conf()),
     ):
         store(group="hydra/sweeper/search", name=name, node=search)
+    store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
+    store(group="hydra/sweeper/prune", name="median", node=MedianConf)
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:  # which registers its own
         for name, target in SAMPLERS.items():
             node = {"_target_": f"optuna.samplers.{target}", "seed": None}
