@@ -1,4 +1,4 @@
-"""The command `autocl`: devices, sweeps side by side, exports, documentation, a search for scripts."""
+"""The command `autocl`: devices, sweeps side by side, exports, documentation, search for scripts."""
 
 from __future__ import annotations
 

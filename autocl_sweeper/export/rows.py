@@ -100,8 +100,10 @@ class Rows:
 
     def _sure(self, trial: Trial) -> bool:
         """Whether nothing can change a finished trial's state: it is not taken back with its parent."""
+        if trial.number in self._history.ending:  # its job runs yet
+            return False
         if trial.number in self._history.given_up:
-            return trial.number not in self._history.ending
+            return True
         if trial.parent is None or trial.stage < self._history.open_stage:
             return True
         return trial.parent in self._history.beams.get(trial.stage - 1, ())

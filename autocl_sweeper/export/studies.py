@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,8 @@ def _attributes(row: Row) -> dict[str, Any]:
         found |= {
             key: _finite(n) for key, n in outcome.numbers.items() if key not in (*found, "score")
         }
+    if (carried := trial.suggestion.carried) is not None:
+        found |= {"carried": asdict(carried)}
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -114,8 +114,8 @@ class AutoCLSweeperConf:
         default_factory=lambda: [
             "_self_",
             {"search": "auto"},
-            {"prune": None},
             {"sampler": None},
+            {"prune": None},
             {"optional app@_here_": "autocl"},
         ]
     )

@@ -57,8 +57,8 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
-    "rounds": {"plan", "display"},
     "export": {"plan"},
+    "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
     "cli": {"finetune"},
 }
