@@ -115,8 +115,8 @@ def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Itera
     if shown:
         parent, checkpoint = (0, "<checkpoint>") if stage.number > 1 else (None, None)
         handed = plan.handed(stage.number, 0, parent, checkpoint)
-        params = {**shown[0].params, **stage.passed}
-        yield f"    composed: {' '.join(plan.command(stage.task, params, handed, ''))}"
+        jobs_own = {**shown[0].params, **stage.passed}
+        yield f"    composed: {' '.join(plan.command(stage.task, jobs_own, handed, ''))}"
 
 
 def _origin(suggestion: Suggestion) -> str:
