@@ -77,6 +77,13 @@ def run_sweep(
                 f" hydra.sweeper.retries={retries}\n  (and"
                 " hydra.sweeper.retry_delay_s) instead. No job was started."
             )
+        if plan.pruning is not None and not streams:
+            raise ConfigurationError(
+                f"hydra.sweeper.prune={plan.settings.prune!r} ends jobs early, which"
+                f" {type(launcher).__name__} cannot do: it runs batches to their end.\n"
+                "  Set hydra/launcher=gpu (also on machines without a GPU) or hydra/launcher=ray, or"
+                " hydra.sweeper.prune=null.\n  No job was started."
+            )
         # A batch cannot be ended before its time, and its last job is what the stage waits for.
         pipeline = plan.settings.pipeline and streams
         strategy = plan.strategy.scheduled(pipeline, work_of(launching, plan.configs))

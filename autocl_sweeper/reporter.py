@@ -17,6 +17,11 @@ VARIABLE = "AUTOCL_REPORTS"
 FINAL = ".final"  # added to that name: the file of the final result
 
 
+def reports_are_read() -> bool:
+    """Whether this process is a job of a sweep: what only a report needs is to be worked out."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def report(score: float, step: int) -> None:
     """Append a score reached after `step` steps to the reports of the running job.
 

@@ -17,7 +17,7 @@ from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.plan.rounds import POPULATION
 from autocl_sweeper.strategy.decisions import Stage
-from autocl_sweeper.types import History, Trial
+from autocl_sweeper.types import History, State, Suggestion, Trial, is_stopped
 
 RESULT_FILE = "autoCL_result.txt"
 BEST_FILE = "optimization_results.yaml"
@@ -79,7 +79,7 @@ def final_lineages(plan: Plan, history: History) -> list[Lineage]:
         finished = [
             (plan.selection.loss(trial.score), history.place(trial), trial)
             for trial in history.stage(stage.number)
-            if trial.score is not None
+            if trial.state is State.COMPLETE and trial.score is not None
         ]
         if finished:
             tasks = plan.tasks_until(stage.number)
@@ -128,6 +128,79 @@ def waste(history: History) -> Waste:
 
     lost, spent = seconds(history[number] for number in history.given_up), seconds(history)
     return Waste(len(history.given_up), lost, lost / spent if spent else 0.0)
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What early stopping saved: `trials` of `finished` ones were stopped.
+
+    `steps` and `seconds` are estimates: what is missing to the longest and to the mean completed
+    trial of the stage; `all_steps` is what all of these trials would have done.
+    """
+
+    trials: int
+    finished: int
+    steps: int
+    all_steps: int
+    seconds: float
+
+    def __str__(self) -> str:
+        share = self.steps / self.all_steps if self.all_steps else 0.0
+        return (
+            f"stopped early: {self.trials} of {self.finished} trials; about {self.steps} of"
+            f" {self.all_steps} steps ({share:.0%}) and {self.seconds:.0f} s of jobs were saved"
+        )
+
+
+def savings(history: History) -> Savings:
+    trials = finished = steps = all_steps = 0
+    seconds = 0.0
+    for stage in range(1, len(history.beams) + 2):
+        ended = history.stage(stage)
+        stopped = [trial for trial in ended if is_stopped(trial)]
+        complete = [trial for trial in ended if trial.state is State.COMPLETE]
+        trials, finished = trials + len(stopped), finished + len(stopped) + len(complete)
+        full = max((_last_step(history, trial) for trial in complete), default=0)
+        missing = [max(0, full - _last_step(history, trial)) for trial in stopped]
+        done = sum(_last_step(history, trial) for trial in (*stopped, *complete))
+        steps, all_steps = steps + sum(missing), all_steps + sum(missing) + done
+        if complete:
+            mean = sum(t.outcome.seconds for t in complete if t.outcome) / len(complete)
+            seconds += sum(max(0.0, mean - t.outcome.seconds) for t in stopped if t.outcome)
+    return Savings(trials, finished, steps, all_steps, seconds)
+
+
+def _last_step(history: History, trial: Trial) -> int:
+    reports = history.reports(trial.number)
+    return reports[-1].step if reports else 0
+
+
+# -- where suggestions come from --------------------------------------------------------------------
+
+
+def provenance(suggestion: Suggestion) -> dict[str, Any]:
+    """Where a suggestion comes from, as far as its search says; empty where it does not."""
+    carried = suggestion.carried
+    found = {
+        "origin": suggestion.origin,
+        "source": suggestion.source,
+        "source_task": None if carried is None else carried.task,
+        "source_sweep": None if carried is None else carried.sweep,
+        "keys_carried": None if carried is None else carried.keys,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def origin_text(suggestion: Suggestion) -> str:
+    """The same as a sentence; empty unless there is something to say beside "new"."""
+    if suggestion.origin == "init":
+        return "the app's own configuration"
+    if suggestion.carried is None or suggestion.source is None:
+        return ""
+    carried, whole = suggestion.carried, len(suggestion.params)
+    sweep = "" if carried.sweep is None else f" of {carried.sweep}"
+    kept = f"{carried.keys} of {whole} keys carried"
+    return f"carried from {carried.task}, trial {suggestion.source}{sweep}; {kept}"
 
 
 # -- autoCL_result.txt ------------------------------------------------------------------------------
@@ -197,6 +270,7 @@ class ResultFile:
             "stage": trial.stage,
             "trial": trial.number,
             "parent": trial.parent,
+            **provenance(trial.suggestion),
             "status": outcome.state.value,
             "reason": outcome.reason,
             "score": outcome.score,
@@ -243,6 +317,7 @@ def best_chain(
             "folder": trial.folder or None,
             "checkpoint": trial.outcome.checkpoint if trial.outcome else None,
             "params": dict(trial.suggestion.params),
+            **provenance(trial.suggestion),
             "overrides": [t for t in overrides.get(trial.number, ()) if not t.startswith("hydra.")],
         }
         for chain in final_lineages(plan, history)[:1]
@@ -287,6 +362,13 @@ def write_best(
     lost = waste(history)
     seconds, share = round(lost.seconds, 3), round(lost.share, 4)
     told["given_up"] = {"trials": lost.trials, "seconds": seconds, "share": share}
+    saved = savings(history)
+    told["stopped_early"] = {
+        "trials": saved.trials,
+        "steps_saved": saved.steps,
+        "steps_in_all": saved.all_steps,
+        "seconds_saved": round(saved.seconds, 3),
+    }
     import yaml
 
     text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
@@ -297,7 +379,7 @@ def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
     """The runs of a trial's suggestion with its parent, and the mean that ranks them all."""
     key = (trial.suggestion.index, trial.parent)
     runs = [t for t in history.stage(trial.stage) if (t.suggestion.index, t.parent) == key]
-    scores = [run.score for run in runs if run.score is not None]
+    scores = [r.score for r in runs if r.state is State.COMPLETE and r.score is not None]
     return {
         "trials": [run.number for run in runs],
         "mean_score": fmean(scores),
@@ -307,7 +389,8 @@ def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
 
 def write_table(folder: Path, history: History) -> None:
     """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
-    fixed = ["trial", "stage", "task", "state", "score", "parent", "selected", "attempt"]
+    fixed = ["trial", "stage", "task", "state", "score", "step", "parent"]
+    fixed += ["selected", "attempt"]
     fixed += ["seconds", "folder", "cause", "reason"]
     repeated = any(trial.repeat for trial in history)
     fixed += ["repeat"] if repeated else []
@@ -321,6 +404,7 @@ def write_table(folder: Path, history: History) -> None:
             "task": trial.task,
             "state": trial.state.value,
             "score": trial.score,
+            "step": reports[-1].step if (reports := history.reports(trial.number)) else None,
             "parent": trial.parent,
             "selected": int(trial.number in selected),
             "attempt": trial.attempt,
@@ -343,14 +427,12 @@ def write_table(folder: Path, history: History) -> None:
             if outcome.device is not None:
                 device = {f"device/{k}": figure for k, figure in asdict(outcome.device).items()}
                 device["device/ids"] = " ".join(outcome.device.ids)
-        rows.append((row, params, numbers, device))
+        rows.append((row, provenance(trial.suggestion), params, numbers, device))
     columns = dict.fromkeys(fixed)
-    for group in (1, 2, 3):
+    for group in (1, 2, 3, 4):
         columns |= dict.fromkeys(key for row in rows for key in row[group])
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {**row, **params, **numbers, **device} for row, params, numbers, device in rows
-    )
+    writer.writerows({key: value for group in row for key, value in group.items()} for row in rows)
     write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -96,7 +96,7 @@ class Leaders:
 
     def add(self, trial: Trial, history: History) -> list[Trial]:
         """A trial ended whose parents are in the beam for good: those that are out now."""
-        if trial.score is None:
+        if trial.state is not State.COMPLETE or trial.score is None:
             return [trial]
         before = [*self._stages.get(trial.stage, ()), trial]
         leaders = before

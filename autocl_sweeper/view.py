@@ -55,7 +55,7 @@ class TrialView:
 
     @property
     def reports(self) -> list[tuple[int, float]]:
-        """(step, loss) of the last attempt, in the order of arrival; nan where training diverged."""
+        """(step, loss) of the last attempt, steps rising; nan where training diverged."""
         return [(one.step, self._loss(one.score)) for one in self._history.reports(self.number)]
 
     @property
@@ -98,15 +98,18 @@ class StageView:
         loss: Loss,
         jobs: Callable[[int], int | None],
         earlier: Sequence[StageView],
+        sweep: str | None = None,
         has_parents: bool = True,
     ) -> None:
         """`jobs`: number of parents -> how many jobs the stage may start; None without a limit.
 
         has_parents: whether trials start from the beam of the stage before, if there is one.
+        sweep: the folder of another sweep that the stage belongs to, its trial numbers with it.
         """
         self.number = number
         self.task = task
         self.earlier = earlier
+        self.sweep = sweep
         self._history = history
         self._loss = loss
         self._jobs = jobs

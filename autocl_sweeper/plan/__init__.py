@@ -8,6 +8,7 @@ from typing import Any
 
 from autocl_sweeper.distributions import Distribution
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.carried import older_sweep, refuse_useless
 from autocl_sweeper.plan.checks import (
     Compose,
     compose_all,
@@ -19,11 +20,12 @@ from autocl_sweeper.plan.checks import (
 from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.protocol import in_chains, settled
+from autocl_sweeper.plan.pruning import pruning_of
 from autocl_sweeper.plan.rounds import check_rounds, epochs_taken, taken_names
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
-from autocl_sweeper.plan.stages import chosen_by_auto, stages_of, strategy_of
+from autocl_sweeper.plan.stages import chosen_by_auto, flat_keys, stages_of, strategy_of
 from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
@@ -42,8 +44,9 @@ def make_plan(
 
     choices: config group -> what the app chooses of it.
     """
-    settings = settled(settings)
+    settings = settled(replace(settings, handover=dict(flat_keys(settings.handover))))
     check_settings(settings)
+    older = older_sweep(settings)
     check_rounds(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
@@ -78,6 +81,7 @@ def make_plan(
             f" contain.\n  The tasks of '{settings.sequence}' are: {known}.\n"
             "  Correct the name, or add the task to the sequence."
         )
+    pruning = pruning_of(settings.prune, settings.top_k, bool(tasks))
     draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
 
     def initial(task: str) -> dict[str, Value]:
@@ -87,11 +91,15 @@ def make_plan(
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
     stages = in_chains(settings, stages, spaces)
-    plan = replace(draft, strategy=strategy_of(settings, stages, list(tasks)))
+    refuse_useless(settings, older, stages, spaces)
+    strategy = strategy_of(settings, stages, list(tasks), () if older is None else older.stages)
+    plan = replace(draft, strategy=strategy)
     configs, variants = compose_all(plan, spaces, compose)
     chosen = chosen_by_auto(settings, spaces)
     fingerprint = fingerprint_of(plan, described, {**configs, **variants}, chosen)
-    return replace(plan, fingerprint=fingerprint, configs=configs)
+    if older is not None:
+        fingerprint["hydra.sweeper.carry_from"] = dict(older.fingerprint)
+    return replace(plan, fingerprint=fingerprint, configs=configs, pruning=pruning)
 
 
 def _param_file(

@@ -31,6 +31,8 @@ ORDINARY: Mapping[str, Any] = {
     "seeds": 1,
     "protocol": "beam",
     "first_k": None,
+    "init": True,
+    "transfer": True,
 }
 
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs

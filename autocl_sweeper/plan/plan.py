@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from autocl_sweeper.objective import MEAN, Objective
+from autocl_sweeper.plan.pruning import Pruning
 from autocl_sweeper.plan.rounds import BEAM, HANDED, INIT, POPULATION, handover_of
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.protocols import Selection
@@ -28,6 +29,7 @@ class Plan:
     knows_folders: bool  # false: the user's own hydra.sweep.subdir says where jobs go
     fingerprint: Mapping[str, Any]
     configs: Mapping[str, Mapping[str, Any]]  # task -> flat configuration of its first suggestion
+    pruning: Pruning | None = None  # None: no trial is stopped early
 
     @property
     def stages(self) -> Sequence[Stage]:

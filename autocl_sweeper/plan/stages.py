@@ -29,16 +29,23 @@ from autocl_sweeper.space import literal
 from autocl_sweeper.strategy.decisions import Stage, Strategy
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Value
+from autocl_sweeper.view import StageView
 
 GRID = "autocl_sweeper.search.grid.GridSearch"
 ROUNDS_ARE_STAGES = "rounds_are_stages"  # an option of searches that go through rounds
 RELAY = "autocl_sweeper.search.relay.RelaySearch"
 
 
-def strategy_of(settings: Settings, stages: Sequence[Stage], tasks: Sequence[str] = ()) -> Strategy:
+def strategy_of(
+    settings: Settings,
+    stages: Sequence[Stage],
+    tasks: Sequence[str] = (),
+    older: Sequence[StageView] = (),
+) -> Strategy:
+    """`older`: stages of another sweep that searches learn from."""
     width = beam_width(settings)
     selection = selection_of(replace(settings, top_k=width), stages, tasks)
-    carried = () if settings.transfer else None
+    carried = older if settings.transfer else None
     return SequentialTopK(stages, selection, settings.pipeline, width=width, carried=carried)
 
 
@@ -137,7 +144,7 @@ def _listed(own: Sequence[Any], task: str) -> ListedSearch:
                 f"{where}[{place}] is {item!r}, not a mapping of override keys to values.\n"
                 "  Each entry is one suggestion: {trainer.learning_rate: 1e-3, ...}"
             )
-        suggestions.append({str(key): literal(value) for key, value in _flat(item)})
+        suggestions.append({str(key): literal(value) for key, value in flat_keys(item)})
     if not suggestions:
         raise ConfigurationError(f"{where} is an empty list: task '{task}' has nothing to run.")
     return ListedSearch(suggestions)
@@ -153,12 +160,12 @@ def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
     return (GRID if space.finite and not bounded else RELAY), options
 
 
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Value]]:
-    """Nested YAML below a suggestion is a dotted key, as it is in `params`."""
-    flat: list[tuple[str, Value]] = []
+def flat_keys(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested YAML is dotted keys, as they are in `params`."""
+    flat: list[tuple[str, Any]] = []
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            flat += _flat(value, f"{prefix}{key}.")
+            flat += flat_keys(value, f"{prefix}{key}.")
         else:
             flat.append((f"{prefix}{key}", value))
     return flat

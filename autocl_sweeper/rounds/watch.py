@@ -57,6 +57,9 @@ class RoundsProgress:
     def gave_up(self, trial: Trial) -> None:
         self._progress.gave_up(trial)
 
+    def stopped(self, trial: Trial) -> None:
+        self._progress.stopped(trial)
+
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None:
         self._announce(stage.task)
 

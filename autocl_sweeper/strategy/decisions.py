@@ -77,6 +77,13 @@ class GiveUp:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Run this early-stopped trial again, to its end: its stage has no other result."""
+
+    trial: int
+
+
+@dataclass(frozen=True)
 class Select:
     """The stage is over: `beam` survives, best first. It is empty when nothing may survive."""
 
@@ -94,7 +101,7 @@ class Done:
     """Every stage is over."""
 
 
-Decision: TypeAlias = Start | GiveUp | Select | Wait | Done
+Decision: TypeAlias = Start | GiveUp | Again | Select | Wait | Done
 
 
 def views(
@@ -110,11 +117,11 @@ def views(
     """
     found: list[StageView] = []
     for stage in stages:
-        if stage.parents == "population":  # the rounds before, which are of the same search
-            rounds = zip(stages, found, strict=False)
-            earlier = tuple(view for one, view in rounds if one.task == stage.task)
-        else:
-            earlier = () if carried is None else (*carried, *found)
+        if carried is not None:
+            earlier = (*carried, *found)
+        else:  # but the rounds before, which are of the same search
+            rounds = stage.parents == "population"
+            earlier = tuple(view for view in found if rounds and view.task == stage.task)
         view = StageView(
             stage.number,
             stage.task,

@@ -5,6 +5,7 @@ No I/O and no clock, so resuming a sweep is replaying its history, and a test ne
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from autocl_sweeper.errors import SearchError
 from autocl_sweeper.order import Durations, Queue
 from autocl_sweeper.protocols import IndexedSearch, Selection
 from autocl_sweeper.strategy.decisions import (
+    Again,
     Decision,
     Done,
     GiveUp,
@@ -24,7 +26,7 @@ from autocl_sweeper.strategy.decisions import (
     Work,
     views,
 )
-from autocl_sweeper.types import History, Later, State, Suggestion, Trial
+from autocl_sweeper.types import History, Later, State, Suggestion, Trial, is_stopped
 from autocl_sweeper.view import StageView
 
 Run: TypeAlias = tuple[int | None, int]
@@ -75,7 +77,10 @@ class SequentialTopK:
         if (start := stage.start(history.beams.get(history.open_stage - 1, (None,)))) is not None:
             return start
         if not stage.running:
-            return Select(stage.stage, tuple(trial.number for trial in stage.beam()))
+            beam = stage.beam()
+            if not beam and (best := stage.best_stopped()) is not None:
+                return Wait() if best in history.ending else Again(best)
+            return Select(stage.stage, tuple(trial.number for trial in beam))
         return self._early(stage, ahead) or Wait()
 
     def _orphan(self, stage: _Standing, ahead: Sequence[_Standing]) -> int | None:
@@ -165,6 +170,8 @@ class _Standing:
             self.running.add(trial.number)
             self._begun.add((suggestion.index, (trial.parent, trial.repeat)))
             self._children[trial.parent].add(trial.number)
+        elif is_stopped(trial):  # a result of the stage that nothing starts from
+            return
         elif trial.state is State.PRUNED:
             self._children[trial.parent].discard(trial.number)
             if not self._children[trial.parent]:
@@ -190,6 +197,18 @@ class _Standing:
             self._beam = self._best([*self._beam, *self._newcomers.values()])
             self._newcomers.clear()
         return self._beam
+
+    def best_stopped(self) -> int | None:
+        """The early-stopped trial that came furthest; of those as far, the one with the best score."""
+        stopped = [trial for trial in self._history.stage(self.stage.number) if is_stopped(trial)]
+        loss = self._strategy.selection.loss
+
+        def rank(trial: Trial) -> tuple[int, float, tuple[int, int, int]]:
+            score = math.inf if trial.score is None else loss(trial.score)
+            step = self._history.reports(trial.number)[-1].step
+            return -step, score, self._history.place(trial)
+
+        return min(stopped, key=rank).number if stopped else None
 
     def provisional_beam(self) -> list[Trial]:
         """The same while the beam of the stage before may change, and with it who belongs here."""

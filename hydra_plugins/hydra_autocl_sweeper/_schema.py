@@ -18,6 +18,22 @@ class SearchConf:
 
 
 @dataclass
+class RelayConf(SearchConf):
+    """The constants of hydra/sweeper/search=relay: docs/search.md explains them."""
+
+    factory: str = "autocl_sweeper.search.relay.RelaySearch"
+    startup: int = 8
+    fresh: float = 0.125
+    carried: int = 4
+    winners: int = 3
+    decay: float = 0.9
+    memory: int = 4
+    guard: float = 0.1
+    guard_from: int = 4
+    bandwidth: float = 0.03125
+
+
+@dataclass
 class PopulationConf:
     """The keys of hydra.sweeper.population."""
 
@@ -70,7 +86,23 @@ class PSHE2Conf(SearchConf):
     popsize: int | None = II("..popsize")
     alpha: float = 0.5
     epsilon: float = 0.2
-    anneal: float = 0.0
+    anneal: float = 0.5
+
+
+@dataclass
+class AshaConf:
+    rule: str = "asha"
+    max_steps: int | None = None
+    eta: int = 3
+    rungs: list[float] | None = None
+    warmup: int = 0
+
+
+@dataclass
+class MedianConf:
+    rule: str = "median"
+    max_steps: int | None = None
+    warmup: int | None = None
 
 
 @dataclass
@@ -79,7 +111,12 @@ class AutoCLSweeperConf:
     _recursive_: bool = False
     defaults: list[Any] = field(
         # An app's own settings of the sweeper are the file hydra/sweeper/app/autocl.yaml.
-        default_factory=lambda: ["_self_", {"search": "auto"}, {"optional app@_here_": "autocl"}]
+        default_factory=lambda: [
+            "_self_",
+            {"search": "auto"},
+            {"prune": None},
+            {"optional app@_here_": "autocl"},
+        ]
     )
     sequence: str | None = "task"
     top_k: int = 2

@@ -7,14 +7,17 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from ._schema import (
+    AshaConf,
     AutoCLSweeperConf,
     CMAESConf,
     GPConf,
     GPULauncherConf,
     HAZeroConf,
+    MedianConf,
     PSHE2Conf,
     QMCConf,
     RayLauncherConf,
+    RelayConf,
     SearchConf,
     TPEConf,
 )
@@ -34,6 +37,7 @@ def _register() -> None:
         ("auto", SearchConf("auto")),
         ("grid", SearchConf("autocl_sweeper.search.grid.GridSearch")),
         ("random", SearchConf("autocl_sweeper.search.random.RandomSearch")),
+        ("relay", RelayConf()),
         ("qmc", QMCConf()),
         ("tpe", TPEConf()),
         ("gp", GPConf()),
@@ -42,6 +46,8 @@ def _register() -> None:
         ("pshe2", PSHE2Conf()),
     ):
         store(group="hydra/sweeper/search", name=name, node=search)
+    store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
+    store(group="hydra/sweeper/prune", name="median", node=MedianConf)
 
 
 _register()

@@ -27,7 +27,7 @@ CORE_FLOORS = [
         "command_line",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
-    {"search", "selection", "order", "executor", "budget"},
+    {"search", "prune", "selection", "order", "executor", "budget"},
     {"strategy", "retention", "verdict", "compare"},
     {"plan", "results", "display", "rounds"},
     {"sweep"},
@@ -37,7 +37,7 @@ CORE_FLOORS = [
         "cli",
         "finetune",
     },  # what the plugin classes call, and the command `autocl`
-    {"__main__"},
+    {"__main__", "integrations"},
 ]
 TRAIN_FLOORS = [
     {"config", "chain"},
@@ -72,12 +72,20 @@ OTHERS = {
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
     "yaml": {"results", "yaml", "job", "plan", "rounds"},
     "optuna": {"search"},
+    "cma": {"search"},
+    "cmaes": {"search"},
+    "scipy": {"search"},
+    "numpy": {"search"},  # comes with scipy
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
     "ray": {"executor"},
+    "transformers": {"integrations"},
+    "lightning": {"integrations"},
+    "pytorch_lightning": {"integrations"},
     "tensorboardX": {"rounds"},
 }
+OF_USERS = {"integrations"}  # a room that training code imports, and nothing here does
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
 
 
@@ -237,9 +245,23 @@ def test_heavy_packages_are_imported_inside_functions() -> None:
         f"{module}:{imported.line} imports {imported.module} at the top"
         for module, found in GRAPH.items()
         for imported in found
-        if top(imported.module) in OTHERS.keys() - AT_THE_TOP and not imported.late
+        if top(imported.module) in OTHERS.keys() - AT_THE_TOP
+        and not imported.late
+        and room(module) not in OF_USERS
     ]
     assert early == []
+
+
+def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> None:
+    users = [
+        f"{module}:{imported.line} imports {imported.module}"
+        for module, found in GRAPH.items()
+        for imported in found
+        if top(imported.module) == CORE
+        and room(imported.module) in OF_USERS
+        and room(module) not in OF_USERS
+    ]
+    assert users == []
 
 
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
