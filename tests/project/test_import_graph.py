@@ -44,7 +44,7 @@ TRAIN_FLOORS = [
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes"},
-    {"main", "worker", "pieces"},
+    {"main", "worker", "pieces", "export"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {

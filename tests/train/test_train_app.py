@@ -62,7 +62,7 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_
 
     assert (tmp_path / "sweep/0/checkpoint/base/model.safetensors").read_bytes() == base
     node = json.loads((tmp_path / "two/checkpoint/node.json").read_text())
-    assert node == {"task": "digits_23", "parent": "../../sweep/0/checkpoint"}
+    assert node == {"task": "digits_23", "parent": "../../sweep/0/checkpoint", "delta": "adapters"}
     two = tmp_path / "two"
     left = {p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file()}
     assert {f for f in left if not f.startswith(".hydra/")} == {

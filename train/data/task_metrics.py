@@ -7,6 +7,7 @@ matthews_corrcoef and f_measure come from scikit-learn, rouge and bleu from torc
 from __future__ import annotations
 
 import importlib.util
+import string
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def compute(
     """
     names = logged_names(metric, settings.beta)
     if metric in ("accuracy", "exact_match"):
-        same = [a.strip() == t.strip() for a, t in zip(answers, truths, strict=True)]
+        alike = normalised if metric == "exact_match" else str.strip
+        same = [alike(a) == alike(t) for a, t in zip(answers, truths, strict=True)]
         return {names[0]: sum(same) / len(same)}
     if metric == "matthews_corrcoef":
         from sklearn.metrics import matthews_corrcoef
@@ -66,6 +68,17 @@ def compute(
             name: float(found[f"{kind}_fmeasure"]) for name, kind in zip(names, kinds, strict=True)
         }
     return {names[0]: 100 * float(sacre_bleu_score(list(answers), [[t] for t in truths]))}
+
+
+def normalised(text: str) -> str:
+    """`text` as exact match compares it: lower case, without punctuation, white space made single blanks.
+
+    As O-LoRA's published code: `string.punctuation` is deleted, not replaced by blanks.
+    """
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _f_measure(settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]) -> float:

@@ -63,7 +63,7 @@ class TaskPlan:
     decoder_plain_with_loss: bool
     loss: LossSettings
     metrics: Mapping[str, MetricSettings]  # the first one's first name is the task's score
-    generation: Mapping[str, Any]  # arguments of Hugging Face's `generate`
+    generation: Mapping[str, Any] | None  # arguments of `generate`; null: as the family has them
 
     @property
     def name(self) -> str:

@@ -146,6 +146,7 @@ class UpdateTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and len(self.losses) > self.logged:
+            self.refuse_divergence()
             recent = ranks.mean(torch.stack(self.losses[self.logged :]).mean(0)).tolist()
             logs |= {"task_loss": recent[0], **self.delta.report()}
             logs |= dict(zip(self.parts, recent[1:], strict=True))
@@ -161,6 +162,18 @@ class UpdateTrainer(Trainer):
     @cached_property
     def ends(self) -> dict[int, int]:
         return ends_of_epochs(self.updates)
+
+    def refuse_divergence(self) -> None:
+        """Raises Diverged where the loss of an update since the last log is not finite."""
+        recent = self.losses[self.logged :]
+        losses = ranks.mean(torch.stack(recent)).tolist() if recent else []
+        for step, values in enumerate(losses, start=self.logged + 1):
+            for name, value in zip(["training loss", *self.parts], values, strict=True):
+                if not math.isfinite(value):
+                    raise Diverged(
+                        f"the {name} is {value} at step {step} of {self.updates.total} with "
+                        f"trainer.learning_rate={self.args.learning_rate:g}: try a smaller one"
+                    )
 
     def _log_of_tasks(self, sums: list[list[float]]) -> dict[str, float]:
         """Per task, where there are several: loss; accuracy of the training rows where wanted."""
@@ -282,10 +295,5 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.restore_best()
-    report = trainer.report()
-    if not math.isfinite(report.train_loss):
-        raise Diverged(
-            f"the mean training loss is {report.train_loss} after {report.steps} steps with "
-            f"trainer.learning_rate={arguments.learning_rate}: try a smaller one"
-        )
-    return report
+    trainer.refuse_divergence()
+    return trainer.report()

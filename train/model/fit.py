@@ -21,6 +21,16 @@ def images(plan: TaskPlan) -> Iterator[tuple[Slot, int, int]]:
             yield slot, plan.images[slot.preprocess].patch_image_size, 3
 
 
+def refuse_images(plans: Iterable[TaskPlan], kind: str) -> None:
+    """Raises SettingsError where a task has an image, for models that read text alone."""
+    for plan in plans:
+        for slot, _, _ in images(plan):
+            raise SettingsError(
+                f"task.{plan.name}: {slot} is an image, and model={kind} reads text alone. "
+                "model=unify_tiny reads both, with model.tokenizer by the tokenizer of a folder"
+            )
+
+
 def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
     """`model` with the size of images that it leaves to its tasks.
 
