@@ -24,7 +24,7 @@ from train.delta.delta import delta_of
 from train.loop import ranks
 from train.loop.batches import Training
 from train.loop.evaluation import evaluate, means
-from train.loop.trainer import train
+from train.loop.trainer import row_losses, train
 from train.memory.budget import limit_memory
 from train.model.checkpoints import delta_name, load, save
 from train.model.family import family_of
@@ -92,6 +92,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         for i, task in enumerate(run.tasks)
     ]
     training = train(model, trained, delta, run, seed, folder, validate, keep)
+    if not whole:
+        delta.conclude(row_losses(model, trained))
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:

@@ -294,10 +294,10 @@ class ModelSettings:
 class DeltaSettings:
     """The LoRA adapter of a task and the weights of its O-LoRA penalties."""
 
-    kind: Literal["olora", "inclora", "seqlora", "seqft"] = option(
+    kind: Literal["olora", "inclora", "seqlora", "ewc", "seqft"] = option(
         "olora",
-        "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; seqft: no "
-        "adapter, the whole model",
+        "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
+        "same with a penalty; seqft: no adapter, the whole model",
         key="_name",
     )
     first: Literal["full", "adapter"] | None = option(
@@ -315,6 +315,7 @@ class DeltaSettings:
     )
     lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
     lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
+    ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
 
     def __post_init__(self) -> None:
         if self.target_modules is not None:

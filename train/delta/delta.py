@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +52,13 @@ class Delta(Protocol):
 
         When it is computed decides in which order autograd adds its gradients to the task's (the last
         computed comes first), and with it the last bit of a step.
+        """
+
+    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
+        """The task is trained: the last thing before saving.
+
+        row_losses: cross entropy of each training row, summed over what counts, with its graph. Nothing
+        is computed for a method that does not iterate over it.
         """
 
     def report(self) -> dict[str, float]:

@@ -82,6 +82,9 @@ class OLoRA:
         device = self.modules[0].a_new.device.type if self.modules else "cpu"
         return torch.autocast(device, enabled=False)
 
+    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
+        """Nothing is left to do."""
+
     def report(self) -> dict[str, float]:
         return {
             "orthogonal_loss_first": self.first or 0.0,

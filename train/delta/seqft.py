@@ -6,7 +6,7 @@ on the four-task benchmark 1e-3 leaves 22 % and 1e-4 leaves 76 % (MIGU, arXiv 24
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,9 @@ class SeqFT:
 
     def penalty(self) -> Penalty:
         return Penalty(torch.zeros(()), {})
+
+    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
+        """Nothing is left to do."""
 
     def report(self) -> dict[str, float]:
         return {}

@@ -6,7 +6,7 @@ task, so that siblings of a search may go on from one parent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,9 @@ class SeqLoRA:
 
     def penalty(self) -> Penalty:
         return Penalty(torch.zeros(()), {})
+
+    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
+        """Nothing is left to do."""
 
     def report(self) -> dict[str, float]:
         if self.model is None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from train.config.sections import Run, TrainerExtras
+from train.config.sections import LossSettings, Run, TrainerExtras
 from train.config.typed import SettingsError
 from train.delta.delta import Delta, Penalty
 from train.loop import ranks
@@ -297,3 +298,20 @@ def train(
     trainer.restore_best()
     trainer.refuse_divergence()
     return trainer.report()
+
+
+def row_losses(model: torch.nn.Module, tasks: Sequence[Training]) -> Iterator[torch.Tensor]:
+    """Cross entropy in nats of every training row of the first epoch, as `Delta.conclude` takes it.
+
+    Rows are read without what is random in training, one by one, by the model as it answers.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    for training in tasks:
+        for i, row in enumerate(training.rows.train(0)):
+            where = f"task {training.task.plan.name}, training row {i + 1}"
+            rng = np.random.default_rng([training.seed, 0, i])
+            example = training.task.example(row, rng, False, where)
+            batch = {k: v.to(device) for k, v in training.task.batch([example]).items()}
+            logits = training.task.logits(model, batch)
+            yield loss_sum(logits, batch["labels"], LossSettings(), 0)
