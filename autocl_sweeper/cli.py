@@ -1,4 +1,4 @@
-"""The command `autocl`: the devices that the launcher sees, and the documentation."""
+"""The command `autocl`: the devices that the launcher sees, sweeps side by side, documentation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocl_sweeper import manual
+from autocl_sweeper.compare import compare
 from autocl_sweeper.device.leases import BUSY, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
+from autocl_sweeper.display.comparison import as_json as as_json_rows
+from autocl_sweeper.display.comparison import print_comparison
 from autocl_sweeper.errors import AutoCLError
 
 if TYPE_CHECKING:
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 1 for devices that cannot be read and keys that do not exist, said on stderr."""
+    """The exit status: 1 for what cannot be read and keys that do not exist, said on stderr."""
     parser = argparse.ArgumentParser(prog="autocl", description="Look at what sweeps work with.")
     commands = parser.add_subparsers(required=True, metavar="command")
     devices = commands.add_parser(
@@ -47,6 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     docs.add_argument("key", nargs="?", help="a page (launcher) or a key (hydra.launcher.grace_s)")
     docs.set_defaults(run=_docs)
+    comparing = commands.add_parser(
+        "compare",
+        help="one table over sweeps: accuracy, forgetting, jobs, device-hours",
+        description="Finished sweeps side by side, from their journals alone. Sweeps that differ in"
+        " their seeds only are one row, with mean and 95 %% t-interval.",
+    )
+    comparing.add_argument("folders", nargs="+", type=Path, help="as hydra.sweep.dir had them")
+    comparing.add_argument("--json", action="store_true", help="the same for programs")
+    comparing.set_defaults(run=_compare)
     given = parser.parse_args(arguments)
     try:
         given.run(given)
@@ -61,6 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _docs(given: argparse.Namespace) -> None:
     print(manual.index() if given.key is None else manual.lookup(given.key))
+
+
+def _compare(given: argparse.Namespace) -> None:
+    rows = compare(given.folders)
+    if given.json:
+        print(as_json_rows(rows))
+        return
+    from rich.console import Console
+
+    print_comparison(rows, Console())
 
 
 def _devices(given: argparse.Namespace) -> None:

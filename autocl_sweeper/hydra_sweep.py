@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
+from autocl_sweeper.display.dry_run import print_plan
 from autocl_sweeper.display.progress import watch
 from autocl_sweeper.display.summary import print_summary
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
@@ -22,6 +23,7 @@ from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.hydra_launch import errors_for_hydra, job_return_of, plain, signals_stop_it
 from autocl_sweeper.job.compose import Composer, flat_configuration
+from autocl_sweeper.journal import NAME, read
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
@@ -58,6 +60,11 @@ def run_sweep(
         name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
         for sentence in below_files(name, arguments, groups, snapshot.text):
             log.warning(sentence)
+        from rich.console import Console
+
+        if plan.settings.dry_run:
+            print_plan(plan, folder, _edited(folder, snapshot), Console())
+            return None
         files = JobFiles.of(folder)
         streams = hasattr(launcher, "executor")
         launching = launcher.settings if streams else {}
@@ -87,12 +94,28 @@ def run_sweep(
             except BaseException:
                 log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
                 raise
+        if plan.ranked:
+            print_summary(plan, history, folder, Console())
+        if sweep.stopped is not None:
+            _say_how_to_go_on(sweep.stopped, sweep, len(plan.stages), folder)
         if not plan.ranked:
             return _batches(sweep.outcomes, plan.settings)
-        from rich.console import Console
-
-        print_summary(plan, history, folder, Console())
         return sweep.best_chain()
+
+
+def _say_how_to_go_on(used_up: str, sweep: Sweep, stages: int, folder: Path) -> None:
+    log.warning(
+        "The budget is used up: %s. Stage %d of %d is open; to go on, run the same command with a"
+        " larger hydra.sweeper.budget and hydra.sweep.dir='%s'.",
+        used_up, sweep.history.open_stage, stages, folder,
+    )  # fmt: skip
+
+
+def _edited(folder: Path, snapshot: Snapshot) -> list[str]:
+    """YAML files that changed since the sweep in this folder began."""
+    records = read(folder) if (folder / NAME).exists() else []
+    begun = next((record for record in records if record["event"] == "sweep"), {})
+    return list(snapshot.changes(begun.get("configuration", {}).get("files", {})))
 
 
 def _plan(

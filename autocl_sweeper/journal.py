@@ -94,9 +94,9 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def open_session(self) -> None:
-        """Note who writes from here on; the refusal of a second sweep quotes it."""
-        self.append("session", pid=os.getpid(), host=socket.gethostname())
+    def open_session(self, bounds: Mapping[str, int | None]) -> None:
+        """Note who writes from here on, which the refusal of a second sweep quotes, and by which bounds."""
+        self.append("session", pid=os.getpid(), host=socket.gethostname(), bounds=dict(bounds))
 
     def refuse_other_version(self, version: int) -> None:
         if version != VERSION:
@@ -174,6 +174,7 @@ class Fold:
     failed_at: dict[int, float] = field(default_factory=dict)  # of those: when, unless it was lost
     alone: set[int] = field(default_factory=set)  # trials that ran out of memory beside others
     ended: bool = False
+    bounds: Mapping[str, int | None] = field(default_factory=dict)  # of the last session, by key
 
 
 def fold(records: Iterable[Record]) -> Fold:
@@ -204,6 +205,7 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.ended = True
             case "session":
                 state.ended = False
+                state.bounds = record.get("bounds", {})
             case "attempt_failed":
                 # The trial stays RUNNING until its last attempt ends.
                 state.failures[record["trial"]] += not record["lost"]
@@ -230,6 +232,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "parent": trial.parent,
         "folder": trial.folder,
         "attempt": trial.attempt,
+        **({"repeat": trial.repeat} if trial.repeat else {}),
     }
 
 
@@ -237,7 +240,8 @@ def _trial(record: Record) -> Trial:
     source = record.get("origin"), record.get("source")
     suggestion = Suggestion(record["suggestion"], record["params"], *source)
     same = {key: record[key] for key in ("stage", "task", "parent", "folder", "attempt")}
-    return Trial(number=record["trial"], suggestion=suggestion, **same)
+    repeat = record.get("repeat", 0)
+    return Trial(number=record["trial"], suggestion=suggestion, repeat=repeat, **same)
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.types import Job, Value
@@ -25,6 +25,9 @@ DURATION_KEYS = (
     "train_rows",
 )
 """Settings that the duration of a job grows with, unless `hydra.launcher.duration_keys` says else."""
+
+Place = TypeVar("Place")
+"""What a suggestion runs with: a parent, and which of its repeats."""
 
 WINDOW = 1024  # suggestions looked at together; what a stage costs at its start does not grow
 
@@ -120,7 +123,7 @@ class Durations:
         return self._seconds / self._work if self._seconds else 1.0
 
 
-class Queue:
+class Queue(Generic[Place]):
     """The suggestions of a stage that miss one of `parents`, longest first.
 
     What the same suggestion took with another parent is the best estimate; for the others it is
@@ -131,7 +134,7 @@ class Queue:
     def __init__(
         self,
         count: int,
-        parents: Sequence[int | None],
+        parents: Sequence[Place],
         durations: Durations,
         work: Callable[[int], float] | None,
         partial: int = 0,
@@ -148,7 +151,7 @@ class Queue:
         self._works: dict[int, float] = {}  # of the same; empty without `work`
         self._sorted = True
 
-    def next(self, begun: Collection[tuple[int, int | None]]) -> tuple[int, int | None] | None:
+    def next(self, begun: Collection[tuple[int, Place]]) -> tuple[int, Place] | None:
         """The suggestion and the parent that start next; None when there is no other."""
         while self._waiting or self._next_window < self._count:
             if not self._waiting:

@@ -8,12 +8,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from autocl_sweeper import metrics
 from autocl_sweeper.journal import Record, outcome_from_json
 from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
+from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Trial
 
 RESULT_FILE = "autoCL_result.txt"
@@ -67,7 +69,7 @@ def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
 
 
 def final_lineages(plan: Plan, history: History) -> list[Lineage]:
-    """The lineages that end in the last stage reached, best first."""
+    """The lineages that end in the last stage reached: the survivors, then the others by score."""
     for stage in reversed(plan.stages[: history.open_stage]):
         finished = [
             (plan.selection.loss(trial.score), history.place(trial), trial)
@@ -76,8 +78,19 @@ def final_lineages(plan: Plan, history: History) -> list[Lineage]:
         ]
         if finished:
             tasks = list(plan.tasks)[: stage.number]
-            return [lineage_of(trial, history, tasks) for _, _, trial in sorted(finished)]
+            beam = {number: place for place, number in enumerate(beam_of(plan, history, stage))}
+            ranked = [trial for _, _, trial in sorted(finished)]
+            ranked.sort(key=lambda trial: beam.get(trial.number, len(beam)))
+            return [lineage_of(trial, history, tasks) for trial in ranked]
     return []
+
+
+def beam_of(plan: Plan, history: History, stage: Stage) -> Sequence[int]:
+    """The survivors of a stage, best first; of an open one, those that would be if it were over."""
+    if stage.number in history.beams:
+        return history.beams[stage.number]
+    trials = sorted(history.stage(stage.number), key=history.place)
+    return [trial.number for trial in plan.selection(trials)]
 
 
 def continual_metrics(matrix: Sequence[Sequence[float]]) -> dict[str, float]:
@@ -231,9 +244,16 @@ def best_chain(
 
 
 def write_best(
-    folder: Path, plan: Plan, history: History, overrides: Mapping[int, Sequence[str]]
+    folder: Path,
+    plan: Plan,
+    history: History,
+    overrides: Mapping[int, Sequence[str]],
+    used_up: str | None = None,
 ) -> None:
-    """The best chain so far, its metrics, and the beam of each stage that is over."""
+    """The best chain so far, its metrics, and the beam of each stage that is over.
+
+    used_up: which part of its budget ended the sweep; its open stage has a beam of what there is.
+    """
     best = next(iter(final_lineages(plan, history)), None)
     told: dict[str, Any] = {
         "name": "autocl",
@@ -242,6 +262,8 @@ def write_best(
         "stages_finished": len(history.beams),
         "stages": len(plan.stages),
     }
+    if best is not None and plan.settings.seeds > 1:
+        told["repeats_of_best"] = repeats_of(best.trials[-1], history)
     if best is not None:
         told["metrics"] = {
             split: continual_metrics(matrix)
@@ -250,6 +272,11 @@ def write_best(
         }
     told["chain"] = best_chain(plan, history, overrides)
     told["beams"] = {stage: list(beam) for stage, beam in history.beams.items()}
+    if used_up is not None:
+        told["budget_used_up"] = used_up
+        open_stage = plan.stages[history.open_stage - 1]
+        if beam := beam_of(plan, history, open_stage):
+            told["beams"][open_stage.number] = list(beam)
     lost = waste(history)
     seconds, share = round(lost.seconds, 3), round(lost.share, 4)
     told["given_up"] = {"trials": lost.trials, "seconds": seconds, "share": share}
@@ -259,10 +286,24 @@ def write_best(
     write_whole(folder / BEST_FILE, text.encode("utf-8", "backslashreplace"))
 
 
+def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
+    """The runs of a trial's suggestion with its parent, and the mean that ranks them all."""
+    key = (trial.suggestion.index, trial.parent)
+    runs = [t for t in history.stage(trial.stage) if (t.suggestion.index, t.parent) == key]
+    scores = [run.score for run in runs if run.score is not None]
+    return {
+        "trials": [run.number for run in runs],
+        "mean_score": fmean(scores),
+        "standard_error": stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else None,
+    }
+
+
 def write_table(folder: Path, history: History) -> None:
     """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
     fixed = ["trial", "stage", "task", "state", "score", "parent", "selected", "attempt"]
     fixed += ["seconds", "folder", "cause", "reason"]
+    repeated = any(trial.repeat for trial in history)
+    fixed += ["repeat"] if repeated else []
     rows: list[tuple[dict[str, Any], ...]] = []
     selected = {number for beam in history.beams.values() for number in beam}
     for trial in history:
@@ -278,6 +319,8 @@ def write_table(folder: Path, history: History) -> None:
             "attempt": trial.attempt,
             "folder": trial.folder,
         }
+        if repeated:
+            row["repeat"] = trial.repeat
         params = {
             f"param/{key}": value if isinstance(value, str) else json.dumps(value)
             for key, value in trial.suggestion.params.items()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autocl_sweeper import results
+from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
 from autocl_sweeper.errors import (
     ConfigurationError,
     JobContractError,
@@ -23,7 +24,7 @@ from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
-from autocl_sweeper.plan import Plan, refuse_changes
+from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.retries import Retries, rest_s
@@ -86,12 +87,13 @@ class Sweep:
         self._keeps = plan.settings.keep_checkpoints == "all"
         self._retention = Retention(folder, plan.selection, plan.ranked and not self._keeps)
         last, key = len(plan.stages), plan.checkpoint_key
-        self._verdict = Verdict(folder, plan.metric, plan.ranked, last, key, results.RESULT_FILE)
+        self._verdict = Verdict(folder, plan.objective, plan.ranked, last, key, results.RESULT_FILE)
         self._clock = clock
         self._restart: Retries[Trial] = Retries(
             plan.settings.retries, plan.settings.retry_delay_s, clock.monotonic
         )
         self._submitted: set[int] = set()  # what the executor has not reported yet
+        self.stopped: str | None = None  # which part of its budget was used up
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
             self._open()
@@ -109,18 +111,23 @@ class Sweep:
                 self._wait(0.0)
                 decision = self._plan.strategy.next(history)
                 if isinstance(decision, Done) and not history.ending:
+                    self._append("end")
                     break
+                no_retry = self._meter.time_used_up()
+                no_trial = no_retry or self._meter.jobs_used_up(len(history))
                 if isinstance(decision, GiveUp):
                     self._give_up(decision)
                 elif isinstance(decision, Select) and not self._restarts(decision.stage):
                     self._select(decision)
-                elif self._restart.due() and self._executor.free_slots():
+                elif self._restart.due() and not no_retry and self._executor.free_slots():
                     self._start(self._restart.pop())
-                elif isinstance(decision, Start) and self._executor.free_slots():
+                elif isinstance(decision, Start) and not no_trial and self._executor.free_slots():
                     self._start(self._new(decision))
+                elif (no_retry if self._restart else no_trial) and not self._submitted:
+                    self.stopped = no_retry or no_trial
+                    break
                 else:
                     self._wait(self._bounded(self._restart.wait_s()))
-            self._append("end")
         except (KeyboardInterrupt, SystemExit):  # a signal; another one ends this as well
             self._stop()
             raise
@@ -128,7 +135,8 @@ class Sweep:
             self._progress.end()
             self._write_results()
             self._journal.close()
-        shutil.rmtree(self._files.folder, ignore_errors=True)
+        if self.stopped is None:
+            shutil.rmtree(self._files.folder, ignore_errors=True)
         return history
 
     def best_chain(self) -> list[dict[str, Any]]:
@@ -166,11 +174,17 @@ class Sweep:
             self._journal.refuse_other_version(state.setup["version"])
             edited = self._snapshot.changes(state.setup.get("configuration", {}).get("files", {}))
             refuse_changes(self._folder, state.setup["fingerprint"], self._plan.fingerprint, edited)
-        self._journal.open_session()
+            raised = refuse_lower(self._folder, state.bounds, self._plan.bounds)
+            if raised:
+                told = "every stage is over" if state.ended else "for the stages still open"
+                log.info("%s (%s)", "; ".join(raised), told)
+        self._journal.open_session(self._plan.bounds)
         for unfinished in self._folder.glob(".*.tmp"):  # a file that was being written at a kill
             unfinished.unlink()
         self._result_file.rebuild(records, self.history)
         self._retention.resume(self.history)
+        budget = Budget.of(self._plan.settings.budget)
+        self._meter = Meter(budget, spent(records), self._clock.monotonic)
 
     def _take_up_the_rest(self) -> None:
         for number in list(self.history.ending):
@@ -192,6 +206,7 @@ class Sweep:
         known = len(self.history.reports(trial.number))
         if self._executor.adopt(replace(self._job(trial), reported=known)):
             self._submitted.add(trial.number)
+            self._meter.started(trial.number)
             log.info("the job of trial %d outlived its controller and goes on", trial.number)
             self._progress.started(trial)
             return
@@ -226,7 +241,10 @@ class Sweep:
         asked = decision.suggestion  # which parent it named, the trial itself says
         suggestion = replace(asked, params=dict(asked.params), parent=None)
         folder = self._plan.folder(number, stage)
-        return Trial(number, stage.number, stage.task, suggestion, decision.parent, folder)
+        return Trial(
+            number, stage.number, stage.task, suggestion, decision.parent, folder,
+            repeat=decision.repeat,
+        )  # fmt: skip
 
     def _start(self, trial: Trial) -> None:
         if trial.attempt > 1:
@@ -242,6 +260,7 @@ class Sweep:
         self._append("start", **trial_to_json(trial), overrides=list(overrides))
         self._executor.submit(self._job(trial))
         self._submitted.add(trial.number)
+        self._meter.started(trial.number)
         self._progress.started(trial)
 
     def _job(self, trial: Trial) -> Job:
@@ -279,7 +298,7 @@ class Sweep:
             return
         if not outcome.lost:
             self._link_log(trial)
-            outcome = self._retention.in_folder(self._verdict.judge(outcome))
+            outcome = self._retention.in_folder(self._verdict.judge(trial, outcome))
             self._verdict.refuse_broken_contract(trial, outcome, self._retention.any_ranked)
         pause_s = self._restart.after(trial.number, outcome)
         if pause_s is not None:
@@ -324,6 +343,7 @@ class Sweep:
         self._retention.drop([self._close_trial(trial, replace(trial.outcome, seconds=seconds))])
 
     def _close_trial(self, trial: Trial, outcome: Outcome) -> Trial:
+        self._meter.ended(trial.number, outcome)
         trial = self.history.finish(trial.number, outcome)
         self._append("finish", trial=trial.number, **outcome_to_json(outcome))
         self._files.forget(trial.number)
@@ -343,7 +363,9 @@ class Sweep:
         """Run a trial again, after a pause in which other trials run."""
         attempt = {"trial": trial.number, "attempt": trial.attempt}
         why = {"reason": outcome.reason, "lost": outcome.lost, "cause": outcome.cause.value}
-        self._append("attempt_failed", **attempt, **why)
+        used_s = round(device_seconds(outcome), 3)
+        self._meter.ended(trial.number, outcome)
+        self._append("attempt_failed", **attempt, **why, device_seconds=used_s)
         self._files.forget(trial.number)
         when = f" (in {pause_s:g} s)" if pause_s else ""
         self._progress.again(trial, outcome.reason + when)
@@ -388,5 +410,5 @@ class Sweep:
         self._result_file.append(event, fields, self.history)
 
     def _write_results(self) -> None:
-        results.write_best(self._folder, self._plan, self.history, self._overrides)
+        results.write_best(self._folder, self._plan, self.history, self._overrides, self.stopped)
         results.write_table(self._folder, self.history)

@@ -121,6 +121,7 @@ class Trial:
     parent: int | None
     folder: str = ""  # relative to the sweep folder; empty: the user's own sweep.subdir
     attempt: int = 1
+    repeat: int = 0  # of the same suggestion with the same parent, with another seed
     outcome: Outcome | None = None
 
     @property

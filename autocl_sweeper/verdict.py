@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from autocl_sweeper.errors import (
     NoSurvivorError,
     TooManyFailuresError,
 )
+from autocl_sweeper.objective import CURRENT, MEAN, WORST, Objective
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME
 from autocl_sweeper.types import Cause, Outcome, State, Trial
 
@@ -22,31 +23,38 @@ class Verdict:
     """The rules of one sweep. `last_stage` needs no checkpoint; `list_file` names every failure."""
 
     folder: Path
-    metric: str
+    objective: Objective
     ranked: bool
     last_stage: int
     checkpoint_key: str | None  # the override that gets the parent's checkpoint
     list_file: str
 
-    def judge(self, outcome: Outcome) -> Outcome:
+    def judge(self, trial: Trial, outcome: Outcome) -> Outcome:
         """Give a complete outcome its score; where trials are ranked, one without it is a FAIL."""
         if outcome.state is not State.COMPLETE:
             return outcome
-        score = outcome.numbers.get(self.metric)
-        if score is not None and math.isfinite(score):
+        missing = self.objective.missing(outcome, trial.stage)
+        score = math.nan if missing else self.objective.value(outcome, trial.stage)
+        if math.isfinite(score):
             return replace(outcome, score=score)
         if not self.ranked:
             return outcome
-        if score is not None:
-            reason = f"its {self.metric} is {score}"
+        if not missing:
+            reason = f"its {self.objective.name} is {score}"
         elif outcome.returned == "NoneType":
             reason = "it returned nothing"
         elif outcome.numbers or outcome.evaluations:
-            has = ", ".join(outcome.numbers) or "no number"
-            reason = f"what it returned has no number '{self.metric}' (it has: {has})"
+            reason = self._lacks(outcome, missing)
         else:
             reason = f"it returned a {outcome.returned}, not a number"
         return replace(outcome, state=State.FAIL, reason=reason, cause=Cause.RESULT)
+
+    def _lacks(self, outcome: Outcome, missing: Sequence[str]) -> str:
+        has = ", ".join([*outcome.numbers, *(f"eval/{task}" for task in outcome.evaluations)])
+        names = " and no ".join(f"number '{name}'" for name in missing)
+        of_eval = {CURRENT, MEAN, WORST}.intersection(missing)
+        why = "; 'eval' has to have every task so far" if of_eval else ""
+        return f"what it returned has no {names} (it has: {has or 'no number'}{why})"
 
     def refuse_broken_contract(self, trial: Trial, outcome: Outcome, any_ranked: bool) -> None:
         """Stop for what every further job would do too. The trial stays open, to run again.
@@ -60,12 +68,10 @@ class Verdict:
             tail = "\n".join(f"    {line}" for line in outcome.log_tail)
             raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
         # nan is a number: one diverged job says nothing about the others.
-        has_none = outcome.returned != "" and self.metric not in outcome.numbers
+        has_none = outcome.returned != "" and self.objective.missing(outcome, trial.stage)
         if outcome.state is State.FAIL and has_none and not any_ranked:
             raise JobContractError(
-                f"{name} cannot be ranked: {outcome.reason}.\n"
-                "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
-                f"  mapping with 'score' (or the key that hydra.sweeper.metric names).{where}"
+                f"{name} cannot be ranked: {outcome.reason}.\n{self._contract()}{where}"
             )
         last = trial.stage == self.last_stage
         if outcome.state is not State.COMPLETE or last or self.checkpoint_key is None:
@@ -82,6 +88,19 @@ class Verdict:
                 "\n  mapping whose 'checkpoint' names the folder. If tasks do not build on each"
                 f" other,\n  set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
             )
+
+    def _contract(self) -> str:
+        if self.objective.text is not None:
+            return (
+                f"  hydra.sweeper.objective={self.objective.text!r} takes its names from what a job"
+                " returns.\n  Correct the name, or let the job return it."
+            )
+        if self.objective.needs:
+            return "  hydra.sweeper.selection=pareto compares scores by task: a job returns 'eval'."
+        return (
+            "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
+            "  mapping with 'score' (or the key that hydra.sweeper.metric names) or 'eval'."
+        )
 
     def too_many(self, failures: int, limit: int, trials: Iterable[Trial]) -> TooManyFailuresError:
         return TooManyFailuresError(

@@ -36,6 +36,10 @@ class TrialView:
         return self._trial.parent
 
     @property
+    def repeat(self) -> int:
+        return self._trial.repeat
+
+    @property
     def state(self) -> State:
         return self._trial.state
 

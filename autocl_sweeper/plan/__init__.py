@@ -14,16 +14,18 @@ from autocl_sweeper.plan.checks import (
     fingerprint_of,
     initial_of,
     refuse_changes,
+    refuse_lower,
 )
 from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.plan.protocol import in_chains, settled
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
-from autocl_sweeper.plan.stages import stages_of, strategy_of
+from autocl_sweeper.plan.stages import chosen_by_auto, stages_of, strategy_of
 from autocl_sweeper.space import bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
-__all__ = ["Plan", "Settings", "make_plan", "refuse_changes"]
+__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower"]
 
 
 def make_plan(
@@ -38,6 +40,7 @@ def make_plan(
 
     choices: config group -> what the app chooses of it.
     """
+    settings = settled(settings)
     check_settings(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
@@ -56,6 +59,11 @@ def make_plan(
     if settings.sequence is not None:
         for key in [key for key in space if bare(key) == bare(settings.sequence)]:
             del space[key]
+    if settings.selection == "pareto" and not tasks:
+        raise ConfigurationError(
+            "hydra.sweeper.selection=pareto compares tasks, but there is no sequence.\n"
+            "  Name the override that lists them (hydra.sweeper.sequence), or leave it at top_k."
+        )
     stray = sorted(set(settings.task_params) - set(tasks))
     if stray:
         known = ", ".join(tasks) or "none: there is no sequence"
@@ -69,7 +77,9 @@ def make_plan(
     names = list(tasks) or ["sweep"]
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
-    plan = replace(draft, strategy=strategy_of(settings, stages))
+    stages = in_chains(settings, stages, spaces)
+    plan = replace(draft, strategy=strategy_of(settings, stages, list(tasks)))
     configs, variants = compose_all(plan, spaces, compose)
-    fingerprint = fingerprint_of(plan, described, {**configs, **variants})
+    chosen = chosen_by_auto(settings, spaces)
+    fingerprint = fingerprint_of(plan, described, {**configs, **variants}, chosen)
     return replace(plan, fingerprint=fingerprint, configs=configs)

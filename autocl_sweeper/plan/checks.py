@@ -22,6 +22,16 @@ Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
 
 log = logging.getLogger(__name__)
 
+BOUNDS = ("jobs", "rounds", "popsize")  # may be raised while a sweep is not over
+# What a sweep by these values leaves out of its fingerprint, as journals of earlier versions do.
+ORDINARY: Mapping[str, Any] = {
+    "objective": None,
+    "selection": "top_k",
+    "seeds": 1,
+    "protocol": "beam",
+    "first_k": None,
+}
+
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
 
 
@@ -91,9 +101,15 @@ def initial_of(
 
 
 def fingerprint_of(
-    plan: Plan, searches: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]
+    plan: Plan,
+    searches: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
+    chosen: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What makes results what they are; a resumed sweep must agree with it, key by key."""
+    """What makes results what they are; a resumed sweep must agree with it, key by key.
+
+    chosen: task -> the search that `auto` stands for.
+    """
     settings = plan.settings
     handed = {bare(key) for key in settings.handover}
     searched = {
@@ -106,10 +122,15 @@ def fingerprint_of(
         task: {k: v for k, v in config.items() if k not in handed and k not in searched}
         for task, config in configs.items()
     }
-    kept = ("top_k", "metric", "direction", "seed", "search", "rounds", "popsize", "handover")
+    kept = ("top_k", "metric", "direction", "seed", "search", "handover")
+    changed = {key: getattr(settings, key) for key in ORDINARY}
+    if settings.protocol != "first_k":
+        del changed["first_k"]
     return {
         "hydra.sweeper.sequence": list(plan.tasks),
         **{f"hydra.sweeper.{key}": getattr(settings, key) for key in kept},
+        **{f"hydra.sweeper.{k}": v for k, v in changed.items() if v != ORDINARY[k]},
+        **({"search by task": dict(chosen)} if chosen else {}),
         "search space": dict(searches),
         "configuration": {task: config for task, config in fixed.items() if config},
     }
@@ -119,6 +140,8 @@ def refuse_changes(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], edited: Sequence[str]
 ) -> None:
     """Refuse to continue a sweep by another fingerprint, or with YAML files that were `edited`."""
+    once = {f"hydra.sweeper.{key}" for key in BOUNDS}  # fingerprints of earlier versions had them
+    before = {key: value for key, value in before.items() if key not in once}
     changes = [*changed(before, now), *edited]
     if not changes:
         return
@@ -131,6 +154,29 @@ def refuse_changes(
         "  Trials of both together could not be compared.\n"
         "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
     )
+
+
+def refuse_lower(
+    folder: Path, before: Mapping[str, int | None], now: Mapping[str, int | None]
+) -> list[str]:
+    """What was raised since the last session, as 'key: was A, is B'. Raises ChangedSweepError."""
+    raised: list[str] = []
+    lowered: list[str] = []
+    for key, new in now.items():
+        old = before.get(key, new)
+        if old != new:
+            lower = new is not None and (old is None or new < old)
+            told = f"hydra.sweeper.{key}: was {old}, is {new}"
+            (lowered if lower else raised).append(told)
+    if lowered:
+        listed = "\n".join(f"    {one}" for one in lowered)
+        raise ChangedSweepError(
+            f"'{folder}' holds a sweep with more jobs:\n{listed}\n"
+            "  jobs, rounds and popsize of a sweep that was begun may be raised, for the stages that"
+            " are still open;\n  they may not be lowered. Set them as they were or higher, or set"
+            " another hydra.sweep.dir."
+        )
+    return raised
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from autocl_sweeper.objective import MEAN, Objective
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.protocols import Selection
 from autocl_sweeper.space import bare, literal, override
@@ -34,10 +36,13 @@ class Plan:
     def selection(self) -> Selection:
         return self.strategy.selection
 
-    @property
-    def metric(self) -> str:
-        """Which of the numbers a job returned ranks it; a lone number is called `score`."""
-        return self.settings.metric or "score"
+    @cached_property
+    def objective(self) -> Objective:
+        """What ranks a job of the numbers that it returned; a lone number is called `score`."""
+        settings, tasks = self.settings, list(self.tasks)
+        needs = (MEAN,) if settings.selection == "pareto" else ()
+        maximize = settings.direction == "maximize"
+        return Objective(settings.metric, settings.objective, tasks, maximize, needs)
 
     @property
     def ranked(self) -> bool:
@@ -46,14 +51,21 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Trials in all if every stage has `top_k` survivors."""
+        """Trials in all if every stage has as many survivors as it may."""
         total, parents = 0, 1
         for stage in self.stages:
             trials = stage.jobs(parents)
             assert trials is not None, "a search without end has a bound"
             total += trials
-            parents = min(self.settings.top_k, trials)
+            survivors = stage.survivors or self.settings.top_k
+            parents = min(survivors, trials // stage.seeds)
         return total
+
+    @property
+    def bounds(self) -> dict[str, int | None]:
+        """What may be raised while the sweep is not over."""
+        settings = self.settings
+        return {"jobs": settings.jobs, "rounds": settings.rounds, "popsize": settings.popsize}
 
     @property
     def checkpoint_key(self) -> str | None:
@@ -72,11 +84,11 @@ class Plan:
 
         `checkpoint` is the parent's, absolute; None without a parent.
         """
-        handed = self.handed(trial.stage, trial.number, trial.parent, checkpoint)
+        handed = self.handed(trial.stage, trial.number, trial.parent, checkpoint, trial.repeat)
         return self.command(trial.task, trial.suggestion.params, handed, trial.folder)
 
     def handed(
-        self, stage: int, trial: int, parent: int | None, checkpoint: str | None
+        self, stage: int, trial: int, parent: int | None, checkpoint: str | None, repeat: int = 0
     ) -> dict[str, Value]:
         """The values that `handover` may name."""
         seen_tasks: list[Value] = [*list(self.tasks)[:stage]]
@@ -86,6 +98,7 @@ class Plan:
             "stage": stage,
             "trial": trial,
             "parent": parent,
+            "seed": self.settings.seed + repeat,
         }
 
     def command(

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autocl_sweeper.budget import Budget
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.objective import Objective
 
-HANDOVER_VALUES = ("checkpoint", "seen_tasks", "stage", "trial", "parent")
+HANDOVER_VALUES = ("checkpoint", "seen_tasks", "stage", "trial", "parent", "seed")
+SELECTIONS = ("top_k", "pareto", "diverse")
+PROTOCOLS = ("beam", "greedy", "first_k", "fixed", "random_chains")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def check_settings(settings: Settings) -> None:
             " much a stage runs.\n"
             "  jobs counts jobs, rounds * popsize suggestions: give one of them."
         )
+    _check_protocol(settings)
     _one_of("keep_checkpoints", settings.keep_checkpoints, ("beam", "all"))
     for key, value in settings.handover.items():
         if value is not None:
@@ -93,6 +98,39 @@ def check_settings(settings: Settings) -> None:
         raise ConfigurationError(
             "hydra.sweeper.task_params is set, but hydra.sweeper.sequence is null.\n"
             "  task_params gives settings to tasks of a sequence. Name the override that lists them."
+        )
+
+
+def _check_protocol(settings: Settings) -> None:
+    """Objective, selection, seeds, protocol and budget."""
+    _one_of("selection", settings.selection, SELECTIONS)
+    _one_of("protocol", settings.protocol, PROTOCOLS)
+    if settings.metric is not None and settings.objective is not None:
+        raise ConfigurationError(
+            f"hydra.sweeper.metric={settings.metric} and"
+            f" hydra.sweeper.objective={settings.objective!r} both say what ranks trials.\n"
+            "  A metric is a name, an objective an expression over names: give one of them."
+        )
+    Objective(text=settings.objective)
+    Budget.of(settings.budget)
+    seeds, jobs = settings.seeds, settings.jobs
+    if seeds > 1 and "seed" not in settings.handover.values():
+        raise ConfigurationError(
+            f"hydra.sweeper.seeds={seeds}, but no key of the app gets the seed:"
+            f" all {seeds} runs of a suggestion would be the same.\n"
+            "  Name the app's key: +hydra.sweeper.handover.KEY=seed. It gets hydra.sweeper.seed, plus 1"
+            " for each repeat."
+        )
+    if jobs is not None and jobs < seeds * settings.top_k:
+        raise ConfigurationError(
+            f"hydra.sweeper.jobs={jobs} counts every run; {settings.top_k} survivors"
+            f" (hydra.sweeper.top_k) of {seeds} runs each (hydra.sweeper.seeds) take"
+            f" {seeds * settings.top_k}.\n  Set more jobs, fewer seeds or a smaller top_k."
+        )
+    if settings.protocol != "beam" and settings.parents != "beam":
+        raise ConfigurationError(
+            f"hydra.sweeper.protocol={settings.protocol} and hydra.sweeper.parents="
+            f"{settings.parents} both say what a trial starts from.\n  Give one of them."
         )
 
 

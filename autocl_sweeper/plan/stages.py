@@ -9,23 +9,22 @@ from typing import Any
 
 from autocl_sweeper.distributions import Space
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.protocol import AUTO, selection_of
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.plan.spaces import describe
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search.listed import ListedSearch
-from autocl_sweeper.selection import TopK
 from autocl_sweeper.space import literal
 from autocl_sweeper.strategy.decisions import Stage, Strategy
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Value
 
-AUTO = "auto"
 GRID = "autocl_sweeper.search.grid.GridSearch"
 RELAY = "autocl_sweeper.search.relay.RelaySearch"
 
 
-def strategy_of(settings: Settings, stages: Sequence[Stage]) -> Strategy:
-    selection = TopK(settings.top_k, settings.direction == "maximize")
+def strategy_of(settings: Settings, stages: Sequence[Stage], tasks: Sequence[str] = ()) -> Strategy:
+    selection = selection_of(settings, stages, tasks)
     carried = () if settings.transfer else None
     return SequentialTopK(
         stages, selection, settings.pipeline, width=settings.top_k, carried=carried
@@ -50,7 +49,7 @@ def stages_of(
         if isinstance(own, Sequence) and not isinstance(own, str):
             listed = _listed(own, task)
             described[task] = [dict(item) for item in listed.listed]
-            stages.append(Stage(number, task, listed))
+            stages.append(Stage(number, task, listed, most=settings.jobs, seeds=settings.seeds))
             continue
         space = spaces[task]
         factory, options = _chosen(settings, space)
@@ -64,8 +63,15 @@ def stages_of(
                 "  Set it, for instance hydra.sweeper.jobs=8, or give choices instead."
             )
         described[task] = describe(space)
-        stages.append(Stage(number, task, search, limit, settings.jobs))
+        stages.append(Stage(number, task, search, limit, settings.jobs, settings.seeds))
     return stages, described
+
+
+def chosen_by_auto(settings: Settings, spaces: Mapping[str, Space]) -> dict[str, str]:
+    """Task -> the search that `auto` stands for, which may change with what bounds a stage."""
+    if settings.search.get("factory") != AUTO:
+        return {}
+    return {task: _chosen(settings, space)[0] for task, space in spaces.items()}
 
 
 def _listed(own: Sequence[Any], task: str) -> ListedSearch:

@@ -22,3 +22,9 @@ def space_of(space: Mapping[str, Distribution]) -> Space:
 def is_discrete(distribution: Distribution) -> bool:
     """Whether it has finitely many values."""
     return isinstance(distribution, Choice) or distribution.integer
+
+
+def in_turn(stage: StageView, index: int) -> int | None:
+    """The parent of a suggestion that runs with one: the parents in turn, the best first."""
+    parents = stage.parents
+    return parents[index % len(parents)].number if parents else None

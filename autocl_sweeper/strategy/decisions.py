@@ -16,33 +16,46 @@ Work: TypeAlias = Callable[[Mapping[str, Value], str], float]
 
 @dataclass(frozen=True)
 class Stage:
-    """The search on one task. `limit` bounds its suggestions, `most` its jobs; None: no bound."""
+    """The search on one task. `limit` bounds its suggestions, `most` its jobs; None: no bound.
+
+    Each suggestion runs `seeds` times with a parent; a group of these runs is begun whole or not at
+    all. `survivors`: of this stage, where they are not as many as elsewhere.
+    """
 
     number: int  # 1 is the first
     task: str
     search: Search
     limit: int | None = None
     most: int | None = None
+    seeds: int = 1
+    survivors: int | None = None
+
+    @property
+    def groups(self) -> int | None:
+        """Groups of runs that `most` allows."""
+        return None if self.most is None else self.most // self.seeds
 
     @property
     def suggestions(self) -> int:
         """How many there are at most. A search without end needs a bound."""
-        return min(n for n in (self.search.size, self.limit, self.most) if n is not None)
+        return min(n for n in (self.search.size, self.limit, self.groups) if n is not None)
 
     def jobs(self, parents: int) -> int | None:
         """Jobs with so many parents; None without a bound."""
         pairs = parents if self.search.pairing == "every" else 1
         bounds = [n * pairs for n in (self.search.size, self.limit) if n is not None]
-        return min((n for n in (*bounds, self.most) if n is not None), default=None)
+        groups = min((n for n in (*bounds, self.groups) if n is not None), default=None)
+        return None if groups is None else groups * self.seeds
 
 
 @dataclass(frozen=True)
 class Start:
-    """Run `suggestion` from `parent` (None: the initial model)."""
+    """Run `suggestion` from `parent` (None: the initial model), for the `repeat`-th time from 0."""
 
     stage: Stage
     suggestion: Suggestion
     parent: int | None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from autocl_sweeper.errors import SearchError
 from autocl_sweeper.order import Durations, Queue
@@ -25,6 +26,9 @@ from autocl_sweeper.strategy.decisions import (
 )
 from autocl_sweeper.types import History, Later, State, Suggestion, Trial
 from autocl_sweeper.view import StageView
+
+Run: TypeAlias = tuple[int | None, int]
+"""What a suggestion runs with: its parent, and which repeat it is."""
 
 PARENT_LEFT = "its parent left the beam"
 AHEAD = 2  # stages that may begin early; a third kept devices no busier (benchmarks/launchers)
@@ -133,14 +137,14 @@ class _Standing:
         self._view = view
         self._indexed = stage.search if isinstance(stage.search, IndexedSearch) else None
         self._answer: tuple[int, Start | Wait | None] = (-1, None)  # at which revision
-        self._begun: set[tuple[int, int | None]] = set()
+        self._begun: set[tuple[int, Run]] = set()
         self._children: defaultdict[int | None, set[int]] = defaultdict(set)  # not given up
         self._beam: list[Trial] = []
         self._newcomers: dict[int, Trial] = {}  # complete, and not compared with the beam yet
         self._provisional: list[Trial] | None = None  # the best of them; None: to be worked out
         self._durations = Durations()
-        self._queue: Queue | None = None
-        self._early: dict[int, Queue] = {}  # by parent
+        self._queue: Queue[Run] | None = None
+        self._early: dict[int, Queue[Run]] = {}  # by parent
 
     def note(self, trial: Trial) -> None:
         """A trial of this stage changed."""
@@ -149,7 +153,7 @@ class _Standing:
         self.running.discard(trial.number)
         if trial.state is State.RUNNING:
             self.running.add(trial.number)
-            self._begun.add((suggestion.index, trial.parent))
+            self._begun.add((suggestion.index, (trial.parent, trial.repeat)))
             self._children[trial.parent].add(trial.number)
         elif trial.state is State.PRUNED:
             self._children[trial.parent].discard(trial.number)
@@ -219,7 +223,11 @@ class _Standing:
         starts = (self._first(queue) for queue in self._early.values())
         return next((start for start in starts if start is not None), None)
 
-    def _queue_for(self, parents: Sequence[int | None], early: bool = False) -> Queue:
+    def _runs(self, parents: Sequence[int | None]) -> list[Run]:
+        """What each suggestion runs with, each parent as often as it is repeated."""
+        return [(parent, repeat) for parent in parents for repeat in range(self.stage.seeds)]
+
+    def _queue_for(self, parents: Sequence[int | None], early: bool = False) -> Queue[Run]:
         ordered = self._strategy.work is not None
         work = (lambda index: self._work_of(self._suggestion(index))) if ordered else None
         stage, each = self.stage, len(parents)
@@ -228,13 +236,14 @@ class _Standing:
         ):  # there may be more parents in the end: what is sure to run with every one of them
             each = max(each, self._strategy.width)
         count, rest = stage.suggestions, 0
-        if stage.most is not None and stage.most < count * each:
-            count, rest = divmod(stage.most, each)
-        return Queue(count, parents, self._durations, work, 0 if early else rest)
+        if stage.groups is not None and stage.groups < count * each:
+            count, rest = divmod(stage.groups, each)
+        partial = 0 if early else rest * stage.seeds
+        return Queue(count, self._runs(parents), self._durations, work, partial)
 
-    def _first(self, queue: Queue) -> Start | None:
+    def _first(self, queue: Queue[Run]) -> Start | None:
         found = queue.next(self._begun)
-        return found and Start(self.stage, self._suggestion(found[0]), found[1])
+        return found and Start(self.stage, self._suggestion(found[0]), *found[1])
 
     def _suggestion(self, index: int) -> Suggestion:
         assert self._indexed is not None
@@ -246,8 +255,10 @@ class _Standing:
 
     def _ask(self, parents: Sequence[int | None]) -> Start | Wait | None:
         """One suggestion after the other, each with all its parents before the next is asked for."""
-        search, trials = self.stage.search, self._view.trials
-        if self.stage.most is not None and len(trials) >= self.stage.most:
+        search, trials, seeds = self.stage.search, self._view.trials, self.stage.seeds
+        if trials and (repeat := trials[-1].repeat + 1) < seeds:
+            return Start(self.stage, trials[-1].suggestion, trials[-1].parent, repeat)
+        if self.stage.groups is not None and len(trials) // seeds >= self.stage.groups:
             return None
         if trials:
             last = trials[-1]

@@ -7,12 +7,57 @@ that is made anew cannot be pickled any more, as callbacks and launchers do with
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import II
+
 
 @dataclass
 class SearchConf:
     """A search is called as factory(space, seed=..., stage_name=..., **the other keys)."""
 
     factory: str = "???"
+
+
+@dataclass
+class TPEConf(SearchConf):
+    factory: str = "autocl_sweeper.search.tpe.tpe_search"
+    n_startup_trials: int = 10
+    constant_liar: bool = True
+
+
+@dataclass
+class GPConf(SearchConf):
+    factory: str = "autocl_sweeper.search.gp.gp_search"
+    n_startup_trials: int = 10
+
+
+@dataclass
+class QMCConf(SearchConf):
+    factory: str = "autocl_sweeper.search.qmc.QMCSearch"
+
+
+@dataclass
+class CMAESConf(SearchConf):
+    factory: str = "autocl_sweeper.search.cmaes.cmaes_search"
+    popsize: int | None = II("..popsize")
+    sigma: float = 0.2
+    on_stop: str = "restart"
+
+
+@dataclass
+class HAZeroConf(SearchConf):
+    factory: str = "autocl_sweeper.search.hazero.hazero_search"
+    popsize: int | None = II("..popsize")
+    sigma: float = 0.2
+    on_stop: str = "restart"
+
+
+@dataclass
+class PSHE2Conf(SearchConf):
+    factory: str = "autocl_sweeper.search.pshe2.pshe2_search"
+    popsize: int | None = II("..popsize")
+    alpha: float = 0.5
+    epsilon: float = 0.2
+    anneal: float = 0.0
 
 
 @dataclass

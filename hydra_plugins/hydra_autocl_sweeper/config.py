@@ -6,7 +6,18 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from ._schema import AutoCLSweeperConf, GPULauncherConf, RayLauncherConf, SearchConf
+from ._schema import (
+    AutoCLSweeperConf,
+    CMAESConf,
+    GPConf,
+    GPULauncherConf,
+    HAZeroConf,
+    PSHE2Conf,
+    QMCConf,
+    RayLauncherConf,
+    SearchConf,
+    TPEConf,
+)
 
 
 def _register() -> None:
@@ -19,12 +30,18 @@ def _register() -> None:
     store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf)
     store(group="hydra/launcher", name="gpu", node=GPULauncherConf)
     store(group="hydra/launcher", name="ray", node=RayLauncherConf)
-    for name, factory in (
-        ("auto", "auto"),
-        ("grid", "autocl_sweeper.search.grid.GridSearch"),
-        ("random", "autocl_sweeper.search.random.RandomSearch"),
+    for name, search in (
+        ("auto", SearchConf("auto")),
+        ("grid", SearchConf("autocl_sweeper.search.grid.GridSearch")),
+        ("random", SearchConf("autocl_sweeper.search.random.RandomSearch")),
+        ("qmc", QMCConf()),
+        ("tpe", TPEConf()),
+        ("gp", GPConf()),
+        ("cmaes", CMAESConf()),
+        ("hazero", HAZeroConf()),
+        ("pshe2", PSHE2Conf()),
     ):
-        store(group="hydra/sweeper/search", name=name, node=SearchConf(factory))
+        store(group="hydra/sweeper/search", name=name, node=search)
 
 
 _register()

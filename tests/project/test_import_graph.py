@@ -26,9 +26,9 @@ CORE_FLOORS = [
         "metrics",
         "command_line",
     },
-    {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual"},
-    {"search", "selection", "order", "executor"},
-    {"strategy", "retention", "verdict"},
+    {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
+    {"search", "selection", "order", "executor", "budget"},
+    {"strategy", "retention", "verdict", "compare"},
     {"plan", "results", "display"},
     {"sweep"},
     {

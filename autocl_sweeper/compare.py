@@ -1,0 +1,211 @@
+"""Finished sweeps side by side, from their journals alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from autocl_sweeper import metrics
+from autocl_sweeper.budget import HOUR_S, spent
+from autocl_sweeper.errors import SweepFolderError
+from autocl_sweeper.journal import NAME, VERSION, Fold, fold, read
+from autocl_sweeper.types import Trial
+
+S = "hydra.sweeper."
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One sweep's numbers. None: its jobs do not return what it takes."""
+
+    folder: Path
+    stages: int
+    stages_over: int
+    kind: Mapping[str, Any]  # protocol, search, k, tasks, jobs per stage
+    key: str  # equal for sweeps that differ in their seeds only
+    dev: float | None  # average accuracy over all tasks after the last one
+    test: float | None
+    dev_forgetting: float | None
+    test_forgetting: float | None
+    jobs: int  # without those given up
+    given_up: int
+    device_hours: float  # of all of them
+
+    @property
+    def finished(self) -> bool:
+        return self.stages_over == self.stages
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over sweeps, and half the width of its t-interval; None for one sweep."""
+
+    mean: float
+    half: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sweeps that differ in their seeds only. Means are over the finished ones."""
+
+    sweeps: Sequence[Figures]
+
+    @property
+    def finished(self) -> Sequence[Figures]:
+        return [sweep for sweep in self.sweeps if sweep.finished]
+
+    def mean(self, name: str) -> Mean | None:
+        """Of one of the numbers in Figures; None where a finished sweep lacks it, or none is."""
+        values = [getattr(sweep, name) for sweep in self.finished]
+        if not values or None in values:
+            return None
+        if len(values) == 1:
+            return Mean(values[0], None)
+        t = t_quantile((1 + LEVEL) / 2, len(values) - 1)
+        return Mean(fmean(values), t * stdev(values) / math.sqrt(len(values)))
+
+
+def compare(folders: Sequence[Path]) -> list[Row]:
+    """A row per kind of sweep, in the order of the folders. Raises SweepFolderError."""
+    rows: dict[str, list[Figures]] = {}
+    for folder in dict.fromkeys(folders):
+        found = figures(folder)
+        rows.setdefault(found.key, []).append(found)
+    return [Row(sweeps) for sweeps in rows.values()]
+
+
+def figures(folder: Path) -> Figures:
+    """The numbers of the sweep in this folder. Raises SweepFolderError."""
+    try:
+        records = read(folder)
+    except OSError as error:
+        raise SweepFolderError(
+            f"'{folder}' holds no sweep: {error.strerror or error} ('{folder / NAME}').\n"
+            "  Name folders that sweeps ran in, as hydra.sweep.dir had them."
+        ) from error
+    try:
+        state = fold(records)
+        if state.setup is None:
+            raise KeyError("no `sweep` event")
+        fingerprint = state.setup["fingerprint"]
+        tasks: list[str] = fingerprint[f"{S}sequence"]
+        version = state.setup["version"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise SweepFolderError(
+            f"The journal of '{folder}' cannot be read: {error!r}.\n"
+            "  It is not a journal of this version, or it is damaged."
+        ) from error
+    if version != VERSION or not tasks:
+        what = "holds a sweep without a sequence of tasks" if not tasks else "is of another version"
+        raise SweepFolderError(
+            f"'{folder}' {what}, so it has nothing to compare by.\n"
+            "  Name folders of sweeps over a sequence (hydra.sweeper.sequence)."
+        )
+    chain = best_chain(state, bool(fingerprint.get(f"{S}direction") != "minimize"))
+    dev, test = (_scores(tasks, chain, split) for split in ("evaluations", "tests"))
+    kind = kind_of(fingerprint, state.bounds)
+    return Figures(
+        folder=folder,
+        stages=len(tasks),
+        stages_over=len(state.history.beams),
+        kind=kind,
+        key=json.dumps([kind, _without_seeds(fingerprint)], sort_keys=True),
+        dev=dev[0],
+        dev_forgetting=dev[1],
+        test=test[0],
+        test_forgetting=test[1],
+        jobs=len(state.history) - len(state.history.given_up),
+        given_up=len(state.history.given_up),
+        device_hours=spent(records).device_s / HOUR_S,
+    )
+
+
+def best_chain(state: Fold, maximize: bool) -> list[Trial]:
+    """The chain that ends in the best survivor of the last stage; of an open sweep, so far."""
+    history = state.history
+    if history.beams and history.beams[len(history.beams)]:
+        return history.lineage(history[history.beams[len(history.beams)][0]])
+    ranked = [(trial.score, trial) for trial in history.stage(1) if trial.score is not None]
+    if not ranked:
+        return []
+    sign = -1.0 if maximize else 1.0
+    return [min(ranked, key=lambda one: (sign * one[0], one[1].number))[1]]
+
+
+def _scores(
+    tasks: Sequence[str], chain: Sequence[Trial], split: str
+) -> tuple[float | None, float | None]:
+    """Average accuracy and forgetting of a chain on one split, as far as it goes."""
+    scores = [getattr(trial.outcome, split) for trial in chain]
+    seen = list(tasks)[: len(chain)]
+    if not chain or any(not set(seen[: n + 1]) <= set(row) for n, row in enumerate(scores)):
+        return None, None
+    matrix = metrics.accuracy_matrix(seen, scores)
+    forgetting = metrics.forgetting(matrix) if len(matrix) > 1 else None
+    return metrics.average_accuracy(matrix), forgetting
+
+
+def kind_of(fingerprint: Mapping[str, Any], bounds: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader tells sweeps apart by."""
+    search = fingerprint.get(f"{S}search") or {}
+    chosen = sorted({*fingerprint.get("search by task", {}).values()} or {search.get("factory")})
+    known = {name: bounds.get(name) for name in ("jobs", "rounds", "popsize")}
+    return {
+        "protocol": fingerprint.get(f"{S}protocol", "beam"),
+        "search": "+".join(_short(str(name)) for name in chosen),
+        "top_k": fingerprint.get(f"{S}top_k"),
+        "tasks": len(fingerprint[f"{S}sequence"]),
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def _short(factory: str) -> str:
+    return factory.rpartition(".")[2].removesuffix("Search").lower() or factory
+
+
+def _without_seeds(node: Any) -> Any:
+    """A fingerprint without the entries whose last word is `seed`."""
+    if not isinstance(node, Mapping):
+        return node
+    return {
+        key: _without_seeds(value)
+        for key, value in node.items()
+        if str(key).rpartition(".")[2].rpartition("_")[2] != "seed"
+    }
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Student's t quantile above the median, by bisection on its distribution function.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, 1.0
+    while _t_within(high, freedom) < 2 * probability - 1:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _t_within(middle, freedom) < 2 * probability - 1:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """The probability that |T| < t."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term = total = cosine if odd else 1.0
+    for n in range(2 + odd, freedom - 1, 2):
+        term *= cosine**2 * (n - 1) / n
+        total += term
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))

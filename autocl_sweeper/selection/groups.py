@@ -1,0 +1,84 @@
+"""Runs of one suggestion with one parent as one candidate, and ties that are no more than noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import ClassVar
+
+from autocl_sweeper.types import State, Trial
+
+
+@dataclass(frozen=True)
+class Group:
+    """The completed runs of a suggestion with a parent. `best` has the checkpoint of them all."""
+
+    best: Trial
+    score: float  # the mean
+    loss: float  # the same with lower better
+    stderr: float  # of the mean; 0 for one run
+    seconds: float  # the mean
+    evaluations: dict[str, float]  # task -> mean, of the tasks that every run has
+
+
+def loss_of(score: float, maximize: bool) -> float:
+    return -score if maximize else score
+
+
+def groups(finished: Sequence[Trial], maximize: bool) -> list[Group]:
+    """One per suggestion and parent that has a completed run, in the order of the first of these."""
+    runs: dict[tuple[int, int | None], list[Trial]] = {}
+    for trial in finished:
+        if trial.state is State.COMPLETE and trial.score is not None:
+            runs.setdefault((trial.suggestion.index, trial.parent), []).append(trial)
+    return [_group(together, maximize) for together in runs.values()]
+
+
+def _group(runs: Sequence[Trial], maximize: bool) -> Group:
+    scores = [trial.score for trial in runs if trial.score is not None]
+    outcomes = [trial.outcome for trial in runs if trial.outcome is not None]
+    best = min(zip(scores, runs, strict=True), key=lambda one: loss_of(one[0], maximize))[1]
+    shared = set.intersection(*(set(outcome.evaluations) for outcome in outcomes))
+    mean = fmean(scores)
+    return Group(
+        best,
+        mean,
+        loss_of(mean, maximize),
+        stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0,
+        fmean(outcome.seconds for outcome in outcomes),
+        {task: fmean(o.evaluations[task] for o in outcomes) for task in sorted(shared)},
+    )
+
+
+def in_order(candidates: Sequence[Group]) -> list[Group]:
+    """Best first. Those within one standard error of the best of the rest go by what they cost."""
+    rest = sorted(candidates, key=lambda group: group.loss)  # stable: equal ones keep their order
+    ordered = []
+    while rest:
+        best = rest[0]
+        close = [group for group in rest if group.loss <= best.loss + best.stderr]
+        if best.stderr > 0:
+            best = min(close, key=lambda group: (group.seconds, group.best.suggestion.index))
+        ordered.append(best)
+        rest.remove(best)
+    return ordered
+
+
+@dataclass(frozen=True)
+class TopKGroups:
+    """The k best suggestions by the mean of their runs, each as its best run.
+
+    Whether two are within noise shows when all their runs are over, so the stage is awaited.
+    """
+
+    k: int
+    maximize: bool = True
+    monotone: ClassVar[bool] = False
+
+    def loss(self, score: float) -> float:
+        return loss_of(score, self.maximize)
+
+    def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
+        return [group.best for group in in_order(groups(finished, self.maximize))[: self.k]]
