@@ -60,7 +60,9 @@ NAMES = {"lr": LR, "wd": Interval(0.0, 1.0), "opt": Choice(("adam", "sgd"))}
 
 @every
 def test_names_without_order_are_refused_and_searches_that_take_them_are_named(factory):
-    with pytest.raises(ConfigurationError, match=r"(?s)'opt': choice\(adam,sgd\) has no order.*tpe"):
+    with pytest.raises(
+        ConfigurationError, match=r"(?s)'opt': choice\(adam,sgd\) has no order.*tpe"
+    ):
         factory(Space(NAMES), 0, "t")
 
 
@@ -277,7 +279,11 @@ def test_every_suggestion_is_new_and_inside_the_space_with_values_of_its_type(
     played = Played(factory(Space(axes, init=init), seed, "t", popsize=4))
     made = played.run(lambda params, index: data.draw(losses), 14, devices=2)
     size = math.prod(
-        len(one.values) if isinstance(one, Choice) else one.high - one.low + 1 if one.integer else 99
+        len(one.values)
+        if isinstance(one, Choice)
+        else one.high - one.low + 1
+        if one.integer
+        else 99
         for one in axes.values()
     )
     assert len(made) == min(14, size)

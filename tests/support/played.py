@@ -103,7 +103,9 @@ class Played:
         return made
 
 
-def replayed(steps: Sequence[tuple[str, Any]], make: Callable[[], Search], **more: Any) -> list[Any]:
+def replayed(
+    steps: Sequence[tuple[str, Any]], make: Callable[[], Search], **more: Any
+) -> list[Any]:
     """What a search that is made anew says where each of these suggestions was made."""
     said = []
     for place, (kind, _) in enumerate(steps):

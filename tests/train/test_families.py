@@ -405,37 +405,47 @@ def test_the_loss_of_a_job_is_that_of_its_base_and_saved_adapters_in_stock_peft(
     make: Any, folders: Any, chain: Chain, kind: str
 ) -> None:
     """Teacher-forced, per target id, one row after the other by transformers' own loss."""
-    from train.data.rows import load as load_rows
-
     last = chain(kind)
     results = json.loads((last / "all_results.json").read_text())
-    job = make(*of(folders(kind)), *QUICK)
+    model = stock(folders, kind, last)
+    sums = {}
+    for name in ("sentiment", "parity"):
+        job = make(*of(folders(kind)), *QUICK, f"task={name}")
+        sums[name] = teacher_forced(job, kind, model)
+        expected = sums[name][0] / sums[name][1]
+        assert results["test_metrics"][name]["loss"] == pytest.approx(expected, rel=1e-5)
+    pooled = json.loads((last / "predict_results.json").read_text())["predict_loss"]
+    total, counted = (sum(part) for part in zip(*sums.values(), strict=True))
+    assert pooled == pytest.approx(total / counted, rel=1e-5)
+
+
+def teacher_forced(job: Any, kind: str, model: Any) -> tuple[float, int]:
+    """Loss of a model over the test rows of a job's task, and the number of target ids."""
+    from train.data.rows import load as load_rows
+    from train.model.text_choice import directions
+
     [plan] = planned(job).values()
-    task, model = meeting_of(job), stock(folders, kind, last)
+    task = meeting_of(job)
     total, counted = 0.0, 0
     for i, row in enumerate(load_rows(plan, job.evaluation).test):
         one = task.example(row, np.random.default_rng([7, i]), False, "row")
-        if kind == "bert":
-            hidden = model(torch.tensor([one.ids])).last_hidden_state[0].mean(0)
-            from train.model.text_choice import directions
-
-            cosines = torch.nn.functional.cosine_similarity(
-                directions(["negative", "positive"], len(hidden)), hidden[None]
-            )
-            loss, n = -(20 * cosines).log_softmax(0)[one.label], 1
-        elif kind == "t5":
-            labels = torch.tensor([one.decoder[1:]])
-            loss = model(input_ids=torch.tensor([one.source]), labels=labels).loss
-            n = labels.shape[1]
-        else:
-            ids = [*one.source, *one.decoder]
-            labels = torch.tensor([[*[-100] * len(one.source), *one.decoder]])
-            loss = model(input_ids=torch.tensor([ids]), labels=labels).loss
-            n = len(one.decoder)
+        with torch.no_grad():
+            if kind == "bert":
+                hidden = model(torch.tensor([one.ids])).last_hidden_state[0].mean(0)
+                rows = directions([*plan.answers], len(hidden))
+                cosines = torch.nn.functional.cosine_similarity(rows, hidden[None])
+                loss, n = -(20 * cosines).log_softmax(0)[one.label], 1
+            elif kind == "t5":
+                labels = torch.tensor([one.decoder[1:]])
+                loss = model(input_ids=torch.tensor([one.source]), labels=labels).loss
+                n = labels.shape[1]
+            else:
+                ids = [*one.source, *one.decoder]
+                labels = torch.tensor([[*[-100] * len(one.source), *one.decoder]])
+                loss = model(input_ids=torch.tensor([ids]), labels=labels).loss
+                n = len(one.decoder)
         total, counted = total + loss.item() * n, counted + n
-    assert results["test_metrics"]["sentiment"]["loss"] == pytest.approx(total / counted, rel=1e-5)
-    own = [found["loss"] for found in results["test_metrics"].values()]
-    assert results["predict_loss"] == pytest.approx(sum(own) / len(own))
+    return total, counted
 
 
 def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(

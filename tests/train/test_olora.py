@@ -193,10 +193,10 @@ def test_forward_and_concatenated_factors_have_the_reference_values() -> None:
 @pytest.mark.parametrize("case", GOLDEN["normalise"], ids=lambda case: case["prediction"])
 def test_exact_match_compares_answers_normalised(case: dict[str, Any]) -> None:
     from train.config.sections import MetricSettings
-    from train.data.task_metrics import compute, normalised
+    from train.data.task_metrics import compute, normalise
 
-    assert normalised(case["prediction"]) == case["normalised_prediction"]
-    assert normalised(case["reference"]) == case["normalised_reference"]
+    assert normalise(case["prediction"]) == case["normalised_prediction"]
+    assert normalise(case["reference"]) == case["normalised_reference"]
     found = compute("exact_match", MetricSettings("x"), [case["prediction"]], [case["reference"]])
     assert found == {"exact_match": float(case["exact_match"])}
 

@@ -40,6 +40,28 @@ def logged_names(metric: str, beta: float = 1.0) -> tuple[str, ...]:
     return tuple(name.format(beta=beta) for name in LOGGED[metric])
 
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """`text` in lower case, without ASCII punctuation, words one blank apart: as O-LoRA compares."""
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """True where both normalise to the same text.
+
+    A truth of punctuation alone, such as '-', normalises to nothing, which an empty answer must not
+    match: there the stripped texts are compared.
+    """
+    wanted = normalise(truth)
+    return normalise(answer) == wanted if wanted else _same(answer, truth)
+
+
+def _same(answer: str, truth: str) -> bool:
+    return answer.strip() == truth.strip()
+
+
 def compute(
     metric: str, settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]
 ) -> dict[str, float]:
@@ -50,9 +72,9 @@ def compute(
     """
     names = logged_names(metric, settings.beta)
     if metric in ("accuracy", "exact_match"):
-        alike = normalised if metric == "exact_match" else str.strip
-        same = [alike(a) == alike(t) for a, t in zip(answers, truths, strict=True)]
-        return {names[0]: sum(same) / len(same)}
+        equal = exact_match if metric == "exact_match" else _same
+        right = [equal(a, t) for a, t in zip(answers, truths, strict=True)]
+        return {names[0]: sum(right) / len(right)}
     if metric == "matthews_corrcoef":
         from sklearn.metrics import matthews_corrcoef
 
@@ -68,17 +90,6 @@ def compute(
             name: float(found[f"{kind}_fmeasure"]) for name, kind in zip(names, kinds, strict=True)
         }
     return {names[0]: 100 * float(sacre_bleu_score(list(answers), [[t] for t in truths]))}
-
-
-def normalised(text: str) -> str:
-    """`text` as exact match compares it: lower case, without punctuation, white space made single blanks.
-
-    As O-LoRA's published code: `string.punctuation` is deleted, not replaced by blanks.
-    """
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
-
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _f_measure(settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]) -> float:
