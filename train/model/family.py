@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from train.chain import base_of, walk
 from train.config.sections import ModelSettings, Run
 from train.config.typed import SettingsError
 from train.data.rows import Row
@@ -95,7 +96,10 @@ def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
             "delta.first=adapter: an adapter alone cannot teach random weights anything; take "
             "delta.first=full, or a pretrained model (model=pretrained model.path=<folder>)"
         )
-    family_of(run.model).check(plans.values(), begins=run.init_from is None)
+    begun = run.init_from
+    # In a sweep the checkpoint need not be there yet.
+    base = base_of(walk(begun)) if begun is not None and begun.is_dir() else None
+    family_of(run.model, base).check(plans.values(), begins=begun is None)
     fitted(run.model, plans.values())
 
 
