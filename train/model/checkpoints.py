@@ -72,7 +72,7 @@ def load(folder: Path, family: Family, delta: Delta) -> LoadedChain:
     begun, deltas = nodes[first], tuple[str, ...]()
     at = begun
     try:
-        model = _base(begun, family)
+        model: PreTrainedModel | PeftModel = _base(begun, family)
         for place, at in enumerate(nodes[first:], start=first + 1):
             if at.kind is None:
                 continue

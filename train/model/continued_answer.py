@@ -45,7 +45,9 @@ class ContinuedAnswer(TextAnswer):
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """n x (ids of the longest answer) x vocabulary, aligned with the labels."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return last_logits(model, inputs, batch["labels"].shape[1], use_cache=False).logits
+        logits: torch.Tensor
+        logits = last_logits(model, inputs, batch["labels"].shape[1], use_cache=False).logits
+        return logits
 
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Example], device: torch.device
