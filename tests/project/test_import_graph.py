@@ -45,7 +45,7 @@ TRAIN_FLOORS = [
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes"},
-    {"main", "worker", "pieces"},
+    {"main", "worker", "pieces", "final"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
@@ -268,7 +268,7 @@ def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> Non
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
     found = [imported.module for one in modules("train").values() for imported in one]
     known = {room(module) for module in found if top(module) == CORE}
-    assert known <= {"command_line", "errors", "reporter", "yaml"}
+    assert known <= {"command_line", "errors", "metrics", "reporter", "yaml"}
     assert "hydra_plugins" not in {top(module) for module in found}
     # That the core does not import train/ is in the table of OTHERS.
 

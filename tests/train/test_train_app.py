@@ -69,7 +69,10 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_
     left = {p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file()}
     assert {f for f in left if not f.startswith(".hydra/")} == {
         "all_results.json",
+        "predict_eval_predictions.jsonl",
+        "predict_results.json",
         "train.log",
+        "train_results.json",
         "checkpoint/README.md",
         "checkpoint/node.json",
         "checkpoint/task2/adapter_config.json",
