@@ -53,6 +53,7 @@ setup(
     extras_require={
         "gp": ["torch>=2.13"],  # hydra/sweeper/search=gp
         "tensorboard": ["tensorboardX>=2.6.5"],  # hydra.sweeper.export.tensorboard
+        "lightning": ["pytorch-lightning>=2.6"],  # autocl_sweeper.integrations.lightning
         "ray": ["ray>=2.50"],
         "train": [
             "accelerate>=1.15",

@@ -14,7 +14,7 @@ from autocl_sweeper import metrics
 from autocl_sweeper.budget import HOUR_S, spent
 from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.journal import NAME, VERSION, Fold, fold, read
-from autocl_sweeper.types import Trial
+from autocl_sweeper.types import State, Trial
 
 S = "hydra.sweeper."
 LEVEL = 0.95
@@ -131,7 +131,8 @@ def best_chain(state: Fold, maximize: bool) -> list[Trial]:
     history = state.history
     if history.beams and history.beams[len(history.beams)]:
         return history.lineage(history[history.beams[len(history.beams)][0]])
-    ranked = [(trial.score, trial) for trial in history.stage(1) if trial.score is not None]
+    complete = [trial for trial in history.stage(1) if trial.state is State.COMPLETE]
+    ranked = [(trial.score, trial) for trial in complete if trial.score is not None]
     if not ranked:
         return []
     sign = -1.0 if maximize else 1.0

@@ -20,6 +20,7 @@ from typing import Any
 
 from autocl_sweeper.errors import JournalDamagedError, SweepFolderError, SweepLockedError
 from autocl_sweeper.types import (
+    Carried,
     Cause,
     DeviceUse,
     History,
@@ -195,6 +196,8 @@ def fold(records: Iterable[Record]) -> Fold:
             case "report":
                 score = math.nan if record["score"] is None else record["score"]
                 state.history.report(Report(record["trial"], record["step"], score))
+                if "stopped" in record:
+                    state.history.stop(record["trial"], record["stopped"])
             case "finish":
                 state.history.finish(record["trial"], outcome_from_json(record))
             case "give_up":
@@ -221,7 +224,8 @@ def fold(records: Iterable[Record]) -> Fold:
 
 def trial_to_json(trial: Trial) -> dict[str, Any]:
     suggestion = trial.suggestion
-    told = {"origin": suggestion.origin, "source": suggestion.source}
+    carried = None if suggestion.carried is None else asdict(suggestion.carried)
+    told = {"origin": suggestion.origin, "source": suggestion.source, "carried": carried}
     return {
         "trial": trial.number,
         "stage": trial.stage,
@@ -237,8 +241,9 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
 
 
 def _trial(record: Record) -> Trial:
-    source = record.get("origin"), record.get("source")
-    suggestion = Suggestion(record["suggestion"], record["params"], *source)
+    source, carried = (record.get("origin"), record.get("source")), record.get("carried")
+    kept = None if carried is None else Carried(**carried)
+    suggestion = Suggestion(record["suggestion"], record["params"], *source, carried=kept)
     same = {key: record[key] for key in ("stage", "task", "parent", "folder", "attempt")}
     repeat = record.get("repeat", 0)
     return Trial(number=record["trial"], suggestion=suggestion, repeat=repeat, **same)

@@ -15,8 +15,13 @@ from autocl_sweeper import metrics
 from autocl_sweeper.journal import Record, outcome_from_json
 from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
+from autocl_sweeper.plan.rounds import POPULATION
 from autocl_sweeper.strategy.decisions import Stage
+<<<<<<< HEAD
+from autocl_sweeper.types import History, State, Suggestion, Trial, is_stopped
+=======
 from autocl_sweeper.types import History, Outcome, Trial
+>>>>>>> cldata
 
 RESULT_FILE = "autoCL_result.txt"
 BEST_FILE = "optimization_results.yaml"
@@ -60,7 +65,8 @@ class Lineage:
 def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
     """The lineage of a trial; a matrix is None unless every trial has all the scores it needs."""
     trials = history.lineage(trial)
-    outcomes = [trial.outcome for trial in trials if trial.outcome is not None]
+    last = {one.task: one for one in trials}  # of a task's rounds the last one is its training
+    outcomes = [one.outcome for one in last.values() if one.outcome is not None]
 
     def matrix(scores: Sequence[Mapping[str, float]]) -> list[list[float]] | None:
         complete = all(set(tasks[: stage + 1]) <= set(row) for stage, row in enumerate(scores))
@@ -89,14 +95,17 @@ def _forward(tasks: Sequence[str], outcomes: Sequence[Outcome]) -> float | None:
 
 def final_lineages(plan: Plan, history: History) -> list[Lineage]:
     """The lineages that end in the last stage reached: the survivors, then the others by score."""
-    for stage in reversed(plan.stages[: history.open_stage]):
+    # Rounds of a population train for different times: only one that is over has a winner.
+    over = plan.settings.parents == POPULATION
+    reached = len(history.beams) if over else history.open_stage
+    for stage in reversed(plan.stages[:reached]):
         finished = [
             (plan.selection.loss(trial.score), history.place(trial), trial)
             for trial in history.stage(stage.number)
-            if trial.score is not None
+            if trial.state is State.COMPLETE and trial.score is not None
         ]
         if finished:
-            tasks = list(plan.tasks)[: stage.number]
+            tasks = plan.tasks_until(stage.number)
             beam = {number: place for place, number in enumerate(beam_of(plan, history, stage))}
             ranked = [trial for _, _, trial in sorted(finished)]
             ranked.sort(key=lambda trial: beam.get(trial.number, len(beam)))
@@ -148,6 +157,79 @@ def waste(history: History) -> Waste:
     return Waste(len(history.given_up), lost, lost / spent if spent else 0.0)
 
 
+@dataclass(frozen=True)
+class Savings:
+    """What early stopping saved: `trials` of `finished` ones were stopped.
+
+    `steps` and `seconds` are estimates: what is missing to the longest and to the mean completed
+    trial of the stage; `all_steps` is what all of these trials would have done.
+    """
+
+    trials: int
+    finished: int
+    steps: int
+    all_steps: int
+    seconds: float
+
+    def __str__(self) -> str:
+        share = self.steps / self.all_steps if self.all_steps else 0.0
+        return (
+            f"stopped early: {self.trials} of {self.finished} trials; about {self.steps} of"
+            f" {self.all_steps} steps ({share:.0%}) and {self.seconds:.0f} s of jobs were saved"
+        )
+
+
+def savings(history: History) -> Savings:
+    trials = finished = steps = all_steps = 0
+    seconds = 0.0
+    for stage in range(1, len(history.beams) + 2):
+        ended = history.stage(stage)
+        stopped = [trial for trial in ended if is_stopped(trial)]
+        complete = [trial for trial in ended if trial.state is State.COMPLETE]
+        trials, finished = trials + len(stopped), finished + len(stopped) + len(complete)
+        full = max((_last_step(history, trial) for trial in complete), default=0)
+        missing = [max(0, full - _last_step(history, trial)) for trial in stopped]
+        done = sum(_last_step(history, trial) for trial in (*stopped, *complete))
+        steps, all_steps = steps + sum(missing), all_steps + sum(missing) + done
+        if complete:
+            mean = sum(t.outcome.seconds for t in complete if t.outcome) / len(complete)
+            seconds += sum(max(0.0, mean - t.outcome.seconds) for t in stopped if t.outcome)
+    return Savings(trials, finished, steps, all_steps, seconds)
+
+
+def _last_step(history: History, trial: Trial) -> int:
+    reports = history.reports(trial.number)
+    return reports[-1].step if reports else 0
+
+
+# -- where suggestions come from --------------------------------------------------------------------
+
+
+def provenance(suggestion: Suggestion) -> dict[str, Any]:
+    """Where a suggestion comes from, as far as its search says; empty where it does not."""
+    carried = suggestion.carried
+    found = {
+        "origin": suggestion.origin,
+        "source": suggestion.source,
+        "source_task": None if carried is None else carried.task,
+        "source_sweep": None if carried is None else carried.sweep,
+        "keys_carried": None if carried is None else carried.keys,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def origin_text(suggestion: Suggestion) -> str:
+    """The same as a sentence; empty unless there is something to say beside "new"."""
+    if suggestion.origin == "init":
+        return "the app's own configuration"
+    if suggestion.carried is None or suggestion.source is None:
+        return ""
+    carried, whole = suggestion.carried, len(suggestion.params)
+    sweep = "" if carried.sweep is None else f" of {carried.sweep}"
+    kept = f"{carried.keys} of {whole} keys carried"
+    return f"carried from {carried.task}, trial {suggestion.source}{sweep}; {kept}"
+
+
 # -- autoCL_result.txt ------------------------------------------------------------------------------
 
 
@@ -196,7 +278,9 @@ class ResultFile:
             # The record's own outcome: a trial that failed may be running again by now.
             return [_line(self._trial(replace(trial, outcome=outcome_from_json(record)), history))]
         elif trial.stage > self._titled:
-            self._titled = trial.stage
+            before, self._titled = self._titled, trial.stage
+            if before and self._plan.stages[before - 1].task == trial.task:
+                return []  # another round of the task
             return [f"-------------{trial.task} beginner---------------\n"]
         return []
 
@@ -213,6 +297,7 @@ class ResultFile:
             "stage": trial.stage,
             "trial": trial.number,
             "parent": trial.parent,
+            **provenance(trial.suggestion),
             "status": outcome.state.value,
             "reason": outcome.reason,
             "score": outcome.score,
@@ -266,6 +351,7 @@ def best_chain(
             "folder": trial.folder or None,
             "checkpoint": trial.outcome.checkpoint if trial.outcome else None,
             "params": dict(trial.suggestion.params),
+            **provenance(trial.suggestion),
             "overrides": [t for t in overrides.get(trial.number, ()) if not t.startswith("hydra.")],
         }
         for chain in final_lineages(plan, history)[:1]
@@ -313,6 +399,13 @@ def write_best(
     lost = waste(history)
     seconds, share = round(lost.seconds, 3), round(lost.share, 4)
     told["given_up"] = {"trials": lost.trials, "seconds": seconds, "share": share}
+    saved = savings(history)
+    told["stopped_early"] = {
+        "trials": saved.trials,
+        "steps_saved": saved.steps,
+        "steps_in_all": saved.all_steps,
+        "seconds_saved": round(saved.seconds, 3),
+    }
     import yaml
 
     text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
@@ -323,7 +416,7 @@ def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
     """The runs of a trial's suggestion with its parent, and the mean that ranks them all."""
     key = (trial.suggestion.index, trial.parent)
     runs = [t for t in history.stage(trial.stage) if (t.suggestion.index, t.parent) == key]
-    scores = [run.score for run in runs if run.score is not None]
+    scores = [r.score for r in runs if r.state is State.COMPLETE and r.score is not None]
     return {
         "trials": [run.number for run in runs],
         "mean_score": fmean(scores),
@@ -333,7 +426,8 @@ def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
 
 def write_table(folder: Path, history: History) -> None:
     """Every trial as a row; parameters, scores by task and other numbers as columns of their own."""
-    fixed = ["trial", "stage", "task", "state", "score", "parent", "selected", "attempt"]
+    fixed = ["trial", "stage", "task", "state", "score", "step", "parent"]
+    fixed += ["selected", "attempt"]
     fixed += ["seconds", "folder", "cause", "reason"]
     repeated = any(trial.repeat for trial in history)
     fixed += ["repeat"] if repeated else []
@@ -347,6 +441,7 @@ def write_table(folder: Path, history: History) -> None:
             "task": trial.task,
             "state": trial.state.value,
             "score": trial.score,
+            "step": reports[-1].step if (reports := history.reports(trial.number)) else None,
             "parent": trial.parent,
             "selected": int(trial.number in selected),
             "attempt": trial.attempt,
@@ -369,14 +464,12 @@ def write_table(folder: Path, history: History) -> None:
             if outcome.device is not None:
                 device = {f"device/{k}": figure for k, figure in asdict(outcome.device).items()}
                 device["device/ids"] = " ".join(outcome.device.ids)
-        rows.append((row, params, numbers, device))
+        rows.append((row, provenance(trial.suggestion), params, numbers, device))
     columns = dict.fromkeys(fixed)
-    for group in (1, 2, 3):
+    for group in (1, 2, 3, 4):
         columns |= dict.fromkeys(key for row in rows for key in row[group])
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {**row, **params, **numbers, **device} for row, params, numbers, device in rows
-    )
+    writer.writerows({key: value for group in row for key, value in group.items()} for row in rows)
     write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +22,17 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
+from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower
+from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
+from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.retries import Retries, rest_s
-from autocl_sweeper.strategy.decisions import Done, GiveUp, Select, Stage, Start
-from autocl_sweeper.types import History, Job, Outcome, Report, State, Trial
+from autocl_sweeper.strategy.decisions import Again, Done, GiveUp, Select, Stage, Start
+from autocl_sweeper.types import History, Job, Outcome, Report, State, Trial, is_stopped
 from autocl_sweeper.verdict import Verdict
 from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
 
@@ -46,6 +49,7 @@ class Progress(Protocol):
     def finished(self, trial: Trial) -> None: ...
     def again(self, trial: Trial, reason: str) -> None: ...
     def gave_up(self, trial: Trial) -> None: ...
+    def stopped(self, trial: Trial) -> None: ...
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None: ...
     def end(self) -> None: ...
 
@@ -74,24 +78,33 @@ class Sweep:
         progress: Progress,
         snapshot: Snapshot | None = None,
         clock: Clock = time,
+        exporter: Exporter | None = None,
     ) -> None:
-        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none."""
+        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none.
+
+        `exporter`: the caller's to close, as the executor is.
+        """
         self._folder = folder
         self._plan = plan
         self._executor = executor
         self._files = files
         self._progress = progress
         self._snapshot = snapshot or Snapshot()
+        self._exporter = exporter or Exporter({})
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
-        self._retention = Retention(folder, plan.selection, plan.ranked and not self._keeps)
+        drops, chained = plan.ranked and not self._keeps, plan.settings.parents != INIT
+        self._retention = Retention(folder, plan.selection, drops, chained)
         last, key = len(plan.stages), plan.checkpoint_key
         self._verdict = Verdict(folder, plan.objective, plan.ranked, last, key, results.RESULT_FILE)
         self._clock = clock
         self._restart: Retries[Trial] = Retries(
             plan.settings.retries, plan.settings.retry_delay_s, clock.monotonic
         )
+        self._distrust: dict[int, str | None] = {}  # stage -> why its reports decide nothing
+        self._beyond: set[int] = set()  # stages with a rung that no report reaches
+        self._warned: set[int] = set()  # trials whose reports were complained of
         self._submitted: set[int] = set()  # what the executor has not reported yet
         self.stopped: str | None = None  # which part of its budget was used up
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
@@ -104,7 +117,9 @@ class Sweep:
     def run(self) -> History:
         history = self.history
         self._progress.begin(self._plan, history)
+        self._exporter.begin(self._journal.records, history)
         try:
+            self._refuse_rungs_beyond(history.open_stage)
             self._take_up_the_rest()
             while True:
                 # First what has ended: jobs shorter than a start must not pile up unseen.
@@ -113,6 +128,7 @@ class Sweep:
                 if isinstance(decision, Done) and not history.ending:
                     self._append("end")
                     break
+                begun = isinstance(decision, Again)  # what it starts is no new trial
                 no_retry = self._meter.time_used_up()
                 no_trial = no_retry or self._meter.jobs_used_up(len(history))
                 if isinstance(decision, GiveUp):
@@ -121,9 +137,11 @@ class Sweep:
                     self._select(decision)
                 elif self._restart.due() and not no_retry and self._executor.free_slots():
                     self._start(self._restart.pop())
+                elif isinstance(decision, Again) and not no_retry and self._may_run_again(decision):
+                    self._run_to_its_end(history[decision.trial])
                 elif isinstance(decision, Start) and not no_trial and self._executor.free_slots():
                     self._start(self._new(decision))
-                elif (no_retry if self._restart else no_trial) and not self._submitted:
+                elif (no_retry if begun or self._restart else no_trial) and not self._submitted:
                     self.stopped = no_retry or no_trial
                     break
                 else:
@@ -160,6 +178,12 @@ class Sweep:
             self._journal.set_aside()
             records, state = [], Fold()
         self.history = state.history
+        self._stopping: EarlyStopping | None = None
+        if (pruning := self._plan.pruning) is not None:
+            found = {stage.number: pruning.of(stage) for stage in self._plan.stages}
+            rules = {number: rule for number, rule in found.items() if rule is not None}
+            loss = self._plan.selection.loss
+            self._stopping = EarlyStopping(rules, pruning.max_steps, self.history, loss)
         self._overrides = state.overrides
         self._over = state.over
         self._failed_at = state.failed_at
@@ -193,6 +217,8 @@ class Sweep:
             if trial.number not in self.history.given_up:  # by what one before it had become
                 self._take_up(trial)
         for trial in self.history:
+            if trial.state is State.FAIL and not self._restart.left(trial.number):
+                self._refuse_failed_round(trial)
             open_stage = trial.stage not in self.history.beams
             if trial.state is State.FAIL and open_stage and self._restart.left(trial.number):
                 self._restart.failed[trial.number] += 1
@@ -203,7 +229,7 @@ class Sweep:
         if trial.number in self._over:
             self._wait_out(trial)
             return
-        known = len(self.history.reports(trial.number))
+        known = self.history.reported(trial.number)
         if self._executor.adopt(replace(self._job(trial), reported=known)):
             self._submitted.add(trial.number)
             self._meter.started(trial.number)
@@ -214,8 +240,11 @@ class Sweep:
             log.info("ended the job of trial %d, left by a dead controller", trial.number)
         reports = ReportFiles(self._files)
         reports.begin(trial.number, known)
-        self._record(reports.new())
         outcome = self._files.read_outcome(trial.number)
+        self._record(reports.new(), over=set() if outcome is None else {trial.number})
+        if trial.number in self.history.ending:
+            self._end_alone(self.history[trial.number])
+            return
         if outcome is None:
             self._again(trial, Outcome(State.FAIL, "its controller ended", lost=True))
             return
@@ -240,7 +269,7 @@ class Sweep:
         number = len(self.history)
         asked = decision.suggestion  # which parent it named, the trial itself says
         suggestion = replace(asked, params=dict(asked.params), parent=None)
-        folder = self._plan.folder(number, stage)
+        folder = self._plan.folder(number, stage, suggestion.index)
         return Trial(
             number, stage.number, stage.task, suggestion, decision.parent, folder,
             repeat=decision.repeat,
@@ -276,25 +305,66 @@ class Sweep:
     def _wait(self, timeout_s: float | None) -> None:
         """Journal what jobs reported and how they ended."""
         ended = self._executor.wait(timeout_s)
-        self._record(self._executor.reports())
+        self._record(self._executor.reports(), over={job.number for job, _ in ended})
         for job, outcome in ended:
             self._finish(job, outcome)
 
-    def _record(self, reports: Sequence[Report]) -> None:
-        events = []
+    def _record(self, reports: Sequence[Report], over: Collection[int]) -> None:
+        """Journal reports, and with each of them whether it was the last one of its trial.
+
+        A decision stands in the line of its report, so no kill comes between the two. Jobs that
+        are `over` are not stopped any more: what they found out is worth more than what is saved.
+        """
+        events: list[tuple[str, dict[str, Any]]] = []
+        stopped = []
         for report in reports:
-            self.history.report(report)
-            attempt = self.history[report.number].attempt
+            trial = self.history[report.number]
+            if trial.number in self.history.ending and is_stopped(trial):
+                continue  # made before the job was ended: the one before it decided
+            kept = self.history.report(report)
+            self._warn_of(trial, report, kept)
             score = report.score if math.isfinite(report.score) else None
-            fields = {"trial": report.number, "attempt": attempt, "step": report.step}
-            events.append(("report", {**fields, "score": score}))
+            where = {"trial": report.number, "attempt": trial.attempt, "step": report.step}
+            fields: dict[str, Any] = {**where, "score": score}
+            judged = kept and trial.state is State.RUNNING and trial.number not in over
+            reason = self._stopping.judge(trial) if judged and self._stopping else None
+            if reason is not None:
+                fields["stopped"] = reason
+                stopped.append(self.history.stop(trial.number, reason))
+            events.append(("report", fields))
         self._journal.extend(events)
+        for event in events:
+            self._exporter.note(*event)
+        for trial in stopped:
+            self._progress.stopped(trial)
+            if trial.number in self._submitted:
+                self._executor.cancel(self._job(trial))
+
+    def _may_run_again(self, decision: Again) -> bool:
+        stage = self._plan.stages[self.history[decision.trial].stage - 1]
+        return not self._restarts(stage) and self._executor.free_slots() > 0
+
+    def _run_to_its_end(self, trial: Trial) -> None:
+        self._progress.again(trial, "its stage has no other result, so it is not stopped this time")
+        self._start(replace(trial, attempt=trial.attempt + 1, outcome=None))
+
+    def _warn_of(self, trial: Trial, report: Report, kept: bool) -> None:
+        """Say once for a trial that one of its reports was of no use; the trial goes on."""
+        if trial.number in self._warned or (kept and math.isfinite(report.score)):
+            return
+        self._warned.add(trial.number)
+        if kept:
+            what = f"a score that is not finite at step {report.step}: it ranks last there"
+        else:
+            last = self.history.reports(trial.number)[-1].step
+            what = f"step {report.step} after step {last}: a report whose step is not larger is dropped"
+        log.warning("trial %d (task '%s') reported %s", trial.number, trial.task, what)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
         self._submitted.discard(job.number)
         if job.number in self.history.ending:
-            self._end_given_up(trial, outcome.seconds)
+            self._end_given_up(trial, outcome)
             return
         if not outcome.lost:
             self._link_log(trial)
@@ -313,6 +383,36 @@ class Sweep:
             self._give_up_orphans()
             self._retention.ended(trial, self.history)
         self._refuse_too_many_failures()
+        self._refuse_failed_round(trial)
+        if trial.state is State.COMPLETE:
+            self._refuse_rungs_beyond(trial.stage)
+            self._say_whether_reports_decide(trial.stage)
+
+    def _refuse_rungs_beyond(self, stage: int) -> None:
+        """Stop where a completed trial shows that no report will ever reach a rung.
+
+        In a later stage a warning says so: its trials may be shorter, and they are still compared.
+        """
+        found = self._stopping.beyond(stage) if self._stopping else None
+        if found is None or stage in self._beyond:
+            return
+        self._beyond.add(stage)
+        text = self._verdict.rung_beyond(self._plan.stages[stage - 1].task, *found)
+        if stage > 1:
+            log.warning(text)
+        else:
+            raise JobContractError(text)
+
+    def _say_whether_reports_decide(self, stage: int) -> None:
+        """Say it when early stopping goes off for a stage, and when it is on again."""
+        why = self._stopping.distrust(stage) if self._stopping else None
+        was = self._distrust.get(stage)
+        self._distrust[stage] = why
+        task = self._plan.stages[stage - 1].task
+        if why is not None and was is None:
+            log.warning("early stopping is off for task '%s': %s", task, why)
+        elif why is None and was is not None:
+            log.info("early stopping is on again for task '%s'", task)
 
     def _give_up_orphans(self) -> None:
         while isinstance(decision := self._plan.strategy.next(self.history), GiveUp):
@@ -332,15 +432,19 @@ class Sweep:
             self._retention.drop([trial])
 
     def _end_alone(self, trial: Trial) -> None:
-        """End what is left of a given-up trial that this controller did not start."""
+        """End what is left of a given-up or stopped trial that this controller did not start."""
         end_recorded_group(self._files.group(trial.number))
-        outcome = self._files.read_outcome(trial.number)
-        self._end_given_up(trial, 0.0 if outcome is None else outcome.seconds)
+        self._end_given_up(trial, self._files.read_outcome(trial.number) or Outcome(State.FAIL))
 
-    def _end_given_up(self, trial: Trial, seconds: float) -> None:
+    def _end_given_up(self, trial: Trial, ended: Outcome) -> None:
+        """The job of a given-up or stopped trial is over: what it cost is all that counts of it."""
         assert trial.outcome is not None
         self._link_log(trial)
-        self._retention.drop([self._close_trial(trial, replace(trial.outcome, seconds=seconds))])
+        cost = replace(trial.outcome, seconds=ended.seconds, device=ended.device)
+        trial = self._close_trial(trial, cost)
+        self._retention.drop([trial])
+        if is_stopped(trial):
+            self._progress.finished(trial)
 
     def _close_trial(self, trial: Trial, outcome: Outcome) -> Trial:
         self._meter.ended(trial.number, outcome)
@@ -359,6 +463,24 @@ class Sweep:
             counted = [t for t in self.history if t.stage <= self.history.open_stage]
             raise self._verdict.too_many(self.history.failures, limit, counted)
 
+    def _refuse_failed_round(self, trial: Trial) -> None:
+        """Stop when all of a round failed, unless `max_failures` says how many may."""
+        settings = self._plan.settings
+        if settings.parents != INIT or settings.max_failures is not None:
+            return
+        if trial.state is not State.FAIL or settings.popsize is None:
+            return
+        stage = self._plan.stages[trial.stage - 1]
+        number, _ = self._plan.round_of(stage, trial.suggestion.index)
+        of_round = [
+            one
+            for one in self.history.stage(trial.stage)
+            if self._plan.round_of(stage, one.suggestion.index)[0] == number
+        ]
+        failed = [one for one in of_round if one.state is State.FAIL]
+        if len(failed) == min(settings.popsize, stage.jobs(1) or settings.popsize):
+            raise self._verdict.failed_round(number, settings.retries, failed)
+
     def _again(self, trial: Trial, outcome: Outcome, pause_s: float = 0.0) -> None:
         """Run a trial again, after a pause in which other trials run."""
         attempt = {"trial": trial.number, "attempt": trial.attempt}
@@ -375,7 +497,7 @@ class Sweep:
         """Journal what ends in good order; the rest stays open and runs again on resume."""
         self._executor.stop()
         while ended := self._executor.wait(None):
-            self._record(self._executor.reports())
+            self._record(self._executor.reports(), over=set(self._submitted))
             for job, outcome in ended:
                 # What would stop the sweep does so when it is resumed: it is stopping already.
                 with suppress(ConfigurationError, SweepStoppedError):
@@ -408,6 +530,7 @@ class Sweep:
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)
+        self._exporter.note(event, fields)
 
     def _write_results(self) -> None:
         results.write_best(self._folder, self._plan, self.history, self._overrides, self.stopped)

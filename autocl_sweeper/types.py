@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,16 @@ class Cause(str, Enum):
     CANCELLED = "cancelled"  # nobody needs it any more
     STOPPED = "stopped"  # its sweep was stopped
     DEVICE = "device"  # the device it ran on is lost or cannot be asked
+    EARLY_STOPPED = "early_stopped"  # what it reported was not good enough to go on
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a suggestion has from its source: a trial of an earlier task, or of another sweep."""
+
+    task: str
+    keys: int  # how many of the suggestion's keys have the value they had there
+    sweep: str | None = None  # the folder of the other sweep; None: this one
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Suggestion:
     origin: Origin | None = None  # where a search has it from; None: it does not say
     source: int | None = None  # the trial whose parameters it takes up
     parent: int | None = None  # with pairing "one": the trial it starts from; None: the best parent
+    carried: Carried | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class DeviceUse:
 class Outcome:
     """How one job ended. `reason` says to people why it is not COMPLETE, `cause` to the sweep.
 
-    `score` is None when not ranked.
+    `score` is None when not ranked; that of an early-stopped trial is its last report.
 
     `evaluations` are the scores on selection (dev) data by task, `tests` those on test data: they
     are reported and never ranked. `numbers` holds whatever else the job returned.
@@ -133,6 +145,11 @@ class Trial:
         return None if self.outcome is None else self.outcome.score
 
 
+def is_stopped(trial: Trial) -> bool:
+    """Whether it was stopped early for what it reported, and did not run again or fall since."""
+    return trial.outcome is not None and trial.outcome.cause is Cause.EARLY_STOPPED
+
+
 @dataclass(frozen=True)
 class Job:
     """One process to run: a trial's number and the Hydra overrides that make it what it is."""
@@ -154,9 +171,11 @@ class History:
         self._failures: Counter[int] = Counter()  # by stage
         self.beams: dict[int, tuple[int, ...]] = {}  # stage -> trial numbers, best first
         self.given_up: dict[int, None] = {}
-        self.ending: dict[int, None] = {}  # given up, and their job is not over yet
+        self.stopped: dict[int, None] = {}  # stopped early once; those that ran again among them
+        self.ending: dict[int, None] = {}  # given up or stopped, and their job is not over yet
         self.changes: list[Trial] = []  # every trial as it was after each change of it, in order
         self._reports: dict[int, list[Report]] = {}
+        self._reported: Counter[int] = Counter()  # the same with those that were dropped
 
     def __len__(self) -> int:
         return len(self._stage_of)
@@ -199,8 +218,12 @@ class History:
         return trial.suggestion.index, rank, trial.number
 
     def reports(self, number: int) -> Sequence[Report]:
-        """Reports of a trial's last attempt, in the order of their arrival; a live view."""
+        """Reports of a trial's last attempt, each with a larger step than the one before; a live view."""
         return self._reports.get(number, ())
+
+    def reported(self, number: int) -> int:
+        """How many reports the last attempt made, those that were dropped among them."""
+        return self._reported[number]
 
     def start(self, trial: Trial) -> None:
         """Add a running trial, or take one up again (running or failed) with its next attempt.
@@ -216,14 +239,36 @@ class History:
         else:
             raise ValueError(f"trial {trial.number} starts, but {len(self)} is next")
         self._reports.pop(trial.number, None)
+        self._reported.pop(trial.number, None)
         self._change(trial)
         self._running[trial.number] = None
 
-    def report(self, report: Report) -> None:
-        """Add a report of a trial's current attempt. Raises KeyError for an unknown trial."""
+    def report(self, report: Report) -> bool:
+        """Add a report of a trial's current attempt. Raises KeyError for an unknown trial.
+
+        False: its step is not larger than that of the one before, so it is dropped.
+        """
         trial = self[report.number]
-        self._reports.setdefault(report.number, []).append(report)
+        self._reported[report.number] += 1
+        reports = self._reports.setdefault(report.number, [])
+        if reports and report.step <= reports[-1].step:
+            return False
+        reports.append(report)
         self._change(trial)
+        return True
+
+    def stop(self, number: int, reason: str) -> Trial:
+        """A running trial that goes no further: PRUNED, with the score of its last report.
+
+        It is `ending` until `finish` tells how long its job took. Raises KeyError for a number that
+        is not running, IndexError for a trial without a report.
+        """
+        del self._running[number]
+        self.ending[number] = self.stopped[number] = None
+        score = self._reports[number][-1].score
+        kept = score if math.isfinite(score) else None
+        outcome = Outcome(State.PRUNED, reason, score=kept, cause=Cause.EARLY_STOPPED)
+        return self._change(replace(self[number], outcome=outcome))
 
     def finish(self, number: int, outcome: Outcome) -> Trial:
         """The trial with its outcome. Raises KeyError for a number that is not running."""
@@ -243,6 +288,7 @@ class History:
             self.ending[number] = None
         self._failures[before.stage] -= before.state is State.FAIL
         self.given_up[number] = None
+        self.stopped.pop(number, None)
         outcome = Outcome(State.PRUNED, reason)
         if (was := before.outcome) is not None:  # what its job cost is still reported
             outcome = replace(outcome, checkpoint=was.checkpoint, seconds=was.seconds)

@@ -102,6 +102,24 @@ class Verdict:
             "  mapping with 'score' (or the key that hydra.sweeper.metric names) or 'eval'."
         )
 
+    def rung_beyond(self, task: str, rung: int, last: int) -> str:
+        """A completed trial, and with it all of its stage, never reported at a rung.
+
+        `last`: the last step that was reported; -1: nothing was.
+        """
+        if last < 0:
+            return (
+                f"A trial of task '{task}' is complete and reported no score, but hydra.sweeper.prune"
+                " stops trials\n  by their reports. Call autocl_sweeper.report(score, step) at each"
+                " validation,\n  or set hydra.sweeper.prune=null. What finished is kept."
+            )
+        return (
+            f"A trial of task '{task}' is complete and its stage reported up to step {last} only, but"
+            f" early stopping\n  has a rung at {rung} steps: no trial can be judged there.\n"
+            "  Report the steps that hydra.sweeper.prune.max_steps counts, or set it to the last step"
+            " of a full\n  training (null: that of the first completed trial). What finished is kept."
+        )
+
     def too_many(self, failures: int, limit: int, trials: Iterable[Trial]) -> TooManyFailuresError:
         return TooManyFailuresError(
             f"{failures} trials failed (hydra.sweeper.max_failures={limit}).\n"
@@ -116,6 +134,16 @@ class Verdict:
             f"{self._failures(trials)}\n"
             "  What finished is kept. Mend the cause, then rerun the same command with\n"
             f"  hydra.sweeper.retries={retries + 1} to run them again."
+        )
+
+    def failed_round(self, number: int, retries: int, trials: Iterable[Trial]) -> NoSurvivorError:
+        return NoSurvivorError(
+            f"All trials of round {number} failed.\n"
+            f"{self._failures(trials)}\n"
+            "  What finished is kept. Mend the cause, then rerun the same command with\n"
+            f"  hydra.sweeper.retries={retries + 1} to run them again; or set"
+            " hydra.sweeper.max_failures, which then\n  alone decides how many may fail (autocl"
+            f" finetune: --retries={retries + 1}, --keep_going)."
         )
 
     def _failures(self, trials: Iterable[Trial]) -> str:

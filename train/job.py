@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from autocl_sweeper.reporter import report
+from autocl_sweeper.reporter import report, reports_are_read
 from train.chain import base_of, walk
 from train.config.sections import Run
 from train.config.typed import SettingsError
@@ -64,15 +64,18 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         model.requires_grad_(True)
     check_loaded(model, settings, plans.values())
 
-    own = [task.name for task in run.tasks]
+    own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
     scored = [name for name in own if plans[name].is_scored]
+    before = [name for name in seen if plans[name].is_scored and name not in own]
     score_of = {name: plan.logged[0] for name, plan in plans.items()}
 
     def validate(step: int) -> dict[str, float]:
         limit = run.extras.max_valid_steps
         found = {n: evaluate(model, tasks[n], rows[n], "dev", limit, True) for n in scored}
         logged = means(found, score_of)
-        report(logged["score"], step)
+        if reports_are_read():  # by a sweep, which ranks a job by the mean over all tasks seen
+            found |= {n: evaluate(model, tasks[n], rows[n], "dev", limit) for n in before}
+        report(sum(found[n][score_of[n]] for n in found) / len(found), step)
         return logged
 
     def keep(name: str) -> None:
@@ -81,10 +84,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         for old in kept[: -(run.trainer.get("save_total_limit") or len(kept))]:
             shutil.rmtree(old)
 
-    to_come = [task.name for task in run.seen_tasks if task.name not in own]
-    before: dict[str, float] = {}
+    to_come = [name for name in seen if name not in own]
+    untrained: dict[str, float] = {}
     if parent is None and to_come:  # what forward transfer is measured against
-        before = ranks.on_first(
+        untrained = ranks.on_first(
             lambda: {
                 f"before_{n}": predict(model, tasks[n], rows[n], "dev").score
                 for n in to_come
@@ -110,12 +113,12 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     def keep_and_score() -> dict[str, Any]:
         save(model, save_dir, own, parent, family, None if whole else delta)
-        seen = [task.name for task in run.seen_tasks]
         asked = [name for name in seen if plans[name].is_scored]
         dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}
         tested = [name for name in seen if rows[name].test and run.evaluate_test]
         test = {n: predict(model, tasks[n], rows[n], "test", None, True) for n in tested}
         by_task = {name: found.score for name, found in dev.items()}
+>>>>>>> cldata
         results = {
             "score": score_by(run.evaluation.score, by_task, own),
             "checkpoint": str(save_dir),
@@ -124,7 +127,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
-            **before,
+            **untrained,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - start,
         }

@@ -95,7 +95,8 @@ def _per_stage(sweep: Figures) -> str:
 def _text(mean: Mean | None, digits: int) -> str:
     if mean is None:
         return "-"
-    half = f" ± {mean.half:.{digits}f}" if mean.half else ""
+    shown = mean.half is not None and (digits or mean.half)  # jobs mostly are the same number
+    half = f" ± {mean.half:.{digits}f}" if shown else ""
     return f"{mean.mean:.{digits}f}{half}"
 
 

@@ -90,7 +90,7 @@ def _search(stage: Stage) -> str:
 
 
 def _jobs(stage: Stage, parents: int, jobs: int) -> str:
-    told = f"{jobs} jobs"
+    told = f"{jobs} job{'s' * (jobs != 1)}"
     if stage.seeds > 1:
         told += f" ({jobs // stage.seeds} times {stage.seeds} seeds)"
     if stage.number == 1:
@@ -115,7 +115,8 @@ def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Itera
     if shown:
         parent, checkpoint = (0, "<checkpoint>") if stage.number > 1 else (None, None)
         handed = plan.handed(stage.number, 0, parent, checkpoint)
-        yield f"    composed: {' '.join(plan.command(stage.task, shown[0].params, handed, ''))}"
+        given = {**shown[0].params, **stage.passed}
+        yield f"    composed: {' '.join(plan.command(stage.task, given, handed, ''))}"
 
 
 def _origin(suggestion: Suggestion) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from autocl_sweeper.device.probe import Device, short
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.results import waste
+from autocl_sweeper.results import origin_text, savings, waste
 from autocl_sweeper.strategy.decisions import Stage
-from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value
+from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_stopped
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,9 @@ class LogProgress:
     def started(self, trial: Trial) -> None:
         self._parallel = max(self._parallel, len(self._history.running()))
         parent = "" if trial.parent is None else f" from {trial.parent}"
-        self.say(f"{_name(trial)} started{parent}: {settings_text(trial)}")
+        origin = origin_text(trial.suggestion)
+        told = f" ({origin})" if origin else ""
+        self.say(f"{_name(trial)} started{parent}: {settings_text(trial)}{told}")
 
     def finished(self, trial: Trial) -> None:
         outcome = trial.outcome
@@ -79,7 +81,9 @@ class LogProgress:
         self._seconds += outcome.seconds
         if trial.stage == self._history.open_stage:
             self._best = self._best_of([*filter(None, [self._best]), trial])
-        if trial.state is State.FAIL:
+        if is_stopped(trial):
+            self.say(f"{_name(trial)} has left its device after {outcome.seconds:.1f} s")
+        elif trial.state is State.FAIL:
             self.say(f"{_name(trial)} FAILED after {outcome.seconds:.0f} s: {outcome.reason}")
         else:
             score = "" if trial.score is None else f" score={trial.score:.4g}"
@@ -93,6 +97,13 @@ class LogProgress:
         assert outcome is not None
         self.say(f"{_name(trial)} given up: {outcome.reason}")
 
+    def stopped(self, trial: Trial) -> None:
+        assert trial.outcome is not None
+        step = self._history.reports(trial.number)[-1].step
+        score = "not finite" if trial.score is None else f"{trial.score:.4g}"
+        reason = trial.outcome.reason
+        self.say(f"{_name(trial)} stopped early at step {step}, score={score}: {reason}")
+
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None:
         self._best = self._best_of(self._history.stage(stage.number + 1))
         if beam:
@@ -100,6 +111,8 @@ class LogProgress:
             self.say(f"stage {stage.number} ({stage.task}) over; the beam: {kept}")
 
     def end(self) -> None:
+        if (saved := savings(self._history)).trials:
+            self.say(str(saved))
         if self._history.given_up:
             self.say(str(waste(self._history)))
 
@@ -147,6 +160,7 @@ class LiveProgress(LogProgress):
             Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (stage.task, "bold")),
             ProgressBar(total=plan.size, completed=done, width=20),
             *_counts(running, max(0, plan.size - done - running), done, history.failures),
+            *([f"{len(history.stopped)} stopped"] if history.stopped else []),
             *([f"{len(history.given_up)} given up"] if history.given_up else []),
             f"best {self._best.score:.4g} (#{self._best.number})" if self._best else "best -",
             *_times(time.monotonic() - self._since, self.time_left_s()),

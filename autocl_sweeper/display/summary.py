@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autocl_sweeper import results
 from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.types import History, Trial
+from autocl_sweeper.types import History, Suggestion, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +44,9 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
             f" {best.score:.4f}",
             highlight=False,
         )
+    if (saved := results.savings(history)).trials:
+        told = str(saved)
+        console.print(told[0].upper() + told[1:], highlight=False, soft_wrap=True)
     if history.given_up:
         told = str(results.waste(history))
         console.print(told[0].upper() + told[1:], highlight=False)
@@ -62,9 +65,12 @@ def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:
     keys = list(dict.fromkeys(key for trial in trials for key in trial.suggestion.params))
     for column in ("stage", "task", "trial", "parent", "score"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    origins = [_origin(trial.suggestion) for trial in trials]
+    if any(origins):
+        table.add_column("origin", no_wrap=True)
     for key in keys:  # a heading that may break at its underscores keeps the column narrow
         table.add_column(short_key(key).replace("_", " "), justify="right")
-    for trial in trials:
+    for trial, origin in zip(trials, origins, strict=True):
         params = trial.suggestion.params
         table.add_row(
             str(trial.stage),
@@ -72,9 +78,20 @@ def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:
             f"{'*' if trial.number in marked else ''}{trial.number}",
             "-" if trial.parent is None else str(trial.parent),
             f"{trial.score:.4f}",
+            *([origin] if any(origins) else []),
             *(value_text(params[key]) if key in params else "" for key in keys),
         )
     return table
+
+
+def _origin(suggestion: Suggestion) -> str:
+    """Where a suggestion comes from, in a few words: its source and how many keys are from there."""
+    carried = suggestion.carried
+    source = "" if suggestion.source is None else f" {suggestion.source}"
+    if carried is not None:
+        kept = f" ({carried.keys}/{len(suggestion.params)})"
+        source += kept if carried.sweep is None else f" of {Path(carried.sweep).name}{kept}"
+    return f"{suggestion.origin}{source}" if suggestion.origin else ""
 
 
 def _matrix(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from autocl_sweeper.types import Cause, Job, Outcome, Report, State
@@ -23,7 +23,8 @@ class SimulatedExecutor:
     """`devices` alike, one job each. `run` says how a job ends, its duration in `Outcome.seconds`.
 
     A cancelled job goes on for `grace_s`. `before_waiting` is called each time the clock is about
-    to move, when everything that may start has started.
+    to move, when everything that may start has started. `curve` gives what a job reports: seconds
+    after its start, step, score.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class SimulatedExecutor:
         run: Callable[[Job], Outcome],
         grace_s: float = 0.0,
         before_waiting: Callable[[], None] = lambda: None,
+        curve: Callable[[Job], Sequence[tuple[float, int, float]]] = lambda job: (),
     ) -> None:
         self.clock_s = 0.0
         self.busy: list[Interval] = []
@@ -41,6 +43,8 @@ class SimulatedExecutor:
         self._before_waiting = before_waiting
         self._running: dict[int, tuple[int, float, float, Job, Outcome]] = {}
         self._ends: list[tuple[float, int]] = []
+        self._curve = curve
+        self._reports: list[tuple[float, int, int, Report]] = []  # when, job, step, what
 
     def free_slots(self) -> int:
         return len(self._free)
@@ -49,12 +53,19 @@ class SimulatedExecutor:
         device = heapq.heappop(self._free)
         outcome = self._run(job)
         self._plan_end(device, self.clock_s, self.clock_s + outcome.seconds, job, outcome)
+        for after_s, step, score in self._curve(job):
+            if after_s > outcome.seconds:
+                break
+            due = self.clock_s + after_s
+            report = Report(job.number, step, score)
+            heapq.heappush(self._reports, (due, job.number, step, report))
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
-        """What has ended by now; with None, time passes until something does."""
+        """What has ended by now; unless with 0, time passes until something ends or is reported."""
         if timeout_s != 0.0 and self._running:
             self._before_waiting()
-            self.clock_s = max(self.clock_s, self._next_end())
+            due = self._reports[0][0] if self._reports else self._next_end()
+            self.clock_s = max(self.clock_s, min(due, self._next_end()))
         ended = []
         while self._running and self._next_end() <= self.clock_s:
             _, number = heapq.heappop(self._ends)
@@ -65,11 +76,17 @@ class SimulatedExecutor:
         return ended
 
     def reports(self) -> list[Report]:
-        return []
+        due = []
+        while self._reports and self._reports[0][0] <= self.clock_s:
+            due.append(heapq.heappop(self._reports)[3])
+        return due
 
     def cancel(self, job: Job) -> None:
         if job.number in self._running:
             device, begin, end, job, _ = self._running[job.number]
+            kept = [entry for entry in self._reports if entry[1] != job.number]
+            heapq.heapify(kept)
+            self._reports = kept
             cancelled = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
             self._plan_end(device, begin, min(end, self.clock_s + self._grace_s), job, cancelled)
 

@@ -7,6 +7,7 @@ the first point again. Here suggestion i is a function of (space, seed, stage, i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from autocl_sweeper.distributions import Distribution
@@ -42,8 +43,8 @@ class QMCSearch:
 
     def suggestion(self, index: int) -> Suggestion:
         found = self._at(index)
-        if found is None:
-            raise IndexError(f"suggestion {index} of {len(self._drawn)}")
+        if found is None:  # values that are listed twice make `size` larger than what there is
+            found = replace(self._drawn[index % len(self._drawn)], index=index)
         return found
 
     def _at(self, index: int) -> Suggestion | None:

@@ -59,7 +59,7 @@ class RoundsSearch:
     of the first round is the app's own configuration, where it lies in the space. A point whose
     parameters ran before in the stage takes a step aside.
 
-    With `rounds_are_stages` every stage before belongs to the same search and is one round of it.
+    With `rounds_are_stages` the stages of the same task just before this one are the rounds before.
     Their trials are trained for different lengths, so losses of different rounds are never
     compared: the population gets each trial's rank in its own round instead.
     """
@@ -92,8 +92,7 @@ class RoundsSearch:
         index = next_index(stage)
         number, place = divmod(index, self.popsize)
         if self._rounds_are_stages:
-            finished = [_results(view, 0, self.popsize) for view in stage.earlier]
-            name = stage.earlier[0].task if stage.earlier else stage.task
+            finished = [_results(view, 0, self.popsize) for view in _rounds_before(stage)]
             before: list[list[_Result]] = []
             if number:  # a stage is one round
                 return None
@@ -105,9 +104,8 @@ class RoundsSearch:
                 _results(stage, first, self.popsize, by_index)
                 for first in range(0, number * self.popsize, self.popsize)
             ]
-            name = self._name
         seen = {repr(params) for results in before for params, _ in results}
-        members = self._round(f"{self._seed}/{name}", finished, seen)
+        members = self._round(f"{self._seed}/{self._name}", finished, seen)
         if place >= len(members):
             return None
         member = members[place]
@@ -176,6 +174,16 @@ class RoundsSearch:
             order = sorted({loss for loss in losses if loss is not None})
             losses = [None if loss is None else float(order.index(loss)) for loss in losses]
         return points, losses
+
+
+def _rounds_before(stage: StageView) -> list[StageView]:
+    """The stages of the same task just before this one, oldest first; none of another sweep."""
+    rounds: list[StageView] = []
+    for view in reversed(stage.earlier):
+        if view.task != stage.task or view.number != stage.number - len(rounds) - 1:
+            break
+        rounds.append(view)
+    return rounds[::-1]
 
 
 def _by_index(stage: StageView) -> dict[int, list[TrialView]]:

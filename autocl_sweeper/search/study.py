@@ -133,12 +133,16 @@ class StageStudy:
 
     def _begin(self) -> None:
         from optuna import load_study
+        from optuna.logging import WARNING, get_verbosity, set_verbosity
         from optuna.storages import InMemoryStorage
         from optuna.study import StudyDirection
 
         self._states, self._ids, self._seen = {}, {}, {}
         self._storage = InMemoryStorage()
-        self._storage.create_new_study([StudyDirection.MINIMIZE], "stage")  # logs nothing
+        verbosity = get_verbosity()
+        set_verbosity(WARNING)  # it would announce each study
+        self._storage.create_new_study([StudyDirection.MINIMIZE], "stage")
+        set_verbosity(verbosity)
         self._study = load_study(study_name="stage", storage=self._storage)
 
     def _add(self, trial: TrialView) -> None:

@@ -262,7 +262,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "qmc": partial(Searching, QMCSearch),
     "pshe2 as released": ReleasedPSHE2,
     "pshe2": PSHE2,
-    "pshe2, noise / sqrt(t)": partial(PSHE2, anneal=0.5),
+    "pshe2, constant noise": partial(PSHE2, anneal=0.0),
     "hazero": HAZero,
     "cmaes": CMAES,
     "tpe": partial(Searching, tpe_search),

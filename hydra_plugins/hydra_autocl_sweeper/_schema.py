@@ -18,6 +18,35 @@ class SearchConf:
 
 
 @dataclass
+class RelayConf(SearchConf):
+    """The constants of hydra/sweeper/search=relay: docs/search.md explains them."""
+
+    factory: str = "autocl_sweeper.search.relay.RelaySearch"
+    startup: int = 8
+    fresh: float = 0.125
+    carried: int = 4
+    winners: int = 3
+    decay: float = 0.9
+    memory: int = 4
+    guard: float = 0.1
+    guard_from: int = 4
+    bandwidth: float = 0.03125
+
+
+@dataclass
+class PopulationConf:
+    """The keys of hydra.sweeper.population."""
+
+    keep: int | None = None
+    epochs: int | None = 1
+    epochs_key: str = "epochs"
+    first_epochs: int | None = None
+    model_path: str | None = None
+    perturb: bool = False
+    replay: str | None = None
+
+
+@dataclass
 class TPEConf(SearchConf):
     factory: str = "autocl_sweeper.search.tpe.tpe_search"
     n_startup_trials: int = 10
@@ -57,7 +86,23 @@ class PSHE2Conf(SearchConf):
     popsize: int | None = II("..popsize")
     alpha: float = 0.5
     epsilon: float = 0.2
-    anneal: float = 0.0
+    anneal: float = 0.5
+
+
+@dataclass
+class AshaConf:
+    rule: str = "asha"
+    max_steps: int | None = None
+    eta: int = 3
+    rungs: list[float] | None = None
+    warmup: int = 0
+
+
+@dataclass
+class MedianConf:
+    rule: str = "median"
+    max_steps: int | None = None
+    warmup: int | None = None
 
 
 @dataclass
@@ -66,12 +111,18 @@ class AutoCLSweeperConf:
     _recursive_: bool = False
     defaults: list[Any] = field(
         # An app's own settings of the sweeper are the file hydra/sweeper/app/autocl.yaml.
-        default_factory=lambda: ["_self_", {"search": "auto"}, {"optional app@_here_": "autocl"}]
+        default_factory=lambda: [
+            "_self_",
+            {"search": "auto"},
+            {"prune": None},
+            {"sampler": None},
+            {"optional app@_here_": "autocl"},
+        ]
     )
     sequence: str | None = "task"
     top_k: int = 2
     metric: str | None = None
-    direction: str = "maximize"
+    direction: Any = None  # maximize; a file with other keys of hydra-optuna-sweeper has to say it
     params: dict[str, Any] = field(default_factory=dict)
     task_params: dict[str, Any] = field(default_factory=dict)
     when: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +132,7 @@ class AutoCLSweeperConf:
     rounds: int = 1
     popsize: int | None = None
     parents: str = "beam"
-    population: dict[str, Any] = field(default_factory=dict)
+    population: PopulationConf = field(default_factory=PopulationConf)
     init: bool = True
     transfer: bool = True
     carry_from: str | None = None
@@ -104,6 +155,15 @@ class AutoCLSweeperConf:
     dry_run: bool = False
     export: dict[str, Any] = field(default_factory=dict)
     search: Any = None
+    # Keys of hydra-optuna-sweeper, each taken over, warned about or refused: plan/migration.py.
+    sampler: Any = None
+    n_trials: int | None = None
+    n_jobs: int | None = None
+    max_failure_rate: float | None = None
+    storage: Any = None
+    study_name: str | None = None
+    search_space: Any = None
+    custom_search_space: Any = None
 
 
 @dataclass

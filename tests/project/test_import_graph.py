@@ -27,16 +27,17 @@ CORE_FLOORS = [
         "command_line",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
-    {"search", "selection", "order", "executor", "budget"},
+    {"search", "prune", "selection", "order", "executor", "budget"},
     {"strategy", "retention", "verdict", "compare"},
-    {"plan", "results", "display"},
+    {"plan", "results", "display", "rounds", "export"},
     {"sweep"},
     {
         "hydra_sweep",
         "hydra_launch",
         "cli",
+        "finetune",
     },  # what the plugin classes call, and the command `autocl`
-    {"__main__"},
+    {"__main__", "integrations"},
 ]
 TRAIN_FLOORS = [
     {"config", "chain"},
@@ -56,7 +57,10 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
+    "rounds": {"plan", "display"},
+    "export": {"plan"},
     "hydra_sweep": {"hydra_launch"},
+    "cli": {"finetune"},
 }
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
@@ -65,15 +69,24 @@ TRAIN_DOORS = {
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
-    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
-    "yaml": {"results", "yaml", "job"},
-    "optuna": {"search"},
+    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
+    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
+    "yaml": {"results", "yaml", "job", "plan", "rounds"},
+    "optuna": {"search", "export"},
+    "cma": {"search"},
+    "cmaes": {"search"},
+    "scipy": {"search"},
+    "numpy": {"search"},  # comes with scipy
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},
     "cloudpickle": {"job"},
     "ray": {"executor"},
+    "transformers": {"integrations"},
+    "lightning": {"integrations"},
+    "pytorch_lightning": {"integrations"},
+    "tensorboardX": {"rounds", "export"},
 }
+OF_USERS = {"integrations"}  # a room that training code imports, and nothing here does
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
 
 
@@ -211,7 +224,9 @@ def test_the_picture_in_the_documentation_is_that_of_the_code(house: House) -> N
 
 def test_the_packages_first_import_brings_the_reporter_alone() -> None:
     paid = [imported.module for imported in GRAPH[CORE]]
-    assert paid == [f"{CORE}.reporter.report"], "whoever imports one module would pay for it"
+    assert paid == [f"{CORE}.reporter.report", f"{CORE}.reporter.report_final_result"], (
+        "whoever imports one module would pay for it"
+    )
     assert {top(one.module) for one in GRAPH[f"{CORE}.reporter"]} <= sys.stdlib_module_names
 
 
@@ -231,9 +246,23 @@ def test_heavy_packages_are_imported_inside_functions() -> None:
         f"{module}:{imported.line} imports {imported.module} at the top"
         for module, found in GRAPH.items()
         for imported in found
-        if top(imported.module) in OTHERS.keys() - AT_THE_TOP and not imported.late
+        if top(imported.module) in OTHERS.keys() - AT_THE_TOP
+        and not imported.late
+        and room(module) not in OF_USERS
     ]
     assert early == []
+
+
+def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> None:
+    users = [
+        f"{module}:{imported.line} imports {imported.module}"
+        for module, found in GRAPH.items()
+        for imported in found
+        if top(imported.module) == CORE
+        and room(imported.module) in OF_USERS
+        and room(module) not in OF_USERS
+    ]
+    assert users == []
 
 
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:

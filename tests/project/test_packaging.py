@@ -229,7 +229,7 @@ def pins(file: str) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (x.split("==") for x in lines)}
 
 
-def test_the_core_requires_seven_packages(requirements: dict[str, list[Requirement]]) -> None:
+def test_the_core_requires_ten_packages(requirements: dict[str, list[Requirement]]) -> None:
     assert {requirement.name for requirement in requirements[""]} == set(REQUIRES)
 
 

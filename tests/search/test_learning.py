@@ -163,8 +163,8 @@ def test_a_stage_shows_its_search_parents_trials_reports_and_the_stages_before()
     assert (running.state, running.loss, running.reports, running.seconds) == (
         State.RUNNING, None, [], 0.0,
     )  # fmt: skip
-    for score in (0.5, math.nan):
-        history.report(Report(3, 10, score))
+    for step, score in ((10, 0.5), (20, math.nan)):
+        history.report(Report(3, step, score))
         change(history[3])
     change(history.give_up(4, "it lost its parent"))
     assert second.revision == before + 3 and second.jobs_left == 3

@@ -176,7 +176,7 @@ def noise(x, r, s):
 def test_pshe2_takes_the_steps_of_its_rule_worked_out_by_hand():
     """Two particles on one axis, alpha = 1/2, epsilon = 1/5; r comes from the same generator."""
     r = np.random.RandomState(3).uniform(-1, 1, (3, 2))
-    swarm = PSHE2((0.2,), 2, seed=3)
+    swarm = PSHE2((0.2,), 2, seed=3, anneal=0.0)
     a1, b1 = 0.2, 0.2 + noise(0.2, r[0, 1], 1.0)  # the first particle starts at the centre
     assert swarm.ask() == [(a1,), (pytest.approx(b1),)]
 
@@ -213,13 +213,27 @@ def test_the_swarm_keeps_away_from_the_bounds_to_which_the_released_one_is_drive
     for seed in range(20):
         rng = np.random.RandomState(seed)
         bottom = rng.uniform(-0.7, 0.7, 4)
-        swarm = PSHE2(tuple(rng.uniform(-1, 1, 4)), 10, seed=seed)
+        swarm = PSHE2(tuple(rng.uniform(-1, 1, 4)), 10, seed=seed, anneal=0.0)
         points = told(swarm, 20, loss=lambda x, b=bottom: float(sum((np.array(x) - b) ** 2)))
         on_a_bound += sum(abs(u) >= 1 for x in points[-10:] for u in x)
     assert on_a_bound < 0.05 * 20 * 10 * 4
 
 
-def test_annealed_noise_shrinks_with_the_rounds():
+def test_annealed_noise_is_divided_by_a_power_of_the_round():
+    r = np.random.RandomState(3).uniform(-1, 1, (3, 2))
+    swarm = PSHE2((0.2,), 2, seed=3, anneal=0.5)
+    for _ in range(
+        2
+    ):  # all losses equal: both best points are the last one, nothing moves but by noise
+        x = swarm.ask()
+        swarm.tell(x, [0.0, 0.0])
+    # t = 2: the last of equal ones is the swarm's best, so only the first particle is drawn to it.
+    (_,), (b,) = x
+    ((_,), (second,)) = swarm.ask()
+    assert second == pytest.approx(b + noise(b, r[2, 1], 0.2 / np.sqrt(2)))
+
+
+def test_annealed_noise_lets_the_swarm_settle():
     spread = {}
     for anneal in (0.0, 1.0):
         swarm = PSHE2((0.0, 0.0), 10, seed=0, anneal=anneal)

@@ -309,9 +309,10 @@ def test_rounds_that_are_stages_go_on_from_the_stages_before(factory):
     )
     rounds: list = []
     for number in range(3):
-        search = factory(SPACE, 0, f"t{number}", popsize=5, rounds_are_stages=True)
-        tasks = ["t", "t1", "t2"][: number + 1]
-        played = Played(search, earlier=rounds, beam=2, tasks=tasks)
+        search = factory(SPACE, 0, "t", popsize=5, rounds_are_stages=True)
+        other = [[({"lr": 1e-5, "wd": 0.9}, -9.0)]]  # of another task: it has no part in this
+        tasks = ["before", *["t"] * (number + 1)]
+        played = Played(search, earlier=other + rounds, beam=2, tasks=tasks)
         made = played.run(lambda params, index: ranks[index], 99, devices=3)
         assert [one.params for one in made] == [
             one.params for one in one_stage[5 * number : 5 * number + 5]
@@ -327,7 +328,7 @@ def test_losses_of_different_rounds_are_never_compared():
     def third(lower):
         rounds: list = []
         for number in range(3):
-            search = pshe2_search(SPACE, 0, f"t{number}", popsize=3, rounds_are_stages=True)
+            search = pshe2_search(SPACE, 0, "t", popsize=3, rounds_are_stages=True)
             played = Played(search, earlier=rounds, beam=2)
             made = played.run(lambda params, index: float(index), 3, devices=3)
             rounds.append([(s.params, s.index - lower * number) for s in made])

@@ -25,12 +25,15 @@ ROOT = Path(__file__).resolve().parents[2]
 HOWS = ("wheel", "editable")
 REQUIRES = (
     "cloudpickle",
+    "cma",
+    "cmaes",
     "hydra-core",
     "hydra-joblib-launcher",
     "nvidia-ml-py",
     "omegaconf",
     "optuna",
     "rich",
+    "scipy",
 )
 """All that the core may need; each is explained in the README. setup.py is compared with this."""
 

@@ -11,7 +11,7 @@ from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, Later, Outcome, Report, State, Suggestion, Trial
 from autocl_sweeper.view import StageView
 
-Ends = Callable[[Mapping[str, Any], int], "float | None | State"]
+Ends = Callable[[Mapping[str, Any], int], "float | State | None"]
 """(params, suggestion index) -> loss; None: it fails. A state: it ends in it without a score."""
 
 
@@ -65,7 +65,7 @@ class Played:
         self._views[self.history[number].stage].note(self.history[number])
         self.steps.append(("report", (number, step, loss)))
 
-    def end(self, number: int, loss: float | None | State) -> None:
+    def end(self, number: int, loss: float | State | None) -> None:
         state = loss if isinstance(loss, State) else State.FAIL if loss is None else State.COMPLETE
         score = None if isinstance(loss, State) else loss
         trial = self.history.finish(number, Outcome(state, score=score))

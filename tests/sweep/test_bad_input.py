@@ -70,6 +70,22 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a", "hydra.launcher.retries=2"],
         ["hydra.launcher.retries=2", "hydra.sweeper.retries=2", "No job was started"],
     ),
+    "an objective that is no expression": (
+        ["task=a", f"{S}.objective='lr >'"],
+        [f"ConfigurationError: {S}.objective='lr >' cannot be read", "min(...)", "eval/task"],
+    ),
+    "an unknown part of a budget": (
+        ["task=a", f"+{S}.budget.hours=3"],
+        [f"{S}.budget has no key 'hours'", "jobs, device_hours, wall_clock"],
+    ),
+    "repeats whose seed no key gets": (
+        ["task=a", "lr=1,2", f"{S}.seeds=3"],
+        [f"{S}.seeds=3", "would be the same", "+hydra.sweeper.handover.KEY=seed"],
+    ),
+    "repeats whose seed goes to a key the app does not have": (
+        ["task=a", "lr=1,2", f"{S}.seeds=3", f"+{S}.handover.trainer.seed=seed"],
+        ["Task 'a' cannot be composed", "trainer.seed"],
+    ),
     "an unknown launcher setting": (["task=a", "hydra.launcher.cpus=2"], ["cpus"]),
 }  # fmt: skip
 

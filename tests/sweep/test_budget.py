@@ -196,40 +196,52 @@ def test_a_search_that_learns_says_what_it_would_ask_first(tmp_path):
 # -- real jobs --------------------------------------------------------------------------------------
 
 COMMAND = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=1",
-           "hydra.launcher.warm=true", "hydra.launcher.order=submitted", "task=a,b", "lr=1,2,3",
-           "hydra/sweeper/search=grid", "hydra.sweeper.pipeline=false")  # fmt: skip
+           "hydra.launcher.warm=true", "hydra.launcher.order=submitted", "task=a,b", "lr=range(1,9)",
+           "hydra/sweeper/search=random", "hydra.sweeper.pipeline=false")  # fmt: skip
 BUDGET = "+hydra.sweeper.budget.jobs"
 
 
-def test_killed_under_a_budget_it_ends_within_it_and_a_larger_one_ends_as_the_uninterrupted_sweep(
+def best_lrs(bench: Bench) -> list[int]:
+    """Of the chains that ran: a score is the first lr minus 0.6 of the second."""
+    starts = {event["trial"]: event for event in bench.events("start")}
+    chains = [
+        (starts[event["parent"]]["params"]["lr"], event["params"]["lr"])
+        for event in starts.values()
+        if event["stage"] == 2
+    ]
+    return [*max(chains, key=lambda chain: chain[0] - 0.6 * chain[1])]
+
+
+def test_killed_under_a_budget_it_ends_within_it_and_a_larger_one_goes_on_with_more_jobs(
     chain: Bench,
 ) -> None:
-    process = chain.start(*COMMAND, f"{BUDGET}=5", LASTS_S="0.2")
+    process = chain.start(*COMMAND, f"{BUDGET}=5", "hydra.sweeper.jobs=4", LASTS_S="0.2")
     wait_until(lambda: len(chain.finished()) >= 2, "two jobs finished")
     chain.kill(process)
-    output = chain.run(*COMMAND, f"{BUDGET}=5")
+    output = chain.run(*COMMAND, f"{BUDGET}=5", "hydra.sweeper.jobs=4")
     assert "The budget is used up: 5 of 5 jobs (hydra.sweeper.budget.jobs)" in output
     assert "Stage 2 of 2 is open; to go on, run the same command with a larger" in output
     assert len(chain.finished()) == 5
     told = chain.results()
-    # lr of the first task minus 0.6 lr of the second: from 3 and from 2 with 1.
-    assert [entry["params"]["lr"] for entry in told["chain"]] == [3, 1]
-    assert told["beams"] == {1: [2, 1], 2: [3, 4]}
+    assert [entry["params"]["lr"] for entry in told["chain"]] == best_lrs(chain)
+    assert told["beams"][2] == [4] and len(told["beams"][1]) == 2
     assert chain.nothing_is_left()
 
-    chain.run(*COMMAND, f"{BUDGET}=9", "hydra.sweeper.jobs=null")
-    assert len(chain.finished()) == 9
+    output = chain.run(*COMMAND, f"{BUDGET}=99", "hydra.sweeper.jobs=6")
+    assert "hydra.sweeper.jobs: was 4, is 6 (for the stages still open)" in output
     told = chain.results()
-    assert [entry["params"]["lr"] for entry in told["chain"]] == [3, 1]
+    assert [entry["params"]["lr"] for entry in told["chain"]] == best_lrs(chain)
     assert "budget_used_up" not in told
-    starts = [json.dumps([e["stage"], e["params"], e["parent"]]) for e in chain.events("start")
-              if e["attempt"] == 1]  # fmt: skip
-    assert len(starts) == len(set(starts)) == 9
+    starts = [event for event in chain.events("start") if event["attempt"] == 1]
+    assert [sum(event["stage"] == stage for event in starts) for stage in (1, 2)] == [4, 6]
+    different = {json.dumps([e["stage"], e["params"], e["parent"]]) for e in starts}
+    assert len(different) == 10
 
 
 def test_a_dry_run_starts_no_job_and_makes_no_folder(chain: Bench) -> None:
-    output = chain.run(*COMMAND, "hydra.sweeper.dry_run=true")
-    assert "stage 2  b: grid, 6 jobs from up to 2 parents" in output
+    output = chain.run(*COMMAND, "hydra.sweeper.jobs=6", "hydra.sweeper.dry_run=true")
+    assert "stage 2  b: random, 6 jobs from up to 2 parents" in output
+    assert "0: lr=1  [init]" in output  # the app's own
     assert "composed: task=b lr=1 init_from='<checkpoint>'" in output
     assert not chain.sweep.exists() and not chain.ledger()
     left = {path.name for path in chain.folder.iterdir()}

@@ -12,6 +12,8 @@ import pytest
 from support.runs import finish, loaded
 from support.train_app import ROOT, SMALL, train
 
+from autocl_sweeper.reporter import VARIABLE
+
 SHORT = (*SMALL, "+trainer.max_steps=2")
 
 
@@ -117,3 +119,19 @@ def test_every_validation_is_reported_with_its_update(
     every = ("+trainer.eval_strategy=steps", "+trainer.eval_steps=2", "+trainer.max_steps=4")
     score = finish(make_job(*every), tmp_path)["score"]
     assert [step for _, step in reports] == [2, 4] and reports[-1][0] == score
+
+
+def test_what_is_reported_after_the_first_task_is_what_the_sweep_ranks(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = ("+trainer.eval_strategy=steps", "+trainer.eval_steps=2", "+trainer.max_steps=4")
+    first = finish(make_job(*every), tmp_path / "first")["checkpoint"]
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "reports"))
+    second = ("task=digits_23", f"init_from={first}", "seen_tasks=[digits_01,digits_23]")
+    result = finish(make_job(*every, *second), tmp_path / "second")
+    lines = [json.loads(line) for line in (tmp_path / "reports").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    # The mean over both tasks, as after the training, and not that of the second task alone.
+    assert lines[-1]["score"] == pytest.approx(result["score"])
+    assert result["score"] == pytest.approx(sum(result["eval"].values()) / 2)
+    assert result["eval"]["digits_01"] != result["eval"]["digits_23"]

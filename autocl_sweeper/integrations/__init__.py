@@ -1,0 +1,1 @@
+"""Callbacks that report to a sweep, a module per library; each needs its library installed."""

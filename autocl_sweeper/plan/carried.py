@@ -1,0 +1,110 @@
+"""Stages of an older sweep that a new one learns from: `hydra.sweeper.carry_from`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.distributions import Space
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.journal import NAME, VERSION, fold, read
+from autocl_sweeper.plan.settings import Settings
+from autocl_sweeper.protocols import IndexedSearch
+from autocl_sweeper.selection import TopK
+from autocl_sweeper.space import bare
+from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.types import History
+from autocl_sweeper.view import StageView
+
+
+@dataclass(frozen=True)
+class OlderSweep:
+    """The stages of another sweep, oldest first, and what a fingerprint holds of it."""
+
+    stages: Sequence[StageView]
+    fingerprint: Mapping[str, Any]
+
+
+def older_sweep(settings: Settings) -> OlderSweep | None:
+    """The sweep that `carry_from` names; None where it names none. Raises ConfigurationError."""
+    if settings.carry_from is None:
+        return None
+    if not settings.transfer:
+        raise ConfigurationError(
+            f"hydra.sweeper.carry_from={settings.carry_from} with hydra.sweeper.transfer=false.\n"
+            "  Without transfer a search learns from no other stage, of an older sweep neither.\n"
+            "  Drop one of the two."
+        )
+    folder = Path(settings.carry_from).absolute()
+    try:
+        records = read(folder)
+        state = fold(records)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise _no_sweep(settings.carry_from, repr(error)) from error
+    if state.setup is None:
+        raise _no_sweep(settings.carry_from, f"its {NAME} does not begin a sweep")
+    if state.setup.get("version") != VERSION:
+        raise _no_sweep(settings.carry_from, f"its version is {state.setup.get('version')!r}")
+    direction = state.setup["fingerprint"].get("hydra.sweeper.direction", "maximize")
+    stages = _stages(state.history, direction, settings.carry_from)
+    if not any(trial.score is not None for trial in state.history):
+        raise _no_sweep(settings.carry_from, "none of its trials has a score")
+    held = [
+        (trial.stage, trial.task, dict(trial.suggestion.params), trial.state.value, trial.score)
+        for trial in state.history
+    ]
+    digest = blake2b(json.dumps([direction, held]).encode(), digest_size=8).hexdigest()
+    what = {"folder": str(folder), "trials": len(held), "digest": digest}
+    return OlderSweep(stages, what)
+
+
+def refuse_useless(
+    settings: Settings,
+    older: OlderSweep | None,
+    stages: Sequence[Stage],
+    spaces: Mapping[str, Space],
+) -> None:
+    """Refuse an older sweep that no search can learn from. Raises ConfigurationError."""
+    if older is None:
+        return
+    where = f"hydra.sweeper.carry_from={settings.carry_from}"
+    if all(isinstance(stage.search, IndexedSearch) for stage in stages):
+        names = ", ".join(sorted({type(stage.search).__name__ for stage in stages}))
+        raise ConfigurationError(
+            f"{where}, but {names} does not learn from other trials.\n"
+            "  Choose a search that does: hydra/sweeper/search=relay with hydra.sweeper.jobs set."
+        )
+    ours = {bare(key) for space in spaces.values() for axis in space for key in space.keys_of(axis)}
+    theirs = {bare(key) for stage in older.stages for trial in stage.trials for key in trial.params}
+    if not ours & theirs:
+        raise ConfigurationError(
+            f"{where}: that sweep has no key in common with this one.\n"
+            f"  It searched: {', '.join(sorted(theirs)) or 'nothing'}.\n"
+            f"  This one searches: {', '.join(sorted(ours)) or 'nothing'}.\n"
+            "  Name a sweep over at least one of these keys, or drop carry_from."
+        )
+
+
+def _stages(history: History, direction: str, sweep: str) -> list[StageView]:
+    loss = TopK(1, direction == "maximize").loss
+    found: list[StageView] = []
+    for number in sorted({trial.stage for trial in history}):
+        trials = history.stage(number)
+        earlier = tuple(found)
+        view = StageView(number, trials[0].task, history, loss, lambda _: 0, earlier, sweep)
+        for trial in trials:
+            view.note(trial)
+        found.append(view)
+    return found
+
+
+def _no_sweep(folder: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"hydra.sweeper.carry_from={folder} is not the folder of a sweep: {why}.\n"
+        f"  It is a hydra.sweep.dir with a {NAME} in it, whose trials have scores.\n"
+        "  Correct the path; it is relative to where you start the command. No job was started."
+    )
