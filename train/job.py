@@ -118,7 +118,6 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         tested = [name for name in seen if rows[name].test and run.evaluate_test]
         test = {n: predict(model, tasks[n], rows[n], "test", None, True) for n in tested}
         by_task = {name: found.score for name, found in dev.items()}
->>>>>>> cldata
         results = {
             "score": score_by(run.evaluation.score, by_task, own),
             "checkpoint": str(save_dir),
