@@ -17,11 +17,7 @@ from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.plan.rounds import POPULATION
 from autocl_sweeper.strategy.decisions import Stage
-<<<<<<< HEAD
-from autocl_sweeper.types import History, State, Suggestion, Trial, is_stopped
-=======
-from autocl_sweeper.types import History, Outcome, Trial
->>>>>>> cldata
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial, is_stopped
 
 RESULT_FILE = "autoCL_result.txt"
 BEST_FILE = "optimization_results.yaml"
