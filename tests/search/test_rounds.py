@@ -341,7 +341,7 @@ def test_losses_of_different_rounds_are_never_compared():
 def test_rounds_larger_than_the_space_are_as_large_as_it_is(factory):
     space = Space({"a": Choice((1, 2)), "b": Choice((1, 2))})
     rounds: list = []
-    for number in range(3):
+    for _ in range(3):
         search = factory(space, 0, "t", popsize=6, rounds_are_stages=True)
         made = Played(search, earlier=rounds, beam=2).run(lambda params, index: float(index), 9)
         assert len({repr(one.params) for one in made}) == len(made) == 4
