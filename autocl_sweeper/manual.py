@@ -109,7 +109,7 @@ def _passages(page: str, text: str) -> Iterator[Passage]:
                 lines = (f"{t}: {cell}" for t, cell in zip(titles, row, strict=False) if cell)
                 yield Passage(page, heading, "\n".join(lines), keys)
         elif block:
-            if under := re.search(r"under `(hydra\.\w+)`", block):
+            if under := re.search(r"under `(hydra(?:\.\w+)+)`", block):
                 prefix = f"{under[1]}."
             yield Passage(page, heading, block)
 

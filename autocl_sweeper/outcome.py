@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
 
 LOG_NAME = "job.log"
@@ -72,6 +73,14 @@ class JobFiles:
         """Scores that a running job reports, a JSON line each."""
         return self.folder / f"{number}.reports"
 
+    def final(self, number: int) -> Path:
+        """The score that a running job reported as its final result."""
+        return self.folder / f"{number}.reports{FINAL}"
+
+    def returned(self, number: int, value: Any) -> Any:
+        """What a job's function returned or, where that is nothing, its final result."""
+        return final_result(self.reports(number)) if value is None else value
+
     def flaw(self) -> Path:
         """Says why jobs in fresh interpreters cannot import the app's main file; mostly not there."""
         return self.folder / "main_file.txt"
@@ -86,7 +95,7 @@ class JobFiles:
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
         kinds = (self.outcome, self.job_return, self.group, self.output, self.reports, self.begun)
-        for path in kinds:
+        for path in (*kinds, self.final):
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:

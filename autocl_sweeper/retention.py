@@ -14,11 +14,16 @@ from autocl_sweeper.types import History, Outcome, State, Trial
 
 
 class Retention:
-    """The checkpoints of one sweep folder. `drops`: whether any of them are ever removed."""
+    """The checkpoints of one sweep folder. `drops`: whether any of them are ever removed.
 
-    def __init__(self, folder: Path, selection: Selection, drops: bool) -> None:
+    chained: whether stages start from those before. Else the survivors of each stage stay.
+    """
+
+    def __init__(
+        self, folder: Path, selection: Selection, drops: bool, chained: bool = True
+    ) -> None:
         self._folder = folder
-        self._leaders = Leaders(selection)
+        self._leaders = Leaders(selection, chained)
         self._drops = drops
 
     @property
@@ -79,8 +84,9 @@ class Leaders:
     With a monotone selection a trial that is out is out for good; else its stage decides.
     """
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, chained: bool = True) -> None:
         self._selection = selection
+        self._chained = chained
         self._stages: dict[int, list[Trial]] = {}
         self._kept: dict[int, Trial] = {}
 
@@ -107,6 +113,8 @@ class Leaders:
     def close(self, stage: int, beam: Sequence[int], history: History) -> list[Trial]:
         """A stage is over: those of it and of earlier ones that no survivor descends from."""
         needed = {t.number for number in beam for t in history.lineage(history[number])}
+        if not self._chained:
+            needed |= {number for other in history.beams.values() for number in other}
         out = [t for t in self._kept.values() if t.stage <= stage and t.number not in needed]
         for trial in out:
             del self._kept[trial.number]

@@ -279,6 +279,15 @@ _KEY_BUT_NO_TEXT = re.compile(
 )
 
 
+def is_key(text: str) -> bool:
+    """Whether Hydra's grammar takes a text as the key of an override that sets a value."""
+    try:
+        parsed = _parser(None).parse_overrides([f"{text}=0"])[0]
+    except (HydraException, ValueError, RecursionError):
+        return False
+    return parsed.get_key_element() == text and not parsed.is_delete()
+
+
 def bare(key: str) -> str:
     """The key that `key`, `+key` and `++key` set; `~key` takes away what they set."""
     return key.lstrip("+")

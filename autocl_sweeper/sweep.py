@@ -22,9 +22,11 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
+from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
-from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower
+from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
+from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.retention import Retention
@@ -76,18 +78,24 @@ class Sweep:
         progress: Progress,
         snapshot: Snapshot | None = None,
         clock: Clock = time,
+        exporter: Exporter | None = None,
     ) -> None:
-        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none."""
+        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none.
+
+        `exporter`: the caller's to close, as the executor is.
+        """
         self._folder = folder
         self._plan = plan
         self._executor = executor
         self._files = files
         self._progress = progress
         self._snapshot = snapshot or Snapshot()
+        self._exporter = exporter or Exporter({})
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
-        self._retention = Retention(folder, plan.selection, plan.ranked and not self._keeps)
+        drops, chained = plan.ranked and not self._keeps, plan.settings.parents != INIT
+        self._retention = Retention(folder, plan.selection, drops, chained)
         last, key = len(plan.stages), plan.checkpoint_key
         self._verdict = Verdict(folder, plan.objective, plan.ranked, last, key, results.RESULT_FILE)
         self._clock = clock
@@ -109,6 +117,7 @@ class Sweep:
     def run(self) -> History:
         history = self.history
         self._progress.begin(self._plan, history)
+        self._exporter.begin(self._journal.records, history)
         try:
             self._refuse_rungs_beyond(history.open_stage)
             self._take_up_the_rest()
@@ -190,8 +199,10 @@ class Sweep:
             edited = self._snapshot.changes(state.setup.get("configuration", {}).get("files", {}))
             refuse_changes(self._folder, state.setup["fingerprint"], self._plan.fingerprint, edited)
             raised = refuse_lower(self._folder, state.bounds, self._plan.bounds)
+            refuse_moved(self._folder, self.history, self._plan.stages)
             if raised:
-                told = "every stage is over" if state.ended else "for the stages still open"
+                over = len(self.history.beams) >= len(self._plan.stages)
+                told = "every stage is over" if over else "for the stages still open"
                 log.info("%s (%s)", "; ".join(raised), told)
         self._journal.open_session(self._plan.bounds)
         for unfinished in self._folder.glob(".*.tmp"):  # a file that was being written at a kill
@@ -208,6 +219,8 @@ class Sweep:
             if trial.number not in self.history.given_up:  # by what one before it had become
                 self._take_up(trial)
         for trial in self.history:
+            if trial.state is State.FAIL and not self._restart.left(trial.number):
+                self._refuse_failed_round(trial)
             open_stage = trial.stage not in self.history.beams
             if trial.state is State.FAIL and open_stage and self._restart.left(trial.number):
                 self._restart.failed[trial.number] += 1
@@ -258,7 +271,7 @@ class Sweep:
         number = len(self.history)
         asked = decision.suggestion  # which parent it named, the trial itself says
         suggestion = replace(asked, params=dict(asked.params), parent=None)
-        folder = self._plan.folder(number, stage)
+        folder = self._plan.folder(number, stage, suggestion.index)
         return Trial(
             number, stage.number, stage.task, suggestion, decision.parent, folder,
             repeat=decision.repeat,
@@ -322,6 +335,8 @@ class Sweep:
                 stopped.append(self.history.stop(trial.number, reason))
             events.append(("report", fields))
         self._journal.extend(events)
+        for event in events:
+            self._exporter.note(*event)
         for trial in stopped:
             self._progress.stopped(trial)
             if trial.number in self._submitted:
@@ -370,6 +385,7 @@ class Sweep:
             self._give_up_orphans()
             self._retention.ended(trial, self.history)
         self._refuse_too_many_failures()
+        self._refuse_failed_round(trial)
         if trial.state is State.COMPLETE:
             self._refuse_rungs_beyond(trial.stage)
             self._say_whether_reports_decide(trial.stage)
@@ -449,6 +465,24 @@ class Sweep:
             counted = [t for t in self.history if t.stage <= self.history.open_stage]
             raise self._verdict.too_many(self.history.failures, limit, counted)
 
+    def _refuse_failed_round(self, trial: Trial) -> None:
+        """Stop when all of a round failed, unless `max_failures` says how many may."""
+        settings = self._plan.settings
+        if settings.parents != INIT or settings.max_failures is not None:
+            return
+        if trial.state is not State.FAIL or settings.popsize is None:
+            return
+        stage = self._plan.stages[trial.stage - 1]
+        number, _ = self._plan.round_of(stage, trial.suggestion.index)
+        of_round = [
+            one
+            for one in self.history.stage(trial.stage)
+            if self._plan.round_of(stage, one.suggestion.index)[0] == number
+        ]
+        failed = [one for one in of_round if one.state is State.FAIL]
+        if len(failed) == min(settings.popsize, stage.jobs(1) or settings.popsize):
+            raise self._verdict.failed_round(number, settings.retries, failed)
+
     def _again(self, trial: Trial, outcome: Outcome, pause_s: float = 0.0) -> None:
         """Run a trial again, after a pause in which other trials run."""
         attempt = {"trial": trial.number, "attempt": trial.attempt}
@@ -498,6 +532,7 @@ class Sweep:
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)
+        self._exporter.note(event, fields)
 
     def _write_results(self) -> None:
         results.write_best(self._folder, self._plan, self.history, self._overrides, self.stopped)

@@ -99,9 +99,11 @@ class StageView:
         jobs: Callable[[int], int | None],
         earlier: Sequence[StageView],
         sweep: str | None = None,
+        has_parents: bool = True,
     ) -> None:
         """`jobs`: number of parents -> how many jobs the stage may start; None without a limit.
 
+        has_parents: whether trials start from the beam of the stage before, if there is one.
         sweep: the folder of another sweep that the stage belongs to, its trial numbers with it.
         """
         self.number = number
@@ -111,6 +113,7 @@ class StageView:
         self._history = history
         self._loss = loss
         self._jobs = jobs
+        self._has_parents = has_parents
         self._started: dict[int, None] = {}  # without those given up
         self._numbers: list[int] | None = []  # the same; None: to be listed anew
         self._changes: list[int] = []
@@ -134,8 +137,9 @@ class StageView:
 
     @property
     def parents(self) -> TrialViews:
-        """The beam of the stage before, best first; empty in the first stage."""
-        return self._views(self._history.beams.get(self.number - 1, ()))
+        """The beam of the stage before, best first; empty where trials start from scratch."""
+        beams = self._history.beams if self._has_parents else {}
+        return self._views(beams.get(self.number - 1, ()))
 
     @property
     def jobs_left(self) -> int | None:

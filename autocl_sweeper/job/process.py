@@ -108,7 +108,7 @@ def _run(files: JobFiles, order: Order, package: Opened) -> None:
         seconds = time.monotonic() - start
         value = job_return._return_value
         if job_return.status is JobStatus.COMPLETED:
-            outcome = outcome_of(value, output_dir, seconds)
+            outcome = outcome_of(files.returned(order.number, value), output_dir, seconds)
         else:
             _show(value)
             outcome = failure(value, seconds)

@@ -52,12 +52,14 @@ class ReportingTask:
             write_whole(files.begun(number), b"")
         reports = os.environ.get(REPORTS)
         os.environ[REPORTS] = str(files.reports(number).absolute())
+        files.folder.mkdir(parents=True, exist_ok=True)  # or what it reports would be lost
         start = time.monotonic()
         value: Any = None
         error: Exception | None = None
         try:
             value = self.task_function(config)
-            outcome = outcome_of(value, output_dir, time.monotonic() - start)
+            result = files.returned(number, value)
+            outcome = outcome_of(result, output_dir, time.monotonic() - start)
         except Terminated:
             raise
         except SystemExit as left:

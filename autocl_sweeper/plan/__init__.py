@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+from autocl_sweeper.distributions import Distribution
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.carried import older_sweep, refuse_useless
 from autocl_sweeper.plan.checks import (
@@ -16,18 +16,21 @@ from autocl_sweeper.plan.checks import (
     initial_of,
     refuse_changes,
     refuse_lower,
+    refuse_moved,
 )
+from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.protocol import in_chains, settled
 from autocl_sweeper.plan.pruning import pruning_of
+from autocl_sweeper.plan.rounds import check_rounds, epochs_taken, taken_names
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
 from autocl_sweeper.plan.spaces import spaces_of
 from autocl_sweeper.plan.stages import chosen_by_auto, flat_keys, stages_of, strategy_of
-from autocl_sweeper.space import bare, parse_arguments, parse_space
+from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
-__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower"]
+__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower", "refuse_moved"]
 
 
 def make_plan(
@@ -45,8 +48,12 @@ def make_plan(
     settings = settled(replace(settings, handover=dict(flat_keys(settings.handover))))
     check_settings(settings)
     older = older_sweep(settings)
+    check_rounds(settings)
     typed = parse_arguments(arguments, config_loader)
     space = parse_space(settings.params, config_loader, "hydra.sweeper.params")
+    _refuse_epochs(settings, typed, space)
+    file = _param_file(settings, typed, space)
+    space.update(file.space)
     given: dict[str, str | None] = dict.fromkeys(space)
     for argument in typed:
         if argument.merges:
@@ -77,7 +84,10 @@ def make_plan(
         )
     pruning = pruning_of(settings.prune, settings.top_k, bool(tasks))
     draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
-    initial = partial(initial_of, draft, choices, compose)
+
+    def initial(task: str) -> dict[str, Value]:
+        return {**initial_of(draft, choices, compose, task), **file.init}
+
     names = list(tasks) or ["sweep"]
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
@@ -91,3 +101,34 @@ def make_plan(
     if older is not None:
         fingerprint["hydra.sweeper.carry_from"] = dict(older.fingerprint)
     return replace(plan, fingerprint=fingerprint, configs=configs, pruning=pruning)
+
+
+def _param_file(
+    settings: Settings, typed: Sequence[Argument], space: Mapping[str, Distribution]
+) -> ParamFile:
+    """What `hydra.sweeper.param_file` searches; no name of it may be set anywhere else too."""
+    if settings.param_file is None:
+        return ParamFile({}, {})
+    taken = taken_names(settings)
+    for key in space:
+        taken[bare(key)] = f"{bare(key)!r} is searched by hydra.sweeper.params too"
+    for argument in typed:
+        taken[bare(argument.key)] = f"it is set on the command line too: {argument.text}"
+    hazero = "hazero" in str(settings.search["factory"]).lower()
+    return read_param_file(settings.param_file, taken, least=2 if hazero else 1)
+
+
+def _refuse_epochs(
+    settings: Settings, typed: Sequence[Argument], space: Mapping[str, Distribution]
+) -> None:
+    """The epochs of a round are the population's: neither searched nor fixed."""
+    searched = [*space]
+    for own in settings.task_params.values():
+        listed = own if isinstance(own, (list, tuple)) else [own]
+        searched += [str(key) for one in listed if isinstance(one, Mapping) for key in one]
+    for key, why in epochs_taken(settings).items():
+        for argument in typed:
+            if bare(argument.key) == key:
+                raise ConfigurationError(f"{argument.text} on the command line: {why}.")
+        if key in map(bare, searched):
+            raise ConfigurationError(f"hydra.sweeper searches {key!r}, but {why}.")

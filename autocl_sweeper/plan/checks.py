@@ -11,9 +11,10 @@ from typing import Any
 from autocl_sweeper.distributions import Choice, Space, same
 from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
 from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.plan.rounds import BEAM, POPULATION, handover_of, rounds_told
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare
-from autocl_sweeper.strategy.decisions import views
+from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, Suggestion, Value
 from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
@@ -49,17 +50,28 @@ def compose_all(
     those is composed here. `init_from` and its like get stand-ins: their keys have to exist too.
     """
     configs: dict[str, Mapping[str, Any]] = {}
+    suggested: dict[str, Value] = {}
     variants: dict[str, Mapping[str, Any]] = {}
     before = views(
         plan.stages, History(), plan.selection, plan.strategy.carried
     )  # as no trial has begun
     for stage, view in zip(plan.stages, before, strict=True):
-        first = stage.search.ask(view)
-        params = dict(first.params) if isinstance(first, Suggestion) else {}
+        if stage.round > 1:  # like the round before
+            continue
+        if not stage.round:  # a later one has nothing to suggest before the first is over
+            first = stage.search.ask(view)
+            suggested = dict(first.params) if isinstance(first, Suggestion) else {}
+        params = {**suggested, **stage.passed}
         named = f"Task '{stage.task}'" if plan.tasks else "The job"
+        if stage.parents == POPULATION:
+            keys = " ".join(f"{key}={value}" for key, value in stage.passed.items())
+            named += f" in round {stage.round} ({keys or 'its own epochs'})"
         parent, checkpoint = (0, "checkpoint") if stage.number > 1 else (None, None)
         handed = plan.handed(stage.number, 0, parent, checkpoint)
-        configs[stage.task] = compose(plan.command(stage.task, params, handed, ""), named)
+        config = compose(plan.command(stage.task, params, handed, ""), named)
+        if stage.round:
+            continue
+        configs[stage.task] = config
         if isinstance(stage.search, ListedSearch):
             trials = [{**params, **other} for other in stage.search.listed[1:]]
         else:  # a space of the task's own shows in its jobs
@@ -113,7 +125,7 @@ def fingerprint_of(
     chosen: task -> the search that `auto` stands for.
     """
     settings = plan.settings
-    handed = {bare(key) for key in settings.handover}
+    handed = {bare(key) for key in handover_of(settings)}
     searched = {
         bare(key)
         for description in searches.values()
@@ -133,6 +145,7 @@ def fingerprint_of(
         **{f"hydra.sweeper.{key}": getattr(settings, key) for key in kept},
         **{f"hydra.sweeper.{k}": v for k, v in changed.items() if v != ORDINARY[k]},
         **({"search by task": dict(chosen)} if chosen else {}),
+        **({"rounds": rounds_told(settings)} if settings.parents != BEAM else {}),
         "search space": dict(searches),
         "configuration": {task: config for task, config in fixed.items() if config},
     }
@@ -179,6 +192,18 @@ def refuse_lower(
             " another hydra.sweep.dir."
         )
     return raised
+
+
+def refuse_moved(folder: Path, history: History, stages: Sequence[Stage]) -> None:
+    """Refuse rounds that would push a task's stages away from the trials they have."""
+    for trial in history:
+        if trial.stage > len(stages) or stages[trial.stage - 1].task != trial.task:
+            raise ChangedSweepError(
+                f"In '{folder}' task '{trial.task}' has begun (trial {trial.number}), and its rounds"
+                " come after those of the tasks before it.\n"
+                "  hydra.sweeper.rounds of a population may be raised while its first task is open."
+                " Set it as it was, or set another hydra.sweep.dir."
+            )
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from autocl_sweeper.objective import MEAN, Objective
 from autocl_sweeper.plan.pruning import Pruning
+from autocl_sweeper.plan.rounds import BEAM, HANDED, INIT, POPULATION, handover_of
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.protocols import Selection
 from autocl_sweeper.space import bare, literal, override
@@ -48,8 +49,8 @@ class Plan:
 
     @property
     def ranked(self) -> bool:
-        """Whether a score is needed: with a sequence, trials are parents or they are not."""
-        return bool(self.tasks)
+        """Whether a score is needed: with a sequence or rounds, trials compete to be parents."""
+        return bool(self.tasks) or self.settings.parents != BEAM
 
     @property
     def size(self) -> int:
@@ -72,14 +73,40 @@ class Plan:
     @property
     def checkpoint_key(self) -> str | None:
         """The override that gets the parent's checkpoint; None: stages do not build on each other."""
-        handover = self.settings.handover.items()
+        if self.settings.parents == INIT:
+            return None
+        handover = handover_of(self.settings).items()
         return next((key for key, value in handover if value == "checkpoint"), None)
 
-    def folder(self, number: int, stage: Stage) -> str:
-        """Relative to the sweep folder; empty when only the job will know."""
+    def folder(self, number: int, stage: Stage, index: int = 0) -> str:
+        """Relative to the sweep folder; empty when only the job will know.
+
+        index: that of the suggestion, which counts through the rounds of a stage.
+        """
         if not self.knows_folders:
             return ""
+        if self.settings.parents != BEAM:
+            round_number, place = self.round_of(stage, index)
+            return f"{self.root(stage.task)}round{round_number}/{place}"
         return f"{stage.number}_{_slug(stage.task)}/{number}" if self.tasks else str(number)
+
+    def root(self, task: str) -> str:
+        """Where the rounds of a task lie in the sweep folder: in itself, unless there are several."""
+        if len(self.tasks) < 2:
+            return ""
+        return f"{list(self.tasks).index(task) + 1}_{_slug(task)}/"
+
+    def round_of(self, stage: Stage, index: int) -> tuple[int, int]:
+        """The round of a suggestion, and its place there, both counted from 0."""
+        if self.settings.parents == POPULATION:
+            return stage.round, index
+        popsize = self.settings.popsize
+        return (0, index) if popsize is None else divmod(index, popsize)
+
+    def tasks_until(self, stage: int) -> list[str]:
+        """The tasks that stages up to this one are about, in their order."""
+        tasks = [one.task for one in self.stages[:stage]] or list(self.tasks)[:stage]
+        return list(dict.fromkeys(tasks)) if self.tasks else []
 
     def overrides(self, trial: Trial, checkpoint: str | None) -> tuple[str, ...]:
         """The job's command line: what the user typed, task and suggestion, what is handed over.
@@ -87,13 +114,14 @@ class Plan:
         `checkpoint` is the parent's, absolute; None without a parent.
         """
         handed = self.handed(trial.stage, trial.number, trial.parent, checkpoint, trial.repeat)
-        return self.command(trial.task, trial.suggestion.params, handed, trial.folder)
+        params = {**trial.suggestion.params, **self.stages[trial.stage - 1].passed}
+        return self.command(trial.task, params, handed, trial.folder)
 
     def handed(
         self, stage: int, trial: int, parent: int | None, checkpoint: str | None, repeat: int = 0
     ) -> dict[str, Value]:
         """The values that `handover` may name."""
-        seen_tasks: list[Value] = [*list(self.tasks)[:stage]]
+        seen_tasks: list[Value] = [*self.tasks_until(stage)]
         return {
             "checkpoint": checkpoint,
             "seen_tasks": seen_tasks,
@@ -123,11 +151,11 @@ class Plan:
             if chosen is not None:
                 texts[bare(key)] = chosen
         texts.update(filled)
-        for key, name in self.settings.handover.items():
+        for key, name in handover_of(self.settings).items():
             value = None if name is None else handed[name]
-            if value is not None:
+            if value is not None and not (name == HANDED and self.settings.parents == INIT):
                 texts[bare(key)] = override(key, literal(value))
-        if folder and self.tasks:
+        if folder and self.ranked:
             texts["hydra.sweep.subdir"] = override("hydra.sweep.subdir", literal(folder))
         return tuple(texts.values())
 

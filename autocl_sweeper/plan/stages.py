@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from autocl_sweeper.distributions import Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.protocol import AUTO, selection_of
+from autocl_sweeper.plan.rounds import (
+    POPULATION,
+    Population,
+    Step,
+    beam_width,
+    replayed_stages,
+    round_stages,
+)
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.plan.spaces import describe
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search.listed import ListedSearch
+from autocl_sweeper.search.perturbed import Perturbed
 from autocl_sweeper.space import literal
 from autocl_sweeper.strategy.decisions import Stage, Strategy
 from autocl_sweeper.strategy.sequential import SequentialTopK
@@ -21,6 +32,7 @@ from autocl_sweeper.types import Value
 from autocl_sweeper.view import StageView
 
 GRID = "autocl_sweeper.search.grid.GridSearch"
+ROUNDS_ARE_STAGES = "rounds_are_stages"  # an option of searches that go through rounds
 RELAY = "autocl_sweeper.search.relay.RelaySearch"
 
 
@@ -31,11 +43,10 @@ def strategy_of(
     older: Sequence[StageView] = (),
 ) -> Strategy:
     """`older`: stages of another sweep that searches learn from."""
-    selection = selection_of(settings, stages, tasks)
+    width = beam_width(settings)
+    selection = selection_of(replace(settings, top_k=width), stages, tasks)
     carried = older if settings.transfer else None
-    return SequentialTopK(
-        stages, selection, settings.pipeline, width=settings.top_k, carried=carried
-    )
+    return SequentialTopK(stages, selection, settings.pipeline, width=width, carried=carried)
 
 
 def stages_of(
@@ -48,29 +59,34 @@ def stages_of(
 
     initial: task -> what the app's own configuration has, by override key.
     """
-    limit = None if settings.popsize is None else settings.rounds * settings.popsize
-    stages = []
+    if Population.of(settings).replay is not None:
+        return _replayed(settings, tasks)
+    stages: list[Stage] = []
     described: dict[str, Any] = {}
-    for number, task in enumerate(tasks, start=1):
+    for task in tasks:
+        number = len(stages) + 1
         own = settings.task_params.get(task)
         if isinstance(own, Sequence) and not isinstance(own, str):
             listed = _listed(own, task)
             described[task] = [dict(item) for item in listed.listed]
-            stages.append(Stage(number, task, listed, most=settings.jobs, seeds=settings.seeds))
+            whole = replace(settings, popsize=None)  # all that is listed runs
+            stages += round_stages(whole, task, number, partial(_same, listed))
             continue
         space = spaces[task]
         factory, options = _chosen(settings, space)
         if factory != GRID and settings.init:
             space = replace(space, init=initial(task))
-        search: Search = _imported(factory)(space, seed=settings.seed, stage_name=task, **options)
-        if settings.jobs is None and limit is None and (search.size is None or not space.finite):
+        made = partial(_search_of_round, settings, task, space, factory, options)
+        search = made(0)
+        unbounded = settings.jobs is None and settings.popsize is None
+        if unbounded and (search.size is None or not space.finite):
             raise ConfigurationError(
                 f"The search of task '{task}' never ends: it samples from an interval.\n"
                 "  hydra.sweeper.jobs says how many jobs a stage gets; it is null.\n"
                 "  Set it, for instance hydra.sweeper.jobs=8, or give choices instead."
             )
         described[task] = describe(space)
-        stages.append(Stage(number, task, search, limit, settings.jobs, settings.seeds))
+        stages += round_stages(settings, task, number, made)
     return stages, described
 
 
@@ -79,6 +95,44 @@ def chosen_by_auto(settings: Settings, spaces: Mapping[str, Space]) -> dict[str,
     if settings.search.get("factory") != AUTO:
         return {}
     return {task: _chosen(settings, space)[0] for task, space in spaces.items()}
+
+
+def _same(search: Search, number: int) -> Search:
+    return search
+
+
+def _search_of_round(
+    settings: Settings,
+    task: str,
+    space: Space,
+    factory: str,
+    options: Mapping[str, Any],
+    number: int,
+) -> Search:
+    """The search of one round of a task, counted from 0; where rounds are no stages, of all."""
+    name = task
+    if settings.parents == POPULATION:
+        if ROUNDS_ARE_STAGES in signature(_imported(factory)).parameters:  # one over all rounds
+            options = {**options, ROUNDS_ARE_STAGES: True}
+        elif number:  # a search of its own, or it would suggest the same again
+            name = f"{task}, round {number}"
+            space = replace(space, init={})
+    search: Search = _imported(factory)(space, seed=settings.seed, stage_name=name, **options)
+    if settings.parents == POPULATION and Population.of(settings).perturb:
+        return Perturbed(search, space, f"{settings.seed}/{name}")
+    return search
+
+
+def _replayed(settings: Settings, tasks: Sequence[str]) -> tuple[list[Stage], dict[str, Any]]:
+    def listed(step: Step) -> Search:
+        return ListedSearch([step.params])
+
+    stages = replayed_stages(settings, list(tasks), listed)
+    schedule: list[Any] = []
+    for stage in stages:
+        assert isinstance(stage.search, ListedSearch)
+        schedule.append({**stage.search.listed[0], **stage.passed})
+    return stages, {"schedule": schedule}
 
 
 def _listed(own: Sequence[Any], task: str) -> ListedSearch:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
 
 from autocl_sweeper.protocols import Search, Selection
 from autocl_sweeper.types import History, Suggestion, Value
@@ -18,6 +18,9 @@ Work: TypeAlias = Callable[[Mapping[str, Value], str], float]
 class Stage:
     """The search on one task. `limit` bounds its suggestions, `most` its jobs; None: no bound.
 
+    `parents`: a suggestion starts from survivors of the stage before as the search's pairing says
+    (`beam`), from the initial model (`init`), or suggestion i from survivor i modulo their number
+    (`population`, whose stages are the rounds of a task).
     Each suggestion runs `seeds` times with a parent; a group of these runs is begun whole or not at
     all. `survivors`: of this stage, where they are not as many as elsewhere.
     """
@@ -29,6 +32,13 @@ class Stage:
     most: int | None = None
     seeds: int = 1
     survivors: int | None = None
+    parents: str = "beam"
+    round: int = 0  # of a population, counted from 0 for each task
+    passed: Mapping[str, Value] = field(default_factory=dict)  # override keys beside a suggestion's
+
+    @property
+    def pairing(self) -> Literal["every", "one"]:
+        return self.search.pairing if self.parents == "beam" else "one"
 
     @property
     def groups(self) -> int | None:
@@ -42,7 +52,7 @@ class Stage:
 
     def jobs(self, parents: int) -> int | None:
         """Jobs with so many parents; None without a bound."""
-        pairs = parents if self.search.pairing == "every" else 1
+        pairs = parents if self.pairing == "every" else 1
         bounds = [n * pairs for n in (self.search.size, self.limit) if n is not None]
         groups = min((n for n in (*bounds, self.groups) if n is not None), default=None)
         return None if groups is None else groups * self.seeds
@@ -107,8 +117,20 @@ def views(
     """
     found: list[StageView] = []
     for stage in stages:
-        earlier = () if carried is None else (*carried, *found)
-        view = StageView(stage.number, stage.task, history, selection.loss, stage.jobs, earlier)
+        if carried is not None:
+            earlier = (*carried, *found)
+        else:  # but the rounds before, which are of the same search
+            rounds = stage.parents == "population"
+            earlier = tuple(view for view in found if rounds and view.task == stage.task)
+        view = StageView(
+            stage.number,
+            stage.task,
+            history,
+            selection.loss,
+            stage.jobs,
+            earlier,
+            has_parents=stage.parents != "init",
+        )
         found.append(view)
     return found
 

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from autocl_sweeper.errors import SearchError
 from autocl_sweeper.order import Durations, Queue
@@ -85,7 +85,7 @@ class SequentialTopK:
 
     def _orphan(self, stage: _Standing, ahead: Sequence[_Standing]) -> int | None:
         """A trial that began early and may not stay."""
-        if not self.selection.monotone or not ahead:
+        if not self.selection.monotone or not ahead or not _chained(ahead[0]):
             return None
         orphan = ahead[0].orphan({trial.number for trial in stage.beam()})
         for later in ahead[1:]:
@@ -97,7 +97,9 @@ class SequentialTopK:
             return None
         beam = stage.beam()
         for later in ahead:
-            if (early := later.start_early(beam)) is not None:
+            chained = _chained(later)
+            early = later.start_early(beam) if chained else later.start_independent()
+            if early is not None:
                 return early
             beam = later.provisional_beam()
         return None
@@ -107,6 +109,11 @@ class SequentialTopK:
         if not self._followed or self._followed[0].history is not history:
             self._followed[:] = [_Followed(self, history)]
         return self._followed[0].standings()
+
+
+def _chained(standing: _Standing) -> bool:
+    """Whether trials of a stage start from those of the stage before."""
+    return standing.stage.parents != "init"
 
 
 class _Followed:
@@ -140,7 +147,10 @@ class _Standing:
         self._strategy = strategy
         self._history = history
         self._view = view
-        self._indexed = stage.search if isinstance(stage.search, IndexedSearch) else None
+        # Suggestion i of a population has one parent, known when the round before is over.
+        population = stage.parents == "population"
+        indexed = isinstance(stage.search, IndexedSearch) and not population
+        self._indexed = cast(IndexedSearch, stage.search) if indexed else None
         self._answer: tuple[int, Start | Wait | None] = (-1, None)  # at which revision
         self._begun: set[tuple[int, Run]] = set()
         self._children: defaultdict[int | None, set[int]] = defaultdict(set)  # not given up
@@ -221,6 +231,8 @@ class _Standing:
 
     def start(self, parents: Sequence[int | None]) -> Start | Wait | None:
         """What is to start next, given the beam of the stage before."""
+        if not _chained(self):
+            parents = (None,)
         if self._indexed is None:
             if self._answer[0] != self._view.revision:
                 self._answer = self._view.revision, self._ask(parents)
@@ -228,6 +240,14 @@ class _Standing:
         if self._queue is None:
             self._early.clear()
             self._queue = self._queue_for(parents)
+        return self._first(self._queue)
+
+    def start_independent(self) -> Start | None:
+        """What may start while earlier stages run, as it needs nothing of them."""
+        if self._indexed is None:
+            return None
+        if self._queue is None:
+            self._queue = self._queue_for((None,))
         return self._first(self._queue)
 
     def start_early(self, beam: Sequence[Trial]) -> Start | None:
@@ -282,7 +302,7 @@ class _Standing:
         if trials:
             last = trials[-1]
             place = parents.index(last.parent) + 1
-            if search.pairing == "every" and place < len(parents):
+            if self.stage.pairing == "every" and place < len(parents):
                 return Start(self.stage, last.suggestion, parents[place])
             limit = self.stage.limit
             if limit is not None and last.suggestion.index + 1 >= limit:
@@ -299,6 +319,10 @@ class _Standing:
         if suggestion is None:
             return None
         parent = parents[0]
+        if self.stage.parents == "population":
+            return Start(self.stage, suggestion, parents[suggestion.index % len(parents)])
+        if not _chained(self):
+            return Start(self.stage, suggestion, None)
         if search.pairing == "one" and suggestion.parent is not None:
             parent = suggestion.parent
         if parent not in parents:

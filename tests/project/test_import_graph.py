@@ -29,12 +29,13 @@ CORE_FLOORS = [
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget"},
     {"strategy", "retention", "verdict", "compare"},
-    {"plan", "results", "display"},
+    {"plan", "results", "display", "rounds", "export"},
     {"sweep"},
     {
         "hydra_sweep",
         "hydra_launch",
         "cli",
+        "finetune",
     },  # what the plugin classes call, and the command `autocl`
     {"__main__", "integrations"},
 ]
@@ -44,7 +45,7 @@ TRAIN_FLOORS = [
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes"},
-    {"main", "worker", "pieces"},
+    {"main", "worker", "pieces", "final"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
@@ -56,7 +57,10 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
+    "export": {"plan"},
+    "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
+    "cli": {"finetune"},
 }
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
@@ -65,10 +69,10 @@ TRAIN_DOORS = {
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
-    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml"},
-    "yaml": {"results", "yaml", "job"},
-    "optuna": {"search"},
+    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
+    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
+    "yaml": {"results", "yaml", "job", "plan", "rounds"},
+    "optuna": {"search", "export"},
     "cma": {"search"},
     "cmaes": {"search"},
     "scipy": {"search"},
@@ -80,6 +84,7 @@ OTHERS = {
     "transformers": {"integrations"},
     "lightning": {"integrations"},
     "pytorch_lightning": {"integrations"},
+    "tensorboardX": {"rounds", "export"},
 }
 OF_USERS = {"integrations"}  # a room that training code imports, and nothing here does
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
@@ -219,7 +224,9 @@ def test_the_picture_in_the_documentation_is_that_of_the_code(house: House) -> N
 
 def test_the_packages_first_import_brings_the_reporter_alone() -> None:
     paid = [imported.module for imported in GRAPH[CORE]]
-    assert paid == [f"{CORE}.reporter.report"], "whoever imports one module would pay for it"
+    assert paid == [f"{CORE}.reporter.report", f"{CORE}.reporter.report_final_result"], (
+        "whoever imports one module would pay for it"
+    )
     assert {top(one.module) for one in GRAPH[f"{CORE}.reporter"]} <= sys.stdlib_module_names
 
 
@@ -261,7 +268,7 @@ def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> Non
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
     found = [imported.module for one in modules("train").values() for imported in one]
     known = {room(module) for module in found if top(module) == CORE}
-    assert known <= {"command_line", "errors", "reporter", "yaml"}
+    assert known <= {"command_line", "errors", "metrics", "reporter", "yaml"}
     assert "hydra_plugins" not in {top(module) for module in found}
     # That the core does not import train/ is in the table of OTHERS.
 

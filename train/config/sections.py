@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from train.config.hf_arguments import HFArguments, SchedulerType
 from train.config.refused import REFUSED
+from train.config.text_data import TextData
 from train.config.typed import SettingsError, default_of, option, options
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
@@ -59,6 +60,9 @@ class DatasetSettings:
         False, "take from the sources in proportion instead of one after another"
     )
     fixed_validation_seed: int | None = option(7, "seed of what is random in validation")
+    task_config: str | None = option(
+        None, "of cl_benchmark: folder in task_config_dir; null: the one called like the task"
+    )
 
 
 @dataclass(frozen=True)
@@ -310,6 +314,9 @@ class EvaluationSettings:
     dev_share: float = option(0.25, "of each digit's images, for selection")
     test_share: float = option(0.25, "of each digit's images, for the report")
     split_seed: int = option(0, "of the division; apart from `seed`")
+    score: Literal["seen", "current", "worst"] = option(
+        "seen", "of a job: mean over the tasks seen, over its own, or the lowest of those seen"
+    )
 
     def __post_init__(self) -> None:
         if not (
@@ -396,6 +403,8 @@ class Run:
     extras: TrainerExtras  # the other options of `trainer`
     memory: MemorySettings
     evaluation: EvaluationSettings
+    text: TextData
+    evaluate_test: bool | str  # as in TopLevel; train.main makes it a decision for this run
     seed: int
 
     @property

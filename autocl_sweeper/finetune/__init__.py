@@ -1,0 +1,1 @@
+"""`autocl finetune`: AutoDL Finetuner's command for plain scripts, on top of the sweeper."""

@@ -1,0 +1,260 @@
+"""Rounds of a search: AutoDL Finetuner's evaluators, FullTrail and PopulationBased, as stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.settings import Settings
+from autocl_sweeper.protocols import Search
+from autocl_sweeper.space import bare, is_key
+from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.types import Value
+
+BEAM, INIT, POPULATION = PARENTS = ("beam", "init", "population")
+HANDED = "checkpoint"  # the value of `handover` that is a parent's checkpoint
+
+
+@dataclass(frozen=True)
+class Population:
+    """The keys under `hydra.sweeper.population`. `keep`: null: half of the population."""
+
+    keep: int | None = None
+    epochs: int | None = 1
+    epochs_key: str = "epochs"
+    first_epochs: int | None = None
+    model_path: str | None = None
+    perturb: bool = False
+    replay: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Population:
+        """Raises ConfigurationError for an unknown key and for values out of their range."""
+        known = [field.name for field in fields(cls)]
+        for key in settings.population:
+            if key not in known:
+                close = get_close_matches(str(key), known, n=1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                raise ConfigurationError(
+                    f"hydra.sweeper.population has no key {key!r}.{hint}\n"
+                    f"  Its keys: {', '.join(known)}."
+                )
+        population = cls(**settings.population)
+        for name in ("keep", "epochs", "first_epochs"):
+            value = getattr(population, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and (not whole or value < 1):
+                raise ConfigurationError(
+                    f"hydra.sweeper.population.{name}={value!r}, but it must be a whole number of at"
+                    " least 1, or null.\n  `autocl docs finetune` explains it."
+                )
+        for name in ("epochs_key", "model_path"):
+            value = getattr(population, name)
+            if value is not None and not is_key(str(value)):
+                raise ConfigurationError(
+                    f"hydra.sweeper.population.{name}={value!r} is not an override key.\n"
+                    "  It names what a job gets the value under, as typed on its command line."
+                )
+        return population
+
+
+def check_rounds(settings: Settings) -> None:
+    """Validate `parents`, and what `population` needs. Raises ConfigurationError."""
+    if settings.parents not in PARENTS:
+        raise ConfigurationError(
+            f"hydra.sweeper.parents={settings.parents!r} is not one of: {', '.join(PARENTS)}."
+        )
+    population = Population.of(settings)
+    if settings.rounds > 1 and settings.popsize is None and population.replay is None:
+        raise ConfigurationError(
+            f"hydra.sweeper.rounds={settings.rounds}, but hydra.sweeper.popsize is null.\n"
+            "  A round has popsize suggestions: set it, for instance hydra.sweeper.popsize=5."
+        )
+    for key, plain in (("protocol", "beam"), ("seeds", 1)):
+        value = getattr(settings, key)
+        if settings.parents != BEAM and value != plain:
+            raise ConfigurationError(
+                f"hydra.sweeper.{key}={value} with hydra.sweeper.parents={settings.parents}: a"
+                f" search in rounds has {key}={plain}.\n"
+                "  Leave one of them at its default."
+            )
+    if settings.parents != POPULATION:
+        if population.replay is not None:
+            raise ConfigurationError(
+                "hydra.sweeper.population.replay is set, but hydra.sweeper.parents="
+                f"{settings.parents}.\n  A schedule is replayed by hydra.sweeper.parents=population."
+            )
+        return
+    if settings.popsize is None and population.replay is None:
+        raise ConfigurationError(
+            "hydra.sweeper.parents=population, but hydra.sweeper.popsize is null.\n"
+            "  It is the number of trials in a round. Set it, for instance hydra.sweeper.popsize=5."
+        )
+    keep, popsize = population.keep, settings.popsize
+    if keep is not None and popsize is not None and keep > popsize:
+        raise ConfigurationError(
+            f"hydra.sweeper.population.keep={keep} is more than hydra.sweeper.popsize={popsize}: a"
+            f" round of {popsize} trials cannot have {keep} that the next one starts from.\n"
+            f"  Set hydra.sweeper.population.keep={popsize} or less."
+        )
+    if HANDED not in handover_of(settings).values():
+        raise ConfigurationError(
+            "hydra.sweeper.parents=population, but no job would get its parent's checkpoint.\n"
+            "  Name the override key that takes it: hydra.sweeper.population.model_path=model_path,"
+            " or\n  hydra.sweeper.handover.init_from=checkpoint."
+        )
+
+
+def handover_of(settings: Settings) -> dict[str, str | None]:
+    """`handover`, with `population.model_path` in the place of other keys for the checkpoint."""
+    model_path = Population.of(settings).model_path
+    if settings.parents != POPULATION or model_path is None:
+        return dict(settings.handover)
+    others = {key: value for key, value in settings.handover.items() if value != HANDED}
+    return {**others, model_path: HANDED}
+
+
+def beam_width(settings: Settings) -> int:
+    """How many survivors a stage has; in a population that is how many parents a round has."""
+    if settings.parents != POPULATION:
+        return settings.top_k
+    keep = Population.of(settings).keep
+    return keep if keep is not None else max(1, (settings.popsize or 1) // 2)
+
+
+def rounds_told(settings: Settings) -> dict[str, Any]:
+    """What a fingerprint holds of rounds: with another popsize trials would change theirs."""
+    keys = ["parents", "popsize"] + ["population"] * (settings.parents == POPULATION)
+    return {key: getattr(settings, key) for key in keys}
+
+
+def taken_names(settings: Settings) -> dict[str, str]:
+    """Override keys that the sweep itself sets -> why they cannot be searched or fixed."""
+    taken = {
+        bare(key): f"{bare(key)!r} is set by hydra.sweeper.handover, from the parent of a trial"
+        for key, value in handover_of(settings).items()
+        if value is not None
+    }
+    if settings.sequence is not None:
+        taken[bare(settings.sequence)] = f"{settings.sequence!r} lists the tasks of the sequence"
+    return {**taken, **epochs_taken(settings)}
+
+
+def epochs_taken(settings: Settings) -> dict[str, str]:
+    """The key of the epochs, where rounds set it."""
+    population = Population.of(settings)
+    passed = (population.epochs, population.first_epochs)
+    if settings.parents != POPULATION or passed == (None, None):
+        return {}
+    key = bare(population.epochs_key)
+    return {
+        key: f"{key!r} is set by hydra.sweeper.population, so that all trials of a round train"
+        " equally long: set population.epochs (of a continued round) and population.first_epochs"
+        " (of the first one), or population.epochs_key if your app calls them something else"
+    }
+
+
+def round_stages(
+    settings: Settings, task: str, first: int, search: Callable[[int], Search]
+) -> list[Stage]:
+    """The stages of one task, numbered from `first`. search: round, counted from 0 -> its search.
+
+    In a population every round is a stage of its own, whose trials have the best of the round
+    before as their parents; else the rounds of a task are one stage.
+    """
+    if settings.parents != POPULATION:
+        limit = None if settings.popsize is None else settings.rounds * settings.popsize
+        seeds, parents = settings.seeds, settings.parents
+        return [Stage(first, task, search(0), limit, settings.jobs, seeds, parents=parents)]
+    population = Population.of(settings)
+    stages = []
+    for number in range(settings.rounds):
+        epochs = population.epochs if number else population.first_epochs
+        passed: dict[str, Value] = {} if epochs is None else {population.epochs_key: epochs}
+        stages.append(
+            Stage(
+                first + number,
+                task,
+                search(number),
+                settings.popsize,
+                parents=POPULATION,
+                round=number,
+                passed=passed,
+            )
+        )
+    return stages
+
+
+# -- schedules --------------------------------------------------------------------------------------
+
+SCHEDULE = "schedule.yaml"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One trial of a schedule. `epochs`: what it was passed; None: the app's own number."""
+
+    task: str | None
+    round: int
+    params: Mapping[str, Value]
+    epochs: int | None
+
+
+def read_schedule(path: str | Path) -> list[Step]:
+    """The steps of a schedule file, first to last. Raises ConfigurationError."""
+    from omegaconf import OmegaConf
+
+    try:
+        told: Any = OmegaConf.to_container(OmegaConf.load(path))
+        steps = [
+            Step(one.get("task"), int(one["round"]), dict(one["params"]), one["epochs"])
+            for one in told["steps"]
+        ]
+    except OSError as error:
+        raise ConfigurationError(
+            f"The schedule '{path}' cannot be read: {error.strerror or error}.\n"
+            f"  A search writes its winner's as {SCHEDULE} into its folder."
+        ) from error
+    except Exception as error:  # whatever a broken file makes YAML, OmegaConf or these lines raise
+        raise ConfigurationError(
+            f"'{path}' is no schedule: {type(error).__name__}: {error}\n"
+            f"  A search writes its winner's as {SCHEDULE} into its folder. No job was started."
+        ) from error
+    if not steps:
+        raise ConfigurationError(f"The schedule '{path}' has no steps. No job was started.")
+    return steps
+
+
+def replayed_stages(
+    settings: Settings, tasks: list[str], listed: Callable[[Step], Search]
+) -> list[Stage]:
+    """A stage of one trial for every step of `population.replay`. Raises ConfigurationError."""
+    population = Population.of(settings)
+    assert population.replay is not None
+    steps = read_schedule(population.replay)
+    if len(tasks) == 1:
+        named = [tasks[0] for _ in steps]
+    else:
+        named = [str(step.task) for step in steps]
+    if list(dict.fromkeys(named)) != tasks:
+        raise ConfigurationError(
+            f"The schedule '{population.replay}' goes through the tasks"
+            f" {list(dict.fromkeys(named))}, the sequence through {tasks}.\n"
+            "  Replay it with the same tasks in the same order. No job was started."
+        )
+    return [
+        Stage(
+            number,
+            task,
+            listed(step),
+            1,
+            parents=POPULATION,
+            round=step.round,
+            passed={} if step.epochs is None else {population.epochs_key: step.epochs},
+        )
+        for number, (task, step) in enumerate(zip(named, steps, strict=True), start=1)
+    ]

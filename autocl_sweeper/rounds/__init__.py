@@ -1,0 +1,1 @@
+"""What AutoDL Finetuner's evaluators leave for their reader: tables, models and logs by round."""

@@ -1,0 +1,213 @@
+"""The trials of a task by round, read from the history: their best, and a row for each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.plan import Plan
+from autocl_sweeper.plan.rounds import POPULATION, Population
+from autocl_sweeper.space import bare
+from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.types import History, State, Trial, Value
+
+OWN = "own"  # the epochs of a job that was passed no number
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a task. `trials` in the order of their places, each with its place."""
+
+    number: int  # from 0
+    trials: Sequence[tuple[int, Trial]]
+    over: bool
+
+    def best(self, plan: Plan) -> Trial | None:
+        return best_of(plan, [trial for _, trial in self.trials])
+
+
+class Rounds:
+    """The rounds of one task of a sweep that goes through rounds. Live: looks at the history."""
+
+    def __init__(self, plan: Plan, history: History, task: str) -> None:
+        self.plan = plan
+        self.task = task
+        self.stages = [stage for stage in plan.stages if stage.task == task]
+        self._history = history
+        population = Population.of(plan.settings)
+        self._epochs_key = bare(population.epochs_key)
+        self.is_population = plan.settings.parents == POPULATION
+
+    @property
+    def root(self) -> str:
+        """The folder of the rounds, relative to the sweep folder; empty or with a slash at its end."""
+        return self.plan.root(self.task)
+
+    @property
+    def total(self) -> int:
+        """How many rounds there will be."""
+        if self.is_population:
+            return len(self.stages)
+        jobs, popsize = self.stages[0].jobs(1) or 0, self.plan.settings.popsize
+        return 1 if popsize is None else -(-jobs // popsize)
+
+    def all(self) -> list[Round]:
+        """The rounds that have begun, in their order."""
+        found: dict[int, list[tuple[int, Trial]]] = {}
+        for stage in self.stages:
+            for trial in self._history.stage(stage.number):
+                if trial.number not in self._history.given_up:
+                    number, place = self.round_of(trial)
+                    found.setdefault(number, []).append((place, trial))
+        return [
+            Round(number, sorted(trials, key=lambda one: one[0]), self._over(number, trials))
+            for number, trials in sorted(found.items())
+        ]
+
+    def round_of(self, trial: Trial) -> tuple[int, int]:
+        """Round and place of a trial."""
+        stage = self.plan.stages[trial.stage - 1]
+        return self.plan.round_of(stage, trial.suggestion.index)
+
+    def best(self) -> Trial | None:
+        """The winner so far.
+
+        In a population one of the last round that is over: only trials of one round have been
+        trained for the same time.
+        """
+        rounds = [one for one in self.all() if one.over or not self.is_population]
+        if self.is_population:
+            rounds = rounds[-1:]
+        return best_of(self.plan, [trial for one in rounds for _, trial in one.trials])
+
+    def chain(self, trial: Trial) -> list[Trial]:
+        """The lineage of a trial in this task's rounds: first round first."""
+        return [one for one in self._history.lineage(trial) if one.task == self.task]
+
+    def name(self, number: int | None) -> str:
+        """A trial as 'round/place'; empty for none."""
+        if number is None:
+            return ""
+        trial = self._history[number]
+        named = "{}/{}".format(*self.round_of(trial))
+        return named if trial.task == self.task else f"{trial.task} {named}"
+
+    def passed(self, trial: Trial) -> int | None:
+        """The epochs that a trial's job was passed by the population; None: none."""
+        stage = self.plan.stages[trial.stage - 1]
+        epochs = {bare(key): value for key, value in stage.passed.items()}.get(self._epochs_key)
+        return epochs if isinstance(epochs, int) else None
+
+    def total_epochs(self, trial: Trial) -> int | str:
+        """Epochs along a trial's chain; 'own+2' where the app alone knows how many its own are."""
+        own = False
+        total = 0
+        for one in self.chain(trial):
+            epochs: Value = self.passed(one)
+            if epochs is None:
+                config = {**self.plan.configs.get(self.task, {}), **one.suggestion.params}
+                epochs = config.get(self._epochs_key)
+            if isinstance(epochs, int) and not isinstance(epochs, bool):
+                total += epochs
+            else:
+                own = True
+        return total if not own else f"{OWN}+{total}" if total else OWN
+
+    def _over(self, number: int, trials: Sequence[tuple[int, Trial]]) -> bool:
+        stage: Stage = self.stages[number if self.is_population else 0]
+        if stage.number in self._history.beams:
+            return True
+        if self.is_population or len(trials) != self.plan.settings.popsize:
+            return False
+        return all(trial.state is not State.RUNNING for _, trial in trials)
+
+
+def best_of(plan: Plan, trials: Sequence[Trial]) -> Trial | None:
+    """The best trial that has a score; of equal ones the first."""
+    scored = [
+        (plan.selection.loss(trial.score), trial.number, trial)
+        for trial in trials
+        if trial.score is not None
+    ]
+    return min(scored)[2] if scored else None
+
+
+def settings_of(trial: Trial) -> str:
+    """A trial's hyper-parameters as they are typed: a=1 b=0.001."""
+    params = trial.suggestion.params
+    return " ".join(f"{bare(key)}={as_text(value)}" for key, value in params.items())
+
+
+def as_text(value: Value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def columns_of(rounds: Rounds) -> list[str]:
+    """The hyper-parameters of a task's trials, in the order in which they came up."""
+    found = (
+        bare(key)
+        for one in rounds.all()
+        for _, trial in one.trials
+        for key in trial.suggestion.params
+    )
+    return list(dict.fromkeys(found))
+
+
+def rows_of(rounds: Rounds, folder: Path) -> list[dict[str, Any]]:
+    """A row per trial; `folder` is the sweep's, where its checkpoint may be gone by now."""
+    rows = []
+    for one in rounds.all():
+        for place, trial in one.trials:
+            outcome = trial.outcome
+            params = {bare(key): as_text(v) for key, v in trial.suggestion.params.items()}
+            saved = outcome.checkpoint if outcome is not None else None
+            there = saved is not None and (folder / saved).exists()
+            rows.append(
+                {
+                    **params,
+                    "round": one.number,
+                    "trial": place,
+                    "state": trial.state.value,
+                    "score": "" if trial.score is None else repr(trial.score),
+                    "total epochs": rounds.total_epochs(trial),
+                    "parent": rounds.name(trial.parent),
+                    "seconds": "" if outcome is None else round(outcome.seconds, 3),
+                    "saved_params_dir": f"{rounds.root}{model_name(one.number, place)}"
+                    if there
+                    else "",
+                }
+            )
+    return rows
+
+
+def log_name(number: int, place: int) -> str:
+    return f"round{number}/log-{place}.info"
+
+
+def model_name(number: int, place: int) -> str:
+    return f"round{number}/model-{place}"
+
+
+LEFT = ["round", "trial", "state", "score"]
+RIGHT = ["total epochs", "parent", "seconds", "saved_params_dir"]
+
+
+def written(rounds: Rounds, folder: Path, delimiter: str) -> str:
+    """The table of a task as text, hyper-parameters in the middle."""
+    keys = [key for key in columns_of(rounds) if key not in (*LEFT, *RIGHT)]
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text,
+        [*LEFT, *keys, *RIGHT],
+        delimiter=delimiter,
+        lineterminator="\n",
+        extrasaction="ignore",
+    )
+    writer.writeheader()
+    writer.writerows(rows_of(rounds, folder))
+    return text.getvalue()
