@@ -7,33 +7,29 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from autocl_sweeper.reporter import report, reports_are_read
-from train.chain import walk
+from train.chain import base_of, walk
 from train.config.sections import Run
 from train.config.typed import SettingsError
 from train.data.preprocess import over_length
 from train.data.rows import Rows
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan, micro_batch_size, update_freq
-from train.delta.olora import OLoRA
+from train.delta.delta import delta_of
 from train.loop import ranks, records
 from train.loop.batches import Training
 from train.loop.evaluation import evaluate, means, predict
-from train.loop.trainer import TrainingReport, train
+from train.loop.trainer import TrainingReport, row_losses, train
 from train.memory.budget import limit_memory
 from train.model.checkpoints import delta_name, load, save
 from train.model.family import Meeting, family_of
 from train.model.fit import check_loaded, fitted
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +46,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
     rows = {name: load_rows(plan, run.evaluation) for name, plan in plans.items()}
-    base = None if run.init_from is None else walk(run.init_from)[0].folder / "base"
+    base = None if run.init_from is None else base_of(walk(run.init_from))
     settings = fitted(run.model, plans.values())
-    family, delta = family_of(settings, base), OLoRA(run.delta)
+    family, delta = family_of(settings, base), delta_of(run.delta)
     tasks = {name: family.meeting(plan) for name, plan in plans.items()}
     parent = None if run.init_from is None else load(run.init_from, family, delta)
 
@@ -60,11 +56,12 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     # The same seed for every place would draw every delta alike: the opposite of orthogonal.
     seed = int(np.random.SeedSequence([run.seed, place]).generate_state(1)[0])
     torch.manual_seed(seed)
-    model: PreTrainedModel | PeftModel
-    if parent is None:
-        model = family.build()
-    else:
-        model = delta.attach(parent.model, delta_name(place), parent.deltas)
+    whole = delta.trains_whole(parent is None, run.model.is_pretrained)
+    model = family.build() if parent is None else parent.model
+    if not whole:
+        model = delta.attach(model, delta_name(place), parent.deltas if parent else ())
+    elif parent is not None:
+        model.requires_grad_(True)
     check_loaded(model, settings, plans.values())
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
@@ -83,12 +80,12 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         return logged
 
     def keep(name: str) -> None:
-        save(model, save_dir / name, own, parent, family, delta)
+        save(model, save_dir / name, own, parent, family, None if whole else delta)
         kept = sorted(save_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
         for old in kept[: -(run.trainer.get("save_total_limit") or len(kept))]:
             shutil.rmtree(old)
 
-    to_come = [task.name for task in run.seen_tasks if task.name not in own]
+    to_come = [name for name in seen if name not in own]
     untrained: dict[str, float] = {}
     if parent is None and to_come:  # what forward transfer is measured against
         untrained = ranks.on_first(
@@ -111,10 +108,13 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         for i, task in enumerate(run.tasks)
     ]
     training = train(model, trained, delta, run, seed, folder, validate, keep)
+    if not whole:
+        delta.conclude(row_losses(model, trained))
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:
         save(model, save_dir, own, parent, family, delta)
+        save(model, save_dir, own, parent, family, None if whole else delta)
         asked = [name for name in seen if plans[name].is_scored]
         dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}
         tested = [name for name in seen if rows[name].test and run.evaluate_test]
@@ -166,8 +166,8 @@ def evaluate_checkpoint(
     seen = [task.name for task in run.seen_tasks]
     rows = {name: load_rows(plans[name], run.evaluation) for name in seen}
     settings = fitted(run.model, plans.values())
-    family = family_of(settings, walk(run.init_from)[0].folder / "base")
-    model = load(run.init_from, family, OLoRA(run.delta)).model
+    family = family_of(settings, base_of(walk(run.init_from)))
+    model = load(run.init_from, family, delta_of(run.delta)).model
     check_loaded(model, settings, plans.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)  # type: ignore[arg-type]  # torch's overloads

@@ -27,7 +27,7 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "task: arithmetic, digits_01" in done.stdout and "LOADED []" in done.stdout, done.stderr
+    assert "digits_01, digits_23" in done.stdout and "LOADED []" in done.stdout, done.stderr
 
 
 def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path) -> None:
@@ -58,7 +58,11 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_make_a_chain(
 
     assert (one / "checkpoint/base/model.safetensors").exists()
     node = json.loads((two / "checkpoint/node.json").read_text())
-    assert node == {"task": "digits_23", "parent": "../../../1_digits_01/0/checkpoint"}
+    assert node == {
+        "task": "digits_23",
+        "parent": "../../../1_digits_01/0/checkpoint",
+        "delta": "adapters",
+    }
     left = {p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file()}
     assert {f for f in left if not f.startswith(".hydra/")} == {
         "all_results.json",

@@ -130,7 +130,7 @@ def _decoder(
         counts = not given or (slot.text is not None and plan.decoder_plain_with_loss)
         learned += [counts] * len(own)
         prefix += own if forced else []
-    longest = plan.max_tgt_length + 1
+    longest = plan.max_tgt_length + bool(tokens.start)
     ids, learned = [*ids, tokens.eos], [*learned, True]
     return tuple(ids[:longest]), tuple(learned[:longest]), tuple(prefix[:longest])
 

@@ -156,9 +156,12 @@ def loss_of(task: Task, where: str) -> LossSettings:
     return chosen
 
 
-def generation_of(task: Task, where: str) -> dict[str, Any]:
+def generation_of(task: Task, where: str) -> dict[str, Any] | None:
+    """Arguments of `generate`; null where the task leaves them to the model's family."""
     key = f"{where}.evaluation.generator_args"
     value = task.evaluation.generator_args
+    if value is None:
+        return None
     if isinstance(value, str):
         try:
             value = json.loads(value)

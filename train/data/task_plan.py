@@ -74,7 +74,7 @@ class TaskPlan:
     decoder_plain_with_loss: bool
     loss: LossSettings
     metrics: Mapping[str, MetricSettings]  # the first one's first name is the task's score
-    generation: Mapping[str, Any]  # arguments of Hugging Face's `generate`
+    generation: Mapping[str, Any] | None  # arguments of `generate`; null: as the family has them
     rows: TextRows | None = None  # of class cl_benchmark, read and checked with the configuration
     keep_end: bool = False  # of a verbatim slot that is too long
 
