@@ -278,5 +278,5 @@ def test_fulltrail_keeps_the_survivors_of_every_task(tmp_path: Path) -> None:
 
 def test_rounds_refuse_repeats() -> None:
     handover = {"init_from": "checkpoint", "seed": "seed"}
-    with pytest.raises(ConfigurationError, match="hydra.sweeper.seeds=2 with"):
+    with pytest.raises(ConfigurationError, match=r"sweeper\.seeds=2 with"):
         plan_of(**{**POPULATION, "seeds": 2, "handover": handover})
