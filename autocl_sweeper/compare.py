@@ -25,8 +25,9 @@ class Figures:
     """One sweep's numbers. None: its jobs do not return what it takes."""
 
     folder: Path
-    stages: int
-    stages_over: int
+    finished: bool
+    tasks: int
+    tasks_reached: int  # by the best chain
     kind: Mapping[str, Any]  # protocol, search, k, tasks, jobs per stage
     key: str  # equal for sweeps that differ in their seeds only
     dev: float | None  # average accuracy over all tasks after the last one
@@ -36,10 +37,6 @@ class Figures:
     jobs: int  # without those given up
     given_up: int
     device_hours: float  # of all of them
-
-    @property
-    def finished(self) -> bool:
-        return self.stages_over == self.stages
 
 
 @dataclass(frozen=True)
@@ -112,8 +109,9 @@ def figures(folder: Path) -> Figures:
     kind = kind_of(fingerprint, state.bounds)
     return Figures(
         folder=folder,
-        stages=len(tasks),
-        stages_over=len(state.history.beams),
+        finished=state.ended,
+        tasks=len(tasks),
+        tasks_reached=len({trial.task for trial in chain}),
         kind=kind,
         key=json.dumps([kind, _without_seeds(fingerprint)], sort_keys=True),
         dev=dev[0],
@@ -143,8 +141,9 @@ def _scores(
     tasks: Sequence[str], chain: Sequence[Trial], split: str
 ) -> tuple[float | None, float | None]:
     """Average accuracy and forgetting of a chain on one split, as far as it goes."""
-    scores = [getattr(trial.outcome, split) for trial in chain]
-    seen = list(tasks)[: len(chain)]
+    last = {trial.task: trial for trial in chain}  # of a task's rounds the last one is its training
+    scores = [getattr(trial.outcome, split) for trial in last.values()]
+    seen = list(tasks)[: len(last)]
     if not chain or any(not set(seen[: n + 1]) <= set(row) for n, row in enumerate(scores)):
         return None, None
     matrix = metrics.accuracy_matrix(seen, scores)

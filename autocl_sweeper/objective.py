@@ -55,15 +55,15 @@ class Objective:
     def name(self) -> str:
         return self.text or self.metric or "score"
 
-    def missing(self, outcome: Outcome, stage: int) -> list[str]:
-        """The names it needs that an outcome of this stage does not have."""
-        known = self._known(outcome, stage)
+    def missing(self, outcome: Outcome, task: str) -> list[str]:
+        """The names it needs that an outcome of this task does not have."""
+        known = self._known(outcome, task)
         names = [*self._names(outcome), *self.needs]
         return [name for name in dict.fromkeys(names) if name not in known]
 
-    def value(self, outcome: Outcome, stage: int) -> float:
+    def value(self, outcome: Outcome, task: str) -> float:
         """The number; nan where the arithmetic has no result. Raises KeyError for a missing name."""
-        known = self._known(outcome, stage)
+        known = self._known(outcome, task)
         if self.text is None:
             return known[self._names(outcome)[0]]
         try:
@@ -78,10 +78,10 @@ class Objective:
             return [self.metric or "score"]
         return [MEAN]
 
-    def _known(self, outcome: Outcome, stage: int) -> dict[str, float]:
+    def _known(self, outcome: Outcome, task: str) -> dict[str, float]:
         found = dict(outcome.numbers)
         found |= {f"eval/{task}": score for task, score in outcome.evaluations.items()}
-        seen = list(self.tasks[:stage]) or list(outcome.evaluations)
+        seen = tasks_until(self.tasks, task) or list(outcome.evaluations)
         for name in (CURRENT, MEAN, WORST):
             # With an objective of one's own these words are taken; a metric may be called so.
             if self.metric != name:
@@ -102,6 +102,11 @@ class Objective:
             return ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise _refusal(self.text, "cannot be read") from None
+
+
+def tasks_until(tasks: Sequence[str], task: str) -> list[str]:
+    """The tasks of a sequence up to this one, which is the last; none outside a sequence."""
+    return list(tasks[: tasks.index(task) + 1]) if task in tasks else []
 
 
 def _check(node: ast.expr, text: str) -> None:

@@ -33,8 +33,8 @@ class Verdict:
         """Give a complete outcome its score; where trials are ranked, one without it is a FAIL."""
         if outcome.state is not State.COMPLETE:
             return outcome
-        missing = self.objective.missing(outcome, trial.stage)
-        score = math.nan if missing else self.objective.value(outcome, trial.stage)
+        missing = self.objective.missing(outcome, trial.task)
+        score = math.nan if missing else self.objective.value(outcome, trial.task)
         if math.isfinite(score):
             return replace(outcome, score=score)
         if not self.ranked:
@@ -68,7 +68,7 @@ class Verdict:
             tail = "\n".join(f"    {line}" for line in outcome.log_tail)
             raise ConfigurationError(f"{name} could not be composed: {outcome.reason}\n{tail}")
         # nan is a number: one diverged job says nothing about the others.
-        has_none = outcome.returned != "" and self.objective.missing(outcome, trial.stage)
+        has_none = outcome.returned != "" and self.objective.missing(outcome, trial.task)
         if outcome.state is State.FAIL and has_none and not any_ranked:
             raise JobContractError(
                 f"{name} cannot be ranked: {outcome.reason}.\n{self._contract()}{where}"

@@ -20,7 +20,7 @@ DIGITS = {"jobs": 0}
 
 def as_json(rows: Sequence[Row]) -> str:
     def of_sweep(sweep: Figures) -> dict[str, Any]:
-        told = {**asdict(sweep), "folder": str(sweep.folder), "finished": sweep.finished}
+        told = {**asdict(sweep), "folder": str(sweep.folder)}
         return {name: value for name, value in told.items() if name not in ("key", "kind")}
 
     told = []
@@ -110,7 +110,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
             if not sweep.finished:
                 so_far = "" if sweep.dev is None else f" (dev {sweep.dev:.4f} so far)"
                 yield (
-                    f"'{sweep.folder}' is not finished and in no mean: {sweep.stages_over} of"
-                    f" {sweep.stages} stages are over{so_far}, {sweep.jobs} jobs,"
+                    f"'{sweep.folder}' is not finished and in no mean: its best chain has"
+                    f" {sweep.tasks_reached} of {sweep.tasks} tasks{so_far}, {sweep.jobs} jobs,"
                     f" {sweep.device_hours:.3f} device-hours."
                 )

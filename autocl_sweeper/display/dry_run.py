@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from autocl_sweeper.budget import HOUR_S, spent
 from autocl_sweeper.display.progress import clock, short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
-from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower
+from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, State, Suggestion, Trial
@@ -52,6 +52,7 @@ def print_plan(plan: Plan, folder: Path, edited: Sequence[str], console: Console
     if state.setup is not None:
         refuse_changes(folder, state.setup["fingerprint"], plan.fingerprint, edited)
         refuse_lower(folder, state.bounds, plan.bounds)
+        refuse_moved(folder, history, plan.stages)
     console.print("\nDry run: no job starts, no file is written", style="bold", highlight=False)
     for line in lines(plan, history):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -93,9 +94,9 @@ def _jobs(stage: Stage, parents: int, jobs: int) -> str:
     told = f"{jobs} job{'s' * (jobs != 1)}"
     if stage.seeds > 1:
         told += f" ({jobs // stage.seeds} times {stage.seeds} seeds)"
-    if stage.number == 1:
+    if stage.number == 1 or stage.parents == "init":
         return f"{told} from the initial model"
-    pairing = "each suggestion with every one" if stage.search.pairing == "every" else "one each"
+    pairing = "each suggestion with every one" if stage.pairing == "every" else "one each"
     return f"{told} from up to {parents} parents" + (f" ({pairing})" if parents > 1 else "")
 
 

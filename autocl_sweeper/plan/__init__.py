@@ -16,6 +16,7 @@ from autocl_sweeper.plan.checks import (
     initial_of,
     refuse_changes,
     refuse_lower,
+    refuse_moved,
 )
 from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
@@ -29,7 +30,7 @@ from autocl_sweeper.plan.stages import chosen_by_auto, flat_keys, stages_of, str
 from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
-__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower"]
+__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower", "refuse_moved"]
 
 
 def make_plan(

@@ -14,7 +14,7 @@ from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.rounds import BEAM, POPULATION, handover_of, rounds_told
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare
-from autocl_sweeper.strategy.decisions import views
+from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, Suggestion, Value
 from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
@@ -192,6 +192,18 @@ def refuse_lower(
             " another hydra.sweep.dir."
         )
     return raised
+
+
+def refuse_moved(folder: Path, history: History, stages: Sequence[Stage]) -> None:
+    """Refuse rounds that would push a task's stages away from the trials they have."""
+    for trial in history:
+        if trial.stage > len(stages) or stages[trial.stage - 1].task != trial.task:
+            raise ChangedSweepError(
+                f"In '{folder}' task '{trial.task}' has begun (trial {trial.number}), and its rounds"
+                " come after those of the tasks before it.\n"
+                "  hydra.sweeper.rounds of a population may be raised while its first task is open."
+                " Set it as it was, or set another hydra.sweep.dir."
+            )
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

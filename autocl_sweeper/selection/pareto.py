@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
+from autocl_sweeper.objective import tasks_until
 from autocl_sweeper.selection.groups import Group, groups, loss_of
 from autocl_sweeper.types import Trial
 
@@ -53,7 +54,7 @@ class Pareto:
 
     def _point(self, group: Group) -> Point:
         """Losses on the current task and on the old ones."""
-        *old, current = self.tasks[: group.best.stage] or [group.best.task]
+        *old, current = tasks_until(self.tasks, group.best.task) or [group.best.task]
         scores = group.evaluations
         axes = [scores[current], *([fmean(scores[task] for task in old)] if old else [])]
         return tuple(loss_of(score, self.maximize) for score in axes)

@@ -43,8 +43,8 @@ OUTCOME = Outcome(
 )
 def test_an_objective_is_arithmetic_on_what_a_job_returned(text, value):
     objective = Objective(text=text, tasks=TASKS)
-    assert objective.missing(OUTCOME, 2) == []
-    assert objective.value(OUTCOME, 2) == pytest.approx(value)
+    assert objective.missing(OUTCOME, "b") == []
+    assert objective.value(OUTCOME, "b") == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_without_an_objective_the_metric_the_score_or_the_mean_of_eval_ranks(
     metric, numbers, evaluations, value
 ):
     outcome = Outcome(State.COMPLETE, numbers=numbers, evaluations=evaluations)
-    assert Objective(metric, tasks=TASKS).value(outcome, 2) == pytest.approx(value)
+    assert Objective(metric, tasks=TASKS).value(outcome, "b") == pytest.approx(value)
 
 
 def test_the_worst_task_is_the_one_with_the_highest_loss_where_losses_are_minimized():
-    assert Objective(text="worst", tasks=TASKS, maximize=False).value(OUTCOME, 2) == 0.8
+    assert Objective(text="worst", tasks=TASKS, maximize=False).value(OUTCOME, "b") == 0.8
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_anything_else_is_refused_with_what_it_may_be(text):
 
 @pytest.mark.parametrize("text", ["loss / (loss - 2)", "loss ** 5000", "(0 - loss) ** 0.5"])
 def test_arithmetic_without_a_result_is_not_a_number(text):
-    assert str(Objective(text=text).value(OUTCOME, 2)) in ("nan", "inf")
+    assert str(Objective(text=text).value(OUTCOME, "b")) in ("nan", "inf")
 
 
 def judged(objective, outcome, ranked_before=False):

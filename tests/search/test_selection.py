@@ -20,7 +20,15 @@ def trial(number, score, suggestion=None, parent=None, repeat=0, seconds=1.0, st
     place = number if suggestion is None else suggestion
     state = State.FAIL if score is None else State.COMPLETE
     outcome = Outcome(state, score=score, seconds=seconds, evaluations=scores)
-    return Trial(number, stage, "b", Suggestion(place, {}), parent, repeat=repeat, outcome=outcome)
+    return Trial(
+        number,
+        stage,
+        "abc"[stage - 1],
+        Suggestion(place, {}),
+        parent,
+        repeat=repeat,
+        outcome=outcome,
+    )
 
 
 def numbers(survivors):

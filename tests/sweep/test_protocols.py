@@ -13,8 +13,11 @@ from support.lineages import Simulated, completes, landscape
 from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan import refuse_moved
+from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.search.random import RandomSearch
-from autocl_sweeper.types import Outcome, State, Suggestion, Trial
+from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 TASKS = ("a", "b", "c", "d")
 SPACE = "x=interval(0, 1)"
@@ -274,6 +277,18 @@ def test_lowering_them_is_refused(before, after, words, tmp_path):
     with pytest.raises(ConfigurationError) as raised:
         Simulated(tmp_path / "run", plan(**after), completes)
     assert words in str(raised.value) and "set another hydra.sweep.dir" in str(raised.value)
+
+
+def test_rounds_that_would_move_the_stages_of_a_begun_task_are_refused(tmp_path):
+    one, two = Stage(1, "a", ListedSearch([{}])), Stage(2, "b", ListedSearch([{}]))
+    history = History()
+    history.start(Trial(0, 1, "a", Suggestion(0, {}), None))
+    raised = [one, replace(one, number=2), replace(two, number=3)]
+    refuse_moved(tmp_path, history, raised)  # only the first task has begun
+    history.start(Trial(1, 2, "b", Suggestion(0, {}), 0))
+    refuse_moved(tmp_path, history, [one, two])
+    with pytest.raises(ConfigurationError, match=r"task 'b' has begun \(trial 1\)"):
+        refuse_moved(tmp_path, history, raised)
 
 
 # -- bad input --------------------------------------------------------------------------------------
