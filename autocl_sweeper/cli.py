@@ -1,4 +1,4 @@
-"""The command `autocl`: devices, sweeps side by side, the documentation, a search for scripts."""
+"""The command `autocl`: devices, sweeps side by side, exports, documentation, search for scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
 from autocl_sweeper.display.comparison import as_json as as_json_rows
 from autocl_sweeper.display.comparison import print_comparison
-from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.errors import AutoCLError, ConfigurationError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,6 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     docs.add_argument("key", nargs="?", help="a page (launcher) or a key (hydra.launcher.grace_s)")
     docs.set_defaults(run=_docs)
+    export = commands.add_parser(
+        "export",
+        help="a sweep's trials for optuna-dashboard or TensorBoard, from its journal",
+        description="Write the trials of a sweep, over or not, where dashboards read them.",
+    )
+    export.add_argument("folder", type=Path, help="the sweep's folder (hydra.sweep.dir)")
+    export.add_argument(
+        "--optuna", metavar="URL", help="a storage URL, or a journal file of Optuna"
+    )
+    export.add_argument(
+        "--study-name", metavar="NAME", help="what the names of the studies begin with"
+    )
+    export.add_argument("--tensorboard", metavar="FOLDER", help="a folder for event files")
+    export.set_defaults(run=_export)
     comparing = commands.add_parser(
         "compare",
         help="one table over sweeps: accuracy, forgetting, jobs, device-hours",
@@ -87,6 +101,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _docs(given: argparse.Namespace) -> None:
     print(manual.index() if given.key is None else manual.lookup(given.key))
+
+
+def _export(given: argparse.Namespace) -> None:
+    from autocl_sweeper.export.afterwards import export
+    from autocl_sweeper.export.places import Places
+
+    if not (given.optuna or given.tensorboard):
+        raise ConfigurationError("autocl export writes nothing without --optuna or --tensorboard.")
+    for line in export(given.folder, Places(given.optuna, given.tensorboard, given.study_name)):
+        print(line)
 
 
 def _compare(given: argparse.Namespace) -> None:

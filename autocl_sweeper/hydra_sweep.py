@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.utils import get_method
@@ -21,12 +22,16 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.ray.cluster import RayExecutor
+from autocl_sweeper.export.exporter import Exporter
+from autocl_sweeper.export.places import places_of
+from autocl_sweeper.export.rows import described
 from autocl_sweeper.hydra_launch import errors_for_hydra, job_return_of, plain, signals_stop_it
 from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.journal import NAME, read
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
@@ -67,6 +72,7 @@ def run_sweep(
         if plan.settings.dry_run:
             print_plan(plan, folder, _edited(folder, snapshot), Console())
             return None
+        exporter = _exporter(plan, folder)
         files = JobFiles.of(folder)
         streams = hasattr(launcher, "executor")
         launching = launcher.settings if streams else {}
@@ -93,11 +99,11 @@ def run_sweep(
             executor = launcher.executor(returns=not plan.ranked, files=files)
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
-        with closing(executor):
+        with closing(exporter), closing(executor):
             progress: Progress = watch(executor)
             if plan.settings.parents != BEAM:
                 progress = RoundsProgress(watch(executor), folder)
-            sweep = Sweep(folder, plan, executor, files, progress, snapshot)
+            sweep = Sweep(folder, plan, executor, files, progress, snapshot, exporter=exporter)
             learn_from(sweep.history, executor)
             if not (folder / "multirun.yaml").exists():
                 OmegaConf.save(config, folder / "multirun.yaml")
@@ -134,7 +140,9 @@ def _edited(folder: Path, snapshot: Snapshot) -> list[str]:
 def _plan(
     given: Mapping[str, Any], arguments: Sequence[str], config_loader: Any, config: DictConfig
 ) -> Plan:
-    settings = Settings(**{key: plain(value) for key, value in given.items()})
+    choices = plain(config.hydra.runtime.choices)
+    keys = {key: plain(value) for key, value in given.items()}
+    settings = Settings(**translated(keys, arguments, _registered(choices)))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 
@@ -144,8 +152,31 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    choices = plain(config.hydra.runtime.choices)
     return make_plan(settings, arguments, compose, config_loader, knows_folders, choices)
+
+
+def _exporter(plan: Plan, folder: Path) -> Exporter:
+    places = places_of(plan.settings.export)
+    found = places.of(described(folder, plan.fingerprint, places.study_name))
+    for name in found:
+        log.info("%s gets the trials of this sweep too", name)
+    return Exporter(found)
+
+
+def _registered(choices: Mapping[str, Any]) -> Registered:
+    """What Hydra's groups hold for the keys of hydra-optuna-sweeper."""
+    store = ConfigStore.instance()
+
+    def nodes(group: str) -> dict[str, Any]:
+        names = store.list(group) if "sweeper" in store.list("hydra") else []
+        found = {name: store.load(f"{group}/{name}").node for name in names}
+        return {  # they are not in their place, so what they refer to stays as it is written
+            name.removesuffix(".yaml"): OmegaConf.to_container(node, resolve=False)
+            for name, node in found.items()
+        }
+
+    samplers = list(nodes("hydra/sweeper/sampler").values())
+    return Registered(nodes("hydra/sweeper/search"), samplers, choices.get("hydra/launcher"))
 
 
 def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None] | None:

@@ -50,6 +50,18 @@ def forgetting(R: Matrix) -> float:
     return sum(drops) / len(earlier)
 
 
+def forward_transfer(R: Matrix, before: Sequence[float]) -> float:
+    """Mean gain on each later task from the tasks before it, before it was trained on itself.
+
+    Here R needs the next task's score as well: R[i][i + 1]. before[j]: score on task j of the model that
+    the chain began with. GEM (arXiv 1706.08840), section 2. Raises ValueError for fewer than two tasks.
+    """
+    later = range(1, len(R))
+    if not later:
+        raise ValueError("transfer and forgetting need at least two tasks")
+    return sum(R[j - 1][j] - before[j] for j in later) / len(later)
+
+
 def _earlier(R: Matrix) -> range:
     if len(R) < 2:
         raise ValueError("transfer and forgetting need at least two tasks")

@@ -17,7 +17,7 @@ from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.plan.rounds import POPULATION
 from autocl_sweeper.strategy.decisions import Stage
-from autocl_sweeper.types import History, State, Suggestion, Trial, is_stopped
+from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial, is_stopped
 
 RESULT_FILE = "autoCL_result.txt"
 BEST_FILE = "optimization_results.yaml"
@@ -40,11 +40,16 @@ KNOWN_SETTINGS = (
 
 @dataclass(frozen=True)
 class Lineage:
-    """A trial's chain of parents and its numbers. `evaluation`, `test`: accuracy matrices R[i][j]."""
+    """A trial's chain of parents and its numbers. `evaluation`, `test`: accuracy matrices R[i][j].
+
+    `forward`: forward transfer on dev, where jobs are evaluated on tasks to come and the first one
+    returned the scores before training, `before_<task>`.
+    """
 
     trials: Sequence[Trial]
     evaluation: Sequence[Sequence[float]] | None
     test: Sequence[Sequence[float]] | None
+    forward: float | None = None
 
     @property
     def score(self) -> float:
@@ -67,7 +72,21 @@ def lineage_of(trial: Trial, history: History, tasks: Sequence[str]) -> Lineage:
         trials,
         matrix([outcome.evaluations for outcome in outcomes]),
         matrix([outcome.tests for outcome in outcomes]),
+        _forward(tasks, outcomes),
     )
+
+
+def _forward(tasks: Sequence[str], outcomes: Sequence[Outcome]) -> float | None:
+    """Forward transfer of a chain on dev; None unless it has at least two tasks and all scores it needs."""
+    scores = [outcome.evaluations for outcome in outcomes]
+    before = outcomes[0].numbers if outcomes else {}
+    later = [*enumerate(tasks)][1:]
+    if not later or len(scores) < len(tasks):
+        return None
+    if not all(f"before_{task}" in before and task in scores[i - 1] for i, task in later):
+        return None
+    whole = [[row.get(task, 0.0) for task in tasks] for row in scores]
+    return metrics.forward_transfer(whole, [before.get(f"before_{task}", 0.0) for task in tasks])
 
 
 def final_lineages(plan: Plan, history: History) -> list[Lineage]:
@@ -98,12 +117,16 @@ def beam_of(plan: Plan, history: History, stage: Stage) -> Sequence[int]:
     return [trial.number for trial in plan.selection(trials)]
 
 
-def continual_metrics(matrix: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Metrics this matrix defines: transfer needs two tasks."""
+def continual_metrics(
+    matrix: Sequence[Sequence[float]], forward: float | None = None
+) -> dict[str, float]:
+    """Metrics this matrix defines: transfer needs two tasks. forward: what else is known of it."""
     found = {"average_accuracy": metrics.average_accuracy(matrix)}
     if len(matrix) > 1:
         found["backward_transfer"] = metrics.backward_transfer(matrix)
         found["forgetting"] = metrics.forgetting(matrix)
+    if forward is not None:
+        found["forward_transfer"] = forward
     return found
 
 
@@ -274,11 +297,18 @@ class ResultFile:
             "status": outcome.state.value,
             "reason": outcome.reason,
             "score": outcome.score,
-            "score_split": "dev" if outcome.evaluations else "returned",
+            "score_split": _score_split(outcome),
             "dev_result": [[name, score] for name, score in outcome.evaluations.items()],
             "log": f"{trial.folder}/{LOG_NAME}" if trial.folder else None,
             "seconds": round(outcome.seconds, 3),
         }
+
+
+def _score_split(outcome: Outcome) -> str:
+    """The rows a trial is ranked by. An app says with the number `selected_on_test` that they are test's."""
+    if outcome.numbers.get("selected_on_test"):
+        return "test"
+    return "dev" if outcome.evaluations else "returned"
 
 
 def _line(told: Mapping[str, Any]) -> str:
@@ -348,8 +378,11 @@ def write_best(
         told["repeats_of_best"] = repeats_of(best.trials[-1], history)
     if best is not None:
         told["metrics"] = {
-            split: continual_metrics(matrix)
-            for split, matrix in (("eval", best.evaluation), ("test", best.test))
+            split: continual_metrics(matrix, forward)
+            for split, matrix, forward in (
+                ("eval", best.evaluation, best.forward),
+                ("test", best.test, None),
+            )
             if matrix is not None
         }
     told["chain"] = best_chain(plan, history, overrides)

@@ -22,6 +22,7 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
+from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
@@ -77,14 +78,19 @@ class Sweep:
         progress: Progress,
         snapshot: Snapshot | None = None,
         clock: Clock = time,
+        exporter: Exporter | None = None,
     ) -> None:
-        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none."""
+        """`snapshot`: the files the jobs are configured from; a sweep that has none needs none.
+
+        `exporter`: the caller's to close, as the executor is.
+        """
         self._folder = folder
         self._plan = plan
         self._executor = executor
         self._files = files
         self._progress = progress
         self._snapshot = snapshot or Snapshot()
+        self._exporter = exporter or Exporter({})
         self._journal = Journal(folder)
         self._result_file = results.ResultFile(folder, plan)
         self._keeps = plan.settings.keep_checkpoints == "all"
@@ -111,6 +117,7 @@ class Sweep:
     def run(self) -> History:
         history = self.history
         self._progress.begin(self._plan, history)
+        self._exporter.begin(self._journal.records, history)
         try:
             self._refuse_rungs_beyond(history.open_stage)
             self._take_up_the_rest()
@@ -328,6 +335,8 @@ class Sweep:
                 stopped.append(self.history.stop(trial.number, reason))
             events.append(("report", fields))
         self._journal.extend(events)
+        for event in events:
+            self._exporter.note(*event)
         for trial in stopped:
             self._progress.stopped(trial)
             if trial.number in self._submitted:
@@ -523,6 +532,7 @@ class Sweep:
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)
+        self._exporter.note(event, fields)
 
     def _write_results(self) -> None:
         results.write_best(self._folder, self._plan, self.history, self._overrides, self.stopped)

@@ -2,16 +2,18 @@
 
 A checkpoint holds what its own job trained and a pointer to its parent's checkpoint:
 
-    node.json                                              task (a list: several), parent (null: the base)
-    base/  config.json, model.safetensors                  the first task
-    task3/ adapter_config.json, adapter_model.safetensors  a later one, named by its place
+    node.json                                              task (a list: several), parent (null: the first)
+    base/  config.json, model.safetensors                  a whole model, where the whole was trained
+    task3/ adapter_config.json, adapter_model.safetensors  an adapter, named by its place
 
-Reading it loads no model, so that a mistake in it is answered at once.
+A chain of adapters from the first task on has no base/: node.json of the first says where its weights are
+from (`base`: path and fingerprint). Reading it loads no model, so that a mistake in it is answered at once.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,13 @@ class Node:
     folder: Path
     tasks: tuple[str, ...]  # several, where they were trained together
     parent: Path | None
+    base: Mapping[str, str] | None = None  # path and fingerprint of weights that were not trained
+    kind: str | None = None  # how its adapter goes on from its parent: `Delta.kind`
+
+    @property
+    def is_whole(self) -> bool:
+        """True where the folder has a whole model, which needs none of its ancestors."""
+        return (self.folder / "base").is_dir()
 
     @property
     def task(self) -> str:
@@ -45,13 +54,19 @@ def walk(folder: Path) -> list[Node]:
             pointer = record["parent"]
             parent = None if pointer is None else (here / pointer).resolve()
             task = record["task"]
-            node = Node(here, (task,) if isinstance(task, str) else tuple(task), parent)
+            tasks = (task,) if isinstance(task, str) else tuple(task)
+            node = Node(here, tasks, parent, record.get("base"), record.get("delta"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = "no such folder" if not here.is_dir() else f"node.json: {error!r}"
             raise broken(here, reason, nodes[::-1]) from error
         nodes.append(node)
         here = node.parent
     return nodes[::-1]
+
+
+def base_of(nodes: Sequence[Node]) -> Path | None:
+    """The folder of the last whole model of a chain; null where the chain has adapters alone."""
+    return next((node.folder / "base" for node in reversed(nodes) if node.is_whole), None)
 
 
 def broken(folder: Path, reason: str, needed_by: list[Node]) -> CheckpointError:

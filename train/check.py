@@ -23,10 +23,11 @@ from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import dotted
 from train.config.env import EnvSettings, read_env
 from train.config.ofasys import BY_KEY
-from train.config.reading import PARTS, read_run, read_tasks
+from train.config.reading import PARTS, read_run, read_tasks, read_text
 from train.config.schema import CONF, KINDS, TopLevel
 from train.config.sections import Run, Task
 from train.config.settle import as_written, settle
+from train.config.text_data import config_root, task_names
 from train.config.typed import (
     Problem,
     SettingsError,
@@ -92,7 +93,7 @@ def checked_values(written: dict[str, Any], hydra: Any) -> dict[str, Any]:
             raise SettingsError(str(error)) from error
         # What refers to a `???` cannot be resolved, and need not be: the value comes first.
         asked = [_unanswered(keys) for keys in _asked(starred)]
-        _raise([*_new_tasks(hydra, written.get("task")), *asked, *_of_sections(starred)])
+        _raise([*_new_tasks(hydra, written), *asked, *_of_sections(starred)])
         values = settle(starred)
         _raise(_of_sections(values))
         return values
@@ -162,11 +163,12 @@ def _without_hydras(node: Any) -> Any:
 # -- names of tasks ---------------------------------------------------------------------------------
 
 
-def _new_tasks(hydra: Any, tasks: Any) -> list[Problem]:
+def _new_tasks(hydra: Any, written: Mapping[str, Any]) -> list[Problem]:
     """Overrides without a plus of tasks that are not there: Hydra itself lets them add one.
 
-    tasks: the section as composed.
+    written: the configuration as composed.
     """
+    tasks = written.get("task")
     typed = [text for text in typed_for(hydra) if text.lstrip("+").startswith("task")]
     overrides = [
         (keys_of(one.key_or_group), one)
@@ -187,6 +189,9 @@ def _new_tasks(hydra: Any, tasks: Any) -> list[Problem]:
     if not any(may_be_new(keys) for keys, override in overrides if not override.is_add()):
         return []
     known = {str(name) for layer in layers_of(hydra) if layer.file for name in _tasks_of(layer)}
+    root = written.get("task_config_dir")
+    folders = task_names(config_root(root if isinstance(root, str) else None))
+    known |= {name for name in folders if name in (tasks or ())}
     problems = []
     for keys, override in overrides:
         if keys[0] != "task":
@@ -270,8 +275,9 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
     if problems:  # the first of the job's parts to be wrong; what about the others?
         for name, kind in PARTS.items():
             attempt(build, kind, values.get(name) or {}, name)
+        text = attempt(read_text, values)
         for name, task in (values.get("task") or {}).items():
-            attempt(lambda one: plan_task(*read_tasks(one)), {name: task})
+            attempt(lambda one: plan_task(read_tasks(one)[0], text), {name: task})
         _raise(problems)
     return Checked(run, env, plans)
 

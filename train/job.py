@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from autocl_sweeper.reporter import report, reports_are_read
-from train.chain import walk
+from train.chain import base_of, walk
 from train.config.sections import Run
 from train.config.typed import SettingsError
+from train.data.preprocess import over_length
+from train.data.rows import Rows
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan, micro_batch_size, update_freq
-from train.delta.olora import OLoRA
-from train.loop import ranks
+from train.delta.delta import delta_of
+from train.loop import ranks, records
 from train.loop.batches import Training
-from train.loop.evaluation import evaluate, means
-from train.loop.trainer import train
+from train.loop.evaluation import evaluate, means, predict
+from train.loop.trainer import TrainingReport, row_losses, train
 from train.memory.budget import limit_memory
 from train.model.checkpoints import delta_name, load, save
-from train.model.family import family_of
+from train.model.family import Meeting, family_of
 from train.model.fit import check_loaded, fitted
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +46,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
     rows = {name: load_rows(plan, run.evaluation) for name, plan in plans.items()}
-    base = None if run.init_from is None else walk(run.init_from)[0].folder / "base"
+    base = None if run.init_from is None else base_of(walk(run.init_from))
     settings = fitted(run.model, plans.values())
-    family, delta = family_of(settings, base), OLoRA(run.delta)
+    family, delta = family_of(settings, base), delta_of(run.delta)
     tasks = {name: family.meeting(plan) for name, plan in plans.items()}
     parent = None if run.init_from is None else load(run.init_from, family, delta)
 
@@ -59,11 +56,12 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     # The same seed for every place would draw every delta alike: the opposite of orthogonal.
     seed = int(np.random.SeedSequence([run.seed, place]).generate_state(1)[0])
     torch.manual_seed(seed)
-    model: PreTrainedModel | PeftModel
-    if parent is None:
-        model = family.build()
-    else:
-        model = delta.attach(parent.model, delta_name(place), parent.deltas)
+    whole = delta.trains_whole(parent is None, run.model.is_pretrained)
+    model = family.build() if parent is None else parent.model
+    if not whole:
+        model = delta.attach(model, delta_name(place), parent.deltas if parent else ())
+    elif parent is not None:
+        model.requires_grad_(True)
     check_loaded(model, settings, plans.values())
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
@@ -77,15 +75,27 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         logged = means(found, score_of)
         if reports_are_read():  # by a sweep, which ranks a job by the mean over all tasks seen
             found |= {n: evaluate(model, tasks[n], rows[n], "dev", limit) for n in before}
-        report(sum(found[n][score_of[n]] for n in found) / len(found), step)
+        by_task = {n: found[n][score_of[n]] for n in found}
+        report(score_by(run.evaluation.score, by_task, own), step)
         return logged
 
     def keep(name: str) -> None:
-        save(model, save_dir / name, own, parent, family, delta)
+        save(model, save_dir / name, own, parent, family, None if whole else delta)
         kept = sorted(save_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
         for old in kept[: -(run.trainer.get("save_total_limit") or len(kept))]:
             shutil.rmtree(old)
 
+    to_come = [name for name in seen if name not in own]
+    untrained: dict[str, float] = {}
+    if parent is None and to_come:  # what forward transfer is measured against
+        untrained = ranks.on_first(
+            lambda: {
+                f"before_{n}": predict(model, tasks[n], rows[n], "dev").score
+                for n in to_come
+                if plans[n].is_scored
+            }
+        )
+    cut = ranks.on_first(lambda: count_cut(tasks, rows))
     train_start = time.perf_counter()
     trained = [
         Training(
@@ -98,32 +108,116 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         for i, task in enumerate(run.tasks)
     ]
     training = train(model, trained, delta, run, seed, folder, validate, keep)
+    if not whole:
+        delta.conclude(row_losses(model, trained))
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:
         save(model, save_dir, own, parent, family, delta)
-        metrics = {n: evaluate(model, tasks[n], rows[n], "dev") for n in seen if plans[n].is_scored}
-        dev = {n: found[score_of[n]] for n, found in metrics.items()}
-        test = {
-            n: evaluate(model, tasks[n], rows[n], "test")[score_of[n]] for n in seen if rows[n].test
-        }
+        save(model, save_dir, own, parent, family, None if whole else delta)
+        asked = [name for name in seen if plans[name].is_scored]
+        dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}
+        tested = [name for name in seen if rows[name].test and run.evaluate_test]
+        test = {n: predict(model, tasks[n], rows[n], "test", None, True) for n in tested}
+        by_task = {name: found.score for name, found in dev.items()}
         results = {
-            "score": sum(dev.values()) / len(dev),
+            "score": score_by(run.evaluation.score, by_task, own),
             "checkpoint": str(save_dir),
-            "eval": dev,
-            "test": test,
+            "eval": by_task,
+            "test": {name: found.score for name, found in test.items()},
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
+            **untrained,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - start,
         }
-        everything = {**results, "metrics": metrics}
-        (folder / "all_results.json").write_text(json.dumps(everything, indent=2) + "\n")
+        if any(plan.rows is not None and plan.rows.selects_on_test for plan in plans.values()):
+            results["selected_on_test"] = 1
+        runtime = train_end - train_start
+        trained_rows = sum(len(rows[name].train(0)) for name in own)
+        records.write_job(
+            folder,
+            {
+                **results,
+                "metrics": {name: found.logged for name, found in dev.items()},
+                "test_metrics": {name: found.logged for name, found in test.items()},
+            },
+            training_numbers(training, trained_rows, runtime, cut),
+            [*dev.values()],
+            [*test.values()],
+        )
         log.info("%s: score %.3f on dev of %s", "+".join(own), results["score"], ", ".join(dev))
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def evaluate_checkpoint(
+    run: Run, plans: Mapping[str, TaskPlan], folder: Path, told: Mapping[str, Any]
+) -> dict[str, float]:
+    """Task -> score on test of the checkpoint in `run.init_from`; nothing is trained.
+
+    folder: of the job that trained it; its records of prediction become those of test. told: what its
+    all_results.json says. Raises SettingsError, CheckpointError, DataError.
+    """
+    assert run.init_from is not None
+    disable_progress_bar()
+    seen = [task.name for task in run.seen_tasks]
+    rows = {name: load_rows(plans[name], run.evaluation) for name in seen}
+    settings = fitted(run.model, plans.values())
+    family = family_of(settings, base_of(walk(run.init_from)))
+    model = load(run.init_from, family, delta_of(run.delta)).model
+    check_loaded(model, settings, plans.values())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)  # type: ignore[arg-type]  # torch's overloads
+    tested = [name for name in seen if rows[name].test]
+    test = [
+        predict(model, family.meeting(plans[name]), rows[name], "test", None, True)
+        for name in tested
+    ]
+    records.write_test(folder, told, test)
+    return {name: found.score for name, found in zip(tested, test, strict=True)}
+
+
+def score_by(choice: str, by_task: Mapping[str, float], own: Sequence[str]) -> float:
+    """The score of a job from those of the tasks seen. choice: evaluation.score."""
+    chosen = [v for n, v in by_task.items() if choice != "current" or n in own]
+    return min(chosen) if choice == "worst" else sum(chosen) / len(chosen)
+
+
+def training_numbers(
+    training: TrainingReport, rows: int, seconds: float, cut: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+    """train_results.json: O-LoRA's names, and how many prompts were too long, by task and part."""
+    return {
+        "train_loss": training.train_loss,
+        "train_samples": rows,
+        "train_steps": training.steps,
+        "train_runtime": round(seconds, 4),
+        "train_over_length": dict(cut),
+    }
+
+
+def count_cut(tasks: Mapping[str, Meeting], rows: Mapping[str, Rows]) -> dict[str, dict[str, int]]:
+    """How many prompts are longer than max_src_length, by task and part; warns of them."""
+    found: dict[str, dict[str, int]] = {}
+    for name, task in tasks.items():
+        vocabulary = getattr(task, "vocabulary", None)
+        if vocabulary is None or task.plan.rows is None:
+            continue
+        parts = {"train": rows[name].train(0), "dev": rows[name].dev, "test": rows[name].test}
+        cut = {part: over_length(task.plan, vocabulary, own) for part, own in parts.items()}
+        found[name] = {part: n for part, n in cut.items() if n}
+        if found[name]:
+            told = ", ".join(f"{n} of {len(parts[part])} {part}" for part, n in found[name].items())
+            how = "inside: their end is kept" if task.plan.keep_end else "from the right"
+            log.warning(
+                "task %s: %s rows are longer than max_src_length=%d %s and are cut %s%s",
+                *(name, told, task.plan.max_src_length, vocabulary.unit, how),
+                "" if task.plan.keep_end else ": they lose 'Answer:' (keep_end=true keeps it)",
+            )
+    return found
 
 
 def _save_dir(run: Run, folder: Path) -> Path:

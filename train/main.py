@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ register()
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Train the task of `cfg` in Hydra's output folder and return its scores. Raises Refused."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from train.check import checked
     from train.config.command import warn_of_a_default_task, warn_of_choices_below_files
@@ -29,6 +31,9 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     of_hydra = HydraConfig.get()
     warn_of_choices_below_files(of_hydra)
     found = checked(cfg, of_hydra)  # mistakes come before anything heavy
+    final = found.run.evaluate_test in (True, "final")
+    if final and of_hydra.mode == RunMode.MULTIRUN:  # done when the sweep is over: train.final
+        found = replace(found, run=replace(found.run, evaluate_test=False))
     warn_of_a_default_task(of_hydra, [task.name for task in found.run.tasks])
     folder = Path(of_hydra.runtime.output_dir)
     write_resolved(found.run, found.env, folder / (of_hydra.output_subdir or "."))

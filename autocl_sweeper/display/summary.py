@@ -26,11 +26,14 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
     beams = [history[number] for beam in history.beams.values() for number in beam]
     console.print("\nBeam of each stage (* is on the best chain)", style="bold", highlight=False)
     console.print(_trials(beams, on_best))
-    for title, matrix in (("dev data (selection)", best.evaluation), ("test data", best.test)):
+    for title, matrix, forward in (
+        ("dev data (selection)", best.evaluation, best.forward),
+        ("test data", best.test, None),
+    ):
         if matrix is not None:
             console.print(f"Best chain, scores on {title}", style="bold")
             console.print(_matrix(list(plan.tasks), matrix))
-            found = results.continual_metrics(matrix)
+            found = results.continual_metrics(matrix, forward)
             text = ", ".join(f"{name.replace('_', ' ')} {n:.4f}" for name, n in found.items())
             console.print(f"  {text}\n", highlight=False)
     console.print(f"Best chain: score {best.score:.4f}", style="bold", highlight=False)

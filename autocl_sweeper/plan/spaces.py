@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from autocl_sweeper.distributions import Choice, Distribution, Space
+from autocl_sweeper.distributions import Choice, Distribution, Interval, Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.space import bare, parse_space
@@ -52,6 +52,33 @@ def _described(distribution: Distribution) -> Any:
         return list(distribution.values)
     kind = ("log " if distribution.log else "") + ("int" if distribution.integer else "float")
     return f"{kind} interval [{distribution.low}, {distribution.high}]"
+
+
+def distributions_of(described: Any) -> dict[str, Distribution]:
+    """The distribution of each override key, from what `describe` or a list of suggestions said."""
+    found: dict[str, Distribution] = {}
+    if not isinstance(described, Mapping):
+        listed: dict[str, list[Value]] = {}
+        for suggestion in described:
+            for key, value in suggestion.items():
+                listed.setdefault(key, []).append(value)
+        return {key: Choice(tuple(values)) for key, values in listed.items()}
+    for axis, values in described.items():
+        keys = axis.split(",")  # zipped ones share an axis
+        if isinstance(values, str):
+            found[axis] = _interval(values)
+        elif isinstance(values, list) and len(keys) > 1:
+            columns = zip(*values, strict=True)
+            found |= {k: Choice(column) for k, column in zip(keys, columns, strict=True)}
+        elif isinstance(values, list):
+            found[axis] = Choice(tuple(values))
+    return found
+
+
+def _interval(text: str) -> Interval:
+    kind, _, bounds = text.partition(" interval ")
+    low, high = map(float, bounds.strip("[]").split(", "))
+    return Interval(low, high, log=kind.startswith("log"), integer=kind.endswith("int"))
 
 
 def _conditions(when: Mapping[str, Any]) -> dict[str, dict[str, list[Value]]]:

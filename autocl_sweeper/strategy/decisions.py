@@ -117,11 +117,11 @@ def views(
     """
     found: list[StageView] = []
     for stage in stages:
-        if stage.parents == "population":  # the rounds before, which are of the same search
-            rounds = zip(stages, found, strict=False)
-            earlier = tuple(view for one, view in rounds if one.task == stage.task)
-        else:
-            earlier = () if carried is None else (*carried, *found)
+        if carried is not None:
+            earlier = (*carried, *found)
+        else:  # but the rounds before, which are of the same search
+            rounds = stage.parents == "population"
+            earlier = tuple(view for view in found if rounds and view.task == stage.task)
         view = StageView(
             stage.number,
             stage.task,

@@ -114,6 +114,7 @@ class AutoCLSweeperConf:
         default_factory=lambda: [
             "_self_",
             {"search": "auto"},
+            {"sampler": None},
             {"prune": None},
             {"optional app@_here_": "autocl"},
         ]
@@ -121,7 +122,7 @@ class AutoCLSweeperConf:
     sequence: str | None = "task"
     top_k: int = 2
     metric: str | None = None
-    direction: str = "maximize"
+    direction: Any = None  # maximize; a file with other keys of hydra-optuna-sweeper has to say it
     params: dict[str, Any] = field(default_factory=dict)
     task_params: dict[str, Any] = field(default_factory=dict)
     when: dict[str, Any] = field(default_factory=dict)
@@ -154,6 +155,15 @@ class AutoCLSweeperConf:
     dry_run: bool = False
     export: dict[str, Any] = field(default_factory=dict)
     search: Any = None
+    # Keys of hydra-optuna-sweeper, each taken over, warned about or refused: plan/migration.py.
+    sampler: Any = None
+    n_trials: int | None = None
+    n_jobs: int | None = None
+    max_failure_rate: float | None = None
+    storage: Any = None
+    study_name: str | None = None
+    search_space: Any = None
+    custom_search_space: Any = None
 
 
 @dataclass

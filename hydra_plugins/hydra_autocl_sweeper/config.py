@@ -1,6 +1,7 @@
 """Registers the keys of hydra/sweeper=autocl and hydra/launcher=gpu, whenever Hydra reads this file."""
 
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
@@ -21,6 +22,19 @@ from ._schema import (
     SearchConf,
     TPEConf,
 )
+
+# Samplers that a file for hydra-optuna-sweeper may choose; what becomes of them: plan/migration.py.
+SAMPLERS = {
+    "tpe": "TPESampler",
+    "gp": "GPSampler",
+    "cmaes": "CmaEsSampler",
+    "qmc": "QMCSampler",
+    "random": "RandomSampler",
+    "grid": "GridSampler",
+    "nsgaii": "NSGAIISampler",
+    "nsgaiii": "NSGAIIISampler",
+    "motpe": "MOTPESampler",
+}
 
 
 def _register() -> None:
@@ -48,6 +62,10 @@ def _register() -> None:
         store(group="hydra/sweeper/search", name=name, node=search)
     store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
     store(group="hydra/sweeper/prune", name="median", node=MedianConf)
+    if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:  # which registers its own
+        for name, target in SAMPLERS.items():
+            node = {"_target_": f"optuna.samplers.{target}", "seed": None}
+            store(group="hydra/sweeper/sampler", name=name, node=node)
 
 
 _register()

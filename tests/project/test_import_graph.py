@@ -29,7 +29,7 @@ CORE_FLOORS = [
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget"},
     {"strategy", "retention", "verdict", "compare"},
-    {"plan", "results", "display", "rounds"},
+    {"plan", "results", "display", "rounds", "export"},
     {"sweep"},
     {
         "hydra_sweep",
@@ -45,7 +45,7 @@ TRAIN_FLOORS = [
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes"},
-    {"main", "worker", "pieces"},
+    {"main", "worker", "pieces", "export", "final"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
@@ -57,6 +57,7 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
+    "export": {"plan"},
     "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
     "cli": {"finetune"},
@@ -71,7 +72,7 @@ OTHERS = {
     "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
     "yaml": {"results", "yaml", "job", "plan", "rounds"},
-    "optuna": {"search"},
+    "optuna": {"search", "export"},
     "cma": {"search"},
     "cmaes": {"search"},
     "scipy": {"search"},
@@ -83,7 +84,7 @@ OTHERS = {
     "transformers": {"integrations"},
     "lightning": {"integrations"},
     "pytorch_lightning": {"integrations"},
-    "tensorboardX": {"rounds"},
+    "tensorboardX": {"rounds", "export"},
 }
 OF_USERS = {"integrations"}  # a room that training code imports, and nothing here does
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions
@@ -267,7 +268,7 @@ def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> Non
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
     found = [imported.module for one in modules("train").values() for imported in one]
     known = {room(module) for module in found if top(module) == CORE}
-    assert known <= {"command_line", "errors", "reporter", "yaml"}
+    assert known <= {"command_line", "errors", "metrics", "reporter", "yaml"}
     assert "hydra_plugins" not in {top(module) for module in found}
     # That the core does not import train/ is in the table of OTHERS.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from train.chain import base_of, walk
 from train.config.sections import Run
 from train.data.rows import Rows, load
 from train.data.task_plan import TaskPlan, micro_batch_size, plan_run, update_freq
@@ -56,7 +57,8 @@ def trainings(run: Run, n_train: int | None = None, every: int = 1) -> list[Any]
 
 def loaded(run: Run, folder: Path) -> Any:
     """The chain that ends in the checkpoint `folder`, as a run of the next task loads it."""
-    from train.delta.olora import OLoRA
+    from train.delta.delta import delta_of
     from train.model.checkpoints import load
 
-    return load(folder, family_of(run.model), OLoRA(run.delta))
+    base = base_of(walk(folder))
+    return load(folder, family_of(run.model, base), delta_of(run.delta))

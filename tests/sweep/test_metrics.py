@@ -12,6 +12,7 @@ from autocl_sweeper.metrics import (
     average_accuracy,
     backward_transfer,
     forgetting,
+    forward_transfer,
 )
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "golden/continual_metrics.json").read_text())
@@ -35,6 +36,14 @@ def test_a_matrix_small_enough_for_paper():
     assert backward_transfer(R) == pytest.approx(((0.5 - 0.8) + (0.7 - 0.6)) / 2)
     # The best of a before the last step was 0.9; b improved, which counts as negative forgetting.
     assert forgetting(R) == pytest.approx(((0.9 - 0.5) + (0.6 - 0.7)) / 2)
+
+
+def test_forward_transfer_is_the_gain_on_each_next_task_before_it_is_trained() -> None:
+    # Before: b=0.5, c=0.4. After a: b=0.7. After b: c=0.3.
+    R = [[0.8, 0.7, 0.2], [0.9, 0.6, 0.3], [0.5, 0.7, 1.0]]
+    assert forward_transfer(R, [0.1, 0.5, 0.4]) == pytest.approx(((0.7 - 0.5) + (0.3 - 0.4)) / 2)
+    with pytest.raises(ValueError, match="two tasks"):
+        forward_transfer([[0.8]], [0.1])
 
 
 @pytest.mark.parametrize("metric", [backward_transfer, forgetting])

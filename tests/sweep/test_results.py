@@ -149,6 +149,23 @@ def test_selection_never_looks_at_test_scores(tmp_path):
     assert sweep.run().beams[1] == (1, 0)
 
 
+def test_a_trial_ranked_by_test_rows_says_so(tmp_path):
+    told = [scored({"a": 0.6}, selected_on_test=1), *TABLE[1:]]
+    sweep_in(tmp_path, told)[1].run()
+    lines = (tmp_path / "autoCL_result.txt").read_text().splitlines()
+    splits = [json.loads(line)["score_split"] for line in lines if '"trial"' in line]
+    assert splits[:2] == ["test", "dev"]
+
+
+def test_forward_transfer_is_told_where_jobs_are_evaluated_on_tasks_to_come(tmp_path):
+    # The best chain is 1 -> 2: on b 0.4 before anything, 0.55 behind a.
+    told = [TABLE[0], scored({"a": 1.0, "b": 0.55}, before_b=0.4), *TABLE[2:]]
+    sweep_in(tmp_path, told)[1].run()
+    best = yaml.safe_load((tmp_path / "optimization_results.yaml").read_text())
+    assert [entry["trial"] for entry in best["chain"]] == [1, 2]
+    assert best["metrics"]["eval"]["forward_transfer"] == pytest.approx(0.15)
+
+
 def checkpoints(folder):
     return sorted(path.parent.name for path in folder.glob("*/*/checkpoint"))
 

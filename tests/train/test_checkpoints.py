@@ -33,7 +33,7 @@ def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> tor
     family, delta = family_of(run.model), OLoRA(run.delta)
     if parent is None:
         model = model_of(run)
-        save(model, folder, ["digits_01"], None, family, delta)
+        save(model, folder, ["digits_01"], None, family, None)
         return logits(model)
     chain = loaded(run, parent)
     model = delta.attach(chain.model, delta_name(len(chain.nodes) + 1), chain.deltas)

@@ -12,64 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.folders import corpus, tokenizer
 from support.runs import finish, meeting_of, model_of, planned
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
-
-
-def corpus() -> list[str]:
-    from train.data.generated import MAKERS
-
-    rows = [*MAKERS["sentiment"](()), *MAKERS["parity"](())]
-    texts = [" ".join(map(str, row.values())) for row in rows]
-    return [*texts, "does this praise? review: is the number of bits even or odd?"]
-
-
-def tokenizer(kind: str) -> Any:
-    """WordPiece as BERT has it, byte-level BPE as BART, Unigram as T5; trained on the tasks' text."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
-    from transformers import PreTrainedTokenizerFast
-
-    trainer: Any
-    if kind == "wordpiece":
-        marks = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-                 "pad_token": "[PAD]", "mask_token": "[MASK]"}  # fmt: skip
-        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        made.normalizer = normalizers.BertNormalizer()
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        made.decoder = decoders.WordPiece()
-        trainer = WordPieceTrainer(vocab_size=150, special_tokens=[*marks.values()])
-    elif kind == "bpe":
-        marks = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
-                 "unk_token": "<unk>", "mask_token": "<mask>"}  # fmt: skip
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-        trainer = BpeTrainer(
-            vocab_size=400,
-            special_tokens=[*marks.values()],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-    else:
-        marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-        made = Tokenizer(models.Unigram())
-        made.pre_tokenizer = pre_tokenizers.Metaspace()
-        made.decoder = decoders.Metaspace()
-        trainer = UnigramTrainer(
-            vocab_size=120, special_tokens=[*marks.values(), "<extra_id_0>"], unk_token="<unk>"
-        )
-    made.train_from_iterator(corpus(), trainer)
-    if kind == "wordpiece":
-        pairs = [("[CLS]", 1), ("[SEP]", 2)]
-        made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, pairs)
-    elif kind == "bpe":
-        pairs = [("<s>", 0), ("</s>", 2)]
-        made.post_processor = processors.TemplateProcessing("<s> $A </s>", None, pairs)
-    else:
-        made.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, **marks)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +211,8 @@ def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
 
     here = tmp_path / "model"
     shutil.copytree(folders(name), here)
-    last = finish(make(*of(here), *QUICK, "task=sentiment"), tmp_path / "1")
+    whole = "delta.first=full"  # an adapter alone would need the folder again
+    last = finish(make(*of(here), *QUICK, "task=sentiment", whole), tmp_path / "1")
     shutil.rmtree(here)
     for place, task in ((2, "parity"), (3, "arithmetic")):
         run = make(*of(here), *QUICK, f"task={task}", f"init_from={last['checkpoint']}")
@@ -272,7 +220,7 @@ def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
     assert list(last["eval"]) == ["sentiment", "parity", "arithmetic"]
     assert last["orthogonal_loss_first"] > 0
     adapter = json.loads((tmp_path / "3/checkpoint/task3/adapter_config.json").read_text())
-    names = {"t5": "q k v o wi wo", "bart": "q_proj k_proj v_proj out_proj fc1 fc2"}[name]
+    names = {"t5": "q v", "bart": "q_proj v_proj"}[name]
     assert set(adapter["target_modules"]) == set(names.split())
 
 

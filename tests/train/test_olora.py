@@ -113,6 +113,94 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
     assert l2 == pytest.approx(expected["expected_l2_loss_r8_step0"], rel=0.01)
 
 
+def published_shape(name: str) -> Any:
+    """A model of the size of a published one, on the meta device: shapes without values."""
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    sizes = {"t5-small": (512, 6, 8), "t5-base": (768, 12, 12), "t5-large": (1024, 24, 16)}
+    with torch.device("meta"):
+        if name == "llama-7b":
+            return LlamaForCausalLM(LlamaConfig())  # its defaults are those of 7B
+        width, layers, heads = sizes[name]
+        return T5ForConditionalGeneration(
+            T5Config(d_model=width, d_kv=64, d_ff=4 * width, num_layers=layers, num_heads=heads)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable"),
+    [("t5-small", 294_912), ("t5-base", 884_736), ("t5-large", 2_359_296), ("llama-7b", 4_194_304)],
+)
+def test_the_default_adapter_of_a_published_model_has_the_published_size(
+    name: str, trainable: int
+) -> None:
+    from train.config.sections import DeltaSettings
+    from train.delta.lora import add_adapter
+    from train.delta.olora import factors
+
+    expected = GOLDEN["at_initialisation"][name]
+    model = add_adapter(published_shape(name), "task1", [], DeltaSettings())
+    modules = factors(model, "task1", [])
+    assert len(modules) == expected["lora_modules"]
+    assert {m.a_new.shape for m in modules} == {(8, expected["d_in"])}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
+
+
+def test_forward_and_concatenated_factors_have_the_reference_values() -> None:
+    """One layer with two adapters of peft, one scaling for both, against numbers worked out in numpy."""
+    from train.config.sections import DeltaSettings
+    from train.delta.lora import activate, add_adapter
+    from train.export import concatenated
+
+    [case] = [c for c in GOLDEN["cases"] if "forward_check_module_0" in c]
+    check, given = case["forward_check_module_0"], case["inputs"]["modules"][0]
+
+    def tensor(values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    model: Any = torch.nn.Sequential(torch.nn.Linear(6, 6, bias=False)).double()
+    model[0].weight.data = tensor(check["W"])
+    states, names = [], []
+    for part in ("old", "new"):
+        a, b = tensor(given[f"A_{part}"]), tensor(given[f"B_{part}"])
+        delta = DeltaSettings(
+            lora_dim=len(a), lora_alpha=check["scaling"] * len(a), target_modules=("0",)
+        )
+        model = add_adapter(model, part, names, delta)
+        layer = model.base_model.model[0]
+        layer.lora_A[part].weight.data, layer.lora_B[part].weight.data = a, b
+        states.append({"0.lora_A.weight": a, "0.lora_B.weight": b})
+        names.append(part)
+    activate(model, names)
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(
+        model.eval()(tensor(check["x"])), tensor(check["y_eval_mode"]), **close
+    )
+    whole = concatenated(
+        states, [len(s["0.lora_A.weight"]) for s in states], [check["scaling"]] * 2
+    )
+    torch.testing.assert_close(whole["0.lora_A.weight"], tensor(check["saved_lora_A"]), **close)
+    # As published, B is saved without its scaling; here it is in B.
+    expected = check["scaling"] * tensor(check["saved_lora_B"])
+    torch.testing.assert_close(whole["0.lora_B.weight"], expected, **close)
+
+
+@pytest.mark.parametrize("case", GOLDEN["normalise"], ids=lambda case: case["prediction"])
+def test_exact_match_compares_answers_normalised(case: dict[str, Any]) -> None:
+    from train.config.sections import MetricSettings
+    from train.data.task_metrics import compute, normalise
+
+    assert normalise(case["prediction"]) == case["normalised_prediction"]
+    assert normalise(case["reference"]) == case["normalised_reference"]
+    found = compute("exact_match", MetricSettings("x"), [case["prediction"]], [case["reference"]])
+    assert found == {"exact_match": float(case["exact_match"])}
+
+
 def test_a_chain_of_ranks_4_8_2_equals_the_weights_peft_merges(make_job: Any) -> None:
     from train.delta.lora import activate, add_adapter
     from train.delta.olora import factors

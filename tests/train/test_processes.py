@@ -480,9 +480,9 @@ def test_a_sweep_gives_such_jobs_two_devices_and_tells_why_one_failed(
     good, bad = (bench.finished()[number] for number in (0, 1))
     assert good["state"] == "COMPLETE" and good["score"] > 0.8
     assert bad["reason"].startswith("WorkerFailed: rank ")
-    assert "Diverged: the mean training loss is nan after" in bad["reason"]
+    assert "Diverged: the training loss is nan at step" in bad["reason"]
     log = (bench.sweep / "1_digits_01/1/job.log").read_text()
-    assert "train.loop.trainer.Diverged: the mean" in log
+    assert "train.loop.trainer.Diverged: the training loss" in log
     assert bench.nothing_is_left(), printed
 
 

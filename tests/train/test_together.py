@@ -115,17 +115,6 @@ def test_an_untrained_model_answers_nothing_but_what_is_in_the_closed_set(
         assert set(answers) <= {"even", "evening", "odd", "odd odd odd"}
 
 
-def test_the_trie_allows_what_continues_an_answer_and_after_the_end_the_end() -> None:
-    from train.model.text_answer import Trie
-
-    trie = Trie([(5, 6), (5, 6, 7), (8,)], end=1)
-    assert trie.longest == 4
-    assert [trie.after(g) for g in ((), (5,), (5, 6), (5, 6, 7), (8,))] == [
-        [5, 8], [6], [1, 7], [1], [1],
-    ]  # fmt: skip
-    assert trie.after((8, 1)) == [1]
-
-
 def test_what_is_forced_before_an_answer_is_not_part_of_it_and_lengths_may_differ(
     make_job: Any,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def test_help_loads_no_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "task: arithmetic, digits_01" in done.stdout and "LOADED []" in done.stdout, done.stderr
+    assert "digits_01, digits_23" in done.stdout and "LOADED []" in done.stdout, done.stderr
 
 
 def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path) -> None:
@@ -34,47 +35,59 @@ def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path)
     assert done.returncode != 0 and "digits_89" in done.stderr
 
 
-def test_jobs_are_forked_from_a_process_that_imported_the_app_and_another_makes_a_chain(
+def test_jobs_are_forked_from_a_process_that_imported_the_app_and_make_a_chain(
     tmp_path: Path,
 ) -> None:
-    first = train(tmp_path, "-m", "hydra.sweep.dir=sweep", "task=digits_01", "seed=0,1", *SHORT)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in first.stdout
-    assert "fresh interpreters" not in first.stdout
-    scores = [json.loads((tmp_path / f"sweep/{n}/all_results.json").read_text()) for n in (0, 1)]
-    assert all(0 < result["score"] <= 1 for result in scores)
+    sweep = tmp_path / "sweep"
+    done = train(
+        tmp_path, "-m", "hydra/sweeper=autocl", "hydra.sweeper.top_k=1", "hydra.sweep.dir=sweep",
+        "task=digits_01,digits_23", "seed=0", "delta.lora_dim=4", *SHORT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "preloaded torch, transformers, peft, sklearn.datasets, train.job in " in done.stdout
+    assert "fresh interpreters" not in done.stdout
+    one, two = sweep / "1_digits_01/0", sweep / "2_digits_23/1"
+    assert 0 < json.loads((one / "all_results.json").read_text())["score"] <= 1
 
-    base = (tmp_path / "sweep/0/checkpoint/base/model.safetensors").read_bytes()
-    second = train(
-        tmp_path,
-        "task=digits_23",
-        "hydra.run.dir=two",
-        "init_from=sweep/0/checkpoint",  # relative to where the command was typed
-        "delta.lora_dim=4",
-        *SHORT,
-    )
-    assert second.returncode == 0, second.stderr
-
-    results = json.loads((tmp_path / "two/all_results.json").read_text())
+    results = json.loads((two / "all_results.json").read_text())
     assert list(results["eval"]) == list(results["test"]) == ["digits_01", "digits_23"]
     assert results["score"] == pytest.approx(sum(results["eval"].values()) / 2)
-    assert results["checkpoint"] == str(tmp_path / "two/checkpoint")
+    assert results["checkpoint"] == str(two / "checkpoint")
     assert results["orthogonal_loss"] == 0.0  # the base is no adapter: nothing to be orthogonal to
     assert results["l2_loss"] > 0
 
-    assert (tmp_path / "sweep/0/checkpoint/base/model.safetensors").read_bytes() == base
-    node = json.loads((tmp_path / "two/checkpoint/node.json").read_text())
-    assert node == {"task": "digits_23", "parent": "../../sweep/0/checkpoint"}
-    two = tmp_path / "two"
+    assert (one / "checkpoint/base/model.safetensors").exists()
+    node = json.loads((two / "checkpoint/node.json").read_text())
+    assert node == {
+        "task": "digits_23",
+        "parent": "../../../1_digits_01/0/checkpoint",
+        "delta": "adapters",
+    }
     left = {p.relative_to(two).as_posix() for p in two.rglob("*") if p.is_file()}
     assert {f for f in left if not f.startswith(".hydra/")} == {
         "all_results.json",
+        "job.log",
+        "predict_eval_predictions.jsonl",
+        "predict_results.json",
         "train.log",
+        "train_results.json",
         "checkpoint/README.md",
         "checkpoint/node.json",
         "checkpoint/task2/adapter_config.json",
         "checkpoint/task2/adapter_model.safetensors",
     }
+
+
+def test_a_relative_parent_is_where_the_command_was_typed(
+    make_job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = finish(make_job("+trainer.max_steps=1"), tmp_path / "one")["checkpoint"]
+    base = (Path(parent) / "base/model.safetensors").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    run = make_job("task=digits_23", "init_from=one/checkpoint", "+trainer.max_steps=1")
+    two = Path(finish(run, tmp_path / "two")["checkpoint"])
+    assert json.loads((two / "node.json").read_text())["parent"] == "../../one/checkpoint"
+    assert (Path(parent) / "base/model.safetensors").read_bytes() == base
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
@@ -132,3 +145,22 @@ def test_what_is_reported_after_the_first_task_is_what_the_sweep_ranks(
     assert lines[-1]["score"] == pytest.approx(result["score"])
     assert result["score"] == pytest.approx(sum(result["eval"].values()) / 2)
     assert result["eval"]["digits_01"] != result["eval"]["digits_23"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_digits_stops_what_learns_nothing_and_keeps_what_learns(tmp_path: Path) -> None:
+    done = train(
+        tmp_path, "-m", "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.sweep.dir=sweep",
+        "hydra.launcher.cpu_slots=1", "hydra.launcher.order=submitted", "hydra.sweeper.top_k=1",
+        "hydra.sweeper.prune={rule:asha,max_steps:400}", "task=digits_01",
+        "trainer.learning_rate=3e-3,1e-7", *SMALL, "+trainer.max_steps=400",
+        "+trainer.eval_strategy=steps", "+trainer.eval_steps=10",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(tmp_path / "sweep/trials.csv") as file:
+        good, bad = csv.DictReader(file)
+    assert (good["state"], good["step"], good["selected"]) == ("COMPLETE", "400", "1")
+    # The report at 50 is the first at or beyond the rung of 45 steps.
+    assert (bad["state"], bad["step"], bad["cause"]) == ("PRUNED", "50", "early_stopped")
+    assert float(good["score"]) > 0.9 > float(bad["score"])
+    assert not (tmp_path / "sweep/1_digits_01/1/checkpoint").exists()

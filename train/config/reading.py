@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from train.config.hf_arguments import HFArguments
 from train.config.schema import TopLevel
 from train.config.sections import TRAINER_DEFAULTS, Run, Task, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
+from train.config.text_data import CL_BENCHMARK, DEFAULTS, TextData, config_root, task_names
 from train.config.typed import SettingsError, build, hints, options, values_of
 
 Composed = DictConfig | Mapping[str, Any]
@@ -40,6 +41,7 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})
     top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
+    folders = task_names(config_root(top.task_config_dir))
     init_from = None if top.init_from is None else Path(top.init_from).absolute()
     if init_from is not None and not init_from.is_dir():
         raise SettingsError(
@@ -48,13 +50,20 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
         )
     return Run(
         tasks=tasks,
-        seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, task_dir),
+        seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, task_dir, folders),
         init_from=init_from,
         trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named},
         extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
+        text=read_text(values),
+        evaluate_test=top.evaluate_test,
         seed=top.seed or 0,
         **parts,
     )
+
+
+def read_text(values: Mapping[str, Any]) -> TextData:
+    """What tasks of class cl_benchmark are read by. Raises SettingsError."""
+    return build(TextData, {key: values[key] for key in options(TextData) if key in values}, "")
 
 
 def write_resolved(run: Run, env: Any, folder: Path) -> None:
@@ -64,6 +73,8 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
         **{name: values_of(getattr(run, name)) for name in PARTS if name != "trainer"},
         "trainer": {**run.trainer, **values_of(run.extras)},
         "env": values_of(env),
+        **values_of(run.text),
+        "evaluate_test": run.evaluate_test,
         "seed": run.seed,
         "init_from": None if run.init_from is None else str(run.init_from),
         "seen_tasks": [task.name for task in run.seen_tasks],
@@ -82,6 +93,9 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
         dataset = node.get("dataset") if isinstance(node, Mapping) else None
         of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
         values = {"_name": "text" if of_files else str(name), **(node or {})}
+        if values["_name"] == CL_BENCHMARK:
+            evaluation = {**DEFAULTS["evaluation"], **(values.get("evaluation") or {})}
+            values = {**DEFAULTS, **values, "evaluation": evaluation}
         tasks.append(build(Task, values, f"task.{name}", name=str(name)))
     return tuple(tasks)
 
@@ -92,6 +106,7 @@ def _seen_tasks(
     current: tuple[Task, ...],
     init_from: Path | None,
     task_dir: Path,
+    folders: Sequence[str],
 ) -> tuple[Task, ...]:
     own = {task.name: task for task in current}
     if names is None:
@@ -102,7 +117,7 @@ def _seen_tasks(
             f"seen_tasks={names}: must be a list of different task names that contains the "
             f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"
         )
-    known = sorted(path.stem for path in task_dir.glob("*.yaml"))
+    known = sorted({*(path.stem for path in task_dir.glob("*.yaml")), *folders})
     missing = [name for name in names if name not in own and name not in known]
     if missing:
         raise SettingsError(
@@ -113,10 +128,14 @@ def _seen_tasks(
 
 
 def _group_task(cfg: Composed, name: str, task_dir: Path) -> Task:
-    """A task an earlier job of the chain trained: its group file, under the star of this config."""
+    """A task an earlier job of the chain trained: its group file, under the star of this config.
+
+    Without a file it is a folder of task_config_dir.
+    """
     whole = as_written(cfg)
     star = {key: node for key, node in (whole.get("task") or {}).items() if key == STAR}
-    found = load(str(task_dir / f"{name}.yaml"))
+    file = task_dir / f"{name}.yaml"
+    found = load(str(file)) if file.is_file() else {name: {"_name": CL_BENCHMARK}}
     if list(found) != [name]:
         raise SettingsError(
             f"{task_dir / name}.yaml: must hold the task '{name}' alone, to be found again by its "

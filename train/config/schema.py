@@ -7,12 +7,13 @@ What is wrong inside a section is found after composition (`train.check`).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -26,13 +27,14 @@ from train.config.sections import (
     Task,
     TrainerSettings,
 )
+from train.config.text_data import CL_BENCHMARK, TextData, roots_on, task_names
 from train.config.typed import option
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 @dataclass(frozen=True)
-class TopLevel:
+class TopLevel(TextData):
     """Keys of the configuration that are no section; conf/base.yaml has them, too."""
 
     seed: int | None = option(
@@ -44,6 +46,11 @@ class TopLevel:
     init_from: str | None = option(None, "checkpoint folder of the parent; null: the first task")
     seen_tasks: list[str] | None = option(
         None, "tasks to evaluate on; null: those of the chain in init_from, and the current one"
+    )
+    evaluate_test: bool | Literal["every", "final"] = option(
+        "every",
+        "test rows are evaluated by every job; or by the last beam of a sweep, when it is over: true or"
+        " final; or never: false",
     )
 
 
@@ -61,7 +68,7 @@ KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
 
 
 def register() -> None:
-    """Put `train_schema` into the ConfigStore. May be called again."""
+    """Put `train_schema` into the ConfigStore, and a task per task-config folder. May be called again."""
     schema = OmegaConf.create({name: {} for name in KINDS})
     for name in KINDS:
         OmegaConf.set_struct(schema[name], False)  # merging keeps it
@@ -69,3 +76,7 @@ def register() -> None:
     if "replace" in signature(store).parameters:  # Hydra 1.4 asks what a second time means
         store = partial(store, replace=True)
     store(name="train_schema", node=schema, provider="train")
+    for root in roots_on(sys.argv[1:]):
+        for name in task_names(root):
+            node = OmegaConf.create({name: {"_name": CL_BENCHMARK}})
+            store(group="task", name=name, node=node, provider="train")

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from train.config.hf_arguments import HFArguments, SchedulerType
 from train.config.refused import REFUSED
+from train.config.text_data import TextData
 from train.config.typed import SettingsError, default_of, option, options
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
@@ -59,6 +60,9 @@ class DatasetSettings:
         False, "take from the sources in proportion instead of one after another"
     )
     fixed_validation_seed: int | None = option(7, "seed of what is random in validation")
+    task_config: str | None = option(
+        None, "of cl_benchmark: folder in task_config_dir; null: the one called like the task"
+    )
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,10 @@ class TaskEvaluation:
     """How a task's answers are generated and scored."""
 
     metrics: dict[str, MetricSettings] = option({}, "metric name -> its options")
-    generator_args: dict[str, Any] | str = option(
-        {"beam": 5, "max_len_b": 32, "no_repeat_ngram_size": 3}, "of generation, or JSON text"
+    generator_args: dict[str, Any] | str | None = option(
+        None,
+        "of generation, or JSON text; null: greedy, 50 new tokens at most; of unify {beam: 5, "
+        "max_len_b: 32, no_repeat_ngram_size: 3}",
     )
     output_dir: str | None = option(None, "folder for the answers; null: they are not kept")
 
@@ -186,26 +192,33 @@ class Task:
 
 # -- the other sections ---------------------
 
+OF_FOLDERS = "model=seq2seq, causal, encoder and pretrained"
+
 
 @dataclass(frozen=True)
 class ModelSettings:
     """The model of the first task; see conf/model.
 
     vit: one image, one answer of a closed set. unify: an encoder-decoder of text and images. Both are
-    small and begin at random. seq2seq: an encoder-decoder of text from a folder of Hugging Face.
+    small and begin at random. seq2seq (T5, BART), causal (LLaMA, GPT) and encoder (BERT): text models
+    from a folder of Hugging Face. pretrained: whichever of these three the folder's model_type is.
     """
 
-    kind: Literal["vit", "unify", "seq2seq"] = option("vit", "vit, unify or seq2seq", key="_name")
+    kind: Literal["vit", "unify", "seq2seq", "causal", "encoder", "pretrained"] = option(
+        "vit", "vit, unify, seq2seq, causal, encoder or pretrained", key="_name"
+    )
     path: str | None = option(
-        None, "of seq2seq: folder of the model, pkg://<package>/<folder>, or a name of the hub"
+        None, "of models from a folder: the folder, pkg://<package>/<folder>, or a name of the hub"
     )
     tokenizer: str | None = option(
-        None, "likewise, of unify and seq2seq; null: bytes for unify, `path` for seq2seq"
+        None, "likewise, a tokenizer alone; null: bytes for unify, else the one in `path`"
     )
     weights: Literal["pretrained", "random"] = option(
-        "pretrained", "of seq2seq: those in `path`, or random ones of its shape"
+        "pretrained", "of models from a folder: those in `path`, or random ones of its shape"
     )
-    config: dict[str, Any] = option({}, "of seq2seq: values over those of its config.json")
+    config: dict[str, Any] = option(
+        {}, "of models from a folder: values over those of its config.json"
+    )
     hidden_size: int = option(64, "width", least=1)
     num_hidden_layers: int = option(3, "layers", least=1)
     num_attention_heads: int = option(4, "heads per layer", least=1)
@@ -240,6 +253,16 @@ class ModelSettings:
             raise SettingsError(f"model.dropout={self.dropout}: must be in [0, 1)")
 
     @property
+    def is_of_folder(self) -> bool:
+        """True for text models whose shape, tokenizer and weights come from `path`."""
+        return self.kind not in ("vit", "unify")
+
+    @property
+    def is_pretrained(self) -> bool:
+        """True where training begins with weights that are there already."""
+        return self.is_of_folder and self.weights == "pretrained"
+
+    @property
     def side(self) -> int:
         """Of the images, in pixels; without any task that says it the digits' 8."""
         return self.image_size or 8
@@ -256,11 +279,11 @@ class ModelSettings:
         """What this kind of model does not look at is refused."""
         of_folders = ("path", "tokenizer", "weights", "config")
         unread = {"vit": of_folders, "unify": ("path", "weights", "config")}.get(self.kind)
-        why = "is of model=seq2seq" if self.kind == "unify" else "is of models that read text"
+        why = f"is of {OF_FOLDERS}" if self.kind == "unify" else "is of models that read text"
         if unread is None:
             if self.path is None:
                 raise SettingsError(
-                    "model.path is missing: seq2seq is read from a folder that save_pretrained wrote, "
+                    f"model.path is missing: {self.kind} is read from a folder that save_pretrained wrote, "
                     "from pkg://<package>/<folder>, or by its name from the hub"
                 )
             unread = tuple(k for k in options(ModelSettings) if k not in (*of_folders, "_name"))
@@ -275,17 +298,32 @@ class ModelSettings:
 class DeltaSettings:
     """The LoRA adapter of a task and the weights of its O-LoRA penalties."""
 
+    kind: Literal["olora", "inclora", "seqlora", "ewc", "seqft"] = option(
+        "olora",
+        "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
+        "same with a penalty; seqft: no adapter, the whole model",
+        key="_name",
+    )
+    first: Literal["full", "adapter"] | None = option(
+        None,
+        "what the first task of a chain trains: the whole model, or an adapter as every later task; "
+        "null: an adapter where the weights are pretrained",
+    )
     lora_dim: int = option(8, "rank of an adapter")
     lora_alpha: float = option(32.0, "an adapter counts alpha / rank")
     lora_dropout: float = option(0.0, "on the adapter's input")
-    target_modules: tuple[str, ...] = option(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"], "layers that get an adapter"
+    target_modules: tuple[str, ...] | None = option(
+        None,
+        "layers that get an adapter; null: q and v of text models from a folder, all of a layer for "
+        "vit and unify",
     )
     lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
     lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
+    ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if self.target_modules is not None:
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if self.lora_dim < 1:
             raise SettingsError(
                 f"delta.lora_dim={self.lora_dim}: the rank of an adapter must be at least 1"
@@ -310,6 +348,9 @@ class EvaluationSettings:
     dev_share: float = option(0.25, "of each digit's images, for selection")
     test_share: float = option(0.25, "of each digit's images, for the report")
     split_seed: int = option(0, "of the division; apart from `seed`")
+    score: Literal["seen", "current", "worst"] = option(
+        "seen", "of a job: mean over the tasks seen, over its own, or the lowest of those seen"
+    )
 
     def __post_init__(self) -> None:
         if not (
@@ -396,6 +437,8 @@ class Run:
     extras: TrainerExtras  # the other options of `trainer`
     memory: MemorySettings
     evaluation: EvaluationSettings
+    text: TextData
+    evaluate_test: bool | str  # as in TopLevel; train.main makes it a decision for this run
     seed: int
 
     @property

@@ -35,7 +35,10 @@ KEYS = {
     "TEXT": ("preprocess", "adaptor", "max_length", "mask_ratio", "noise_ratio"),
     "IMAGE": ("preprocess", "adaptor", "mask_ratio"),
 }
-FLAGS = {"TEXT": ("uncased", "no_punctuation", "no_loss", "closed_set"), "IMAGE": ()}
+FLAGS = {
+    "TEXT": ("uncased", "no_punctuation", "verbatim", "no_loss", "closed_set"),
+    "IMAGE": (),
+}
 DECODER_FLAGS = ("no_loss", "closed_set")
 RATIOS = ("mask_ratio", "noise_ratio")
 

@@ -1,9 +1,9 @@
 """From rows to what a model reads: token ids and pixels, as a task's instruction arranges them.
 
-Text runs and TEXT slots are tokenised apart, each as `" " + text.strip()`. Neighbours on one side form
-a group `<bos> ... </eos>` (or with the marks of a tokenizer from a folder), an IMAGE ends it. An image
-takes the place of as many `<image>` ids as it has patches. What is random (the template, masks, noise)
-depends on the generator that is handed in.
+Text runs and TEXT slots are tokenised apart, each as `" " + text.strip()`, verbatim ones as they are.
+Neighbours on one side form a group `<bos> ... </eos>` (or with the marks of a tokenizer from a folder), an
+IMAGE ends it. An image takes the place of as many `<image>` ids as it has patches. What is random (the
+template, masks, noise) depends on the generator that is handed in.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def example(
             images.append(pixels_of(plan, slot, row, training, where))
             source += [tokens.image] * patches
         else:
-            group += slot_ids(slot, str(value), tokens, plan.text, rng, training)
+            ids = slot_ids(slot, str(value), tokens, plan.text, rng, training)
+            group += shortened(ids, plan, tokens) if slot.has("verbatim") else ids
     source += _closed(group, tokens, plan.max_src_length)
     decoder, learned, prefix = _decoder(plan, filled, tokens, rng, training, where)
     return Example(tuple(source), tuple(images), decoder, learned, prefix)
@@ -71,6 +72,35 @@ def example(
 
 def _closed(group: Sequence[int], tokens: Vocabulary, longest: int) -> list[int]:
     return [*tokens.before, *group, *tokens.after][: longest + 1] if group else []
+
+
+def shortened(ids: Sequence[int], plan: TaskPlan, tokens: Vocabulary) -> list[int]:
+    """A verbatim slot's ids, cut so that they and the marks around them are max_src_length ids.
+
+    From the right, as O-LoRA does; with `keep_end` inside the text, so that its answer mark is kept.
+    """
+    room = max(1, plan.max_src_length - len(tokens.before) - len(tokens.after))
+    if len(ids) <= room:
+        return list(ids)
+    end = tokens.encode(ANSWER_MARK) if plan.keep_end else []
+    if len(end) >= room:
+        end = []
+    return [*ids[: room - len(end)], *end]
+
+
+ANSWER_MARK = "\nAnswer:"
+
+
+def over_length(plan: TaskPlan, tokens: Vocabulary, rows: Sequence[Row]) -> int:
+    """How many rows have a verbatim slot that is cut."""
+    slots = [s for t in plan.templates for s in t.side("encoder") if s.has("verbatim")]
+    if not slots:
+        return 0
+    count = 0
+    for row in rows:
+        texts = (tokens.encode(str(row[slot.name])) for slot in slots)
+        count += any(len(shortened(ids, plan, tokens)) < len(ids) for ids in texts)
+    return count
 
 
 def _decoder(
@@ -100,7 +130,7 @@ def _decoder(
         counts = not given or (slot.text is not None and plan.decoder_plain_with_loss)
         learned += [counts] * len(own)
         prefix += own if forced else []
-    longest = plan.max_tgt_length + 1
+    longest = plan.max_tgt_length + bool(tokens.start)
     ids, learned = [*ids, tokens.eos], [*learned, True]
     return tuple(ids[:longest]), tuple(learned[:longest]), tuple(prefix[:longest])
 
@@ -122,6 +152,8 @@ def slot_ids(
     noise_ratio = float(slot.attributes.get("noise_ratio", 0.0)) if training else 0.0
     if mask_ratio > 0:
         ids = _masked(text.split(), mask_ratio, tokens, settings, rng)
+    elif slot.has("verbatim"):
+        ids = tokens.encode(text)
     else:
         ids = tokens.encode(" " + text.strip()) if text.strip() else []
     if noise_ratio > 0:

@@ -103,7 +103,11 @@ def read(load: Callable[..., Loaded], name: str, key: str, **options: Any) -> Lo
         first = next(iter(str(error).strip().splitlines()), "")
         reason = f"{type(error).__name__}: {first}"
         if folder is not None:
-            raise SettingsError(f"{key}={name}: cannot be read from {folder} ({reason})") from error
+            raise SettingsError(
+                f"{key}={name}: cannot be read from {folder} ({reason}). The folder must be whole, as "
+                "save_pretrained of this transformers writes it, with weights as safetensors: copy it "
+                "again, or load it where it was made and save it anew"
+            ) from error
         raise SettingsError(
             f"{key}={name}: is no folder here (looked from {Path.cwd()}) and was not to be had from "
             f"the hub ({reason}). Without internet, bring the folder to this machine (huggingface-cli "

@@ -18,6 +18,7 @@ import numpy as np
 from train.config.sections import EvaluationSettings
 from train.data.generated import MAKERS
 from train.data.specs import Column, Source, file_of_epoch, mix, occurrences
+from train.data.task_options import check_covered
 from train.data.task_plan import CLASS_COLUMNS, TaskPlan
 
 Row = Mapping[str, Any]
@@ -42,8 +43,13 @@ class Rows:
 
 def load(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
     """The rows of a task. Raises DataError for what cannot be read, and where parts share rows."""
+    if plan.rows is not None:  # checked when it was planned
+        train = plan.rows.train
+        return Rows(lambda epoch: train, plan.rows.dev, plan.rows.test)
     rows = _of_files(plan) if plan.data.train else _of_class(plan, shares)
     _refuse_shared_rows(plan, rows)
+    if plan.answers is not None:
+        _check_answers(plan, rows)
     return rows
 
 
@@ -77,9 +83,7 @@ def _of_files(plan: TaskPlan) -> Rows:
 
 def _refuse_shared_rows(plan: TaskPlan, rows: Rows) -> None:
     seen: dict[tuple[object, ...], str] = {}
-    # Longer: the files of several sources meet again after the product of their numbers.
-    epochs = max((len(source) for source in plan.data.train), default=1)
-    train = (row for epoch in range(epochs) for row in rows.train(epoch))
+    train = (row for epoch in range(_epochs(plan)) for row in rows.train(epoch))
     for name, part in (("test", rows.test), ("dev", rows.dev), ("train", train)):
         for row in part:
             key = tuple(v.tobytes() if isinstance(v, np.ndarray) else v for v in row.values())
@@ -89,6 +93,23 @@ def _refuse_shared_rows(plan: TaskPlan, rows: Rows) -> None:
                     f"task {plan.name}: the row {shown} is in '{name}' and in '{seen[key]}': "
                     "training, selection and the final test must not share rows; remove it from one"
                 )
+
+
+def _check_answers(plan: TaskPlan, rows: Rows) -> None:
+    """Raises SettingsError where a closed set does not cover the answers of the rows."""
+    name, epochs = plan.templates[0].target.name, _epochs(plan)
+    train = [row for epoch in range(epochs) for row in rows.train(epoch)]
+    for part, own in (("train", train), ("dev", rows.dev), ("test", rows.test)):
+        given = (str(row[name]) for row in own)
+        check_covered(plan.answers or (), given, f"task.{plan.name}", part)
+
+
+def _epochs(plan: TaskPlan) -> int:
+    """Epochs after which every file was read.
+
+    Longer: the files of several sources meet again after the product of their numbers.
+    """
+    return max((len(source) for source in plan.data.train), default=1)
 
 
 def read_table(path: Path, selected: Sequence[Column], separator: str, header: bool) -> list[Row]:

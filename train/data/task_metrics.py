@@ -7,6 +7,7 @@ matthews_corrcoef and f_measure come from scikit-learn, rouge and bleu from torc
 from __future__ import annotations
 
 import importlib.util
+import string
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,28 @@ def logged_names(metric: str, beta: float = 1.0) -> tuple[str, ...]:
     return tuple(name.format(beta=beta) for name in LOGGED[metric])
 
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """`text` in lower case, without ASCII punctuation, words one blank apart: as O-LoRA compares."""
+    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """True where both normalise to the same text.
+
+    A truth of punctuation alone, such as '-', normalises to nothing, which an empty answer must not
+    match: there the stripped texts are compared.
+    """
+    wanted = normalise(truth)
+    return normalise(answer) == wanted if wanted else _same(answer, truth)
+
+
+def _same(answer: str, truth: str) -> bool:
+    return answer.strip() == truth.strip()
+
+
 def compute(
     metric: str, settings: MetricSettings, answers: Sequence[str], truths: Sequence[str]
 ) -> dict[str, float]:
@@ -49,8 +72,9 @@ def compute(
     """
     names = logged_names(metric, settings.beta)
     if metric in ("accuracy", "exact_match"):
-        same = [a.strip() == t.strip() for a, t in zip(answers, truths, strict=True)]
-        return {names[0]: sum(same) / len(same)}
+        equal = exact_match if metric == "exact_match" else _same
+        right = [equal(a, t) for a, t in zip(answers, truths, strict=True)]
+        return {names[0]: sum(right) / len(right)}
     if metric == "matthews_corrcoef":
         from sklearn.metrics import matthews_corrcoef
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,18 @@ GENERATION: Mapping[str, str] = {
 }
 
 
-def answers_of(task: Task, where: str) -> dict[str, int]:
-    """Text -> number of a closed set: a mapping, its JSON text, or lines `label<TAB>int`."""
+def answers_of(task: Task, where: str, labels: Sequence[str] = ()) -> dict[str, int]:
+    """Text -> number of a closed set: a mapping, its JSON text, or lines `label<TAB>int`.
+
+    labels: those of the task's own data, for when nothing is given.
+    """
     key = f"{where}.preprocess.text.ans2label"
     value = task.preprocess.text.ans2label
     if value is None:
         if task.kind == "digits":
             return {str(option): option for option in task.options}
+        if labels:
+            return {label: number for number, label in enumerate(labels)}
         raise SettingsError(
             f"{key} is not set, but the target of the instruction is closed_set: give its answers, "
             "such as {no: 0, yes: 1}, JSON text, or a file with lines label<TAB>number"
@@ -42,6 +48,25 @@ def answers_of(task: Task, where: str) -> dict[str, int]:
     if not value or len(set(value.values())) < len(value):
         raise SettingsError(f"{key}={value}: must give every answer a number of its own")
     return {str(k): v for k, v in value.items()}
+
+
+def check_covered(answers: Iterable[str], given: Iterable[str], where: str, part: str) -> None:
+    """Refuse rows whose right answer a closed set lacks: the model could never give it.
+
+    given: the right answers of the rows of `part`. Raises SettingsError.
+    """
+    known = {answer.strip() for answer in answers}
+    missing = Counter(text for text in map(str.strip, given) if text not in known)
+    if not missing:
+        return
+    shown = ", ".join(f"'{text}' ({n} rows)" for text, n in missing.most_common(3))
+    hint = ""
+    if known <= {"True", "False"}:
+        hint = " YAML reads yes, no, true and false without quotes as True and False: quote them."
+    raise SettingsError(
+        f"{where}.preprocess.text.ans2label: the closed set {{{', '.join(sorted(known))}}} has no answer "
+        f"for {shown} of {part}, which could only be answered wrong.{hint}"
+    )
 
 
 def _answers_of_text(text: str, key: str) -> dict[str, int]:
@@ -131,9 +156,12 @@ def loss_of(task: Task, where: str) -> LossSettings:
     return chosen
 
 
-def generation_of(task: Task, where: str) -> dict[str, Any]:
+def generation_of(task: Task, where: str) -> dict[str, Any] | None:
+    """Arguments of `generate`; null where the task leaves them to the model's family."""
     key = f"{where}.evaluation.generator_args"
     value = task.evaluation.generator_args
+    if value is None:
+        return None
     if isinstance(value, str):
         try:
             value = json.loads(value)

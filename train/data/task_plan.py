@@ -14,20 +14,31 @@ from typing import Any
 
 from train.config.sections import (
     ImagePreprocess,
+    InstructionSettings,
     LossSettings,
     MetricSettings,
     Run,
     Task,
     TextPreprocess,
 )
+from train.config.text_data import CL_BENCHMARK, TextData
 from train.config.typed import Problem, SettingsError, SettingsErrors, nearest, problems_of
 from train.data.instruction import Template, TemplateError, parse_all
 from train.data.specs import Column, DataSpecError, Source, columns, ratios, sources
 from train.data.task_metrics import logged_names
-from train.data.task_options import answers_of, generation_of, image_of, loss_of, text_of
+from train.data.task_options import (
+    answers_of,
+    check_covered,
+    generation_of,
+    image_of,
+    loss_of,
+    text_of,
+)
+from train.data.text_tasks import CLOSED_TEMPLATE, COLUMNS, TEMPLATE, TextRows, read_text_task
 
 CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the files have
     "arithmetic": ("question", "answer"),
+    CL_BENCHMARK: COLUMNS,
     "digits": ("image", "label"),
     "parity": ("bits", "answer"),
     "sentiment": ("review", "label"),
@@ -63,7 +74,9 @@ class TaskPlan:
     decoder_plain_with_loss: bool
     loss: LossSettings
     metrics: Mapping[str, MetricSettings]  # the first one's first name is the task's score
-    generation: Mapping[str, Any]  # arguments of Hugging Face's `generate`
+    generation: Mapping[str, Any] | None  # arguments of `generate`; null: as the family has them
+    rows: TextRows | None = None  # of class cl_benchmark, read and checked with the configuration
+    keep_end: bool = False  # of a verbatim slot that is too long
 
     @property
     def name(self) -> str:
@@ -80,18 +93,22 @@ class TaskPlan:
         return bool(self.data.valid) or not self.data.train
 
 
-def plan_task(task: Task) -> TaskPlan:
-    """Raises SettingsError."""
+def plan_task(task: Task, text: TextData | None = None, seed: int = 0) -> TaskPlan:
+    """text, seed: what a task of class cl_benchmark is read by. Raises SettingsError."""
     try:
-        return _plan(task)
+        return _plan(task, text or TextData(), seed)
     except (TemplateError, DataSpecError) as error:
         part = "instruction.template" if isinstance(error, TemplateError) else "dataset"
         wrong = Problem(f"task.{task.name}.{part}", f"task.{task.name}: {error}")
         raise SettingsErrors([wrong]) from error
 
 
-def _plan(task: Task) -> TaskPlan:
+def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
     where = f"task.{task.name}"
+    of_benchmark = task.kind == CL_BENCHMARK
+    if of_benchmark and task.instruction is None:
+        template = CLOSED_TEMPLATE if text.closed_set else TEMPLATE
+        task = replace(task, instruction=InstructionSettings(template))
     if task.instruction is None:
         raise SettingsError(
             f"{where}.instruction.template is missing: say what the model reads and answers, such "
@@ -99,6 +116,7 @@ def _plan(task: Task) -> TaskPlan:
         )
     templates = parse_all(task.instruction.template)
     data = _data(task, where)
+    rows = read_text_task(task, text, seed) if of_benchmark else None
     known = CLASS_COLUMNS[task.kind] or tuple(column.name for column in data.columns)
     target = templates[0].target
     for slot in (s for t in templates for s in t.slots if s.text is None):
@@ -110,9 +128,12 @@ def _plan(task: Task) -> TaskPlan:
         _check_slot(task, slot.type, slot.preprocess, slot.attributes.get("adaptor"), str(slot))
     answers = None
     if any(t.target.has("closed_set") for t in templates):
-        answers = answers_of(task, where)
+        answers = answers_of(task, where, () if rows is None else rows.labels)
         _check_closed_set(templates, where)
-    default = "exact_match" if answers is None else "accuracy"
+        if rows is not None:
+            for part, split in (("train", rows.train), ("dev", rows.dev), ("test", rows.test)):
+                check_covered(answers, (str(row[target.name]) for row in split), where, part)
+    default = "exact_match" if answers is None or of_benchmark else "accuracy"
     metrics = dict(task.evaluation.metrics) or {default: MetricSettings(target.name)}
     for name, settings in metrics.items():
         try:
@@ -142,6 +163,8 @@ def _plan(task: Task) -> TaskPlan:
         loss=loss_of(task, where),
         metrics=metrics,
         generation=generation_of(task, where),
+        rows=rows,
+        keep_end=text.keep_end,
     )
 
 
@@ -237,7 +260,7 @@ def plan_run(run: Run) -> dict[str, TaskPlan]:
     problems: dict[Problem, None] = {}
     for task in (*run.tasks, *run.seen_tasks):
         try:
-            plans[task.name] = plan_task(task)
+            plans[task.name] = plan_task(task, run.text, run.evaluation.split_seed)
         except SettingsError as error:
             problems |= dict.fromkeys(problems_of(error))
     if problems:

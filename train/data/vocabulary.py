@@ -30,19 +30,13 @@ class Vocabulary:
     image: int  # in the place of a patch; -1 where the model reads none
 
     def __init__(self, tokenizer: Any, key: str, config: Any = None) -> None:
-        self._tokenizer = tokenizer
-        vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self.own = max(vocabulary.values()) + 1
-        self.size = self.own
-        self._special = {i for i in tokenizer.all_special_ids if i is not None}
-        self._plain = sorted(set(vocabulary.values()) - self._special)
+        self._use(tokenizer)
         eos = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
         pad = tokenizer.pad_token_id
-        mask = _first(tokenizer.mask_token_id, *(vocabulary.get(m) for m in _MASKS))
         if config is None:
             self.pad, self.eos = self._mark(pad), self._mark(eos)
             begin = self._mark(_first(tokenizer.bos_token_id, tokenizer.cls_token_id))
-            self.mask, self.image = self._mark(mask), self._mark(None)
+            self.mask, self.image = self._mark(self.mask), self._mark(None)
             self.before, self.after, self.start = (begin,), (self.eos,), (begin,)
             return
         missing = [name for name, i in (("pad", pad), ("eos (or sep)", eos)) if i is None]
@@ -51,10 +45,20 @@ class Vocabulary:
                 f"{key}: its tokenizer has no {' and no '.join(missing)} token; give it one "
                 "(tokenizer.add_special_tokens) and save it again"
             )
-        self.pad, self.eos, self.mask, self.image = pad, eos, mask, -1
+        self.pad, self.eos, self.image = pad, eos, -1
         self.before, self.after = self._around()
         first: int = _first(config.decoder_start_token_id, config.pad_token_id, self.pad)
         self.start = (first, *(i for i in self.before if i != first))
+
+    def _use(self, tokenizer: Any) -> None:
+        """Take its ids, before any mark is known but the mask."""
+        self._tokenizer = tokenizer
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self.own = max(vocabulary.values()) + 1
+        self.size = self.own
+        self._special = {i for i in tokenizer.all_special_ids if i is not None}
+        self._plain = sorted(set(vocabulary.values()) - self._special)
+        self.mask = _first(tokenizer.mask_token_id, *(vocabulary.get(m) for m in _MASKS))
 
     def _mark(self, known: int | None) -> int:
         if known is not None:
@@ -89,6 +93,41 @@ class Vocabulary:
     def save(self, folder: Path) -> None:
         """Beside the weights, so that a checkpoint can be read where the folder is not."""
         self._tokenizer.save_pretrained(folder)
+
+
+class Continued(Vocabulary):
+    """Ids for a model that continues text: the answer follows what is read, in one sequence.
+
+    One begin mark stands before both where the tokenizer puts one before text, and the end mark behind
+    the answer. What is read and what is answered are tokenised apart, with a blank between them:
+    LLaMA's tokenizer brings it, to others it is given. Padding is known by its place, so that its id
+    may be that of the end mark; it is the end mark where the tokenizer has no pad that is embedded.
+    """
+
+    def __init__(self, tokenizer: Any, key: str, embedded: int) -> None:
+        """embedded: ids the weights embed; none is added."""
+        self._use(tokenizer)
+        pieces = "".join(tokenizer.convert_ids_to_tokens(self.encode(" a")))
+        # Its own blank and that of the text would be two.
+        self._brings_blank = pieces.startswith("\u2581\u2581")
+        eos = _first(tokenizer.eos_token_id, tokenizer.sep_token_id)
+        if eos is None:
+            raise SettingsError(
+                f"{key}: its tokenizer has no eos token, so that an answer has no end; give it one "
+                "(tokenizer.eos_token=...) and save it again"
+            )
+        pad = tokenizer.pad_token_id
+        self.eos, self.image = eos, -1
+        self.pad = pad if pad is not None and pad < embedded else eos
+        self.before = tuple(dict.fromkeys(self._around()[0]))
+        self.after = self.start = ()
+        # What the first id of an answer follows where nothing is read.
+        self.begin: int = _first(*self.before, tokenizer.bos_token_id, eos)
+
+    _brings_blank = False
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text[1:] if self._brings_blank and text[:1] == " " else text)
 
 
 def _up_to(ids: Sequence[int], eos: int) -> list[int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from train.config.sections import DeltaSettings
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +27,17 @@ class Penalty:
 class Delta(Protocol):
     """The part one task trains on top of a model, under a name of its own in the chain.
 
-    The first task of a chain trains the base in full: there the delta is not attached, has a penalty
-    of 0, and is not saved.
+    Where a task trains the whole model (`trains_whole`), the delta is not attached, and not saved.
     """
+
+    name: str  # as in `delta._name`
+    kind: str  # of the files it saves: methods with one kind may follow each other in a chain
+
+    def trains_whole(self, first: bool, pretrained: bool) -> bool:
+        """True where a task trains the whole model.
+
+        first: of its chain. pretrained: the chain began with weights that were there already.
+        """
 
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
@@ -43,6 +54,13 @@ class Delta(Protocol):
         computed comes first), and with it the last bit of a step.
         """
 
+    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
+        """The task is trained: the last thing before saving.
+
+        row_losses: cross entropy of each training row, summed over what counts, with its graph. Nothing
+        is computed for a method that does not iterate over it.
+        """
+
     def report(self) -> dict[str, float]:
         """Numbers of the training so far, for its log and its results."""
 
@@ -56,6 +74,12 @@ class Delta(Protocol):
 
         Raises ValueError where it does not fit the model, and what the libraries raise on damage.
         """
+
+
+def delta_of(settings: DeltaSettings) -> Delta:
+    """The method `delta._name` names: `DELTA` of its module."""
+    make: Callable[[DeltaSettings], Delta] = import_module(f"train.delta.{settings.kind}").DELTA
+    return make(settings)
 
 
 class Merge(Protocol):

@@ -26,11 +26,14 @@ def add_adapter(
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    targets = own_names(model, delta.target_modules or default_targets(model))
     config = LoraConfig(
         r=delta.lora_dim,
         lora_alpha=delta.lora_alpha,  # type: ignore[arg-type]  # peft only divides it
         lora_dropout=delta.lora_dropout,
-        target_modules=own_names(model, delta.target_modules),
+        target_modules=targets,
+        # GPT-2's layers keep their weights transposed.
+        fan_in_fan_out=_is_transposed(model, targets),
     )
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
@@ -44,15 +47,49 @@ def add_adapter(
     return model
 
 
-# A layer by its place -> what it is called in transformers' models, one or several.
+# A layer by its place -> what it is called in transformers' models, one or several. Where one layer makes
+# queries, keys and values together, its adapter is one for all three: GPT-2's c_attn, NeoX's query_key_value.
+FUSED = (("c_attn",), ("query_key_value",), ("Wqkv",), ("qkv_proj",))
 LAYER_NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "q_proj": (("q",),),
-    "k_proj": (("k",),),
-    "v_proj": (("v",),),
+    "q_proj": (("q",), ("query",), ("q_lin",), ("query_proj",), *FUSED),
+    "k_proj": (("k",), ("key",), ("k_lin",), ("key_proj",), *FUSED),
+    "v_proj": (("v",), ("value",), ("v_lin",), ("value_proj",), *FUSED),
     "o_proj": (("o",), ("out_proj",)),
     "fc1": (("wi",), ("wi_0", "wi_1")),
     "fc2": (("wo",),),
 }
+PUBLISHED = ("q_proj", "v_proj")  # of O-LoRA
+WHOLE_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
+
+def default_targets(model: Any) -> tuple[str, ...]:
+    """Layers that get an adapter by default: q and v; in our own small models, all of a layer.
+
+    In models of that size, q and v alone interfere too little to tell settings apart.
+    """
+    return WHOLE_LAYER if model.config.model_type in ("vit", "unify") else PUBLISHED
+
+
+def linears(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Path -> layer with a weight matrix, as it was before it got adapters."""
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D")
+        and ".lora_" not in name
+    }
+
+
+def _is_transposed(model: torch.nn.Module, targets: Sequence[str]) -> bool:
+    return any(
+        type(module).__name__ == "Conv1D" and _is_called(path, name)
+        for path, module in linears(model).items()
+        for name in targets
+    )
+
+
+def _is_called(path: str, name: str) -> bool:  # as peft looks
+    return path == name or path.endswith(f".{name}")
 
 
 def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
@@ -60,14 +97,10 @@ def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
 
     Raises SettingsError for one that it has no layer for.
     """
-    paths = [
-        name.removesuffix(".base_layer")
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".lora_" not in name
-    ]
+    paths = [*linears(model)]
 
-    def there(name: str) -> bool:  # as peft looks
-        return any(path == name or path.endswith(f".{name}") for path in paths)
+    def there(name: str) -> bool:
+        return any(_is_called(path, name) for path in paths)
 
     found: list[str] = []
     for name in wanted:
@@ -80,7 +113,7 @@ def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
                 f"layers: {', '.join(sorted(linear))}"
             )
         found += own
-    return found
+    return [*dict.fromkeys(found)]
 
 
 def activate(model: PeftModel, names: Sequence[str]) -> None:
@@ -115,3 +148,9 @@ def load_adapter(
         )
     activate(model, [*ancestors, name])
     return model
+
+
+def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
+    """Write the adapter to `folder`/`name`, as peft reads it."""
+    # Without the flag peft looks the base up where it was when the chain began.
+    model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)

@@ -22,7 +22,7 @@ import torch
 
 from train.config.sections import DeltaSettings
 from train.delta.delta import Penalty
-from train.delta.lora import add_adapter, load_adapter
+from train.delta.lora import add_adapter, load_adapter, save_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,13 +34,21 @@ class OrthogonalityOff(RuntimeError):
 
 
 class OLoRA:
-    """A delta: the adapter of one task. Never attached, by the first task, it has no penalty."""
+    """A delta: the adapter of one task. Not attached, where the whole model is trained, it has no penalty."""
+
+    name = "olora"
+    kind = "adapters"  # one per task, all of them active
 
     def __init__(self, settings: DeltaSettings) -> None:
         self.settings = settings
         self.model: PeftModel | None = None
         self.chain: tuple[str, ...] = ()  # names of the adapters, ancestors first
         self.first: float | None = None  # the orthogonal penalty at the first step
+
+    def trains_whole(self, first: bool, pretrained: bool) -> bool:
+        """The first task, of a chain that begins with random weights unless told."""
+        wanted = self.settings.first
+        return first and (wanted == "full" or (wanted is None and not pretrained))
 
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
@@ -74,6 +82,9 @@ class OLoRA:
         device = self.modules[0].a_new.device.type if self.modules else "cpu"
         return torch.autocast(device, enabled=False)
 
+    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
+        """Nothing is left to do."""
+
     def report(self) -> dict[str, float]:
         return {
             "orthogonal_loss_first": self.first or 0.0,
@@ -84,11 +95,12 @@ class OLoRA:
 
     def save(self, folder: Path) -> None:
         assert self.model is not None
-        # Without the flag peft looks the base up where it was when the chain began.
-        own = [self.chain[-1]]
-        self.model.save_pretrained(str(folder), selected_adapters=own, save_embedding_layers=False)
+        save_adapter(self.model, self.chain[-1], folder)
 
     load = staticmethod(load_adapter)
+
+
+DELTA = OLoRA
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +18,55 @@ from train.loop.criterion import loss_sum, sample_size
 from train.model.family import Meeting
 
 BATCH = 256
+Part = Literal["dev", "test"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model answered to the rows of a part of a task, and how that is scored."""
+
+    plan: TaskPlan
+    part: Part
+    rows: Sequence[Row]
+    answers: Sequence[str]
+    metrics: Mapping[str, float]  # logged name -> value, in the order of the task's metrics
+    loss: tuple[float, int] | None  # teacher-forced cross entropy: sum, and what was summed over
+    lengths: Sequence[int]  # ids of every answer with its end mark; empty where answers have none
+
+    @property
+    def score(self) -> float:
+        return self.metrics[self.plan.logged[0]]
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The metrics and, last, `loss` per id that counts, if it was wanted."""
+        found = dict(self.metrics)
+        return (
+            found if self.loss is None else {**found, "loss": self.loss[0] / max(1, self.loss[1])}
+        )
 
 
 def evaluate(
     model: torch.nn.Module,
     task: Meeting,
     rows: Rows,
-    part: Literal["dev", "test"],
+    part: Part,
     max_batches: int | None = None,
     with_loss: bool = False,
 ) -> dict[str, float]:
-    """Logged name -> value, in the order of the task's metrics; `loss` last, if wanted.
+    """Logged name -> value, in the order of the task's metrics; `loss` last, if wanted."""
+    return predict(model, task, rows, part, max_batches, with_loss).logged
+
+
+def predict(
+    model: torch.nn.Module,
+    task: Meeting,
+    rows: Rows,
+    part: Part,
+    max_batches: int | None = None,
+    with_loss: bool = False,
+) -> Evaluated:
+    """A model's answers to the rows of a part, scored.
 
     What is random in an instruction is drawn from `dataset.fixed_validation_seed`, by row, so every
     evaluation of a row is alike.
@@ -52,15 +91,35 @@ def evaluate(
                 counted += sample_size(batch["labels"], plan.loss, 0)
                 logits = task.logits(model, batch)
                 loss += float(loss_sum(logits, batch["labels"], plan.loss, 0))
-    found: dict[str, float] = {}
-    for name, settings in plan.metrics.items():
-        truths = [str(row[settings.target_field]) for row in chosen]
-        found |= compute(name, settings, answers, truths)
-    if with_loss:
-        found["loss"] = loss / max(1, counted)
     if plan.task.evaluation.output_dir is not None:
         _keep_answers(plan, Path(plan.task.evaluation.output_dir), part, chosen, answers)
-    return found
+    vocabulary = getattr(task, "vocabulary", None)  # of families that answer in text
+    lengths = [] if vocabulary is None else [len(vocabulary.encode(a)) + 1 for a in answers]
+    return Evaluated(
+        plan,
+        part,
+        chosen,
+        answers,
+        scored(plan, chosen, answers),
+        (loss, counted) if with_loss else None,
+        lengths,
+    )
+
+
+def scored(plan: TaskPlan, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+    """The metrics of a task by their logged names: means over its datasets, where it has several."""
+    by_dataset: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_dataset.setdefault(str(row["dataset"]) if plan.rows else "", []).append(place)
+    values: dict[str, list[float]] = {}
+    for places in by_dataset.values():
+        for name, settings in plan.metrics.items():
+            truths = [str(rows[i][settings.target_field]) for i in places]
+            for logged, value in compute(
+                name, settings, [answers[i] for i in places], truths
+            ).items():
+                values.setdefault(logged, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def means(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from train.config.sections import Run, TrainerExtras
+from train.config.sections import LossSettings, Run, TrainerExtras
 from train.config.typed import SettingsError
 from train.delta.delta import Delta, Penalty
 from train.loop import ranks
@@ -146,6 +147,7 @@ class UpdateTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and len(self.losses) > self.logged:
+            self.refuse_divergence()
             recent = ranks.mean(torch.stack(self.losses[self.logged :]).mean(0)).tolist()
             logs |= {"task_loss": recent[0], **self.delta.report()}
             logs |= dict(zip(self.parts, recent[1:], strict=True))
@@ -161,6 +163,18 @@ class UpdateTrainer(Trainer):
     @cached_property
     def ends(self) -> dict[int, int]:
         return ends_of_epochs(self.updates)
+
+    def refuse_divergence(self) -> None:
+        """Raises Diverged where the loss of an update since the last log is not finite."""
+        recent = self.losses[self.logged :]
+        losses = ranks.mean(torch.stack(recent)).tolist() if recent else []
+        for step, values in enumerate(losses, start=self.logged + 1):
+            for name, value in zip(["training loss", *self.parts], values, strict=True):
+                if not math.isfinite(value):
+                    raise Diverged(
+                        f"the {name} is {value} at step {step} of {self.updates.total} with "
+                        f"trainer.learning_rate={self.args.learning_rate:g}: try a smaller one"
+                    )
 
     def _log_of_tasks(self, sums: list[list[float]]) -> dict[str, float]:
         """Per task, where there are several: loss; accuracy of the training rows where wanted."""
@@ -282,10 +296,22 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.restore_best()
-    report = trainer.report()
-    if not math.isfinite(report.train_loss):
-        raise Diverged(
-            f"the mean training loss is {report.train_loss} after {report.steps} steps with "
-            f"trainer.learning_rate={arguments.learning_rate}: try a smaller one"
-        )
-    return report
+    trainer.refuse_divergence()
+    return trainer.report()
+
+
+def row_losses(model: torch.nn.Module, tasks: Sequence[Training]) -> Iterator[torch.Tensor]:
+    """Cross entropy in nats of every training row of the first epoch, as `Delta.conclude` takes it.
+
+    Rows are read without what is random in training, one by one, by the model as it answers.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    for training in tasks:
+        for i, row in enumerate(training.rows.train(0)):
+            where = f"task {training.task.plan.name}, training row {i + 1}"
+            rng = np.random.default_rng([training.seed, 0, i])
+            example = training.task.example(row, rng, False, where)
+            batch = {k: v.to(device) for k, v in training.task.batch([example]).items()}
+            logits = training.task.logits(model, batch)
+            yield loss_sum(logits, batch["labels"], LossSettings(), 0)

@@ -12,10 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from train.chain import base_of, walk
 from train.config.sections import ModelSettings, Run
+from train.config.typed import SettingsError
 from train.data.rows import Row
 from train.data.task_plan import TaskPlan
 from train.model.fit import fitted
+from train.model.stored import settled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +52,10 @@ class Meeting(Protocol):
 class Family(Protocol):
     """A kind of model, with the settings and, later in a chain, the base of this run."""
 
+    @property
+    def source(self) -> str | None:
+        """Folder or name of the hub that `build` reads all weights from; null where it draws some."""
+
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         """Refuse tasks this kind cannot do, and where the chain `begins` here, missing folders.
 
@@ -76,14 +83,23 @@ MakeFamily: TypeAlias = "Callable[[ModelSettings, Path | None], Family]"
 
 
 def family_of(settings: ModelSettings, base: Path | None = None) -> Family:
-    """The family `model._name` names."""
+    """The family `model._name` names; of `pretrained`, that of the model's `model_type`."""
+    settings = settled(settings, base)
     make: MakeFamily = import_module(f"train.model.{settings.kind}").FAMILY
     return make(settings, base)
 
 
 def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
     """Refuse tasks that the model of `run` cannot do; loads no torch. Raises SettingsError."""
-    family_of(run.model).check(plans.values(), begins=run.init_from is None)
+    if run.delta.first == "adapter" and not run.model.is_pretrained:
+        raise SettingsError(
+            "delta.first=adapter: an adapter alone cannot teach random weights anything; take "
+            "delta.first=full, or a pretrained model (model=pretrained model.path=<folder>)"
+        )
+    begun = run.init_from
+    # In a sweep the checkpoint need not be there yet.
+    base = base_of(walk(begun)) if begun is not None and begun.is_dir() else None
+    family_of(run.model, base).check(plans.values(), begins=begun is None)
     fitted(run.model, plans.values())
 
 

@@ -10,6 +10,7 @@ from train.config.sections import ModelSettings
 from train.config.typed import SettingsError
 from train.data.instruction import Slot
 from train.data.task_plan import TaskPlan
+from train.model.stored import kind_of
 
 
 def images(plan: TaskPlan) -> Iterator[tuple[Slot, int, int]]:
@@ -19,6 +20,16 @@ def images(plan: TaskPlan) -> Iterator[tuple[Slot, int, int]]:
             yield slot, 8, 1
         else:
             yield slot, plan.images[slot.preprocess].patch_image_size, 3
+
+
+def refuse_images(plans: Iterable[TaskPlan], kind: str) -> None:
+    """Raises SettingsError where a task has an image, for models that read text alone."""
+    for plan in plans:
+        for slot, _, _ in images(plan):
+            raise SettingsError(
+                f"task.{plan.name}: {slot} is an image, and model={kind} reads text alone. "
+                "model=unify_tiny reads both, with model.tokenizer by the tokenizer of a folder"
+            )
 
 
 def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
@@ -53,18 +64,47 @@ def check_loaded(model: Any, settings: ModelSettings, plans: Iterable[TaskPlan])
     Raises SettingsError.
     """
     side = getattr(model.config, "image_size", None)
-    # Of learned positions, as BART's.
-    limit = getattr(model.config, "max_position_embeddings", None)
     for plan in plans:
         if any(images(plan)) and side not in (None, settings.side):
             raise SettingsError(
                 f"model.image_size={settings.side}: the model of the chain in init_from was made for "
                 f"images of {side} pixels. Set preprocess.<name>.patch_image_size={side} in its tasks"
             )
-        for key in ("max_src_length", "max_tgt_length"):
-            length = getattr(plan, key) + 1  # with the begin mark
-            if limit is not None and length > limit:
-                raise SettingsError(
-                    f"task.{plan.name}.{key}={length - 1}: the model has positions for {limit} ids, one "
-                    f"of them for the begin mark; {limit - 1} is the most"
-                )
+        _check_lengths(model, plan)
+
+
+def _check_lengths(model: Any, plan: TaskPlan) -> None:
+    """Refuse texts that a model with learned positions, or made for so many, has no positions for."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    kind = kind_of(model.config.to_dict())
+    limit -= _unused_positions(model)
+    lengths = {"max_src_length": plan.max_src_length, "max_tgt_length": plan.max_tgt_length}
+    if kind == "causal":
+        if sum(lengths.values()) >= limit:
+            raise SettingsError(
+                f"task.{plan.name}.max_src_length={plan.max_src_length}, max_tgt_length="
+                f"{plan.max_tgt_length}: the model has positions for {limit} ids, and both stand in one "
+                f"sequence with the begin mark; together {limit - 1} is the most"
+            )
+        return
+    if kind == "encoder":
+        del lengths["max_tgt_length"]  # it answers without words
+    for key, length in lengths.items():
+        if length + 1 > limit:  # with the begin mark
+            raise SettingsError(
+                f"task.{plan.name}.{key}={length}: the model has positions for {limit} ids, one "
+                f"of them for the begin mark; {limit - 1} is the most"
+            )
+
+
+def _unused_positions(model: Any) -> int:
+    """Rows of learned positions that no id gets: RoBERTa's begin behind that of the padding."""
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            return int(module.padding_idx) + 1
+    return 0

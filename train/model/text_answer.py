@@ -19,12 +19,23 @@ from train.model.patches import UnifyModel
 
 log = logging.getLogger(__name__)
 
+BEAMS: Mapping[str, Any] = {"num_beams": 5, "max_new_tokens": 32, "no_repeat_ngram_size": 3}
+GREEDY: Mapping[str, Any] = {"num_beams": 1, "max_new_tokens": 50}
+
 
 class TextAnswer:
-    """A `Meeting`: rows to ids and images, answers by generation."""
+    """A `Meeting`: rows to ids and images, answers by generation or by the options' probability."""
 
-    def __init__(self, plan: TaskPlan, patches: int, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        plan: TaskPlan,
+        patches: int,
+        vocabulary: Vocabulary,
+        generation: Mapping[str, Any] = BEAMS,
+    ) -> None:
+        """generation: arguments of `generate` for a task that says nothing of it."""
         self.plan = plan
+        self.generation = generation if plan.generation is None else plan.generation
         self.patches = patches  # ids an image takes
         self.vocabulary = vocabulary
         self.cut = self.cut_answer = False
@@ -52,7 +63,7 @@ class TextAnswer:
             return
         longest = max(by_ids, key=len)
         # Ids behind the start mark, the end mark among them.
-        length = len(longest) + len(self.vocabulary.start)
+        length = len(longest) + max(1, len(self.vocabulary.start))
         if length > self.plan.max_tgt_length:
             raise SettingsError(
                 f"task.{self.plan.name}.max_tgt_length={self.plan.max_tgt_length}: the answer "
@@ -63,8 +74,7 @@ class TextAnswer:
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Example:
         plan = self.plan
         made = example(plan, self.vocabulary, self.patches, row, rng, training, where)
-        whole = (self.vocabulary.after[-1], self.vocabulary.image)
-        if not self.cut and made.source and made.source[-1] not in whole:
+        if not self.cut and is_cut(made, plan, self.vocabulary):
             self.cut = True
             log.warning(
                 "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
@@ -99,7 +109,13 @@ class TextAnswer:
         self, model: torch.nn.Module, examples: Sequence[Example], device: torch.device
     ) -> list[str]:
         closed_set = None if self.plan.answers is None else list(self.plan.answers)
-        return generate(model, examples, self.vocabulary, closed_set, self.plan.generation, device)
+        return generate(model, examples, self.vocabulary, closed_set, self.generation, device)
+
+
+def is_cut(made: Example, plan: TaskPlan, vocabulary: Vocabulary) -> bool:
+    """True where the end of what is read was left out."""
+    whole = (*vocabulary.after[-1:], vocabulary.image)
+    return len(made.source) > plan.max_src_length and made.source[-1] not in whole
 
 
 def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
@@ -126,21 +142,28 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-class Trie:
-    """The answers of a closed set, as a tree of ids: what may follow what was generated."""
+def base_of(model: Any) -> Any:
+    """The model of transformers inside, with its adapters in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def __init__(self, answers: Sequence[Sequence[int]], end: int) -> None:
-        self.end = end
-        self.longest = max(len(a) for a in answers) + 1  # with the end mark
-        self._next: dict[tuple[int, ...], set[int]] = {}
-        for answer in answers:
-            ids = (*answer, end)
-            for i, one in enumerate(ids):
-                self._next.setdefault(ids[:i], set()).add(one)
 
-    def after(self, generated: Sequence[int]) -> list[int]:
-        """Ids that may come next; after the end, the end again (a beam may be longer)."""
-        return sorted(self._next.get(tuple(generated), {self.end}))
+def option_ids(vocabulary: Vocabulary, answers: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Answer of a closed set -> its ids and the end mark."""
+    return {a: (*vocabulary.encode(" " + a.strip()), vocabulary.eos) for a in answers}
+
+
+def best(
+    scores: torch.Tensor, options: Mapping[str, Sequence[int]], arguments: Mapping[str, Any]
+) -> list[str]:
+    """The option with the highest of `scores` (n x options, in nats) for every row; ties: the first.
+
+    A score is the log-probability of the whole answer, end mark included: options of any length compete
+    as answers. With `length_penalty` p it is divided by (number of ids) ** p: 1 is the mean per id.
+    """
+    lengths = torch.tensor([len(ids) for ids in options.values()], device=scores.device)
+    scores = scores / lengths ** float(arguments.get("length_penalty", 0.0))
+    texts = [*options]
+    return [texts[i] for i in scores.argmax(-1).tolist()]
 
 
 def generate(
@@ -151,21 +174,17 @@ def generate(
     arguments: Mapping[str, Any],
     device: torch.device,
 ) -> list[str]:
-    """The answers of `model`, one per example; of `closed_set` where there is one.
+    """The answers of `model`, one per example; of `closed_set`, where there is one, the likeliest.
 
     Rows are put together by the length of what they are forced to begin with, so that no answer
     begins behind padding.
     """
-    trie, texts = None, {}
-    if closed_set is not None:
-        # Not by decoding: a tokenizer may lower case, or split off what it does not join again.
-        texts = {tuple(vocabulary.encode(" " + a.strip())): a for a in closed_set}
-        trie = Trie([*texts], vocabulary.eos)
+    options = option_ids(vocabulary, closed_set or ())
     by_prefix: dict[int, list[int]] = {}
     for i, one in enumerate(examples):
         by_prefix.setdefault(len(one.prefix), []).append(i)
     answers = [""] * len(examples)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     for length, rows in by_prefix.items():
         batch = collate([examples[i] for i in rows], vocabulary.pad)
         batch = {key: value.to(device) for key, value in batch.items()}
@@ -176,31 +195,44 @@ def generate(
         else:
             encoded = base.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask)
         prefix = torch.tensor([examples[i].prefix for i in rows], device=device)
-        made = base.generate(
-            encoder_outputs=encoded,
-            attention_mask=mask,
-            decoder_input_ids=prefix,
-            bos_token_id=vocabulary.start[0],
-            eos_token_id=vocabulary.eos,
-            pad_token_id=vocabulary.pad,
-            do_sample=False,
-            **_limits(arguments, trie, length),
-        )
-        for i, ids in zip(rows, made[:, length:].tolist(), strict=True):
-            if trie is None:
-                answers[i] = vocabulary.decode(ids)
-            else:
-                answers[i] = texts[tuple(ids[: ids.index(vocabulary.eos)])]
+        if options:
+            scores = option_scores(base, encoded, mask, prefix, [*options.values()])
+            texts = best(scores, options, arguments)
+        else:
+            made = base.generate(
+                encoder_outputs=encoded,
+                attention_mask=mask,
+                decoder_input_ids=prefix,
+                bos_token_id=vocabulary.start[0],
+                eos_token_id=vocabulary.eos,
+                pad_token_id=vocabulary.pad,
+                do_sample=False,
+                **arguments,
+            )
+            texts = [vocabulary.decode(ids) for ids in made[:, length:].tolist()]
+        for i, text in zip(rows, texts, strict=True):
+            answers[i] = text
     return answers
 
 
-def _limits(arguments: Mapping[str, Any], trie: Trie | None, begin: int) -> dict[str, Any]:
-    if trie is None:
-        return dict(arguments)
-    own = {k: v for k, v in arguments.items() if k in ("num_beams", "length_penalty")}
-    # The answers are all there is: a limit on length or repetition could rule every one out.
-
-    def allowed(_: int, ids: torch.Tensor) -> list[int]:
-        return trie.after(ids[begin:].tolist())
-
-    return {**own, "max_new_tokens": trie.longest, "prefix_allowed_tokens_fn": allowed}
+@torch.no_grad()
+def option_scores(
+    model: Any,
+    encoded: Any,
+    mask: torch.Tensor,
+    prefix: torch.Tensor,
+    options: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    """n x options: log-probability in nats of each option's ids behind `prefix` (n x length)."""
+    scores = []
+    for option in options:
+        own = torch.tensor(option, device=prefix.device).expand(len(prefix), -1)
+        logits = model(
+            encoder_outputs=encoded,
+            attention_mask=mask,
+            decoder_input_ids=torch.cat([prefix, own[:, :-1]], dim=1),
+            use_cache=False,
+        ).logits[:, prefix.shape[1] - 1 :]
+        logs = logits.float().log_softmax(-1)
+        scores.append(logs.gather(-1, own.unsqueeze(-1)).squeeze(-1).sum(-1))
+    return torch.stack(scores, dim=1)

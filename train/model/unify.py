@@ -26,6 +26,10 @@ class Unify:
     settings: ModelSettings
     base: Path | None = None
 
+    @property
+    def source(self) -> None:
+        return None
+
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         if begins and self.settings.tokenizer is not None:
             require_tokenizer(self.settings.tokenizer, "model.tokenizer")

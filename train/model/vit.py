@@ -37,6 +37,10 @@ class VisionTransformer:
     settings: ModelSettings
     base: Path | None = None
 
+    @property
+    def source(self) -> None:
+        return None
+
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         for plan in plans:
             _check(plan)

@@ -1,0 +1,1 @@
+"""Trials written where dashboards read them: an Optuna storage, TensorBoard. Never read back."""

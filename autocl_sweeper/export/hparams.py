@@ -1,0 +1,100 @@
+"""Trials for TensorBoard's HParams page: one subfolder per trial, written when the trial is over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from autocl_sweeper.export.rows import Beams, Row, text_of
+from autocl_sweeper.space import bare
+from autocl_sweeper.types import State, Value
+
+
+class HParams:
+    """The trials of a sweep below one folder: `<stage>_<task>/<number>`.
+
+    An event file that is there for a trial is replaced; nothing else in the folder is touched.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, rows: Sequence[Row], beams: Beams) -> None:
+        for row in rows:
+            if row.state is not State.RUNNING:
+                trial = row.trial
+                task = trial.task.replace("/", "_")
+                self._write(row, self._folder / f"{trial.stage}_{task}" / str(trial.number))
+
+    def _write(self, row: Row, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+
+        for before in folder.glob("events.out.tfevents.*"):
+            before.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = EventsWriter(str(folder / "events"))
+        ended = row.ended or row.started or 0.0
+        for step, summary in self._summaries(row):
+            writer.write_event(Event(wall_time=ended, step=step, summary=summary))
+        writer.close()
+
+    def _summaries(self, row: Row) -> Iterator[tuple[int, Any]]:
+        from tensorboardX import summary
+
+        numbers = _numbers(row)
+        # The page takes its columns from the first list of them that it finds, and trials differ in
+        # theirs: without any list it gathers them from all trials.
+        _, begin, end = summary.hparams(self._hparams(row), numbers)
+        yield 0, begin
+        for report in row.reports:
+            yield report.step, _scalar("report", report.score)
+        last = row.reports[-1].step if row.reports else 0
+        for name, number in numbers.items():
+            yield last, _scalar(name, number)
+        if row.state is State.FAIL:
+            _mark_failed(end)
+        yield last, end
+
+    def _hparams(self, row: Row) -> dict[str, Any]:
+        trial = row.trial
+        params = {bare(key): _hparam(value) for key, value in trial.suggestion.params.items()}
+        parent = "-" if trial.parent is None else str(trial.parent)
+        about = {"task": trial.task, "parent": parent, "state": row.state.value}
+        return {**params, **{key: text for key, text in about.items() if key not in params}}
+
+
+def _hparam(value: Value) -> bool | int | float | str:
+    """The value where the page can hold it, else its text: null and lists would vanish."""
+    return value if isinstance(value, (bool, int, float, str)) else text_of(value)
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """Metrics of a trial: its score first, then whatever else its job returned."""
+    outcome = row.trial.outcome
+    if outcome is None:
+        return {}
+    found = {} if row.score is None else {"score": row.score}
+    found |= {f"eval/{task}": number for task, number in outcome.evaluations.items()}
+    found |= {f"test/{task}": number for task, number in outcome.tests.items()}
+    found |= {key: number for key, number in outcome.numbers.items() if key not in found}
+    finite = {key: number for key, number in found.items() if not math.isnan(number)}
+    return {**finite, "seconds": outcome.seconds}
+
+
+def _scalar(name: str, number: float) -> Any:
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    return Summary(value=[Summary.Value(tag=name, simple_value=number)])
+
+
+def _mark_failed(end: Any) -> None:
+    from tensorboardX.proto.api_pb2 import Status
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    plugin = end.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(plugin.content)
+    data.session_end_info.status = Status.Value("STATUS_FAILURE")
+    plugin.content = data.SerializeToString()

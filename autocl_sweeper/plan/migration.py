@@ -1,0 +1,356 @@
+"""The keys of hydra-optuna-sweeper under hydra/sweeper=autocl: taken over, warned about or refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.protocol import AUTO
+from autocl_sweeper.space import encode
+
+THEIRS = (
+    "sampler",
+    "n_trials",
+    "n_jobs",
+    "max_failure_rate",
+    "storage",
+    "study_name",
+    "search_space",
+    "custom_search_space",
+)
+N_TRIALS = 20  # their default
+PAGE = "`autocl docs migration` (docs/migration.md) has the whole table."
+
+# Their samplers by the last name of `_target_` and by the name in the group hydra/sweeper/sampler.
+SAMPLERS = {
+    "tpe": ("TPESampler",),
+    "gp": ("GPSampler",),
+    "cmaes": ("CmaEsSampler",),
+    "qmc": ("QMCSampler",),
+    "random": ("RandomSampler",),
+    "grid": ("GridSampler",),
+}
+OF_SEVERAL_OBJECTIVES = {
+    "nsgaii": ("NSGAIISampler", "create_nsgaii_sampler"),
+    "nsgaiii": ("NSGAIIISampler", "create_nsgaiii_sampler"),
+    "motpe": ("MOTPESampler", "raise_motpe_removed"),
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What Hydra's groups hold: searches by name, nodes of samplers, the name of the launcher."""
+
+    searches: Mapping[str, Mapping[str, Any]]
+    samplers: Sequence[Mapping[str, Any]] = ()
+    launcher: str | None = None
+
+
+def translated(
+    given: Mapping[str, Any], arguments: Sequence[str], registered: Registered
+) -> dict[str, Any]:
+    """The keys under `hydra.sweeper` in our own words, those of hydra-optuna-sweeper gone.
+
+    What is ignored or means something else here is logged. Raises one ConfigurationError with
+    everything that cannot be taken over.
+    """
+    own = {key: value for key, value in given.items() if key not in THEIRS}
+    theirs = {key: given[key] for key in THEIRS if given.get(key) is not None}
+    refused = [*_direction(own, theirs), *_refused(theirs)]
+    if theirs:
+        refused += _search(own, theirs, registered)
+        refused += _jobs(own, theirs)
+        refused += _export(own, theirs)
+    if refused:
+        raise ConfigurationError("\n".join([*refused, f"  {PAGE} No job was started."]))
+    if "n_jobs" in theirs:
+        log.warning(_slots(theirs["n_jobs"], registered.launcher))
+    if theirs:
+        for sentence in _ranges(own["params"], arguments):
+            log.warning(sentence)
+    return own
+
+
+def _direction(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    direction = own["direction"]
+    if isinstance(direction, (list, tuple)):
+        yield (
+            f"hydra.sweeper.direction={list(direction)}: trials are ranked by one number here.\n"
+            "  Set one direction, maximize or minimize. hydra.sweeper.selection=pareto keeps what"
+            " is best\n  on the current task or on those before it."
+        )
+    elif direction is None and theirs:
+        yield (
+            f"hydra.sweeper.{next(iter(theirs))} is a key of hydra-optuna-sweeper, which minimizes"
+            " unless told otherwise;\n  this sweeper maximizes, and hydra.sweeper.direction is not"
+            " given.\n  Set hydra.sweeper.direction=minimize (what it was there) or maximize."
+        )
+    elif direction is None:
+        own["direction"] = "maximize"
+
+
+def _refused(theirs: Mapping[str, Any]) -> Iterator[str]:
+    if (rate := theirs.get("max_failure_rate")) is not None:
+        exactly = "0" if rate == 0 else "<number>"
+        yield (
+            f"hydra.sweeper.max_failure_rate={rate:g} is a share of a batch, and there are no batches"
+            f" here.\n  Set hydra.sweeper.max_failures={exactly} instead: how many trials of the sweep"
+            " may fail;\n  leave it at null to go on while there is something to go on from."
+        )
+    if (space := theirs.get("search_space")) is not None:
+        yield (
+            "hydra.sweeper.search_space is the older form of hydra.sweeper.params. Write:\n"
+            f"{_as_params(space)}"
+        )
+    if (function := theirs.get("custom_search_space")) is not None:
+        yield (
+            f"hydra.sweeper.custom_search_space={function}: a search space is configuration here, not"
+            " code.\n  Search every key in hydra.sweeper.params, and say with hydra.sweeper.when"
+            " which of them depend on others:\n"
+            "    params:\n"
+            "      optimizer: choice(adam, sgd)\n"
+            "      optimizer.momentum: interval(0.0, 0.99)\n"
+            "    when:\n"
+            "      optimizer.momentum: {optimizer: sgd}"
+        )
+
+
+# -- sampler ----------------------------------------------------------------------------------------
+
+
+def _search(
+    own: dict[str, Any], theirs: Mapping[str, Any], registered: Registered
+) -> Iterator[str]:
+    """Put what `sampler` asks for into `search` and `seed`; what cannot be is given."""
+    sampler = theirs.get("sampler")
+    if sampler is None:
+        return
+    options = sampler if isinstance(sampler, Mapping) else {"_target_": sampler}
+    # Without one chosen, theirs is TPE: `sampler: {seed: 123}` means its seed.
+    target = str(options.get("_target_", "tpe"))
+    name = _name(target, SAMPLERS)
+    if name is None:
+        several = _name(target, OF_SEVERAL_OBJECTIVES)
+        why = (
+            "it is for several objectives, and trials are ranked by one number here"
+            if several
+            else "there is no search like it here"
+        )
+        known = ", ".join(f"{search} ({names[0]})" for search, names in SAMPLERS.items())
+        yield (
+            f"hydra.sweeper.sampler={target}: {why}.\n"
+            f"  Searches that take over a sampler: {known}. Choose one by hydra/sweeper/search, and"
+            " leave the sampler out."
+        )
+        return
+    if name not in registered.searches:
+        has = ", ".join(sorted(registered.searches))
+        yield f"hydra.sweeper.sampler={target}: no hydra/sweeper/search={name} is here, only {has}."
+        return
+    search = {key: _resolved(value, own) for key, value in registered.searches[name].items()}
+    chosen = own["search"]
+    if chosen["factory"] not in (AUTO, search["factory"]):
+        yield (
+            f"hydra.sweeper.sampler={target} and hydra.sweeper.search.factory={chosen['factory']} both"
+            " choose the search.\n  Leave the sampler out."
+        )
+        return
+    own["search"] = {**search, **(chosen if chosen["factory"] != AUTO else {})}
+    for key, value in _set_by_the_user(options, registered.samplers).items():
+        if key == "seed":
+            if own["seed"] not in (0, value):
+                yield (
+                    f"hydra.sweeper.sampler.seed={value} and hydra.sweeper.seed={own['seed']} differ."
+                    "\n  Leave the sampler's out."
+                )
+            own["seed"] = value
+        elif key in search:
+            own["search"][key] = value
+        else:
+            log.warning(
+                f"hydra.sweeper.sampler.{key}={value} is not taken over:"
+                f" hydra/sweeper/search={name} has no such option"
+            )
+
+
+def _resolved(value: Any, own: Mapping[str, Any]) -> Any:
+    """The value of a search's option, which may be that of a key beside the search."""
+    match = re.fullmatch(r"\$\{\.\.(\w+)\}", str(value))
+    return own[match[1]] if match else value
+
+
+def _name(target: str, names: Mapping[str, Sequence[str]]) -> str | None:
+    last = target.rpartition(".")[2]
+    return next((name for name, known in names.items() if last in (name, *known)), None)
+
+
+def _set_by_the_user(
+    options: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What differs from the group's own node, which brings every option of its sampler."""
+    same = (node for node in nodes if node.get("_target_") == options.get("_target_"))
+    usual = next(same, {})
+    return {
+        key: value
+        for key, value in options.items()
+        if not key.startswith("_") and value is not None and value != usual.get(key)
+    }
+
+
+# -- jobs, export -----------------------------------------------------------------------------------
+
+
+def _jobs(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    n_trials = theirs.get("n_trials")
+    sized = own["jobs"] is not None or own["popsize"] is not None
+    if n_trials is not None and sized:
+        other = "jobs" if own["jobs"] is not None else "popsize"
+        yield (
+            f"hydra.sweeper.n_trials={n_trials} and hydra.sweeper.{other}={own[other]} both say how much"
+            " a stage runs.\n  n_trials is another name of jobs: leave it out."
+        )
+    elif n_trials is not None:
+        own["jobs"] = n_trials
+    elif not sized and not own["budget"]:
+        own["jobs"] = N_TRIALS
+        log.warning(
+            f"hydra.sweeper.n_trials is not given: {N_TRIALS} jobs per stage, as in"
+            " hydra-optuna-sweeper; hydra.sweeper.jobs sets another number"
+        )
+
+
+def _slots(n_jobs: int, launcher: str | None) -> str:
+    """The line that says what decides how many jobs run side by side."""
+    if launcher in ("gpu", "ray"):
+        slots = (
+            "hydra.launcher.max_devices and jobs_per_device with GPUs, hydra.launcher.cpu_slots"
+            " without"
+        )
+    else:
+        slots = (
+            f"hydra/launcher={launcher} runs batches of hydra.sweeper.max_batch_size, and"
+            " hydra/launcher=gpu has slots"
+        )
+    return (
+        f"hydra.sweeper.n_jobs={n_jobs} is ignored: how many jobs run at once is for the launcher to"
+        f" say ({slots})"
+    )
+
+
+def _export(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    export = dict(own["export"])
+    for theirs_key, key in (("storage", "optuna"), ("study_name", "study_name")):
+        value = theirs.get(theirs_key)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            yield (
+                f"hydra.sweeper.{theirs_key}={value!r} is no URL.\n"
+                "  Set hydra.sweeper.export.optuna to a storage URL or to the path of a journal file."
+            )
+        elif export.get(key) not in (None, value):
+            yield (
+                f"hydra.sweeper.{theirs_key}={value} and hydra.sweeper.export.{key}={export[key]} differ."
+                f"\n  Leave {theirs_key} out."
+            )
+        export[key] = value
+    own["export"] = export
+
+
+# -- search spaces ----------------------------------------------------------------------------------
+
+
+def _ranges(params: Mapping[str, Any], arguments: Sequence[str]) -> Iterator[str]:
+    """A sentence for each `range` whose stop hydra-optuna-sweeper would have tried too."""
+    texts = {**dict(_texts(params)), **dict(text.partition("=")[::2] for text in arguments)}
+    for key, text in texts.items():
+        for match in re.finditer(r"\brange\(([^()]*)\)", text):
+            bounds = _bounds(match[1])
+            if bounds is None:
+                continue
+            start, stop, step = bounds
+            if step > 0 and (stop - start) / step >= 1 and ((stop - start) / step).denominator == 1:
+                whole = all(bound.denominator == 1 for bound in bounds) and "." not in match[1]
+                last, further = (_number(n, whole) for n in (stop - step, stop + step))
+                shown = ", ".join((_number(start, whole), further, _number(step, whole)))
+                yield (
+                    f"{key}: {match[0]} ends at {last} here; the samplers of hydra-optuna-sweeper"
+                    f" before 1.4 tried {_number(stop, whole)} too. To have it here as well:"
+                    f" range({shown})"
+                )
+
+
+def _texts(params: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{above}{name}.")
+        elif isinstance(value, str):
+            yield f"{above}{name}", value
+
+
+def _bounds(text: str) -> tuple[Fraction, Fraction, Fraction] | None:
+    """start, stop and step of the arguments of a `range`; None where Hydra would not read them."""
+    found = {"start": Fraction(0), "step": Fraction(1)}
+    positions = ["start", "stop", "step"]
+    values = [part.rpartition("=") for part in text.replace("_", "").split(",")]
+    if len(values) == 1 and not values[0][1]:
+        positions = ["stop"]
+    for place, (name, named, value) in enumerate(values):
+        if place >= len(positions) and not named:
+            return None
+        try:
+            found[name.strip() if named else positions[place]] = Fraction(value.strip())
+        except ValueError:  # the plan says what Hydra thinks of it
+            return None
+    return None if "stop" not in found else (found["start"], found["stop"], found["step"])
+
+
+def _number(number: Fraction, whole: bool) -> str:
+    return str(int(number)) if whole else repr(float(number))
+
+
+def _as_params(space: Any) -> str:
+    """YAML of `params` that says what a `search_space` says."""
+    if not isinstance(space, Mapping) or not space:
+        return f"    params: {{}}  # instead of {space!r}"
+    lines = ["    params:"]
+    for key, distribution in space.items():
+        text = _as_sweep(distribution)
+        if text is None:
+            lines.append(f"      {key}:  # no distribution: {distribution!r}")
+        else:
+            quoted = json.dumps(text) if re.search(r"[:#]", text) else text
+            lines.append(f"      {key}: {quoted}")
+    return "\n".join(lines)
+
+
+def _as_sweep(distribution: Any) -> str | None:
+    """Hydra's sweep syntax for one of their distributions; None where it is none."""
+    if not isinstance(distribution, Mapping):
+        return None
+    kind = str(distribution.get("type", "")).rpartition(".")[2]
+    if kind == "categorical" and isinstance(distribution.get("choices"), (list, tuple)):
+        return f"choice({', '.join(encode(value) for value in distribution['choices'])})"
+    try:
+        low, high = (Fraction(str(distribution[end])) for end in ("low", "high"))
+        step = distribution.get("step")
+        step = None if step is None else Fraction(str(step))
+    except (KeyError, ValueError):
+        return None
+    if kind not in ("int", "float"):
+        return None
+    whole = kind == "int"
+    if distribution.get("log"):
+        return f"tag(log, interval({_number(low, whole)}, {_number(high, whole)}))"
+    if step is None or step <= 0 or (whole and step == 1):
+        return f"interval({_number(low, whole)}, {_number(high, whole)})"
+    stop = low + ((high - low) // step + 1) * step  # their last value is included, and ours is not
+    return f"range({', '.join(_number(n, whole) for n in (low, stop, step))})"

@@ -1,0 +1,281 @@
+"""Rows of a task of class cl_benchmark: its datasets, as its task-config folder names them.
+
+A task is trained on the datasets of its train_tasks.json and evaluated on these: dev_tasks.json and
+test_tasks.json say by which rows. What they list beyond is some other task's, which every job of a chain
+evaluates as well once it is seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.config.sections import Task
+from train.config.text_data import SHIPPED, TextData
+from train.config.typed import SettingsError
+from train.data.benchmark import (
+    SPLITS,
+    Entry,
+    Item,
+    Split,
+    dataset_folder,
+    prompt,
+    read_entries,
+    read_instructions,
+    read_labels,
+    read_split,
+    task_folder,
+)
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("prompt", "answer", "sentence", "group", "dataset", "instance")
+TEMPLATE = "[TEXT:prompt,verbatim] -> [TEXT:answer]"
+CLOSED_TEMPLATE = "[TEXT:prompt,verbatim] -> [TEXT:answer,closed_set]"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """The rows of one task, with `COLUMNS`; all that could be wrong with them was refused."""
+
+    train: tuple[Row, ...]
+    dev: tuple[Row, ...]
+    test: tuple[Row, ...]
+    labels: tuple[str, ...]  # of all its datasets
+    selects_on_test: bool  # dev rows are test rows, as allow_test_selection lets them
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """One dataset that a task is trained on, by split; a split that is not listed is null."""
+
+    entry: Entry
+    labels: tuple[str, ...]
+    rows: Mapping[str, tuple[Item, ...] | None]
+    on_test: bool
+
+
+def read_text_task(task: Task, text: TextData, seed: int) -> TextRows:
+    """The rows of a task. seed: of strategy sample, of dev_from_train and of drawn instructions.
+
+    Raises SettingsError, before anything is trained: for what is missing or unknown, for labels that
+    labels.json lacks, and where dev rows are test rows.
+    """
+    folder = _config_folder(task, text)
+    root = Path(text.data_dir).absolute() if text.data_dir else SHIPPED / "CL_Benchmark"
+    listed = {split: read_entries(folder, split) for split in SPLITS}
+    own = listed["train"]
+    if not own:
+        raise SettingsError(f"{folder / 'train_tasks.json'}: names no dataset to train on")
+    _say_others(task.name, folder, (*listed["dev"], *listed["test"]), own)
+    datasets = [_dataset(entry, root, listed, folder, text, seed) for entry in own]
+    if not any(one.rows["dev"] for one in datasets):
+        raise SettingsError(
+            f"{folder / 'dev_tasks.json'}: lists none of {', '.join(map(str, own))}, and a job is "
+            "selected by its score on them: list them, or set dev_from_train=0.1"
+        )
+    if empty := [str(one.entry) for one in datasets if not one.rows["train"]]:
+        raise SettingsError(f"{root}: no labelled row of {', '.join(empty)} is left to train on")
+    write = _writer(text, seed)
+    limits = (text.max_train_samples, text.max_eval_samples, text.max_predict_samples)
+    made = {
+        split: tuple(write(one, split, item) for one in datasets for item in one.rows[split] or ())
+        for split in SPLITS
+    }
+    train, dev, test = (made[split][:n] for split, n in zip(SPLITS, limits, strict=True))
+    labels = tuple(dict.fromkeys(label for one in datasets for label in one.labels))
+    return TextRows(train, dev, test, labels, any(one.on_test for one in datasets))
+
+
+def _config_folder(task: Task, text: TextData) -> Path:
+    root = Path(text.task_config_dir).absolute() if text.task_config_dir else None
+    given = task.dataset.task_config
+    if given is None:
+        return task_folder(root or SHIPPED / "task_configs", task.name)
+    folder = (root or Path.cwd()) / given
+    if not folder.is_dir():
+        raise SettingsError(f"task.{task.name}.dataset.task_config={given}: no folder {folder}")
+    return folder
+
+
+def _dataset(
+    entry: Entry,
+    root: Path,
+    listed: Mapping[str, Sequence[Entry]],
+    folder: Path,
+    text: TextData,
+    seed: int,
+) -> _Dataset:
+    place = dataset_folder(root, entry)
+    labels = read_labels(place)
+    asked = {e.place: e for e in listed["dev"]}, {e.place: e for e in listed["test"]}
+    dev_entry, test_entry = (found.get(entry.place) for found in asked)
+    train = _read(place, "train", labels)
+    test = _read(place, "test", labels) if test_entry else None
+    rng = np.random.default_rng([seed, zlib.crc32(str(entry).encode())])
+    items, dev, on_test = train.items, None, False
+    if text.dev_from_train:
+        tested = {item.sentence for item in test.items} if test else set()
+        dev, items = carve(items, labels, text.dev_from_train, tested, rng)
+        dev_entry = dev_entry or entry
+    elif dev_entry:
+        read = _read(place, "dev", labels)
+        dev = read.items
+        on_test = test is not None and _shares(read, test, text, folder)
+    if dev is not None and dev_entry is not None:
+        dev = sampled(dev, dev_entry.strategy, text.max_num_instances_per_eval_task, rng)
+    rows = {
+        "train": sampled(items, entry.strategy, text.max_num_instances_per_task, rng),
+        "dev": dev,
+        "test": None if test is None else test.items,
+    }
+    _say_shared(entry, rows)
+    return _Dataset(entry, labels, rows, on_test)
+
+
+def _read(place: Path, split: str, labels: Sequence[str]) -> Split:
+    found = read_split(place, split, labels)
+    if found.unlabelled:
+        total = len(found.items) + found.unlabelled
+        _warn_once(
+            f"{found.path}: {found.unlabelled} of {total} rows have no label ('-' or empty) and are "
+            "left out"
+        )
+    return found
+
+
+def sampled(
+    items: Sequence[Item], strategy: str, limit: int, rng: np.random.Generator
+) -> tuple[Item, ...]:
+    """The rows a sampling strategy takes: random the first `limit` (as O-LoRA does), full all of them.
+
+    sample: `limit` of them drawn evenly by `rng`, in the order of the file.
+    """
+    if strategy == "full" or len(items) <= limit:
+        return tuple(items)
+    if strategy == "random":
+        return tuple(items[:limit])
+    return tuple(items[i] for i in sorted(rng.choice(len(items), limit, replace=False)))
+
+
+def carve(
+    items: Sequence[Item],
+    labels: Iterable[str],
+    share: float,
+    never: set[str],
+    rng: np.random.Generator,
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """(dev, train) of training rows: every label gives dev as many rows, `share` of all together.
+
+    A label with too few rows gives at most half of them. No sentence is in both, and none of
+    `never` in dev. Raises SettingsError where a label has no row to give.
+    """
+    by_label = {label: [i for i in items if i.label == label] for label in labels}
+    by_label = {label: own for label, own in by_label.items() if own}
+    each = max(1, round(share * len(items) / max(1, len(by_label))))
+    taken: set[str] = set()
+    dev: list[Item] = []
+    for label, own in by_label.items():
+        order = [own[i] for i in rng.permutation(len(own))]
+        free = [item for item in order if item.sentence not in never | taken]
+        chosen = free[: min(each, len(own) // 2)]
+        if not chosen:
+            raise SettingsError(
+                f"dev_from_train={share}: label '{label}' has {len(own)} training rows, and none to give"
+                " to a dev set (one text is in one part only, and at least half of them stay)"
+            )
+        dev += chosen
+        taken |= {item.sentence for item in chosen}
+    picked = {item.number for item in dev}
+    return (
+        tuple(item for item in items if item.number in picked),
+        tuple(item for item in items if item.sentence not in taken),
+    )
+
+
+def _shares(dev: Split, test: Split, text: TextData, folder: Path) -> bool:
+    """Whether dev rows are test rows. Raises SettingsError unless that is allowed."""
+    both = {item.sentence for item in dev.items} & {item.sentence for item in test.items}
+    if dev.hash == test.hash:
+        what = f"{dev.path} is the same file as {test.path.name}, byte by byte"
+    elif both:
+        what = (
+            f"{len(both)} texts of {dev.path} are in {test.path.name} as well: {min(both)[:60]!r}"
+        )
+    else:
+        return False
+    if not text.allow_test_selection:
+        raise SettingsError(
+            f"{what} (dev_tasks.json and test_tasks.json of {folder} name both): a search would select "
+            "on test data. Set dev_from_train=0.1, which takes dev rows from the training rows, or "
+            "allow_test_selection=true, which the results then tell"
+        )
+    _warn_once(f"{what}: selection sees test data, as allow_test_selection=true lets it")
+    return True
+
+
+def _say_shared(entry: Entry, rows: Mapping[str, Sequence[Item] | None]) -> None:
+    train = {item.sentence for item in rows["train"] or ()}
+    for split in ("dev", "test"):
+        if both := train & {item.sentence for item in rows[split] or ()}:
+            _warn_once(f"{entry}: {len(both)} texts of its training rows are in {split} as well")
+
+
+def _say_others(task: str, folder: Path, listed: Sequence[Entry], own: Sequence[Entry]) -> None:
+    names = dict.fromkeys(str(e) for e in listed if e.place not in [o.place for o in own])
+    if names:
+        _tell_once(
+            f"task {task}: {folder} also lists {', '.join(names)} to evaluate on: that is done from the "
+            "task on that trains on them (seen_tasks=[...] adds tasks to all jobs)"
+        )
+
+
+def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:
+    """Rows with their prompts. Raises SettingsError for an instruction file that cannot be read."""
+    path = Path(text.instruction_file) if text.instruction_file else SHIPPED / "instructions.json"
+    instructions = read_instructions(path.absolute())
+
+    def write(dataset: _Dataset, split: str, item: Item) -> Row:
+        entry = dataset.entry
+        known = instructions.get(entry.group, ())
+        if not known:
+            _warn_once(
+                f"{path.name}: no instruction for group {entry.group}: its prompts have neither "
+                "instruction nor options"
+            )
+        place = 0
+        if text.instruction_strategy == "multiple" and len(known) > 1:
+            draw = [seed, zlib.crc32(f"{entry} {split}".encode()), item.number]
+            place = int(np.random.default_rng(draw).integers(len(known)))
+        written = prompt(
+            entry.group,
+            entry.dataset,
+            known[place] if known else None,
+            dataset.labels,
+            item.sentence,
+            text.add_task_name,
+            text.add_dataset_name,
+        )
+        values = (written, item.label, item.sentence, entry.group, entry.dataset, item.number)
+        return dict(zip(COLUMNS, values, strict=True))
+
+    return write
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """By every process, which reads the same files for every job it checks."""
+    log.warning("%s", message)
+
+
+@cache
+def _tell_once(message: str) -> None:
+    log.info("%s", message)

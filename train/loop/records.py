@@ -1,0 +1,168 @@
+"""Files a job leaves of its evaluation, as O-LoRA's scripts write them: train, predict and all results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train.data.rows import Row
+from train.data.task_metrics import compute, exact_match
+from train.loop.evaluation import Evaluated
+
+PREDICTIONS = "predict_eval_predictions.jsonl"
+Truths = tuple[list[str], list[str]]  # answers and right answers, row by row
+
+
+def predict_results(evaluated: Sequence[Evaluated], steps: int) -> dict[str, float]:
+    """O-LoRA's `predict_*` of all rows of a split: percent, four decimals, and a loss as it is.
+
+    `predict_exact_match` pools the rows (micro), `..._macro` is the plain mean over datasets. A group and
+    a dataset of one name share a key, as theirs do; `apart` keeps them apart. rouge1 and rougeL are there
+    for tasks with the metric rouge. steps: of this job's training.
+    """
+    made: dict[str, float] = {}
+    for name, of in _measures(evaluated).items():
+        pooled = _rows(evaluated)
+        made[f"predict_{name}"] = of(pooled)
+        groups, datasets = (_by(evaluated, key) for key in ("group", "dataset"))
+        made |= {f"predict_{name}_for_{one}": of(own) for one, own in groups.items()}
+        made |= {f"predict_{name}_for_{one}": of(own) for one, own in datasets.items()}
+        means = [of(own) for own in datasets.values()]
+        made[f"predict_{name}_macro"] = sum(means) / len(means)
+    lengths = [length for one in evaluated for length in one.lengths]
+    if lengths:
+        made["predict_gen_len"] = sum(lengths) / len(lengths)
+    made["predict_samples"] = sum(len(one.rows) for one in evaluated)
+    made["predict_global_step"] = steps
+    loss = loss_of(evaluated)
+    told = {} if loss is None else {"predict_loss": loss}
+    return {key: round(value, 4) for key, value in made.items()} | told
+
+
+def loss_of(evaluated: Sequence[Evaluated]) -> float | None:
+    """Teacher-forced cross entropy in nats, per id that counts, of all rows; None where none was asked for."""
+    losses = [one.loss for one in evaluated if one.loss is not None]
+    counted = sum(n for _, n in losses)
+    return sum(loss for loss, _ in losses) / counted if counted else None
+
+
+def apart(evaluated: Sequence[Evaluated]) -> dict[str, dict[str, float]]:
+    """Exact match in percent by group and by dataset, which predict_results mixes."""
+    made: dict[str, dict[str, float]] = {}
+    for key in ("group", "dataset"):
+        own = _by(evaluated, key)
+        made[f"{key}s"] = {name: round(_percent(rows), 4) for name, rows in own.items()}
+    return made
+
+
+def predictions(evaluated: Iterable[Evaluated]) -> list[dict[str, Any]]:
+    """A record per row: O-LoRA's Task (the group), Dataset, Instance and Prediction, and the split."""
+    return [
+        {
+            "Task": _name(one, row, "group"),
+            "Dataset": _name(one, row, "dataset"),
+            "Instance": {
+                "id": row.get("instance", place),
+                "sentence": row.get("sentence"),
+                "prompt": row.get("prompt"),
+                "label": _truth(one, row),
+            },
+            "Prediction": answer,
+            "Split": one.part,
+        }
+        for one in evaluated
+        for place, (row, answer) in enumerate(zip(one.rows, one.answers, strict=True))
+    ]
+
+
+def write_job(
+    folder: Path,
+    results: Mapping[str, Any],
+    training: Mapping[str, Any],
+    dev: Sequence[Evaluated],
+    test: Sequence[Evaluated],
+) -> None:
+    """train_results.json, predict_results.json, both with `results` in all_results.json, and predictions.
+
+    predict_results.json is of the test rows; of a job that does not evaluate them, of the dev rows:
+    predict_split says which.
+    """
+    write_predictions(folder, [*dev, *test])
+    predicted: dict[str, Any] = {"predict_split": "test" if test else "dev"}
+    predicted |= predict_results(test or dev, int(training["train_steps"]))
+    write(folder, "train_results.json", training)
+    write(folder, "predict_results.json", predicted)
+    everything = {**results, **training, **predicted, "dev": apart(dev), "tested": apart(test)}
+    write(folder, "all_results.json", everything)
+
+
+def write_test(folder: Path, results: Mapping[str, Any], test: Sequence[Evaluated]) -> None:
+    """The records of a job whose test rows are evaluated when its sweep is over, beside those of dev."""
+    predicted = {"predict_split": "test"} | predict_results(test, int(results["steps"]))
+    write(folder, "predict_results.json", predicted)
+    scores = {one.plan.name: one.score for one in test}
+    everything = {**results, **predicted, "test": scores, "tested": apart(test)}
+    write(folder, "all_results.json", everything)
+    path = folder / PREDICTIONS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["Split"] != "test"]
+    own = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(test)]
+    path.write_text("".join([*kept, *own]), encoding="utf-8")
+
+
+def write(folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def write_predictions(folder: Path, evaluated: Iterable[Evaluated]) -> None:
+    with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
+        for record in predictions(evaluated):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _measures(evaluated: Sequence[Evaluated]) -> dict[str, Callable[[Truths], float]]:
+    made: dict[str, Callable[[Truths], float]] = {"exact_match": _percent}
+    asked = [one.plan.metrics["rouge"] for one in evaluated if "rouge" in one.plan.metrics]
+    if asked:
+
+        def rouge(kind: str) -> Callable[[Truths], float]:
+            return lambda rows: 100 * compute("rouge", asked[0], *rows)[f"{kind}_f1"]
+
+        made |= {kind: rouge(kind) for kind in ("rouge1", "rougeL")}
+    return made
+
+
+def _percent(rows: Truths) -> float:
+    answers, truths = rows
+    right = sum(exact_match(a, t) for a, t in zip(answers, truths, strict=True))
+    return 100 * right / len(answers)
+
+
+def _rows(evaluated: Iterable[Evaluated]) -> Truths:
+    pairs = [
+        (answer, _truth(one, row))
+        for one in evaluated
+        for row, answer in zip(one.rows, one.answers, strict=True)
+    ]
+    return [a for a, _ in pairs], [t for _, t in pairs]
+
+
+def _by(evaluated: Sequence[Evaluated], key: str) -> dict[str, Truths]:
+    made: dict[str, Truths] = {}
+    for one in evaluated:
+        for row, answer in zip(one.rows, one.answers, strict=True):
+            answers, truths = made.setdefault(_name(one, row, key), ([], []))
+            answers.append(answer)
+            truths.append(_truth(one, row))
+    return made
+
+
+def _name(one: Evaluated, row: Row, key: str) -> str:
+    """Group or dataset of a row; a task of another class is one of its own."""
+    return str(row[key]) if one.plan.rows is not None else one.plan.name
+
+
+def _truth(one: Evaluated, row: Row) -> str:
+    return str(row.get(one.plan.templates[0].target.name))

@@ -1,0 +1,98 @@
+"""A task on an encoder: the text is read once, and the answer it points to most is chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.data.preprocess import example
+from train.data.rows import Row
+from train.data.task_plan import TaskPlan
+from train.data.vocabulary import Vocabulary
+from train.model.text_answer import is_cut
+
+log = logging.getLogger(__name__)
+
+SHARPNESS = 20.0  # of the choice: what a cosine is multiplied by, as sentence-transformers does
+
+
+@dataclass(frozen=True)
+class Text:
+    """One row: its ids with the tokenizer's marks, and the place of its answer; -1 where it has none."""
+
+    ids: tuple[int, ...]
+    label: int
+
+
+class TextChoice:
+    """A `Meeting`: rows to ids, logits over the task's answers, the likeliest as the answer."""
+
+    def __init__(self, plan: TaskPlan, vocabulary: Vocabulary) -> None:
+        assert plan.answers is not None
+        self.plan, self.vocabulary = plan, vocabulary
+        self.texts = [*plan.answers]
+        self.cut = False
+
+    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Text:
+        made = example(self.plan, self.vocabulary, 0, row, rng, training, where)
+        if not self.cut and is_cut(made, self.plan, self.vocabulary):
+            self.cut = True
+            log.warning(
+                "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
+                *(where, self.plan.name, self.plan.max_src_length),
+            )
+        truth = row.get(self.plan.templates[0].target.name)
+        label = -1 if truth is None else self.texts.index(str(truth))
+        return Text(made.source or (self.vocabulary.eos,), label)
+
+    def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
+        width = max(len(one.ids) for one in examples)
+        pad = self.vocabulary.pad
+        return {
+            "input_ids": torch.tensor([[*e.ids, *[pad] * (width - len(e.ids))] for e in examples]),
+            "attention_mask": torch.tensor(
+                [[*[1] * len(e.ids), *[0] * (width - len(e.ids))] for e in examples]
+            ),
+            "labels": torch.tensor([one.label for one in examples]),
+        }
+
+    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """n x answers."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        return choice_logits(model, inputs, self.texts)
+
+    def answers(
+        self, model: torch.nn.Module, examples: Sequence[Text], device: torch.device
+    ) -> list[str]:
+        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        return [self.texts[i] for i in self.logits(model, batch).argmax(-1).tolist()]
+
+
+def choice_logits(
+    model: Any, inputs: Mapping[str, torch.Tensor], answers: Sequence[str]
+) -> torch.Tensor:
+    """n x answers: SHARPNESS * cosine of the mean hidden state and the answer's direction."""
+    hidden = model(**inputs).last_hidden_state.float()
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    read = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    return SHARPNESS * read @ directions(answers, read.shape[-1]).to(read).T
+
+
+def directions(answers: Sequence[str], size: int) -> torch.Tensor:
+    """answers x size: a unit vector for each, drawn by the SHA-256 of its text.
+
+    In hundreds of dimensions such vectors are nearly orthogonal, and the same text has the same one in
+    every task, process and machine: there is nothing to train, to save or to hand over.
+    """
+    drawn = []
+    for answer in answers:
+        seed = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:8], "little")
+        drawn.append(np.random.default_rng(seed).standard_normal(size))
+    rows = np.stack(drawn)
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
