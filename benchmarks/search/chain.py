@@ -1,6 +1,6 @@
 """Searches and simple protocols on a chain of ten tasks of rotated digits, at equal jobs.
 
-    python benchmarks/search/chain.py                    both tables and the times: about 12 minutes
+    python benchmarks/search/chain.py                    all tables and the times
     python benchmarks/search/chain.py --seeds 3          a first look
     python benchmarks/search/chain.py --arms relay k=3   only these arms
 
@@ -293,7 +293,7 @@ ARMS: dict[str, Arm] = {
 PARTS: dict[str, Arm] = {  # what carries relay; by --arms
     "no guard": _by_stage(partial(relay, guard=-1.0)),
     "no carrying": _by_stage(partial(relay, carried=0)),
-    "carrying 4 at most": _by_stage(partial(relay, carried=4)),
+    "carrying 8 at most": _by_stage(partial(relay, carried=8)),
     "no pool": _by_stage(partial(relay, memory=0)),
     "k=1": _by_stage(relay, k=1),
     "k=3": _by_stage(relay, k=3),

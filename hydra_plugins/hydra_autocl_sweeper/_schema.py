@@ -24,7 +24,7 @@ class RelayConf(SearchConf):
     factory: str = "autocl_sweeper.search.relay.RelaySearch"
     startup: int = 8
     fresh: float = 0.125
-    carried: int = 8
+    carried: int = 4
     winners: int = 3
     decay: float = 0.9
     memory: int = 4
