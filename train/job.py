@@ -113,7 +113,6 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:
-        save(model, save_dir, own, parent, family, delta)
         save(model, save_dir, own, parent, family, None if whole else delta)
         asked = [name for name in seen if plans[name].is_scored]
         dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}

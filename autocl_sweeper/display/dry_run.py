@@ -13,6 +13,7 @@ from autocl_sweeper.display.progress import clock, short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.protocols import IndexedSearch
+from autocl_sweeper.results import origin_text
 from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, State, Suggestion, Trial
 from autocl_sweeper.view import StageView
@@ -112,19 +113,14 @@ def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Itera
             f"{short_key(key)}={value_text(value)}" for key, value in suggestion.params.items()
         )
         told = "" if known else "for instance, before anything is known: "
-        yield f"    {told}{suggestion.index}: {params or 'the app as it is'}{_origin(suggestion)}"
+        source = origin_text(suggestion) or suggestion.origin
+        origin = f"  [{source}]" if source else ""
+        yield f"    {told}{suggestion.index}: {params or 'the app as it is'}{origin}"
     if shown:
         parent, checkpoint = (0, "<checkpoint>") if stage.number > 1 else (None, None)
         handed = plan.handed(stage.number, 0, parent, checkpoint)
         given = {**shown[0].params, **stage.passed}
         yield f"    composed: {' '.join(plan.command(stage.task, given, handed, ''))}"
-
-
-def _origin(suggestion: Suggestion) -> str:
-    if suggestion.origin is None:
-        return ""
-    source = "" if suggestion.source is None else f" from trial {suggestion.source}"
-    return f"  [{suggestion.origin}{source}]"
 
 
 def _suggestions(stage: Stage, history: History, view: StageView) -> Iterator[Suggestion]:

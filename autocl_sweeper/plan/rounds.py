@@ -74,14 +74,12 @@ def check_rounds(settings: Settings) -> None:
             f"hydra.sweeper.rounds={settings.rounds}, but hydra.sweeper.popsize is null.\n"
             "  A round has popsize suggestions: set it, for instance hydra.sweeper.popsize=5."
         )
-    for key, plain in (("protocol", "beam"), ("seeds", 1)):
-        value = getattr(settings, key)
-        if settings.parents != BEAM and value != plain:
-            raise ConfigurationError(
-                f"hydra.sweeper.{key}={value} with hydra.sweeper.parents={settings.parents}: a"
-                f" search in rounds has {key}={plain}.\n"
-                "  Leave one of them at its default."
-            )
+    if settings.parents != BEAM and settings.seeds != 1:
+        raise ConfigurationError(
+            f"hydra.sweeper.seeds={settings.seeds} with hydra.sweeper.parents={settings.parents}: a"
+            " search in rounds runs each suggestion once.\n"
+            "  Leave one of them at its default."
+        )
     if settings.parents != POPULATION:
         if population.replay is not None:
             raise ConfigurationError(

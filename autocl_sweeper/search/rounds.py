@@ -87,6 +87,7 @@ class RoundsSearch:
         self._told: list[list[_Result]] = []  # what the population knows
         self._population: Population | None = None
         self._asked: list[_Member] | None = None  # the round after it; None: not worked out yet
+        self._points: list[Point] = []  # as the population gave them for that round
 
     def ask(self, stage: StageView) -> Suggestion | Later | None:
         index = next_index(stage)
@@ -126,8 +127,8 @@ class RoundsSearch:
     def _members(self, name: str, number: int, seen: set[str]) -> list[_Member]:
         if self._asked is None:
             assert self._population is not None
-            self._asked = []
-            for place, point in enumerate(self._population.ask() or ()):
+            self._asked, self._points = [], self._population.ask() or []
+            for place, point in enumerate(self._points):
                 member: _Member | None
                 if number == place == 0 and self._space.initial is not None:
                     member = _Member(point, self._space.initial, "init")  # not rounded
@@ -162,14 +163,14 @@ class RoundsSearch:
         self, members: Sequence[_Member], results: Sequence[_Result]
     ) -> tuple[list[Point], list[float | None]]:
         """The points of a round and their losses, as the population is told them."""
-        points: list[Point] = []
-        losses: list[float | None] = []
-        for member, (params, loss) in zip(members, results, strict=False):
+        points = [*self._points]  # where the space had no more suggestions nothing ran
+        losses: list[float | None] = [None] * len(points)
+        for place, (member, (params, loss)) in enumerate(zip(members, results, strict=False)):
             point: Point | None = member.point
             if params is not None and params != member.params:  # the journal knows what ran
                 point = self._cube.point(params)
-            points.append(member.point if point is None else point)
-            losses.append(None if point is None else loss)
+            if point is not None:
+                points[place], losses[place] = point, loss
         if self._rounds_are_stages:
             order = sorted({loss for loss in losses if loss is not None})
             losses = [None if loss is None else float(order.index(loss)) for loss in losses]

@@ -386,11 +386,12 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=[*STRATEGIES], default=[*STRATEGIES])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--popsizes", type=int, nargs="+", default=[5, 10])
+    parser.add_argument("--report", action="store_true", help="run nothing, print what there is")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     results = Results(options.folder)
     all_problems = problems(options.folder)
-    for name in options.strategies:
+    for name in [] if options.report else options.strategies:
         slow = name == "gp"
         for popsize in [GP_POPSIZE] if slow else options.popsizes:
             for seed in range(min(options.seeds, GP_SEEDS) if slow else options.seeds):

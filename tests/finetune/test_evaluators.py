@@ -260,3 +260,23 @@ def test_perturbing_population_takes_up_its_parents_parameters(tmp_path: Path) -
         for trial in history.stage(2)
     ]
     assert any(round(ratio, 6) in (0.8, 1.2) for ratio in ratios)
+
+
+def test_swarm_goes_on_through_its_rounds_without_transfer_between_tasks(tmp_path: Path) -> None:
+    with_it = swept(plan_of(**POPULATION), Jobs(tmp_path / "with"))
+    without = swept(plan_of(**POPULATION, transfer=False), Jobs(tmp_path / "without"))
+    assert [t.suggestion.params for t in with_it] == [t.suggestion.params for t in without]
+
+
+def test_fulltrail_keeps_the_survivors_of_every_task(tmp_path: Path) -> None:
+    settings = {**FULLTRAIL, "sequence": "task", "rounds": 1}
+    history = swept(plan_of("task=a,b", **settings), Jobs(tmp_path))
+    there = {path.parent for path in tmp_path.glob("*/round0/*/checkpoint")}
+    kept = [number for beam in history.beams.values() for number in beam]
+    assert there == {tmp_path / history[number].folder for number in kept} and len(there) == 4
+
+
+def test_rounds_refuse_repeats() -> None:
+    handover = {"init_from": "checkpoint", "seed": "seed"}
+    with pytest.raises(ConfigurationError, match=r"sweeper\.seeds=2 with"):
+        plan_of(**{**POPULATION, "seeds": 2, "handover": handover})

@@ -335,3 +335,14 @@ def test_losses_of_different_rounds_are_never_compared():
         return [params for params, _ in rounds[2]]
 
     assert third(0.0) == third(100.0)
+
+
+@every
+def test_rounds_larger_than_the_space_are_as_large_as_it_is(factory):
+    space = Space({"a": Choice((1, 2)), "b": Choice((1, 2))})
+    rounds: list = []
+    for _ in range(3):
+        search = factory(space, 0, "t", popsize=6, rounds_are_stages=True)
+        made = Played(search, earlier=rounds, beam=2).run(lambda params, index: float(index), 9)
+        assert len({repr(one.params) for one in made}) == len(made) == 4
+        rounds.append([(one.params, float(one.index)) for one in made])

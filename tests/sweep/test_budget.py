@@ -178,7 +178,9 @@ def test_a_dry_run_of_a_begun_sweep_says_where_it_stands_and_how_long_the_rest_t
     )
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
-    carried = printed(plan(carry_from=str(run.folder)), tmp_path / "new")
+    relay = {"factory": "autocl_sweeper.search.relay.RelaySearch"}
+    carried = printed(plan(carry_from=str(run.folder), search=relay), tmp_path / "new")
+    assert "[carried from a, trial" in carried and "1 of 1 keys carried]" in carried
     assert "about 6:00 with 2 side by side and 0.2 device-hours" in carried
     with pytest.raises(ChangedSweepError, match=r"hydra\.sweeper\.seed: was 0, is 1"):
         printed(plan(seed=1), run.folder)
@@ -189,7 +191,7 @@ def test_a_dry_run_of_a_begun_sweep_says_where_it_stands_and_how_long_the_rest_t
 def test_a_search_that_learns_says_what_it_would_ask_first(tmp_path):
     learns = {"factory": "support.searches.doubling", "at_once": 2}
     told = printed(plan(search=learns), tmp_path)
-    assert "    0: x=1  [init]\n    1: x=1  [init]\n    composed: task=a x=1" in told
+    assert "    0: x=1  [the app's own configuration]\n    1: x=1  [the app's own" in told
     assert "for instance, before anything is known: 0: x=1" in told
 
 
@@ -241,7 +243,7 @@ def test_killed_under_a_budget_it_ends_within_it_and_a_larger_one_goes_on_with_m
 def test_a_dry_run_starts_no_job_and_makes_no_folder(chain: Bench) -> None:
     output = chain.run(*COMMAND, "hydra.sweeper.jobs=6", "hydra.sweeper.dry_run=true")
     assert "stage 2  b: random, 6 jobs from up to 2 parents" in output
-    assert "0: lr=1  [init]" in output  # the app's own
+    assert "0: lr=1  [the app's own configuration]" in output
     assert "composed: task=b lr=1 init_from='<checkpoint>'" in output
     assert not chain.sweep.exists() and not chain.ledger()
     left = {path.name for path in chain.folder.iterdir()}

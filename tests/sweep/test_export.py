@@ -410,6 +410,19 @@ def test_a_trial_that_began_early_is_running_until_its_parent_is_sure() -> None:
     assert after("finish", trial=4) == {4: "PRUNED"}
 
 
+def test_an_early_stopped_trial_is_running_until_its_job_is_over() -> None:
+    history = History()
+    rows = Rows(history)
+    history.start(Trial(0, 1, "t", Suggestion(0, {}), None))
+    history.report(Report(0, 3, 0.25))
+    history.stop(0, "not among the best")
+    (row,) = rows.after("report", {"trial": 0}, 7.0)
+    assert row.state is State.RUNNING
+    history.finish(0, Outcome(State.PRUNED, "not among the best", score=0.25))
+    (row,) = rows.after("finish", {"trial": 0}, 8.0)
+    assert (row.state, row.score, row.ended) == (State.PRUNED, 0.25, 8.0)
+
+
 class Slow:
     """A place that takes nothing before it may, and then notes it; it fails as often as it shall."""
 

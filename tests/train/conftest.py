@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.folders import make_folder
 from support.train_app import ROOT, SMALL
 
 if str(ROOT) not in sys.path:  # the app lives beside its train.py and is not installed
@@ -79,3 +80,33 @@ def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compos
 
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         yield made
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a tiny model of random weights and its tokenizer, by kind."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = make_folder(kind, tmp_path_factory.mktemp("families") / kind)
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., Any]:
+    """A job as the app would read it, with the model it names; of sentiment unless told."""
+    from hydra import compose, initialize_config_dir
+
+    from train.config.reading import read_run
+    from train.main import VERSION_BASE
+
+    def job(*overrides: str) -> Any:
+        named = any(o.startswith("task=") for o in overrides)
+        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
+            given = [*([] if named else ["task=sentiment"]), *overrides]
+            return read_run(compose("base", overrides=given), ROOT / "conf/task")
+
+    return job
