@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
+
+from autocl_sweeper.space import encode, parse_space
+from train.config.typed import SettingsError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-WITH_FOLDER = Path("model/seq2seq.yaml")  # wants one: test_folders.py
+# They want a model: test_folders.py, test_families.py.
+WITH_FOLDER = [
+    Path(f"model/{name}.yaml") for name in ("seq2seq", "causal", "encoder", "pretrained")
+]
 OF_SWEEPER = Path("hydra/sweeper/app/autocl.yaml")  # brought by a sweeper
-ALONE = [f for f in FILES if f not in (WITH_FOLDER, OF_SWEEPER)]
+ALONE = [f for f in FILES if f not in (*WITH_FOLDER, OF_SWEEPER)]
 CHOICES = [f for f in ALONE if f.parent.name not in ("", "experiment")]
 
 
@@ -38,8 +45,10 @@ def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path
         sweeper = cfg.hydra.sweeper
         assert sweeper.handover == {"init_from": "checkpoint"}
         assert all((CONF / "task" / f"{task}.yaml").is_file() for task in sweeper.task_params)
-        listed = {str(s): s for found in sweeper.task_params.values() for s in found}
-        shared = {key: str(value).split(",")[-1] for key, value in sweeper.params.items()}
+        own = sweeper.task_params.values()
+        listed = {str(s): s for found in own if OmegaConf.is_list(found) for s in found}
+        axes = parse_space(sweeper.params, None, "params").items()
+        shared = {key: encode(axis.at(1)) for key, axis in axes if key != "task"}
         assert all(
             (CONF / "task" / f"{task}.yaml").is_file()
             for task in str(sweeper.params.get("task", "digits_01")).split(",")
@@ -68,6 +77,12 @@ def test_the_apps_sweeps_check_their_jobs_with_the_sweeper_that_can(
 @pytest.mark.parametrize("file", CHOICES, ids=str)
 def test_every_choice_composes_to_a_job(make_job: Any, file: Path) -> None:
     make_job(f"{file.parent.as_posix()}={file.stem}")
+
+
+@pytest.mark.parametrize("file", WITH_FOLDER, ids=str)
+def test_a_model_that_is_stored_somewhere_asks_where(make_job: Any, file: Path) -> None:
+    with pytest.raises(SettingsError, match=r"model\.path"):
+        make_job(f"model={file.stem}")
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "task").glob("*.yaml")), ids=lambda f: f.stem)
