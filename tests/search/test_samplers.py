@@ -31,8 +31,9 @@ has_torch = pytest.mark.skipif(
 )
 SAMPLERS = [
     pytest.param(tpe_search, id="tpe"),
-    pytest.param(gp_search, id="gp", marks=has_torch),
+    pytest.param(gp_search, id="gp", marks=[has_torch, pytest.mark.slow]),  # it fits for seconds
 ]
+QUICK_GP = pytest.param(gp_search, id="gp", marks=has_torch)
 ALL = [*SAMPLERS, pytest.param(QMCSearch, id="qmc")]
 
 AXES = {
@@ -60,7 +61,7 @@ def bowl(params, index=0):
 # -- Optuna itself --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factory", SAMPLERS)
+@pytest.mark.parametrize("factory", [SAMPLERS[0], QUICK_GP])
 def test_a_suggestion_is_what_optuna_proposes_for_the_same_trials(factory):
     """A study written here from the stage's trials: completed, failed, stopped and running ones."""
     states = {2: None, 5: State.PRUNED}

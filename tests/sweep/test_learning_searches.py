@@ -17,8 +17,8 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
     [
         "tpe",
         pytest.param("gp", marks=pytest.mark.skipif(not HAS_TORCH, reason="gp needs torch")),
-        "cmaes",
-        "qmc",
+        pytest.param("cmaes", marks=pytest.mark.slow),  # as hazero, from another library
+        pytest.param("qmc", marks=pytest.mark.slow),  # as random
         "hazero",
         "pshe2",
     ],

@@ -76,7 +76,9 @@ def test_the_tree_is_that_of_the_sweep_that_waits_at_every_stage(world, tmp_path
     assert waste.share == pytest.approx(wasted / all_of_it)
 
 
-@pytest.mark.parametrize("seed", [9, 12, 18, 37])
+@pytest.mark.parametrize(
+    "seed", [9, 18, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (12, 37))]
+)
 def test_a_sweep_goes_on_from_every_line_of_its_journal_to_the_same_tree(seed, tmp_path):
     world = World(seed)
     whole = Run(world, tmp_path / "whole", pipeline=True, longest=world.longest)

@@ -14,6 +14,7 @@ from support.runs import finish, meeting_of, model_of, planned, trainings
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("t5", "llama", "gpt2", "bert")
+CHAINS = ("t5", "llama", pytest.param("gpt2", marks=pytest.mark.slow), "bert")  # three jobs each
 CPU = torch.device("cpu")
 REVIEWS = [
     ("a fine film", "positive"),
@@ -349,7 +350,7 @@ def stock(folders: Any, kind: str, last: Path) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHAINS)
 def test_every_task_of_a_chain_on_pretrained_weights_has_an_adapter_and_none_a_base(
     chain: Chain, kind: str
 ) -> None:
@@ -370,7 +371,7 @@ def test_every_task_of_a_chain_on_pretrained_weights_has_an_adapter_and_none_a_b
         assert saved["lora_alpha"] == 32  # its own scaling 32 / r, whatever came before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHAINS)
 def test_the_loss_of_a_job_is_that_of_its_base_and_saved_adapters_in_stock_peft(
     make: Any, folders: Any, chain: Chain, kind: str
 ) -> None:
@@ -438,7 +439,7 @@ def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHAINS)
 def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
     folders: Any, chain: Chain, tmp_path: Path, kind: str, merged: bool
 ) -> None:
