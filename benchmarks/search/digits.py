@@ -26,11 +26,12 @@ from autocl_sweeper.journal import fold, read
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = "digits_01,digits_23,digits_45,digits_67,digits_89"
 SPACE = "experiment=split_digits_search"
+STOPPED = ["hydra.sweeper.prune=asha", "+trainer.eval_strategy=epoch"]
 ARMS = {
     "relay/2": [SPACE, "hydra.sweeper.jobs=3"],
-    "relay/2 + asha": [SPACE, "hydra.sweeper.jobs=3", "hydra.sweeper.prune=asha"],
+    "relay/2 + asha": [SPACE, "hydra.sweeper.jobs=3", *STOPPED],
     "relay": [SPACE, "hydra.sweeper.jobs=7"],
-    "relay + asha": [SPACE, "hydra.sweeper.jobs=7", "hydra.sweeper.prune=asha"],
+    "relay + asha": [SPACE, "hydra.sweeper.jobs=7", *STOPPED],
     "grid": ["experiment=split_digits"],  # four settings by hand: 34 jobs
     "greedy": [SPACE, "hydra.sweeper.jobs=7", "hydra.sweeper.protocol=greedy", "RANDOM"],
     "first_k": [SPACE, "hydra.sweeper.jobs=7", "hydra.sweeper.protocol=first_k", "RANDOM"],
