@@ -58,7 +58,7 @@ class Row:
         return [sweep for sweep in self.sweeps if sweep.finished]
 
     def mean(self, name: str) -> Mean | None:
-        """Of one of the numbers in Figures; None where a finished sweep lacks it, or none is."""
+        """The mean of a number in Figures; None where a sweep lacks it, or no sweep is finished."""
         values = [getattr(sweep, name) for sweep in self.finished]
         if not values or None in values:
             return None

@@ -49,7 +49,7 @@ def report(score: float, step: int) -> None:
     try:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except FileNotFoundError:
-        return  # the sweep is over and took its folder with it: nobody reads on
+        return  # the sweep has ended and removed its folder: nobody reads this
     try:
         os.write(file, f'{{"score": {text}, "step": {int(step)}}}\n'.encode())  # in one piece
     finally:
@@ -83,7 +83,7 @@ def report_final_result(score: Any) -> None:
             os.fsync(file.fileno())
         os.replace(aside, f"{path}{FINAL}")  # whole or not at all
     except FileNotFoundError:
-        return  # the sweep is over and took its folder with it: nobody reads on
+        return  # the sweep has ended and removed its folder: nobody reads this
 
 
 def final_result(path: str | os.PathLike[str] | None = None) -> float | None:

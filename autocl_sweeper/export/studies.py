@@ -100,7 +100,7 @@ class _Study:
         return found
 
     def begin(self, attributes: Mapping[str, Any]) -> None:
-        """An empty study in the place of the one that may be there."""
+        """Make an empty study; one of the same name is removed first."""
         from optuna.study import StudyDirection
 
         self.attributes = attributes
@@ -116,7 +116,7 @@ class _Study:
     def write(self, rows: Sequence[Row]) -> None:
         self.rows.update((row.trial.number, row) for row in rows)
         if any(self._changed_back(row) for row in rows):
-            # A finished trial of a storage stays as it is: one that runs again takes a new study.
+            # A storage never changes a finished trial, so a trial that runs again needs a new study.
             with _quiet():
                 self.begin(self.attributes)
             rows = list(self.rows.values())

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     add("script", help="the Python script of one trial")
     add("rest", nargs="*", metavar="key value", help="options that every trial gets: max_len 128")
     add("--param_file", metavar="FILE", help="hparam.yaml: what is searched")
-    add("--gpu", metavar="0,1", help="the cards to use; one that stands there twice has two trials")
+    add("--gpu", metavar="0,1", help="the cards to use; a card listed twice runs two trials")
     add("--popsize", type=_at_least_1, default=5, metavar="N", help="trials per round (5)")
     add("--round", type=_at_least_1, default=10, metavar="N", help="rounds (10)")
     add("--output_dir", metavar="DIR", help="default: output_<time>")
@@ -171,7 +171,7 @@ def pairs(words: Sequence[str]) -> dict[str, str]:
 
 
 def _initial(given: argparse.Namespace, taken: dict[str, str]) -> dict[str, Value]:
-    """What is searched, with its first values; of a schedule, what its first step has."""
+    """The searched names with their first values; for a replay, those of the first step."""
     if given.replay is not None:
         params = read_schedule(given.replay)[0].params
         for name in map(bare, params):

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class ReportCallback(Callback):  # type: ignore[misc]  # Any without the library
     """Reports one logged metric after every validation, with the optimiser steps done so far.
 
-    `monitor` is the name that the module logs it under. Give the one that the job returns as its
+    `monitor` is the name under which the module logs the score. Give the one that the job returns as its
     score. Of several processes the first one reports; the check before training is left out.
     """
 

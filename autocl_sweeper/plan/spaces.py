@@ -141,7 +141,7 @@ def _refuse_unknown(
 
 
 def _refuse_two_kinds(spaces: Mapping[str, Mapping[str, Distribution]]) -> None:
-    """What is a number in one task is one in the others, or nothing can be carried over."""
+    """Refuse a key that is a number in one task and a name in another: it could not be carried over."""
     first: dict[str, tuple[str, Distribution]] = {}
     for task, space in spaces.items():
         for key, distribution in space.items():

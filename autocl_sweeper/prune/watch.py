@@ -41,7 +41,7 @@ class EarlyStopping:
         self._follow()
         full = self.full_steps(trial.stage)
         if full is None or trial.number in self._history.stopped:
-            return None  # one that was stopped and runs again does so to its end
+            return None  # it was stopped once and now runs to its end
         return self._rules[trial.stage].prune(self._stages[trial.stage], trial.number, full)
 
     def distrust(self, stage: int) -> str | None:

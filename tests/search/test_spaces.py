@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.plan.rounds import Population
 from autocl_sweeper.search.grid import GridSearch
+from autocl_sweeper.search.relay import Rules
 from autocl_sweeper.types import Trial
+from hydra_plugins.hydra_autocl_sweeper._schema import PopulationConf, RelayConf
 
 AUTO = {"factory": "auto"}
 
@@ -105,3 +110,12 @@ def test_the_search_begins_with_what_the_app_composes_to_without_what_is_searche
     assert (dict(first.params), first.origin) == ({"rate": 0.5}, "init")
     plan = plan_of("rate=interval(0,1)", "a=1", search=RANDOM, jobs=3, compose=compose, init=False)
     assert plan.stages[0].search.suggestion(0).origin == "fresh"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("conf", "rules"), [(RelayConf, Rules), (PopulationConf, Population)])
+def test_the_keys_that_hydra_knows_are_those_of_the_core_with_the_same_defaults(
+    conf: type, rules: type
+) -> None:
+    """Hydra's scan may import nothing of the core, so both sides write them down."""
+    registered = {f.name: f.default for f in fields(conf) if f.name != "factory"}
+    assert registered == {f.name: f.default for f in fields(rules)}

@@ -35,7 +35,7 @@ class SeqFT:
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
     ) -> PeftModel:
-        raise NotImplementedError("seqft trains the whole model")
+        raise AssertionError("seqft trains the whole model: nothing is attached")
 
     def penalty(self) -> Penalty:
         return Penalty(torch.zeros(()), {})
@@ -47,12 +47,12 @@ class SeqFT:
         return {}
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError("seqft saves whole models")
+        raise AssertionError("seqft trains the whole model: no delta is saved")
 
     def load(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
     ) -> PeftModel:
-        raise NotImplementedError("seqft loads whole models")
+        raise AssertionError("seqft trains the whole model: no delta is loaded")
 
 
 DELTA = SeqFT
