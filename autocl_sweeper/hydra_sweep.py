@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.export.places import places_of
 from autocl_sweeper.export.rows import described
 from autocl_sweeper.hydra_launch import errors_for_hydra, job_return_of, plain, signals_stop_it
-from autocl_sweeper.job.compose import Composer, flat_configuration
+from autocl_sweeper.job.compose import Check, Composer, flat_configuration
 from autocl_sweeper.journal import NAME, read
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
@@ -147,12 +147,16 @@ def _plan(
     check = app_check(settings.check, config)
 
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
-        return flat_configuration(composer, overrides, meant_for, check)
+        return flat_configuration(composer, overrides, meant_for, check)[0]
+
+    def own(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
+        composed, besides = flat_configuration(composer, overrides, meant_for, check)
+        return {**choices, **composed, **besides}
 
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    return make_plan(settings, arguments, compose, config_loader, knows_folders, choices)
+    return make_plan(settings, arguments, compose, config_loader, knows_folders, own)
 
 
 def _exporter(plan: Plan, folder: Path) -> Exporter:
@@ -179,8 +183,10 @@ def _registered(choices: Mapping[str, Any]) -> Registered:
     return Registered(nodes("hydra/sweeper/search"), samplers, choices.get("hydra/launcher"))
 
 
-def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None] | None:
+def app_check(name: str | None, config: DictConfig) -> Check | None:
     """The app's check of composed jobs that `hydra.sweeper.check` names; it raises ConfigurationError.
+
+    It gives what the app's function returns where that is a mapping: values that only its code knows.
 
     config: the sweep's. Raises ConfigurationError where the name leads to no function.
     """
@@ -197,10 +203,10 @@ def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None
     # The sweep's launcher was made before its jobs: it leases as it was asked then.
     launcher = plain(config.hydra.launcher)
 
-    def check(composed: Any, meant_for: str) -> None:
+    def check(composed: DictConfig, meant_for: str) -> Mapping[str, Any]:
         OmegaConf.update(composed, "hydra.launcher", launcher, merge=False)
         try:
-            function(composed)
+            besides = function(composed)
         except Exception as error:
             meant = isinstance(error, HydraException | AutoCLError)  # its text says it all
             kind = "" if meant else f"{type(error).__name__}: "
@@ -208,6 +214,7 @@ def app_check(name: str | None, config: DictConfig) -> Callable[[Any, str], None
                 f"{meant_for} is refused by hydra.sweeper.check={name}:\n{kind}{error}\n"
                 "  No job was started."
             ) from error
+        return besides if isinstance(besides, Mapping) else {}
 
     return check
 

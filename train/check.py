@@ -22,8 +22,9 @@ from autocl_sweeper.yaml.origins import Keys, Layer, keys_of, layers_of, origin,
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import dotted
 from train.config.env import EnvSettings, read_env
+from train.config.hf_arguments import HFArguments
 from train.config.ofasys import BY_KEY
-from train.config.reading import PARTS, read_run, read_tasks, read_text
+from train.config.reading import PARTS, read_run, read_tasks, read_text, values_of_run
 from train.config.schema import CONF, KINDS, TopLevel
 from train.config.sections import Run, Task
 from train.config.settle import as_written, settle
@@ -34,6 +35,7 @@ from train.config.typed import (
     SettingsErrors,
     build,
     check,
+    default_of,
     nearest,
     options,
     problems_of,
@@ -65,12 +67,16 @@ def checked(config: DictConfig, hydra: Any) -> Checked:
     return _checked(as_written(config), hydra, None)
 
 
-def check_job(config: DictConfig) -> None:
-    """Refuse a job of a sweep that cannot begin, whatever an earlier job hands over. Raises Refused.
+def check_job(config: DictConfig) -> dict[str, Any]:
+    """All values that a job of a sweep uses, the sections' defaults among them.
 
     config: the job's, with the `hydra` node, whose launcher is the one that will start the job.
+    Raises Refused for a job that cannot begin, whatever an earlier job hands over.
     """
-    _checked(_without_hydras(as_written(config)), config.hydra, config.hydra.launcher)
+    found = _checked(_without_hydras(as_written(config)), config.hydra, config.hydra.launcher)
+    values = values_of_run(found.run, found.env)
+    defaults = {key: default_of(one) for key, one in options(HFArguments).items()}
+    return {**values, "trainer": {**defaults, **values["trainer"]}}
 
 
 def _checked(written: dict[str, Any], hydra: Any, launcher: Any) -> Checked:

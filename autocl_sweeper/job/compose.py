@@ -147,19 +147,25 @@ def _override_dirname(overrides: Sequence[Any], options: Any) -> str:
 # -- checking ahead -----------------------------------------------------------------------------------
 
 
+Check = Callable[[DictConfig, str], Mapping[str, Any]]
+"""(composed configuration, what it is meant for) -> values that the app has besides."""
+
+
 def flat_configuration(
     compose: Callable[[Sequence[str]], DictConfig],
     overrides: Sequence[str],
     meant_for: str,
-    check: Callable[[DictConfig, str], None] | None = None,
-) -> Mapping[str, Any]:
-    """The flat configuration a job would get. Raises ConfigurationError where Hydra refuses it.
+    check: Check | None = None,
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The flat configuration a job would get, and what the app's check returns of it, flat too.
 
-    check: the app's, called with the composed configuration and what it is meant for.
+    Raises ConfigurationError where Hydra or the check refuses the job.
     """
     try:
         composed = compose(overrides)
-        found = flat(composed)
+        tree = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
+        assert isinstance(tree, dict)
+        found = flat({str(key): node for key, node in tree.items() if key != "hydra"})
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(
             f"{meant_for} cannot be composed: {error}\n"
@@ -167,24 +173,20 @@ def flat_configuration(
             "  Every key must exist in the app's configuration (prefix a new one with '+') and every"
             "\n  choice must name a file of its group. No job was started."
         ) from error
-    if check is not None:
-        check(composed, meant_for)
-    return found
+    return found, {} if check is None else flat(check(composed, meant_for))
 
 
-def flat(composed: DictConfig) -> dict[str, Any]:
-    """Dotted key -> value as written, interpolations unresolved, without the `hydra` node."""
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value as written, as JSON has it."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, dict) and node:
+        if isinstance(node, Mapping) and node:
             for key, child in node.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), child)
         else:
             found[prefix] = node
 
-    tree = OmegaConf.to_container(composed, resolve=False, enum_to_str=True)
-    assert isinstance(tree, dict)
-    walk("", {key: node for key, node in tree.items() if key != "hydra"})
+    walk("", tree)
     # Bytes, paths, nan and inf are legal in a config and unknown to JSON: their text tells as much.
     return json.loads(json.dumps(found, default=str), parse_constant=str) if found else {}

@@ -39,11 +39,11 @@ def make_plan(
     compose: Compose,
     config_loader: Any,
     knows_folders: bool,
-    choices: Mapping[str, Value] | None = None,
+    own: Compose | None = None,
 ) -> Plan:
     """Check everything that can be checked before a job starts. Raises ConfigurationError.
 
-    choices: config group -> what the app chooses of it.
+    own: composes too, with the chosen groups and the values that only the app's code knows.
     """
     settings = settled(replace(settings, handover=dict(flat_keys(settings.handover))))
     check_settings(settings)
@@ -86,7 +86,7 @@ def make_plan(
     draft = Plan(settings, strategy_of(settings, []), tasks, given, knows_folders, {}, {})
 
     def initial(task: str) -> dict[str, Value]:
-        return {**initial_of(draft, choices, compose, task), **file.init}
+        return {**initial_of(draft, own or compose, task), **file.init}
 
     names = list(tasks) or ["sweep"]
     spaces = spaces_of(settings, names, space, config_loader)

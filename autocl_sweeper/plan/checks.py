@@ -98,20 +98,17 @@ def each_choice(space: Space, params: Mapping[str, Value]) -> list[dict[str, Val
     ]
 
 
-def initial_of(
-    plan: Plan, choices: Mapping[str, Value] | None, compose: Compose, task: str
-) -> dict[str, Value]:
+def initial_of(plan: Plan, own: Compose, task: str) -> Mapping[str, Value]:
     """What the app's own configuration of a task has, by bare override key, groups included.
 
     It is empty for an app that cannot be composed without what is searched.
     """
     handed = plan.handed(1, 0, None, None)
     try:
-        config = compose(plan.command(task, {}, handed, ""), f"Task '{task}' as the app has it")
+        return own(plan.command(task, {}, handed, ""), f"Task '{task}' as the app has it")
     except ConfigurationError as error:
         log.debug("the search begins without the app's own configuration: %s", error)
         return {}
-    return {**(choices or {}), **config}
 
 
 def fingerprint_of(

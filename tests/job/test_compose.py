@@ -18,9 +18,9 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from autocl_sweeper.job.compose import Composer, flat
+from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 FILES = {
@@ -343,8 +343,19 @@ def test_a_searchpath_is_searched(app: Path, tmp_path: Path) -> None:
         both.compare("+more=one", f"seed={seed}")  # a plain value, without the path
 
 
-def test_a_flat_configuration_has_dotted_keys_and_what_json_can_say(app: Path) -> None:
+def test_a_flat_configuration_has_dotted_keys_and_what_json_can_say() -> None:
     config = OmegaConf.create(
         {"a": {"b": [1, "${c}"], "e": {}}, "c": float("nan"), "hydra": {"x": 1}}
     )
-    assert flat(config) == {"a.b": [1, "${c}"], "a.e": {}, "c": "NaN"}
+    found, besides = flat_configuration(lambda overrides: config, [], "The job")
+    assert found == {"a.b": [1, "${c}"], "a.e": {}, "c": "NaN"} and besides == {}
+
+
+def test_what_the_app_s_check_returns_is_flat_beside_the_configuration() -> None:
+    config = OmegaConf.create({"a": 1})
+
+    def check(composed: DictConfig, meant_for: str) -> dict[str, Any]:
+        return {"b": {"c": composed.a + 1, "d": (1, 2)}, "said": meant_for}
+
+    found, besides = flat_configuration(lambda overrides: config, [], "The job", check)
+    assert found == {"a": 1} and besides == {"b.c": 2, "b.d": [1, 2], "said": "The job"}

@@ -17,6 +17,7 @@ def check(config):
         raise HydraException(f"lr={config.lr} is above 5, with {config.hydra.launcher.cpu_slots} slots")
     if config.lr < 0:
         raise ValueError(config.lr)
+    return {"net": {"depth": 3}}
 """
 
 
@@ -59,3 +60,11 @@ def test_jobs_that_pass_the_check_run_and_other_sweepers_know_nothing_of_it(benc
     bench.run("hydra/sweeper=autocl", "task=a", "lr=1")
     bench.run("task=a", "lr=9")
     assert [event["lr"] for event in bench.ledger("start")] == [1, 9]
+
+
+def test_a_search_begins_with_the_values_that_only_the_check_knows(bench: Bench) -> None:
+    space = ("lr=interval(0.5, 2)", "+net.depth=range(1, 9)")
+    bench.run("hydra/sweeper=autocl", "task=a", "hydra.sweeper.jobs=2", *space)
+    first, second = bench.events("start")
+    assert first["params"] == {"lr": 1.0, "+net.depth": 3} and first["origin"] == "init"
+    assert second["params"] != first["params"] and second["origin"] == "fresh"

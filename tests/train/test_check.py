@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,13 +267,21 @@ def test_what_is_wrong_with_a_run_is_reported_at_once(composed: Compose, tmp_pat
 # -- as a job of a sweep ----------------------------------------------------------------------------
 
 
-def planned(name: str, typed: list[str], job: list[str]) -> None:
-    """Check a job as a sweep does that plans it."""
+def planned(name: str, typed: list[str], job: list[str]) -> Mapping[str, Any]:
+    """What the check of a job returns to the sweep that plans it."""
     loader = GlobalHydra.instance().config_loader()
     sweep = loader.load_configuration(name, ["hydra.mode=MULTIRUN", *typed], RunMode.MULTIRUN)
     check = app_check("train.check.check_job", sweep)
     assert check is not None
-    check(loader.load_sweep_config(sweep, job), "The job")
+    return check(loader.load_sweep_config(sweep, job), "The job")
+
+
+def test_a_sweep_learns_the_values_that_stand_in_the_sections_alone(composed: Compose) -> None:
+    values = planned("base", ["task=digits_01"], ["task=digits_01", "trainer.max_grad_norm=0.5"])
+    trainer, delta = values["trainer"], values["delta"]
+    assert (trainer["learning_rate"], trainer["num_train_epochs"]) == (1e-3, 5)  # the app's
+    assert (trainer["weight_decay"], trainer["max_grad_norm"]) == (0, 0.5)  # Hugging Face's, typed
+    assert (delta["lora_dim"], delta["lamda_1"], values["model"]["_name"]) == (8, 0.1, "vit")
 
 
 def test_jobs_of_a_sweep_have_to_give_what_is_asked_each(composed: Compose, tmp_path: Path) -> None:

@@ -35,6 +35,18 @@ def test_a_task_without_config_is_refused_with_the_list_of_tasks(tmp_path: Path)
     assert done.returncode != 0 and "digits_89" in done.stderr
 
 
+def test_a_search_begins_with_the_app_s_own_values_though_only_its_code_has_them(
+    tmp_path: Path,
+) -> None:
+    task = "task=digits_01,digits_23,digits_45,digits_67,digits_89"
+    done = train(
+        tmp_path, "-m", "experiment=split_digits_search", task, "hydra.sweeper.dry_run=true"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first = "0: learning_rate=0.001 num_train_epochs=5 lamda_1=0.1 lamda_2=0"
+    assert f"{first}  [the app's own configuration]" in done.stdout
+
+
 def test_jobs_are_forked_from_a_process_that_imported_the_app_and_make_a_chain(
     tmp_path: Path,
 ) -> None:

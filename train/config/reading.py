@@ -66,9 +66,9 @@ def read_text(values: Mapping[str, Any]) -> TextData:
     return build(TextData, {key: values[key] for key in options(TextData) if key in values}, "")
 
 
-def write_resolved(run: Run, env: Any, folder: Path) -> None:
-    """All that a run uses, defaults filled in, as resolved.yaml: a configuration like any other."""
-    values = {
+def values_of_run(run: Run, env: Any) -> dict[str, Any]:
+    """All that a run uses, defaults filled in: a configuration like any other."""
+    return {
         "task": {task.name: values_of(task) for task in run.tasks},
         **{name: values_of(getattr(run, name)) for name in PARTS if name != "trainer"},
         "trainer": {**run.trainer, **values_of(run.extras)},
@@ -79,8 +79,12 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
         "init_from": None if run.init_from is None else str(run.init_from),
         "seen_tasks": [task.name for task in run.seen_tasks],
     }
+
+
+def write_resolved(run: Run, env: Any, folder: Path) -> None:
+    """`values_of_run` as resolved.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    written = yaml.safe_dump(values_of_run(run, env), sort_keys=False, allow_unicode=True)
     (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
