@@ -10,6 +10,7 @@ Weights are safetensors, never a pickle, and no code of a folder is run.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -27,6 +28,11 @@ TOKENIZERS = (  # one of them is in a folder with a tokenizer
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model",
     "vocab.json", "vocab.txt",
 )  # fmt: skip
+
+
+def cache() -> Path:
+    """The folder that `python -m train.models` puts models and texts into."""
+    return Path(os.environ.get("AUTOCL_CACHE") or "~/.cache/autocl-sweeper").expanduser().absolute()
 
 
 def located(name: str, key: str) -> Path | None:
