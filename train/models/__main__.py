@@ -93,7 +93,9 @@ TARGETS = {
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.models", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("names", nargs="*", choices=TARGETS, default=[*TARGETS], help="default: all")
+    parser.add_argument(
+        "names", nargs="*", choices=TARGETS, default=[*TARGETS], help="default: all"
+    )
     options = parser.parse_args(argv)
     try:
         for name in options.names:

