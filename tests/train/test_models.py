@@ -19,6 +19,8 @@ import pytest
 from support.train_app import ROOT
 
 from train.config.typed import SettingsError
+from train.data.benchmark import task_folder
+from train.data.pretrained import located
 from train.models.fetch import Package, Target, provide
 
 FILE = "tiny_model-1.0-py3-none-any.whl"
@@ -149,3 +151,16 @@ def test_the_command_fetches_the_targets_it_is_given(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "vaderSentiment==3.3.2: pip did not get vaderSentiment-3.3.2.tar.gz" in done.stderr
     assert str(tmp_path / "packages") in done.stderr
+
+
+def test_what_the_cache_lacks_is_named_with_the_command_that_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SettingsError, match="train.models minilm` fetches it"):
+        located(str(tmp_path / "cache/minilm"), "model.path")
+    with pytest.raises(SettingsError, match="train.models texts` fetches it"):
+        task_folder(tmp_path / "cache/texts/task_configs", "bbc_news")
+    with pytest.raises(SettingsError) as refused:
+        located(str(tmp_path / "elsewhere/minilm"), "model.path")
+    assert "train.models" not in str(refused.value)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.train_app import train
 
-from train.data.pretrained import cache
+from train.data.cache import cache
 from train.models.__main__ import TARGETS
 from train.models.fetch import is_made
 

@@ -10,7 +10,6 @@ Weights are safetensors, never a pickle, and no code of a folder is run.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from train.config.typed import SettingsError
+from train.data.cache import remedy
 
 Loaded = TypeVar("Loaded")
 
@@ -28,11 +28,6 @@ TOKENIZERS = (  # one of them is in a folder with a tokenizer
     "tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model",
     "vocab.json", "vocab.txt",
 )  # fmt: skip
-
-
-def cache() -> Path:
-    """The folder that `python -m train.models` puts models and texts into."""
-    return Path(os.environ.get("AUTOCL_CACHE") or "~/.cache/autocl-sweeper").expanduser().absolute()
 
 
 def located(name: str, key: str) -> Path | None:
@@ -52,6 +47,7 @@ def located(name: str, key: str) -> Path | None:
     raise SettingsError(
         f"{key}={name}: no such folder (looked from {Path.cwd()}). Give a folder that save_pretrained "
         "wrote, pkg://<package>/<folder> for one inside an installed package, or a name of the hub"
+        f"{remedy(path)}"
     )
 
 

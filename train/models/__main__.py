@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from train.config.typed import SettingsError
-from train.data.pretrained import cache
+from train.data.cache import cache
 from train.models.fetch import Package, Target, provide
 from train.models.texts import texts
 from train.models.weights import minilm, smollm2, t5
