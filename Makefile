@@ -1,9 +1,12 @@
 # make demo         the main job, a top-k sweep over five tasks of handwritten digits, and its baseline
+# make models       fetch and convert three pretrained models and the texts of three tasks
+# make demo-text    O-LoRA beside SeqLoRA through these tasks on the smallest of the models
 # make test         every test on Hydra 1.3, then what touches Hydra on Hydra 1.4
 # make test-newest  what touches other packages, with the newest of them on Python 3.13
 # make test-oldest  the same, with the oldest that setup.py allows on Python 3.10
 # make test-slow    the tests that take minutes each
 # make test-gpu     the tests that need an NVIDIA GPU
+# make test-models  the tests on what `make models` has fetched
 # make check        lint, format and types
 # make dist         the wheel and the source distribution, built and checked, in dist/
 # make clean        remove what the other targets made
@@ -35,11 +38,18 @@ PINS = $(filter constraints%,$^)
 
 DEMO = .venv/bin/python benchmarks/split_digits.py --folder demo
 
-.PHONY: demo test test-hydra13 test-hydra14 test-newest test-oldest test-slow test-gpu check dist clean
+.PHONY: demo models demo-text test test-hydra13 test-hydra14 test-newest test-oldest test-slow test-gpu test-models check dist clean
 .NOTPARALLEL:
 
 demo: .venv/.installed
 	$(DEMO)
+
+models: .venv/.installed
+	.venv/bin/python -m train.models
+
+demo-text: .venv/.installed
+	.venv/bin/python -m train.models minilm texts
+	.venv/bin/python benchmarks/text_chain.py --folder demo-text
 
 test: test-hydra13 test-hydra14
 
@@ -63,6 +73,9 @@ test-gpu: .venv/.installed
 	@nvidia-smi --list-gpus 2>/dev/null || { echo "No NVIDIA GPU here: nothing was tested."; exit 0; }; \
 	.venv/bin/python -m pytest -m gpu || { [ $$? -eq 5 ] && echo "No test has the mark gpu yet."; }
 
+test-models: .venv/.installed
+	.venv/bin/python -m pytest -m 'models and not slow'
+
 check: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -76,7 +89,7 @@ dist:
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 .venv/.installed: constraints.txt
-.venv/.installed: EXTRAS = train,ray,gp,tensorboard,lightning,test,check
+.venv/.installed: EXTRAS = train,models,ray,gp,tensorboard,lightning,test,check
 .venv-hydra14/.installed: constraints-hydra14.txt
 .venv-hydra14/.installed: EXTRAS = test,test14
 .venv-oldest/.installed: constraints-oldest.txt
@@ -100,5 +113,5 @@ dist:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-hydra14 .venv-newest .venv-oldest .venv-dist build dist *.egg-info demo multirun outputs
+	rm -rf .venv .venv-hydra14 .venv-newest .venv-oldest .venv-dist build dist *.egg-info demo demo-text multirun outputs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,6 +67,7 @@ setup(
             "torchmetrics>=1.9",
             "transformers>=5.23",
         ],
+        "models": ["gguf>=0.19", "onnx>=1.23"],  # python -m train.models
         "test": [
             "hydra-submitit-launcher>=1.2.0",
             "hypothesis>=6.100",

