@@ -16,16 +16,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train.chain import CheckpointError, Node, base_of, walk
 from train.config.sections import ModelSettings
 from train.config.typed import SettingsError
 
-if TYPE_CHECKING:
-    import torch
-
-State = Mapping[str, "torch.Tensor"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -74,6 +70,8 @@ def _concatenate(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
+    from train.delta.lora import concatenated
+
     states = [load_file(one / WEIGHTS) for one in adapters]
     scalings = [config["lora_alpha"] / config["r"] for config in configs]
     ranks = [int(config["r"]) for config in configs]
@@ -88,29 +86,7 @@ def _concatenate(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(whole, indent=2, sort_keys=True) + "\n")
-    save_file(dict(made), folder / WEIGHTS, {"format": "pt"})
-
-
-def concatenated(
-    states: Sequence[State], ranks: Sequence[int], scalings: Sequence[float]
-) -> dict[str, torch.Tensor]:
-    """The factors of all adapters behind one another, in the names of peft's files.
-
-    Where an adapter has not got a layer of another, zeros stand for it.
-    """
-    import torch
-
-    made: dict[str, torch.Tensor] = {}
-    for key in sorted({key for state in states for key in state}):
-        like = next(state[key] for state in states if key in state)
-        is_a = ".lora_A." in key
-        parts = []
-        for state, rank, scaling in zip(states, ranks, scalings, strict=True):
-            shape = (rank, like.shape[1]) if is_a else (like.shape[0], rank)
-            part = state.get(key, like.new_zeros(shape))
-            parts.append(part if is_a else part * scaling)
-        made[key] = torch.cat(parts, dim=0 if is_a else 1).contiguous()
-    return made
+    save_file(made, folder / WEIGHTS, {"format": "pt"})
 
 
 def _merge(folder: Path, base: str) -> None:

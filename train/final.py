@@ -16,8 +16,10 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.metrics import average_accuracy, backward_transfer, forgetting
 
 RESULTS = "test_results.json"
@@ -50,7 +53,7 @@ class FinalTest(Callback):
             )
 
 
-BEST, TRIALS = "optimization_results.yaml", "trials.csv"
+BEST, TRIALS, COMPOSED = "optimization_results.yaml", "trials.csv", "multirun.yaml"
 
 
 class FinalTestError(RuntimeError):
@@ -81,6 +84,37 @@ def chains_of(folder: Path) -> list[list[dict[str, str]]]:
             chain.insert(0, trials[chain[0]["parent"]])
         chains.append(chain)
     return chains
+
+
+@contextmanager
+def leased_device(folder: Path) -> Iterator[str]:
+    """The id of a device that no other sweep gets meanwhile; this process sees it alone.
+
+    Waits until one is free, by the launcher's settings of the sweep in `folder`: cpu_slots, free_memory,
+    max_devices. To be entered before torch is imported. Raises AutoCLError where no device can ever be had.
+    """
+    from autocl_sweeper.device.pool import Pool
+
+    composed = yaml.safe_load((folder / COMPOSED).read_text())
+    settings: dict[str, Any] = {"cpu_slots": None, "free_memory": 0.8, "max_devices": None}
+    asked = composed["hydra"]["launcher"]  # Hydra's own launchers have none of these keys
+    settings |= {key: asked[key] for key in settings if key in asked}
+    settings |= {
+        "devices_per_job": 1,
+        "jobs_per_device": 1,
+        "memory_per_job_mib": None,
+        "stagger_s": 0,
+    }
+    pool = Pool.of(settings, f"{folder}: test rows")
+    said = ""
+    while (grant := pool.acquire()) is None:
+        if pool.refusal != said:
+            said = pool.refusal
+            log.warning("waiting for a device: %s", said)
+        time.sleep(1)
+    with closing(grant):
+        os.environ.update(grant.environment)
+        yield grant.ids[0]
 
 
 def evaluate_trial(folder: Path) -> dict[str, float]:
@@ -117,14 +151,15 @@ def main(argv: Sequence[str]) -> int:
         chains = chains_of(folder)
         trials = {one["trial"]: one for chain in chains for one in chain}
         scores = {}
-        for number, trial in trials.items():
-            scores[number] = evaluate_trial(folder / trial["folder"])
-    except (FinalTestError, ValueError, RuntimeError, OSError) as error:
+        with leased_device(folder) as device:
+            for number, trial in trials.items():
+                scores[number] = evaluate_trial(folder / trial["folder"])
+    except (AutoCLError, ValueError, RuntimeError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     told = [_chain(chain, scores) for chain in chains]
     (folder / RESULTS).write_text(json.dumps({"chains": told}, indent=2) + "\n")
-    print(f"\nTest rows, evaluated once, of {len(told)} chains ({folder / RESULTS})")
+    print(f"\nTest rows, evaluated once, of {len(told)} chains on {device} ({folder / RESULTS})")
     for one in told:
         numbers = ", ".join(f"{k} {v:.4f}" for k, v in one["metrics"].items())
         print(f"  trials {', '.join(one['trials'])}: {numbers}")

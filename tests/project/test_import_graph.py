@@ -268,7 +268,7 @@ def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> Non
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
     found = [imported.module for one in modules("train").values() for imported in one]
     known = {room(module) for module in found if top(module) == CORE}
-    assert known <= {"command_line", "errors", "metrics", "reporter", "yaml"}
+    assert known <= {"command_line", "device", "errors", "metrics", "reporter", "yaml"}
     assert "hydra_plugins" not in {top(module) for module in found}
     # That the core does not import train/ is in the table of OTHERS.
 

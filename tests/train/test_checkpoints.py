@@ -67,7 +67,7 @@ def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(
     assert not torch.allclose(made[2], made[3], atol=1e-3)  # the adapters do something
     for name, expected in zip("abcd", made, strict=True):
         chain = loaded(make_job(), folder / name)
-        torch.testing.assert_close(logits(chain.model), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits(chain.model), expected, rtol=0, atol=1e-5)
         assert not any(p.requires_grad for p in chain.model.parameters())
     assert [node.task for node in chain.nodes] == ["digits_01", *(f"task_at_{n}" for n in "bcd")]
 
@@ -95,7 +95,7 @@ def test_a_chain_survives_moving_the_whole_folder(
     folder, made = chain_of_four
     moved = shutil.move(folder, tmp_path / "elsewhere")
     torch.testing.assert_close(
-        logits(loaded(make_job(), Path(moved) / "d").model), made[3], rtol=0, atol=1e-6
+        logits(loaded(make_job(), Path(moved) / "d").model), made[3], rtol=0, atol=1e-5
     )
 
 

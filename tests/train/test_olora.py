@@ -154,8 +154,7 @@ def test_the_default_adapter_of_a_published_model_has_the_published_size(
 def test_forward_and_concatenated_factors_have_the_reference_values() -> None:
     """One layer with two adapters of peft, one scaling for both, against numbers worked out in numpy."""
     from train.config.sections import DeltaSettings
-    from train.delta.lora import activate, add_adapter
-    from train.export import concatenated
+    from train.delta.lora import activate, add_adapter, concatenated
 
     [case] = [c for c in GOLDEN["cases"] if "forward_check_module_0" in c]
     check, given = case["forward_check_module_0"], case["inputs"]["modules"][0]

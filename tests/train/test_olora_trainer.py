@@ -129,7 +129,7 @@ def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
 
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
     model, delta = second_task(job)
-    for module in factors(model, "task2", []):
+    for module in factors(model, "ancestors", []):
         torch.nn.init.zeros_(module.a_new)
     with pytest.raises(OrthogonalityOff, match=r"orthogonal loss is 0\.0 at the first step"):
         train(model, eight(job), delta, job, 0, tmp_path)

@@ -150,6 +150,63 @@ def load_adapter(
     return model
 
 
+ANCESTORS = "ancestors"
+
+
+def stack(model: PeftModel, names: Sequence[str]) -> None:
+    """Put one frozen adapter, ANCESTORS, in the place of the adapters `names`: the same outputs at once.
+
+    However long the chain, a layer computes one pair of factors for all its ancestors, without dropout.
+    Draws nothing from torch's global generator.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+    configs: list[Any] = [model.peft_config[name] for name in names]
+    states = [
+        get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        for name in names
+    ]
+    ranks = [config.r for config in configs]
+    scalings = [config.lora_alpha / config.r for config in configs]
+    config = LoraConfig(
+        r=sum(ranks),
+        lora_alpha=sum(ranks),
+        target_modules=sorted({target for config in configs for target in config.target_modules}),
+        fan_in_fan_out=configs[-1].fan_in_fan_out,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model.add_adapter(ANCESTORS, config)
+    made = concatenated(states, ranks, scalings)
+    set_peft_model_state_dict(model, made, adapter_name=ANCESTORS)
+    activate(model, [ANCESTORS])
+    for name in names:
+        model.delete_adapter(name)
+
+
+State = Mapping[str, torch.Tensor]
+
+
+def concatenated(
+    states: Sequence[State], ranks: Sequence[int], scalings: Sequence[float]
+) -> dict[str, torch.Tensor]:
+    """[A_1; A_2; ...] and [s_1 B_1, s_2 B_2, ...] of adapters, in the names of peft's files.
+
+    Every A stays as it is, the scalings go into B: an orthogonal loss against it is that against the
+    adapters. Where an adapter has not got a layer of another, zeros stand for it.
+    """
+    made: dict[str, torch.Tensor] = {}
+    for key in sorted({key for state in states for key in state}):
+        like = next(state[key] for state in states if key in state)
+        is_a = ".lora_A." in key
+        parts = []
+        for state, rank, scaling in zip(states, ranks, scalings, strict=True):
+            shape = (rank, like.shape[1]) if is_a else (like.shape[0], rank)
+            part = state.get(key, like.new_zeros(shape))
+            parts.append(part if is_a else part * scaling)
+        made[key] = torch.cat(parts, dim=0 if is_a else 1).contiguous()
+    return made
+
+
 def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
     """Write the adapter to `folder`/`name`, as peft reads it."""
     # Without the flag peft looks the base up where it was when the chain began.

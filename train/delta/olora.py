@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from train.config.sections import DeltaSettings
 from train.delta.delta import Penalty
-from train.delta.lora import add_adapter, load_adapter, save_adapter
+from train.delta.lora import ANCESTORS, add_adapter, load_adapter, save_adapter, stack
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +42,7 @@ class OLoRA:
     def __init__(self, settings: DeltaSettings) -> None:
         self.settings = settings
         self.model: PeftModel | None = None
-        self.chain: tuple[str, ...] = ()  # names of the adapters, ancestors first
+        self.chain: tuple[str, ...] = ()  # names of the adapters: ancestors, if any, and its own
         self.first: float | None = None  # the orthogonal penalty at the first step
 
     def trains_whole(self, first: bool, pretrained: bool) -> bool:
@@ -53,13 +53,17 @@ class OLoRA:
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
     ) -> PeftModel:
+        """As of Delta; the adapters of the ancestors become one (`stack`), whatever their number."""
+        if ancestors:
+            stack(cast("PeftModel", model), ancestors)
+            ancestors = (ANCESTORS,)
         self.model = add_adapter(model, name, ancestors, self.settings)
         self.chain = (*ancestors, name)
         return self.model
 
     @cached_property
     def modules(self) -> list[Factors]:
-        """Stacked when first asked for, in training: only then the model is on its device."""
+        """Found when first asked for, in training: only then the model is on its device."""
         return [] if self.model is None else factors(self.model, self.chain[-1], self.chain[:-1])
 
     def penalty(self) -> Penalty:
