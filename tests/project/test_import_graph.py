@@ -41,11 +41,11 @@ CORE_FLOORS = [
 ]
 TRAIN_FLOORS = [
     {"config", "chain"},
-    {"data"},
+    {"data", "merge"},
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes"},
-    {"main", "worker", "pieces", "export", "final", "models"},
+    {"main", "worker", "pieces", "export", "final", "models", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
@@ -66,6 +66,7 @@ TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
     "model": {"delta"},  # a checkpoint is a base and its deltas
     "pieces": {"main"},
+    "transfer": {"main"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {

@@ -76,6 +76,9 @@ def register() -> None:
     if "replace" in signature(store).parameters:  # Hydra 1.4 asks what a second time means
         store = partial(store, replace=True)
     store(name="train_schema", node=schema, provider="train")
+    transfer = OmegaConf.create({"merge": {}})  # of python -m train.transfer alone
+    OmegaConf.set_struct(transfer["merge"], False)
+    store(name="transfer_schema", node=transfer, provider="train")
     for root in roots_on(sys.argv[1:]):
         for name in task_names(root):
             node = OmegaConf.create({name: {"_name": CL_BENCHMARK}})

@@ -1,0 +1,84 @@
+"""The section `merge`: which deltas are merged, with which weights, by which rule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from train.config.typed import SettingsError, option
+
+Method = Literal[
+    "average", "manual", "best_single", "given",
+    "loss", "kl", "el2n", "logits_labels_cos", "grand", "cosine", "euclidean", "performance",
+]  # fmt: skip
+Rule = Literal[
+    "linear", "factor", "cat", "svd", "task_arithmetic", "magnitude_prune", "ties", "dare_linear",
+    "dare_ties", "slerp", "model_stock",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Deltas of several tasks as one: sources, weights and the rule. Of `python -m train.transfer`."""
+
+    target: str | None = option(None, "the task the merge is for; its own delta never takes part")
+    sources: dict[str, str] | list[str] | str | None = option(
+        None,
+        "deltas: task: folder; or folders, named by their task; or one folder that holds such folders",
+    )
+    method: Method = option(
+        "average",
+        "how weights are found: average, manual (the target's group), best_single, given, or the "
+        "method of the scores in merge.scores",
+    )
+    groups: dict[str, list[str]] = option({}, "of manual: name of a group: its tasks")
+    weights: dict[str, float] = option({}, "of given: task: weight; any finite numbers")
+    scores: str | None = option(None, "of a scoring method: the result.json of a scoring run")
+    temperature: float | None = option(
+        None, "of the softmax over the scores, in their unit", unit="of the score"
+    )
+    target_ess: float | None = option(
+        None, "instead of a temperature: the effective number of sources it should give", least=1
+    )
+    rule: Rule | None = option(None, "how tensors are merged; null: svd of LoRA, linear of others")
+    rank: int | None = option(
+        None, "of the merged LoRA; null: the largest of the sources'", least=1
+    )
+    energy: float | None = option(
+        None, "of svd, instead of a rank: the share of squared singular values each module keeps"
+    )
+    density: float = option(1.0, "of pruning rules: the share of entries that is kept")
+    majority: Literal["total", "frequency"] = option(
+        "total", "of ties: what elects an entry's sign"
+    )
+    clamp: bool = option(True, "of model_stock: keep its t within [0, 1]")
+    seed: int = option(0, "of the entries dare_linear and dare_ties drop", least=0)
+    plan: str | None = option(
+        None, "a merge_plan.json to apply or to inspect; it says all the above"
+    )
+    out: str | None = option(
+        None, "folder of the merged delta; null: merged/ in Hydra's output folder"
+    )
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not (
+            self.temperature > 0 and math.isfinite(self.temperature)
+        ):
+            raise SettingsError(
+                f"merge.temperature={self.temperature}: must be a finite number above 0"
+            )
+        if self.temperature is not None and self.target_ess is not None:
+            raise SettingsError(
+                f"merge.target_ess={self.target_ess}: it finds the temperature itself; remove "
+                f"merge.temperature={self.temperature}, or this"
+            )
+        if not 0 < self.density <= 1:
+            raise SettingsError(f"merge.density={self.density}: must be above 0 and at most 1")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise SettingsError(f"merge.energy={self.energy}: must be above 0 and at most 1")
+        if self.energy is not None and self.rank is not None:
+            raise SettingsError(
+                f"merge.energy={self.energy}: it finds the rank itself; remove "
+                f"merge.rank={self.rank}, or this"
+            )

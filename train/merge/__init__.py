@@ -1,0 +1,1 @@
+"""Deltas of several tasks made into one: rules on named tensors, sources, weights, plans."""

@@ -1,0 +1,237 @@
+"""Merge rules for LoRA: what counts is the delta weight s B A, with s = alpha / r.
+
+A module's factors are A (r x d_in) and B (d_out x r). No rule but `dense` ever builds a d_out x d_in matrix.
+
+    factor   s (sum w B) (sum w A)                                    has cross terms
+    cat      A = rows of all A_j, B = columns w_j s_j B_j             exact; rank = sum of ranks
+    svd      the exact sum, cut to rank r: B = U sqrt(S), A = sqrt(S) V^T      the best of that rank
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from train.merge.rules import MergeError, State, refuse_different, refuse_weights
+
+A, B = "lora_A.weight", "lora_B.weight"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """One source: module -> (A, B), and the scaling of all of them."""
+
+    modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    scaling: float
+
+
+@dataclass(frozen=True)
+class MergedLoRA:
+    """The result: its scaling is 1 unless it is one source unchanged."""
+
+    lora: LoRA
+    errors: Mapping[str, float]  # module -> ||exact sum - result|| / ||exact sum||, Frobenius
+
+    @property
+    def rank(self) -> int:
+        """The rank all modules share."""
+        return max(len(a) for a, _ in self.lora.modules.values())
+
+
+def lora_of(state: State, scaling: float) -> LoRA:
+    """The factors in an adapter's tensors. Raises MergeError for a tensor that is none."""
+    modules: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for key, value in state.items():
+        if not key.endswith((f".{A}", f".{B}")) or value.dim() != 2:
+            raise MergeError(
+                f"tensor '{key}' {tuple(value.shape)} is no LoRA factor of a linear layer. Trained "
+                "beside it (modules_to_save), a bias, DoRA's magnitudes, an embedding or a convolution: "
+                "none of these is merged. Train the adapter without it"
+            )
+        if key.endswith(A):
+            module = key.removesuffix(f".{A}")
+            if f"{module}.{B}" not in state:
+                raise MergeError(f"tensor '{key}' has no partner '{module}.{B}'")
+            modules[module] = (value, state[f"{module}.{B}"])
+    if alone := [k for k in state if k.endswith(B) and k.removesuffix(f".{B}") not in modules]:
+        raise MergeError(f"tensor '{alone[0]}' has no partner ending in '{A}'")
+    return LoRA(modules, scaling)
+
+
+def state_of(lora: LoRA) -> dict[str, torch.Tensor]:
+    """The factors by the names they are saved under."""
+    made = {}
+    for module, (a, b) in lora.modules.items():
+        made[f"{module}.{A}"], made[f"{module}.{B}"] = a.contiguous(), b.contiguous()
+    return made
+
+
+def _checked(
+    sources: Sequence[LoRA], weights: Sequence[float]
+) -> tuple[list[tuple[LoRA, float]], MergedLoRA | None]:
+    """The sources with a weight other than 0; where that is one of weight 1, it is the result."""
+    refuse_weights(weights, len(sources))
+    shapes = [
+        {m: torch.empty(len(b), a.shape[1], device="meta") for m, (a, b) in one.modules.items()}
+        for one in sources
+    ]
+    refuse_shapes(shapes)
+    used = [(s, float(w)) for s, w in zip(sources, weights, strict=True) if w != 0.0]
+    if len(used) == 1 and used[0][1] == 1.0:
+        only = used[0][0]
+        same = {m: (a.clone(), b.clone()) for m, (a, b) in only.modules.items()}
+        return used, MergedLoRA(LoRA(same, only.scaling), dict.fromkeys(same, 0.0))
+    if not used:
+        raise MergeError("all weights are 0: the sum is no adapter")
+    return used, None
+
+
+def refuse_shapes(shapes: Sequence[State]) -> None:
+    """Raises MergeError where adapters are for other modules or sizes; ranks may differ."""
+    for i, one in enumerate(shapes[1:], start=2):
+        if different := sorted(one.keys() ^ shapes[0].keys()):
+            raise MergeError(f"source 1 and source {i}: only one of them has '{different[0]}'")
+        for module, value in one.items():
+            if value.shape != shapes[0][module].shape:
+                raise MergeError(
+                    f"module '{module}': source {i} is for a layer of {tuple(value.shape)}, source 1 for "
+                    f"one of {tuple(shapes[0][module].shape)}"
+                )
+
+
+def _stacked(used: Sequence[tuple[LoRA, float]], module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows of all A, columns w s B), in float64: their product is the exact sum."""
+    a = torch.cat([one.modules[module][0].double() for one, _ in used])
+    b = torch.cat([w * one.scaling * one.modules[module][1].double() for one, w in used], dim=1)
+    return a, b
+
+
+def product_norm(b: torch.Tensor, a: torch.Tensor) -> float:
+    """Frobenius norm of B A, from the factors of B's and A's QR."""
+    return float((_upper(b) @ _upper(a.T).T).norm())
+
+
+def _upper(matrix: torch.Tensor) -> torch.Tensor:
+    upper: torch.Tensor = torch.linalg.qr(matrix, mode="r").R
+    return upper
+
+
+def cat(sources: Sequence[LoRA], weights: Sequence[float]) -> MergedLoRA:
+    """The exact sum. Ranks and alphas may differ."""
+    used, same = _checked(sources, weights)
+    if same is not None:
+        return same
+    made = {}
+    for module, (like, _) in used[0][0].modules.items():
+        a, b = _stacked(used, module)
+        made[module] = (a.to(like.dtype), b.to(like.dtype))
+    return MergedLoRA(LoRA(made, 1.0), dict.fromkeys(made, 0.0))
+
+
+def factor(sources: Sequence[LoRA], weights: Sequence[float]) -> MergedLoRA:
+    """Weighted sums of the A and of the B, as published. Raises MergeError for different ranks."""
+    refuse_different([state_of(one) for one in sources])
+    if len({one.scaling for one in sources}) > 1:
+        told = ", ".join(f"{one.scaling:g}" for one in sources)
+        raise MergeError(f"rule=factor needs one alpha / r, and the sources have {told}")
+    used, same = _checked(sources, weights)
+    if same is not None:
+        return same
+    made, errors = {}, {}
+    for module, (like, _) in used[0][0].modules.items():
+        a = torch.stack([w * one.modules[module][0].double() for one, w in used]).sum(0)
+        b = torch.stack([w * one.modules[module][1].double() for one, w in used]).sum(0)
+        b = b * used[0][0].scaling
+        exact_a, exact_b = _stacked(used, module)
+        away = product_norm(torch.cat([exact_b, -b], 1), torch.cat([exact_a, a]))
+        errors[module] = _ratio(away, product_norm(exact_b, exact_a))
+        made[module] = (a.to(like.dtype), b.to(like.dtype))
+    return MergedLoRA(LoRA(made, 1.0), errors)
+
+
+def _ratio(away: float, whole: float) -> float:
+    return 0.0 if away == 0 else away / whole if whole > 0 else math.inf
+
+
+def svd(
+    sources: Sequence[LoRA],
+    weights: Sequence[float],
+    rank: int | None = None,
+    energy: float | None = None,
+) -> MergedLoRA:
+    """The best approximation of the exact sum of rank `rank`; null: the largest of the sources'.
+
+    energy: instead of a rank, the share of the squared singular values that every module keeps. The rank of
+    all is then that of the module that needs most.
+    """
+    used, same = _checked(sources, weights)
+    if same is not None:
+        return same
+    cores = {}
+    for module in used[0][0].modules:
+        a, b = _stacked(used, module)
+        # B A = Q_b (R_b R_a^T) Q_a^T, and the core is only as large as the sum of ranks.
+        q_b, r_b = torch.linalg.qr(b)
+        q_a, r_a = torch.linalg.qr(a.T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T)
+        cores[module] = (q_b @ u[:, : len(s)], s, vh[: len(s)] @ q_a.T)
+    if energy is not None:
+        rank = max(_needed(s, energy) for _, s, _ in cores.values())
+    return _cut(cores, rank or _largest(used), used[0][0])
+
+
+def _largest(used: Sequence[tuple[LoRA, float]]) -> int:
+    return max(len(a) for one, _ in used for a, _ in one.modules.values())
+
+
+def _needed(s: torch.Tensor, energy: float) -> int:
+    """How many of the singular values, largest first, have this share of the sum of squares."""
+    if not 0 < energy <= 1:
+        raise MergeError(f"energy={energy}: must be above 0 and at most 1")
+    squares = s.square()
+    # At energy 1, what rounding leaves of zero singular values asks for no rank.
+    share = squares.cumsum(0) / squares.sum().clamp(min=1e-300)
+    return min(len(s), int((share < energy - 1e-12).sum()) + 1)
+
+
+def _cut(
+    cores: Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]], rank: int, like: LoRA
+) -> MergedLoRA:
+    """U, S, V^T of every module as factors of one rank; where a module has fewer, zeros."""
+    if rank < 1:
+        raise MergeError(f"rank={rank}: must be 1 or more")
+    made, errors = {}, {}
+    for module, (u, s, vh) in cores.items():
+        kept = min(rank, len(s))
+        root = s[:kept].sqrt()
+        a, b = root.unsqueeze(1) * vh[:kept], u[:, :kept] * root
+        if kept < rank:
+            a = torch.cat([a, a.new_zeros(rank - kept, a.shape[1])])
+            b = torch.cat([b, b.new_zeros(len(b), rank - kept)], dim=1)
+        dtype = like.modules[module][0].dtype
+        made[module] = (a.to(dtype), b.to(dtype))
+        errors[module] = _ratio(float(s[kept:].norm()), float(s.norm()))
+    return MergedLoRA(LoRA(made, 1.0), errors)
+
+
+def dense(
+    sources: Sequence[LoRA],
+    rule: Callable[[Sequence[State]], State],
+    rank: int | None = None,
+) -> MergedLoRA:
+    """Any rule on the delta weights themselves, cut to `rank`; null: the largest of the sources'.
+
+    Builds d_out x d_in matrices, of one module at a time. For rules that look at single entries.
+    """
+    _checked(sources, [1.0] * len(sources))
+    cores = {}
+    for module in sources[0].modules:
+        taus = []
+        for one in sources:
+            a, b = one.modules[module]
+            taus.append({module: one.scaling * (b.double() @ a.double())})
+        cores[module] = torch.linalg.svd(rule(taus)[module], full_matrices=False)
+    return _cut(cores, rank or _largest([(one, 1.0) for one in sources]), sources[0])
