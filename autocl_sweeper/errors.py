@@ -6,11 +6,13 @@
     |   `-- LayerError          a YAML file, or one that it includes, cannot be read
     |-- SweepFolderError        the sweep folder cannot be used
     |   |-- SweepLockedError    another sweep is writing into it
-    |   `-- JournalDamagedError a line of its journal, not the last, cannot be read
+    |   |-- JournalDamagedError a line of its journal, not the last, cannot be read
+    |   `-- JournalLostError    its journal was removed or replaced while the sweep ran
     |-- DeviceError             no device can serve a job
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
+        |-- DiskError           a file system is full or broken
         |-- SearchError         a search breaks its contract with the strategy
         `-- JobContractError    jobs do not return or save what the next step needs
 
@@ -48,6 +50,10 @@ class JournalDamagedError(SweepFolderError):
     """A line of the journal, not the last one, cannot be read."""
 
 
+class JournalLostError(SweepFolderError):
+    """The journal was removed or replaced while its sweep ran."""
+
+
 class DeviceError(AutoCLError):
     """No device can serve a job."""
 
@@ -62,6 +68,10 @@ class TooManyFailuresError(SweepStoppedError):
 
 class NoSurvivorError(SweepStoppedError):
     """A stage ended without a trial to start the next one from."""
+
+
+class DiskError(SweepStoppedError):
+    """A file system is full or broken, which says nothing about the job that met it."""
 
 
 class SearchError(SweepStoppedError):

@@ -17,18 +17,20 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
+from autocl_sweeper.disk import file_system
 from autocl_sweeper.display.progress import watch_launch
-from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.errors import AutoCLError, DiskError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptForkServer
 from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.executor.settings import from_settings
+from autocl_sweeper.folder import folder_errors
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.job.task import ReportingTask, Terminated
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.retries import Retries
-from autocl_sweeper.types import Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def launch(
     returned: dict[int, JobReturn] = {}
     with (
         errors_for_hydra(),
+        folder_errors(folder),
         signals_stop_it(),
         contextlib.closing(executor(True, files)) as running,
         contextlib.ExitStack() as stack,
@@ -110,6 +113,12 @@ def launch(
                 progress.started(job, " ".join(filter_overrides(job.overrides)))
                 running.submit(job)
             for job, outcome in running.wait(waiting.wait_s()):
+                if outcome.cause is Cause.DISK:
+                    raise DiskError(
+                        f"Job {job.number} could not write: {outcome.reason}.\n"
+                        f"  The sweep lies on {file_system(folder)}.\n"
+                        "  Free some space, then run the sweep again."
+                    )
                 pause_s = waiting.after(job.number, outcome)
                 if pause_s is not None:
                     progress.again(job, outcome.reason, pause_s)

@@ -25,11 +25,12 @@ from autocl_sweeper.executor.ray.cluster import RayExecutor
 from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.export.places import places_of
 from autocl_sweeper.export.rows import described
+from autocl_sweeper.folder import folder_errors
 from autocl_sweeper.hydra_launch import errors_for_hydra, job_return_of, plain, signals_stop_it
 from autocl_sweeper.job.compose import Check, Composer, flat_configuration
 from autocl_sweeper.journal import NAME, read
 from autocl_sweeper.order import work_of
-from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
@@ -99,14 +100,15 @@ def run_sweep(
             executor = launcher.executor(returns=not plan.ranked, files=files)
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
-        with closing(exporter), closing(executor):
+        with folder_errors(folder), closing(exporter), closing(executor):
             progress: Progress = watch(executor)
             if plan.settings.parents != BEAM:
                 progress = RoundsProgress(watch(executor), folder)
             sweep = Sweep(folder, plan, executor, files, progress, snapshot, exporter=exporter)
             learn_from(sweep.history, executor)
             if not (folder / "multirun.yaml").exists():
-                OmegaConf.save(config, folder / "multirun.yaml")
+                text = OmegaConf.to_yaml(config)
+                write_whole(folder / "multirun.yaml", text.encode("utf-8", "backslashreplace"))
             try:
                 history = sweep.run()
             except BaseException:

@@ -7,24 +7,32 @@ so it survives the controller and every launcher.
 from __future__ import annotations
 
 import errno
-import json
+import logging
 import math
 import numbers
 import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.journal import outcome_from_json, outcome_to_json
+from autocl_sweeper.disk import FULL, is_disk_trouble
+from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
 
 LOG_NAME = "job.log"
 CHECKPOINT_NAME = "checkpoint"
 TAIL_LINES = 20
+LONGEST_LINE = (
+    2000  # characters of an error, or of a line of a log, that are worth a place in a journal
+)
+ROOM_BYTES = 64 * 2**10  # kept on the disk for the outcome of a running job; most take one
+UNWRITTEN = 186  # the exit status of a job whose outcome the disk did not take
+log = logging.getLogger(__name__)
 # How the allocators of torch (CUDA, ROCm, XPU, MPS), cuBLAS, cuDNN, the CUDA driver and XLA say it.
 NO_DEVICE_MEMORY = re.compile(
     r"\b(CUDA|HIP|XPU|MPS)( backend)?( error:)? out of memory\b"
@@ -34,6 +42,11 @@ NO_DEVICE_MEMORY = re.compile(
     re.IGNORECASE,
 )
 NO_HOST_MEMORY = re.compile(r"\bDefaultCPUAllocator: (can't allocate|not enough) memory\b")
+# How Python, Rust (safetensors) and torch say that a disk is full; torch's writer gives no number.
+NO_SPACE = re.compile(
+    r"\bNo space left on device\b|\bDisk quota exceeded\b"
+    r"|\bPytorchStreamWriter failed writing file\b"
+)
 # The last line of a traceback; a log may speak of memory in many other places.
 TRACEBACK_END = re.compile(r"(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*)(?::|$)")
 
@@ -56,6 +69,10 @@ class JobFiles:
 
     def job_return(self, number: int) -> Path:
         return self.folder / f"{number}.pkl"
+
+    def room(self, number: int) -> Path:
+        """What keeps room for the outcome of a running job, and becomes it."""
+        return self.folder / f".{number}.json.tmp"
 
     def log(self, number: int) -> Path:
         """The job's output, under a name known before the job knows its folder and links it there."""
@@ -95,7 +112,7 @@ class JobFiles:
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
         kinds = (self.outcome, self.job_return, self.group, self.output, self.reports, self.begun)
-        for path in (*kinds, self.final):
+        for path in (*kinds, self.final, self.room):
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:
@@ -104,13 +121,48 @@ class JobFiles:
     def read_outcome(self, number: int) -> Outcome | None:
         """What the job wrote, or None while there is nothing or nothing readable."""
         try:
-            return outcome_from_json(json.loads(self.outcome(number).read_text("utf-8")))
+            found = unseal(self.outcome(number).read_bytes())
+            return None if found is None else outcome_from_json(found[0])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def reserve(self, number: int, size: int = ROOM_BYTES) -> None:
+        """Keep room for the outcome of a job that starts, so that a disk it fills takes it all the same.
+
+        Raises OSError where there is none.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.room(number), os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+                raise
+        finally:
+            os.close(file)
+
+    def is_full(self, number: int) -> bool:
+        """Whether the disk has no room for another job, now that this one is over."""
+        try:
+            self.reserve(number, 2 * ROOM_BYTES)
+        except OSError as error:
+            return is_disk_trouble(error)
+        finally:
+            with suppress(OSError):
+                self.room(number).unlink()
+        return False
+
     def write_outcome(self, number: int, outcome: Outcome) -> None:
-        text = json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False)
-        write_whole(self.outcome(number), text.encode("utf-8", "backslashreplace"))
+        """The file appears whole or not at all, in the room that was kept for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data, _ = seal(outcome_to_json(outcome))
+        room = self.room(number)
+        with os.fdopen(os.open(room, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+            file.write(data)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(room, self.outcome(number))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -133,9 +185,9 @@ def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
     """
     found: dict[str, float] = {}
     scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}}
-    checkpoint: Any = None
+    checkpoint: str | None = None
     if isinstance(value, Mapping):
-        checkpoint = value.get("checkpoint")
+        checkpoint = _path(value.get("checkpoint"))
         for key, item in value.items():
             if key in scores and isinstance(item, Mapping):
                 scores[key] = {str(k): _float(n) for k, n in item.items() if is_number(n)}
@@ -145,16 +197,31 @@ def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
         found["score"] = _float(value)
     default = output_dir / CHECKPOINT_NAME
     if checkpoint is None and default.is_dir():
-        checkpoint = default
+        checkpoint = CHECKPOINT_NAME
     return Outcome(
         state=State.COMPLETE,
-        checkpoint=None if checkpoint is None else str(output_dir / str(checkpoint)),
+        checkpoint=None if checkpoint is None else str(output_dir / checkpoint),
         evaluations=scores["eval"],
         tests=scores["test"],
         numbers=found,
         returned=type(value).__name__,
         seconds=seconds,
     )
+
+
+def _path(value: Any) -> str | None:
+    """What a job gives as its checkpoint, if a file system can have it."""
+    if value is None:
+        return None
+    try:
+        path = os.fsdecode(value)
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(path)
+    except (TypeError, ValueError, OSError) as error:  # a state dict; a NUL in it; far too long
+        text = str(error)[:LONGEST_LINE]
+        log.warning("the returned 'checkpoint' is no path, and is left out: %s", text)
+        return None
+    return path
 
 
 def is_number(value: Any) -> bool:
@@ -174,15 +241,15 @@ def failure(error: BaseException, seconds: float, cause: Cause | None = None) ->
     lines = "".join(traceback.format_exception(error)).splitlines()
     return Outcome(
         state=State.FAIL,
-        reason=headline(error),
+        reason=shortened(headline(error)),
         seconds=seconds,
-        log_tail=tuple(lines[-TAIL_LINES:]),
+        log_tail=tuple(map(shortened, lines[-TAIL_LINES:])),
         cause=cause_of(error) if cause is None else cause,
     )
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Whether memory ran out, told by the error or by one that led to it; else an exception.
+    """Whether memory or a disk ran out, told by the error or one that led to it; else an exception.
 
     By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
     the name of the class, the rest by what the libraries write.
@@ -192,6 +259,8 @@ def cause_of(error: BaseException) -> Cause:
         text = headline(one)
         if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
             return Cause.DEVICE_MEMORY
+        if (isinstance(one, OSError) and one.errno in FULL) or NO_SPACE.search(text):
+            return Cause.DISK
         no_memory = isinstance(one, OSError) and one.errno == errno.ENOMEM
         if isinstance(one, MemoryError) or no_memory or NO_HOST_MEMORY.search(text):
             return Cause.HOST_MEMORY
@@ -204,6 +273,8 @@ def cause_in_log(lines: Sequence[str]) -> Cause:
         found = TRACEBACK_END.match(line)
         if found and NO_DEVICE_MEMORY.search(line):
             return Cause.DEVICE_MEMORY
+        if found and NO_SPACE.search(line):
+            return Cause.DISK
         if found and found[1] in ("OutOfMemoryError", "MemoryError"):
             return Cause.HOST_MEMORY if found[1] == "MemoryError" else Cause.DEVICE_MEMORY
     return Cause.EXIT
@@ -233,6 +304,13 @@ def headline(error: BaseException) -> str:
         return type(error).__name__
 
 
+def shortened(text: str) -> str:
+    """A text of any length as it can stand in a journal, a table and a terminal."""
+    if len(text) <= LONGEST_LINE:
+        return text
+    return f"{text[:LONGEST_LINE]} ... [{len(text):,} characters in all, in {LOG_NAME}]"
+
+
 def link_log(log: Path, target: Path) -> None:
     """Give a log its place in the job's folder; where links are unknown, by moving it."""
     if log.exists() and not target.exists():
@@ -248,6 +326,7 @@ def last_lines(path: Path, count: int = TAIL_LINES, size: int = 16384) -> tuple[
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - size))
-            return tuple(file.read().decode("utf-8", "replace").splitlines()[-count:])
+            lines = file.read().decode("utf-8", "replace").splitlines()[-count:]
+            return tuple(map(shortened, lines))
     except OSError:
         return ()

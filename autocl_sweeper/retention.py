@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autocl_sweeper.folder import free_name, remove
 from autocl_sweeper.outcome import CHECKPOINT_NAME
 from autocl_sweeper.protocols import Selection
 from autocl_sweeper.types import History, Outcome, State, Trial
+
+log = logging.getLogger(__name__)
 
 
 class Retention:
@@ -25,6 +28,7 @@ class Retention:
         self._folder = folder
         self._leaders = Leaders(selection, chained)
         self._drops = drops
+        self._stays: set[Path] = set()  # what could not be removed
 
     @property
     def any_ranked(self) -> bool:
@@ -54,10 +58,21 @@ class Retention:
         """Remove the checkpoints of these trials. Only ever below the trial's own folder."""
         for trial in trials if self._drops else ():
             named = trial.outcome.checkpoint if trial.outcome else None
-            home = (self._folder / trial.folder).resolve()
-            path = (self._folder / (named or f"{trial.folder}/{CHECKPOINT_NAME}")).resolve()
-            if trial.folder and home in path.parents and path.exists():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path = self._folder / (named or f"{trial.folder}/{CHECKPOINT_NAME}")
+            if not trial.folder or not os.path.exists(path):
+                continue
+            home, path = (self._folder / trial.folder).resolve(), path.resolve()
+            if home in path.parents and path not in self._stays:
+                self._remove(path, trial)
+
+    def _remove(self, path: Path, trial: Trial) -> None:
+        try:
+            remove(path)
+        except OSError as error:
+            self._stays.add(path)
+            log.warning(
+                "the checkpoint of trial %d cannot be removed and stays: %s", trial.number, error
+            )
 
     def in_folder(self, outcome: Outcome) -> Outcome:
         """Checkpoints inside the sweep folder are named relative to it, so that it can be moved."""
@@ -73,9 +88,11 @@ class Retention:
         """
         folder = self._folder / trial.folder
         if trial.folder and folder.exists():
-            if not keep_checkpoint:
-                shutil.rmtree(folder / CHECKPOINT_NAME, ignore_errors=True)
-            folder.rename(folder.with_name(f"{folder.name}.attempt{trial.attempt - 1}"))
+            checkpoint = folder / CHECKPOINT_NAME
+            if not keep_checkpoint and checkpoint.exists():
+                self._remove(checkpoint, trial)
+            aside = folder.with_name(f"{folder.name}.attempt{trial.attempt - 1}")
+            folder.rename(free_name(aside, "again") if os.path.lexists(aside) else aside)
 
 
 class Leaders:

@@ -23,6 +23,7 @@ from autocl_sweeper.errors import (
 from autocl_sweeper.executor.process.groups import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.export.exporter import Exporter
+from autocl_sweeper.folder import folder_errors, make_way, refuse_lost_journal, tidy
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
@@ -32,7 +33,7 @@ from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.retries import Retries, rest_s
 from autocl_sweeper.strategy.decisions import Again, Done, GiveUp, Select, Stage, Start
-from autocl_sweeper.types import History, Job, Outcome, Report, State, Trial, is_stopped
+from autocl_sweeper.types import Cause, History, Job, Outcome, Report, State, Trial, is_stopped
 from autocl_sweeper.verdict import Verdict
 from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
 
@@ -109,13 +110,19 @@ class Sweep:
         self.stopped: str | None = None  # which part of its budget was used up
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
-            self._open()
+            with folder_errors(folder):
+                self._open()
         except BaseException:
             self._journal.close()
             raise
 
     def run(self) -> History:
+        with folder_errors(self._folder):
+            return self._run()
+
+    def _run(self) -> History:
         history = self.history
+        over = False
         self._progress.begin(self._plan, history)
         self._exporter.begin(self._journal.records, history)
         try:
@@ -146,13 +153,20 @@ class Sweep:
                     break
                 else:
                     self._wait(self._bounded(self._restart.wait_s()))
+            over = True
         except (KeyboardInterrupt, SystemExit):  # a signal; another one ends this as well
             self._stop()
             raise
         finally:
             self._progress.end()
-            self._write_results()
-            self._journal.close()
+            try:
+                self._write_results()
+            except OSError as error:
+                if over:
+                    raise
+                log.warning("the result files are not up to date (%s): a rerun writes them", error)
+            finally:
+                self._journal.close()
         if self.stopped is None:
             shutil.rmtree(self._files.folder, ignore_errors=True)
         return history
@@ -190,6 +204,7 @@ class Sweep:
         self._restart.failed.update(state.failures)
         self._restart.alone.update(state.alone)
         if state.setup is None:
+            self._refuse_traces()
             fingerprint = dict(self._plan.fingerprint)
             files = self._snapshot.record(fingerprint.get("configuration"))
             self._snapshot.keep(self._folder)
@@ -205,12 +220,19 @@ class Sweep:
                 told = "every stage is over" if over else "for the stages still open"
                 log.info("%s (%s)", "; ".join(raised), told)
         self._journal.open_session(self._plan.bounds)
-        for unfinished in self._folder.glob(".*.tmp"):  # a file that was being written at a kill
-            unfinished.unlink()
+        tidy(self._folder)
         self._result_file.rebuild(records, self.history)
         self._retention.resume(self.history)
         budget = Budget.of(self._plan.settings.budget)
         self._meter = Meter(budget, spent(records), self._clock.monotonic)
+
+    def _refuse_traces(self) -> None:
+        if not self._plan.ranked and any(self._folder.glob("journal.[0-9]*.jsonl")):
+            return  # a sweep that was over, begun again just now
+        traces = [results.RESULT_FILE, results.BEST_FILE, results.TABLE_FILE]
+        if self._plan.ranked and (first := self._plan.folder(0, self._plan.stages[0])):
+            traces.append(first)
+        refuse_lost_journal(self._folder, traces)
 
     def _take_up_the_rest(self) -> None:
         for number in list(self.history.ending):
@@ -280,6 +302,8 @@ class Sweep:
     def _start(self, trial: Trial) -> None:
         if trial.attempt > 1:
             self._retention.move_aside(trial, self._keeps)
+        elif trial.folder:
+            make_way(self._folder / trial.folder, also_folders=self._plan.ranked)
         checkpoint = None
         if trial.parent is not None:
             parent = self.history[trial.parent].outcome
@@ -368,6 +392,9 @@ class Sweep:
         if job.number in self.history.ending:
             self._end_given_up(trial, outcome)
             return
+        if outcome.cause is Cause.DISK and trial.state is State.RUNNING:
+            self._again(trial, replace(outcome, lost=True))
+            raise self._verdict.full_disk(trial, outcome)
         if not outcome.lost:
             self._link_log(trial)
             outcome = self._retention.in_folder(self._verdict.judge(trial, outcome))
@@ -535,5 +562,7 @@ class Sweep:
         self._exporter.note(event, fields)
 
     def _write_results(self) -> None:
+        if not self._journal.is_there():  # nor is the folder ours any more
+            return
         results.write_best(self._folder, self._plan, self.history, self._overrides, self.stopped)
         results.write_table(self._folder, self.history)

@@ -37,6 +37,7 @@ class Cause(str, Enum):
     SIGNAL = "signal"  # a signal that was not ours
     TIMEOUT = "timeout"
     STALL = "stall"  # it wrote nothing for too long
+    DISK = "disk"  # a file system was full or broken
     RESULT = "result"  # what it returned cannot be ranked
     CANCELLED = "cancelled"  # nobody needs it any more
     STOPPED = "stopped"  # its sweep was stopped
@@ -295,7 +296,9 @@ class History:
         return self._change(replace(before, outcome=outcome))
 
     def select(self, stage: int, beam: Sequence[int]) -> None:
-        """Close a stage: its survivors are the parents of the next one."""
+        """Close a stage: its survivors are the parents of the next one. Raises KeyError for others."""
+        for number in beam:
+            self._stage_of[number]
         self.beams[stage] = tuple(beam)
 
     def lineage(self, trial: Trial) -> list[Trial]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autocl_sweeper.disk import file_system
 from autocl_sweeper.errors import (
     ConfigurationError,
+    DiskError,
     JobContractError,
     NoSurvivorError,
     TooManyFailuresError,
@@ -77,9 +81,11 @@ class Verdict:
         if outcome.state is not State.COMPLETE or last or self.checkpoint_key is None:
             return
         found = outcome.checkpoint
-        if found is None or not (self.folder / found).exists():
+        if found is None or not os.path.exists(self.folder / found):
             told = (
-                "saved no checkpoint" if found is None else f"named '{found}', which is not there"
+                "saved no checkpoint, or returned one that is no path"
+                if found is None
+                else f"named '{found}', which is not there"
             )
             raise JobContractError(
                 f"{name} {told}, but the next stage starts from it"
@@ -118,6 +124,17 @@ class Verdict:
             f" early stopping\n  has a rung at {rung} steps: no trial can be judged there.\n"
             "  Report the steps that hydra.sweeper.prune.max_steps counts, or set it to the last step"
             " of a full\n  training (null: that of the first completed trial). What finished is kept."
+        )
+
+    def full_disk(self, trial: Trial, outcome: Outcome) -> DiskError:
+        """A job that could not write: that says nothing about its trial, and the next would not either."""
+        named = re.search(r"'(/[^']*)'", outcome.reason)
+        where = Path(named[1]) if named else self.folder / trial.folder
+        return DiskError(
+            f"Trial {trial.number} (task '{trial.task}') could not write: {outcome.reason}.\n"
+            f"  It writes to {file_system(where)}.\n"
+            "  Free some space there, then rerun the same command: what finished is kept, and this"
+            f" trial runs again.{self._where(trial)}"
         )
 
     def too_many(self, failures: int, limit: int, trials: Iterable[Trial]) -> TooManyFailuresError:

@@ -39,12 +39,15 @@ class Lease:
     """A device of ours, or a place on one, until every process that has its descriptors is gone.
 
     Give them to the job with `pass_fds=lease.filenos()` (or over a socket), then `close` our own
-    copies when the job is reaped. A fork without exec inherits them as well.
+    copies when the job is reaped: it may close its own before. A fork without exec inherits them as well.
     """
 
-    def __init__(self, device_id: str, fds: Sequence[int], claim: Claim) -> None:
+    def __init__(
+        self, device_id: str, fds: Sequence[int], claim: Claim, paths: Sequence[Path] = ()
+    ) -> None:
         self.device_id = device_id
         self.claim = claim
+        self.paths = paths  # of the last of its descriptors
         self._fds = tuple(fds)  # of the device; and of the place, if it is shared
 
     def filenos(self) -> tuple[int, ...]:
@@ -59,6 +62,22 @@ class Lease:
         with suppress(OSError):  # on a full disk the lock still holds, and nobody joins
             os.pwrite(self.filenos()[-1], text, 0)
             os.ftruncate(self.filenos()[-1], len(text))
+
+    def is_announced(self) -> bool:
+        """Whether others find its locks, which they do not once the files were deleted."""
+        newest = self.filenos()[-len(self.paths) :]
+        try:
+            return all(
+                os.path.samestat(os.fstat(fd), path.stat())
+                for fd, path in zip(newest, self.paths, strict=True)
+            )
+        except FileNotFoundError:
+            return False
+
+    def add(self, lease: Lease) -> None:
+        """Hold another lease of the same device as well."""
+        self._fds += lease.filenos()
+        self.paths = lease.paths
 
     def close(self) -> None:
         """Give up our copy; the device stays leased while a job has one. Idempotent."""
@@ -141,18 +160,36 @@ class LeaseFolder:
                 return BUSY
             if reason := objection(self._occupied(device_id)):
                 return reason
-            alone = claim.limit == 1
-            fd = self._lock(self.file(device_id), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-            if fd is None:
-                return f"is leased by {self.holder(device_id) or 'somebody'}"
-            fds = [fd]
-            if not alone:
-                files = (self.file(device_id, f"{number}.place") for number in count_from())
-                places = (self._lock(file, fcntl.LOCK_EX) for file in files)
-                fds.append(next(place for place in places if place is not None))
-            lease = Lease(device_id, fds, claim)
-            lease.note(claim)
-            return lease
+            lease = self._locked(device_id, claim)
+            return lease or f"is leased by {self.holder(device_id) or 'somebody'}"
+
+    def announce(self, lease: Lease) -> bool:
+        """Lock a lease of ours anew if its files were deleted. False: others have the device by now."""
+        if lease.is_announced():
+            return True
+        with self._door(lease.device_id) as opened:
+            again = self._locked(lease.device_id, lease.claim) if opened else None
+        if again is None:
+            return not opened
+        lease.add(again)
+        return True
+
+    def _locked(self, device_id: str, claim: Claim) -> Lease | None:
+        """A lease with this claim; None while somebody has the device. Inside the door."""
+        alone = claim.limit == 1
+        path = self.file(device_id)
+        fd = self._lock(path, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if fd is None:
+            return None
+        locked = {path: fd}
+        if not alone:
+            files = (self.file(device_id, f"{number}.place") for number in count_from())
+            places = ((file, self._lock(file, fcntl.LOCK_EX)) for file in files)
+            place, fd = next((file, fd) for file, fd in places if fd is not None)
+            locked[place] = fd
+        lease = Lease(device_id, list(locked.values()), claim, list(locked))
+        lease.note(claim)
+        return lease
 
     def look(self, device_id: str) -> Occupied | None:
         """Who has the device; None when another one is at its door all the time."""
@@ -265,9 +302,16 @@ def _read(path: Path) -> Claim | None:
     """The claim a lock file tells, which outlives the lock; None when there is none to read."""
     try:
         line = path.read_bytes()[:4000].partition(b"\n")[0]
-        return Claim(**json.loads(line))
-    except (OSError, ValueError, TypeError):
+        claim = Claim(**json.loads(line))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    numbers = (claim.pid, claim.since, claim.stage)
+    maybe = (claim.job, claim.limit, claim.reserved_mib, claim.declared_mib, claim.base_mib)
+    known = isinstance(claim.holder, str) and all(
+        isinstance(number, int | float)
+        for number in (*numbers, *(n for n in maybe if n is not None))
+    )
+    return claim if known else None  # anybody may have written there
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class Pool:
     _expected_mib: int | None = None  # by what jobs that still run use; None: none has shown it
     _unseen: bool = False  # one was over, or ran for long, and used nothing that anybody could see
     _trouble: dict[str, float] = field(default_factory=dict)  # id -> when it began
+    _contested: set[str] = field(default_factory=set)  # leased twice, after a lock file was deleted
     _watching: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -190,6 +191,27 @@ class Pool:
         self.refusal = ""
         ids = [lease.device_id for lease in found]
         return Grant(found, told(ids, self.probe.environment(ids)), alone=claim.limit == 1)
+
+    def announce(self, grant: Grant) -> None:
+        """Lock anew what is leased for a job that runs, where its lock files were deleted."""
+        for lease in grant.leases:
+            if not self.leases.announce(lease) and lease.device_id not in self._contested:
+                self._contested.add(lease.device_id)
+                log.warning(
+                    "%s: its lock file was deleted, and another sweep has it too by now. Leave the"
+                    " files in '%s' alone", short(lease.device_id), self.leases.path,
+                )  # fmt: skip
+
+    def take_over(self, ids: Sequence[str]) -> Grant | None:
+        """Devices of a job that another controller started and that holds no lease itself any more.
+
+        None: it does, or it shared them, so that its claim is not known.
+        """
+        if self.shares:
+            return None
+        found = [self.leases.try_lease(device_id, self.holder) for device_id in ids]
+        held = [lease for lease in found if lease is not None]
+        return Grant(held, {}) if held else None
 
     # -- memory --
 

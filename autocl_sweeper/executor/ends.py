@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from autocl_sweeper.device.pool import Pool
@@ -13,7 +12,7 @@ from autocl_sweeper.executor.process.forked import ForkedProcess
 from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.running import Running
 from autocl_sweeper.job.returned import failed_return, read_return
-from autocl_sweeper.outcome import JobFiles, cause_in_log, failure, last_lines
+from autocl_sweeper.outcome import UNWRITTEN, JobFiles, cause_in_log, failure, last_lines
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
 FORKSERVER_DIED = "the process it was forked from died"
@@ -37,9 +36,8 @@ class Ends:
         if outcome is None:
             outcome = _without_result(running, status)
         elif self.returns and not running.adopted:  # only what a job of ours wrote is unpickled
-            with suppress(FileNotFoundError):  # it was killed between the two
-                returned = read_return(self.files.job_return(number))
-                outcome = replace(outcome, job_return=returned)
+            returned = read_return(self.files.job_return(number))
+            outcome = replace(outcome, job_return=returned)
         if outcome.state is not State.FAIL:
             return outcome
         tail = last_lines(self.files.log(number))
@@ -64,6 +62,11 @@ class Ends:
             return replace(failed, reason=reason, cause=Cause.DEVICE, lost=True)
         if failed.cause is Cause.EXIT:
             failed = replace(failed, cause=cause_in_log(failed.log_tail))
+        ended_by_itself = failed.cause in (Cause.EXIT, Cause.SIGNAL, Cause.EXCEPTION)
+        if ended_by_itself and self.files.is_full(running.job.number):  # its log may be cut off, too
+            failed = replace(failed, cause=Cause.DISK, reason=f"{failed.reason} [the disk is full]")
+        if failed.cause is Cause.DISK:
+            return replace(failed, lost=True)
         if failed.cause is not Cause.DEVICE_MEMORY:
             return failed
         # Worth another attempt where others had a part of that memory, and only there.
@@ -76,7 +79,9 @@ class Ends:
 
 def _without_result(running: Running, status: int | None) -> Outcome:
     lost = status is None and running.ended_by is None
-    if status is None:
+    if status == UNWRITTEN:
+        reason, cause = "the disk did not take its outcome", Cause.DISK
+    elif status is None:
         reason, cause = (STATUS_LOST if running.adopted else FORKSERVER_DIED), Cause.SIGNAL
     elif status == -signal.SIGKILL and running.ended_by is None:
         blame, cause = running.oom_kills.blame(OomKills.now())

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -105,6 +105,7 @@ class LocalExecutor:
         self._refused = ""
         self._warned = False  # of a main file that jobs cannot import
         self._stopping = False
+        self._announcing = False
         self._guardian: subprocess.Popen[bytes] | None = None
         self._start_forkserver = forkserver
         self._keeps_forkserver = keeps_forkserver
@@ -148,6 +149,7 @@ class LocalExecutor:
 
     def _acquire(self, alone: bool = False) -> Grant | None:
         """As the pool's, but an error of devices waits until the jobs on others have ended."""
+        self._announce()
         try:
             return self._pool.acquire(alone=alone)
         except DeviceError as error:
@@ -188,6 +190,7 @@ class LocalExecutor:
         self._tell_guardian("+", process.pid, self._mark(job))
         self._reports.begin(job.number, job.reported)
         running = self._running_of(job, process.devices, job.alone, process)
+        running.announce(self._pool)
         running.started -= process.age_s
         self._watch(running)
         return True
@@ -316,6 +319,9 @@ class LocalExecutor:
 
     def _watch(self, running: Running) -> None:
         number = running.job.number
+        if not self._announcing:
+            self._announcing = True
+            self._announce_again()
         running.thread = threading.Thread(
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
@@ -331,26 +337,44 @@ class LocalExecutor:
         return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
     def _start(self, job: Job, grant: Grant, order: bytes) -> Running:
-        self._files.folder.mkdir(parents=True, exist_ok=True)
-        self._files.forget(job.number)
-        self._reports.begin(job.number)
-        stdin, word = os.pipe()
-        try:
-            with open(self._files.log(job.number), "wb") as output, _in_memory(order) as reading:
-                process = self._process(job, reading, stdin, output.fileno(), grant)
-            self._pool.began(grant, process.pid, job.stage)
-        finally:
-            os.close(stdin)
-            # The job holds its own copy: the lease ends when the last of its processes does.
-            grant.close()
-        self._tell_guardian("+", process.pid, self._mark(job))
-        write_group(self._files.group(job.number), process.pid, grant.ids)
-        running = self._running_of(job, grant.ids, grant.alone, process)
-        running.base_mib = grant.base_mib
-        # A job starts with this word, so a controller killed before it leaves no job unknown.
-        with open(word, "wb", buffering=0) as file, suppress(BrokenPipeError):  # `_await` finds out
-            file.write(GO)
+        with ExitStack() as given_back:
+            given_back.callback(grant.close)
+            self._files.forget(job.number)
+            self._files.reserve(job.number)
+            self._reports.begin(job.number)
+            running = self._started(job, grant, order)
+            given_back.pop_all()  # until it is reaped: a job may close its own copy
         return running
+
+    def _started(self, job: Job, grant: Grant, order: bytes) -> Running:
+        stdin, word = os.pipe()
+        # A job starts with a word, so a controller killed before it leaves no job unknown.
+        with open(word, "wb", buffering=0) as go:
+            try:
+                with (
+                    open(self._files.log(job.number), "wb") as output,
+                    _in_memory(order) as reading,
+                ):
+                    process = self._process(job, reading, stdin, output.fileno(), grant)
+                self._pool.began(grant, process.pid, job.stage)
+            finally:
+                os.close(stdin)
+            self._tell_guardian("+", process.pid, self._mark(job))
+            write_group(self._files.group(job.number), process.pid, grant.ids)
+            running = self._running_of(job, grant.ids, grant.alone, process)
+            running.grant = grant
+            with suppress(BrokenPipeError):  # `_await` finds out
+                go.write(GO)
+        return running
+
+    def _announce(self) -> None:
+        """Hold what running jobs were given, also where they or a cleaner of /tmp dropped its locks."""
+        for running in list(self._running.values()):
+            running.announce(self._pool)
+
+    def _announce_again(self) -> None:
+        self._announce()
+        self._deadlines.at(time.monotonic() + POLL_S, self._announce_again)
 
     def _mark(self, job: Job) -> str:
         """The same for whichever controller has the job."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, signal_group
@@ -53,6 +54,7 @@ class Running:
     started: float = field(default_factory=time.monotonic)
     # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
     base_mib: Mapping[str, int | None] = field(default_factory=dict)
+    grant: Grant | None = None  # our copy of its leases; none of an adopted job that has its own
     oom_kills: OomKills = field(default_factory=OomKills.now)
     ended_by: tuple[str, Cause] | None = None  # why we ended it
     over: bool = False  # its outcome is there for `wait`
@@ -117,7 +119,20 @@ class Running:
             for number in self._due:
                 self.deadlines.cancel(number)
             self._due.clear()
-            return self.process.reap()
+            status = self.process.reap()
+            if self.grant is not None:  # what is left of the job, if anything, holds its own copy
+                self.grant.close()
+            return status
+
+    def announce(self, pool: Pool) -> None:
+        """See to it that its devices are leased as long as it runs, whatever became of the lock files."""
+        with self._signalling:
+            if self._reaped:
+                return
+            if self.grant is not None:
+                pool.announce(self.grant)
+            elif self.adopted:
+                self.grant = pool.take_over(self.devices)
 
     def abandon(self) -> bool:
         """Go on without a job that even SIGKILL does not end. False: it is dead after all."""

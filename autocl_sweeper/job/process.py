@@ -12,11 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autocl_sweeper.disk import is_disk_trouble
 from autocl_sweeper.job.package import Opened, Order, enter, opened
 from autocl_sweeper.job.pickles import loads
 from autocl_sweeper.job.returned import failed_return, write_return
 from autocl_sweeper.outcome import (
     LOG_NAME,
+    UNWRITTEN,
     JobFiles,
     failure,
     link_log,
@@ -95,7 +97,9 @@ def _run(files: JobFiles, order: Order, package: Opened) -> None:
         files.output(order.number).write_text(str(output_dir), "utf-8", "surrogateescape")
     except Exception as error:
         _show(error)
-        outcome = failure(error, time.monotonic() - start, Cause.CONFIGURATION)
+        full = is_disk_trouble(error)
+        cause = Cause.DISK if full else Cause.CONFIGURATION
+        outcome = failure(error, time.monotonic() - start, cause)
         job_return = failed_return(order.overrides, error)
     else:
         job_return = run_job(
@@ -112,9 +116,15 @@ def _run(files: JobFiles, order: Order, package: Opened) -> None:
         else:
             _show(value)
             outcome = failure(value, seconds)
-    files.write_outcome(order.number, outcome)
-    if order.returns:
-        write_return(files.job_return(order.number), job_return)
+    try:
+        if order.returns:
+            write_return(files.job_return(order.number), job_return)
+        files.write_outcome(order.number, outcome)
+    except OSError as error:
+        if not is_disk_trouble(error):
+            raise
+        _show(error)
+        os._exit(UNWRITTEN)
 
 
 def _show(error: BaseException) -> None:

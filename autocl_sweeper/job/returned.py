@@ -31,7 +31,7 @@ def write_return(path: Path, job_return: Any) -> None:
         from hydra.core.utils import JobStatus
 
         job_return.status = JobStatus.FAILED
-    # Not synced: its reader is the controller that started the job, after the outcome is there.
+    # Not synced: its reader is the controller that started the job, once the outcome is there too.
     path.write_bytes(dumps((job_return, text)))
 
 

@@ -52,7 +52,7 @@ class ReportingTask:
             write_whole(files.begun(number), b"")
         reports = os.environ.get(REPORTS)
         os.environ[REPORTS] = str(files.reports(number).absolute())
-        files.folder.mkdir(parents=True, exist_ok=True)  # or what it reports would be lost
+        files.reserve(number)
         start = time.monotonic()
         value: Any = None
         error: Exception | None = None

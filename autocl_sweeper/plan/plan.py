@@ -161,5 +161,8 @@ class Plan:
 
 
 def _slug(text: str) -> str:
-    """A task's name as one folder name: safe in a path, in Hydra's syntax and in a shell."""
-    return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII) or "_"
+    """A task's name as one folder name: safe in a path, in Hydra's syntax and in a shell.
+
+    File systems allow 255 bytes; the stage and the trial's number tell apart what is cut.
+    """
+    return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)[:200] or "_"

@@ -36,9 +36,12 @@ from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Job, Outcome, Report, State, Trial
 
 SETTINGS = Settings(
-    sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={},
-    rounds=1, popsize=None, handover={}, max_failures=None, retries=0, retry_delay_s=0.0,
-    max_batch_size=None, keep_checkpoints="beam", seed=0, pipeline=True, check=None, search={},
+    sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={}, when={},
+    zip=[], param_file=None, jobs=None, rounds=1, popsize=None, parents="beam", population={},
+    init=True, transfer=True, carry_from=None, objective=None, selection="top_k", seeds=1,
+    protocol="beam", first_k=3, prune=None, budget={}, handover={}, max_failures=None, retries=0,
+    retry_delay_s=0.0, max_batch_size=None, keep_checkpoints="beam", check=None, dry_run=False,
+    export={}, seed=0, pipeline=True, search={},
 )  # fmt: skip
 
 

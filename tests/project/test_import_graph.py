@@ -22,12 +22,13 @@ CORE_FLOORS = [
         "protocols",
         "distributions",
         "errors",
+        "disk",
         "reporter",
         "metrics",
         "command_line",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
-    {"search", "prune", "selection", "order", "executor", "budget"},
+    {"search", "prune", "selection", "order", "executor", "budget", "folder"},
     {"strategy", "retention", "verdict", "compare"},
     {"plan", "results", "display", "rounds", "export"},
     {"sweep"},
@@ -51,6 +52,7 @@ TRAIN_FLOORS = [
 DOORS = {
     "view": {"types"},
     "distributions": {"types", "errors"},
+    "disk": {"errors"},
     "protocols": {"types", "view"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome"},
