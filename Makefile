@@ -5,6 +5,7 @@
 # make test-newest  what touches other packages, with the newest of them on Python 3.13
 # make test-oldest  the same, with the oldest that setup.py allows on Python 3.10
 # make test-slow    the tests that take minutes each
+# make storm        kills, full disks and damage at random: SECONDS=1800 of it; SEED, EPISODE and KINDS choose
 # make test-gpu     the tests that need an NVIDIA GPU
 # make test-models  the tests on what `make models` has fetched
 # make check        lint, format and types
@@ -36,9 +37,13 @@ QUICK = $(HYDRA) tests/executor/test_launcher.py tests/device/test_cli.py tests/
 PIP = bin/python -m pip install --quiet --disable-pip-version-check
 PINS = $(filter constraints%,$^)
 
+STORM = .venv/bin/python tests/storm/storm.py
+# How long `make storm` takes; half an hour at most.
+SECONDS = 600
+
 DEMO = .venv/bin/python benchmarks/split_digits.py --folder demo
 
-.PHONY: demo models demo-text test test-hydra13 test-hydra14 test-newest test-oldest test-slow test-gpu test-models check dist clean
+.PHONY: demo models demo-text test test-hydra13 test-hydra14 test-newest test-oldest test-slow storm test-gpu test-models check dist clean
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -67,6 +72,9 @@ test-oldest: .venv-oldest/.installed
 
 test-slow: .venv/.installed
 	.venv/bin/python -m pytest -m slow
+
+storm: .venv/.installed
+	$(STORM) --seconds $(SECONDS) $(SEED:%=--seed %) $(EPISODE:%=--episode %) $(if $(KINDS),--kinds $(KINDS))
 
 # pytest's status 5 is that no test was selected.
 test-gpu: .venv/.installed

@@ -25,7 +25,8 @@ def folder_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if is_disk_trouble(error):
             raise disk_error(error, folder) from error
-        named = error.filename if isinstance(error.filename, str) else ""
+        last = error.filename2 or error.filename  # of a renaming its goal
+        named = last if isinstance(last, str) else ""
         if not named or not Path(named).absolute().is_relative_to(folder.absolute()):
             raise
         raise SweepFolderError(

@@ -143,7 +143,9 @@ def _plan(
     given: Mapping[str, Any], arguments: Sequence[str], config_loader: Any, config: DictConfig
 ) -> Plan:
     choices = plain(config.hydra.runtime.choices)
-    keys = {key: plain(value) for key, value in given.items()}
+    # Hydra resolved what it gives once already, which takes the escape off `\${...}`.
+    own = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
+    keys = {key: plain(value) for key, value in {**given, **own}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)

@@ -25,6 +25,7 @@ from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
 
 LOG_NAME = "job.log"
+ERROR_NAME = "error.txt"  # a long error, where no log has it
 CHECKPOINT_NAME = "checkpoint"
 TAIL_LINES = 20
 LONGEST_LINE = (
@@ -236,14 +237,25 @@ def _float(number: Any) -> float:
         return math.copysign(math.inf, number > 0 or -1)
 
 
-def failure(error: BaseException, seconds: float, cause: Cause | None = None) -> Outcome:
-    """The outcome of a job that raised. `cause`: where it is known without looking at the error."""
+def failure(
+    error: BaseException, seconds: float, cause: Cause | None = None, folder: Path | None = None
+) -> Outcome:
+    """The outcome of a job that raised. `cause`: where it is known without looking at the error.
+
+    `folder`: where a long error is to be written as a whole, if no log has it.
+    """
+    text = headline(error)
+    whole = LOG_NAME
+    if folder is not None and len(text) > LONGEST_LINE:
+        whole = ERROR_NAME
+        with suppress(OSError):
+            (folder / whole).write_text(text, "utf-8", "backslashreplace")
     lines = "".join(traceback.format_exception(error)).splitlines()
     return Outcome(
         state=State.FAIL,
-        reason=shortened(headline(error)),
+        reason=shortened(text, whole),
         seconds=seconds,
-        log_tail=tuple(map(shortened, lines[-TAIL_LINES:])),
+        log_tail=tuple(shortened(line, whole) for line in lines[-TAIL_LINES:]),
         cause=cause_of(error) if cause is None else cause,
     )
 
@@ -304,11 +316,11 @@ def headline(error: BaseException) -> str:
         return type(error).__name__
 
 
-def shortened(text: str) -> str:
-    """A text of any length as it can stand in a journal, a table and a terminal."""
+def shortened(text: str, whole: str = LOG_NAME) -> str:
+    """A text of any length as a journal, a table and a terminal can hold it. `whole`: who has all of it."""
     if len(text) <= LONGEST_LINE:
         return text
-    return f"{text[:LONGEST_LINE]} ... [{len(text):,} characters in all, in {LOG_NAME}]"
+    return f"{text[:LONGEST_LINE]} ... [{len(text):,} characters in all, in {whole}]"
 
 
 def link_log(log: Path, target: Path) -> None:

@@ -309,6 +309,8 @@ class Sweep:
             parent = self.history[trial.parent].outcome
             assert parent is not None
             checkpoint = parent.checkpoint and str(self._folder / parent.checkpoint)
+            if checkpoint and self._plan.checkpoint_key:
+                self._verdict.refuse_gone(trial, checkpoint)
         overrides = self._plan.overrides(trial, checkpoint)
         self._overrides[trial.number] = overrides
         self.history.start(trial)

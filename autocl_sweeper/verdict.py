@@ -15,6 +15,7 @@ from autocl_sweeper.errors import (
     DiskError,
     JobContractError,
     NoSurvivorError,
+    SweepFolderError,
     TooManyFailuresError,
 )
 from autocl_sweeper.objective import CURRENT, MEAN, WORST, Objective
@@ -93,6 +94,17 @@ class Verdict:
                 f"  A job saves its model in '{CHECKPOINT_NAME}/' in its output folder, or returns a"
                 "\n  mapping whose 'checkpoint' names the folder. If tasks do not build on each"
                 f" other,\n  set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
+            )
+
+    def refuse_gone(self, trial: Trial, checkpoint: str) -> None:
+        """Stop before a trial starts from a checkpoint that was removed. Raises SweepFolderError."""
+        if not os.path.exists(checkpoint):
+            raise SweepFolderError(
+                f"The checkpoint of trial {trial.parent} is gone: '{checkpoint}'.\n"
+                f"  Trial {trial.number} (task '{trial.task}') starts from it"
+                f" ({self.checkpoint_key}=<checkpoint>).\n"
+                "  Restore it, then rerun the same command; or begin anew in another"
+                " hydra.sweep.dir."
             )
 
     def _contract(self) -> str:

@@ -63,7 +63,9 @@ class Ends:
         if failed.cause is Cause.EXIT:
             failed = replace(failed, cause=cause_in_log(failed.log_tail))
         ended_by_itself = failed.cause in (Cause.EXIT, Cause.SIGNAL, Cause.EXCEPTION)
-        if ended_by_itself and self.files.is_full(running.job.number):  # its log may be cut off, too
+        if ended_by_itself and self.files.is_full(
+            running.job.number
+        ):  # its log may be cut off, too
             failed = replace(failed, cause=Cause.DISK, reason=f"{failed.reason} [the disk is full]")
         if failed.cause is Cause.DISK:
             return replace(failed, lost=True)

@@ -362,7 +362,7 @@ class LocalExecutor:
             self._tell_guardian("+", process.pid, self._mark(job))
             write_group(self._files.group(job.number), process.pid, grant.ids)
             running = self._running_of(job, grant.ids, grant.alone, process)
-            running.grant = grant
+            running.grant, running.base_mib = grant, grant.base_mib
             with suppress(BrokenPipeError):  # `_await` finds out
                 go.write(GO)
         return running

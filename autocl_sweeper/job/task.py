@@ -67,7 +67,7 @@ class ReportingTask:
             outcome = replace(outcome, reason=_exit_text(left.code))
             error = RuntimeError(outcome.reason)
         except Exception as raised:
-            outcome = failure(raised, time.monotonic() - start)
+            outcome = failure(raised, time.monotonic() - start, folder=output_dir)
             error = portable(raised) if elsewhere else raised
         finally:
             if reports is None:

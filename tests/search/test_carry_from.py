@@ -114,8 +114,8 @@ def test_a_sweep_continues_with_an_older_sweep_as_it_was_and_refuses_one_that_gr
         (folder / "journal.jsonl").write_text(lines)
         again = sweep(folder, "c,d", carry_from=str(old))
         assert [t.suggestion for t in again] == [t.suggestion for t in whole]
-    journal = old / "journal.jsonl"
-    journal.write_text(journal.read_text().replace('"score": 0.', '"score": 1.'))
+    grown = "".join(json.dumps(one) + "\n" for one in read(old))
+    (old / "journal.jsonl").write_text(grown.replace('"score": 0.', '"score": 1.'))
     with pytest.raises(ChangedSweepError, match=r"carry_from / digest: was"):
         sweep(tmp_path / "whole", "c,d", carry_from=str(old))
 

@@ -42,6 +42,12 @@ def without_sums(data: bytes) -> bytes:
     return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
 
 
+def write_byte(path: Path, place: int, byte: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(bytes([byte]))
+
+
 # -- damage -----------------------------------------------------------------------------------------
 
 
@@ -56,19 +62,20 @@ def test_none_of_3000_flipped_bits_is_believed(
     refused = dropped = 0
     for _ in range(3000):
         place, bit = chance.randrange(len(data)), chance.randrange(8)
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << bit
-        (tmp_path / NAME).write_bytes(flipped)
+        write_byte(tmp_path / NAME, place, data[place] ^ 1 << bit)
         try:
             found = read(tmp_path)
         except JournalDamagedError as error:
             refused += 1
             assert "is not as it was written" in str(error)
+            write_byte(tmp_path / NAME, place, data[place])
             continue
         assert found == records[:-1], (place, bit)
         if not dropped:
             assert reopened(tmp_path) == found
             assert "torn or damaged and left out" in caplog.text
+            (tmp_path / NAME).write_bytes(data)
+        write_byte(tmp_path / NAME, place, data[place])
         dropped += 1
     assert (refused > 2000, dropped > 0, refused + dropped) == (True, True, 3000)
 
@@ -152,6 +159,35 @@ def test_an_event_that_does_not_fit_leaves_no_part_of_itself(tmp_path: Path) -> 
     journal.append("start", trial=2)
     journal.close()
     assert [record["trial"] for record in reopened(tmp_path)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Free some space there"),
+        (errno.EDQUOT, "have your quota raised"),
+        (errno.EIO, "dmesg says more"),
+        (errno.EROFS, "Mount it writable again"),
+    ],
+)
+def test_every_way_a_disk_refuses_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    journal = Journal(tmp_path)
+    journal.append("start", trial=0)
+
+    def refuse(file: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        with pytest.raises(DiskError) as raised:
+            journal.append("start", trial=1)
+    journal.close()
+    told = str(raised.value)
+    assert f"'{tmp_path / NAME}' could not be written: {os.strerror(number)}" in told
+    assert remedy in told and "It lies on the file system '/" in told
+    assert [record["trial"] for record in reopened(tmp_path)] == [0]
 
 
 # -- who has the folder -----------------------------------------------------------------------------
