@@ -35,11 +35,18 @@ class FileConfigSource(hydras.FileConfigSource):
         snapshot = _snapshot()
         paths = self._paths(config_path)
         if snapshot is None:
-            layered = None
-            if all(map(os.path.isfile, paths)):
-                with open(paths[0], encoding="utf-8") as file:
-                    layered = self._layered(config_path, paths, file.read())
-            return super().load_config(config_path) if layered is None else layered
+            try:
+                layered = None
+                if all(map(os.path.isfile, paths)):
+                    with open(paths[0], encoding="utf-8") as file:
+                        layered = self._layered(config_path, paths, file.read())
+                return super().load_config(config_path) if layered is None else layered
+            except ValueError as error:  # no UTF-8
+                raise _refused(paths) or error from error
+            except Exception as error:
+                if type(error).__module__.startswith("yaml."):
+                    raise _refused(paths) or error from error
+                raise
         key = (self.path, config_path)
         if key not in snapshot.composed:
             result = self._recorded(config_path, paths, snapshot)
@@ -139,6 +146,19 @@ class FileConfigSource(hydras.FileConfigSource):
             provider=self.provider,
             header=header,
         )
+
+
+def _refused(paths: Sequence[str]) -> Exception | None:
+    """The mistake in files that are no YAML, with its line; None where ours reads them."""
+    from autocl_sweeper.errors import LayerError
+    from autocl_sweeper.yaml.layers import load
+
+    try:
+        for path in paths:
+            load(path)
+    except LayerError as error:
+        return ConfigCompositionException(str(error))
+    return None
 
 
 def _snapshot() -> Any:
