@@ -9,7 +9,8 @@ from __future__ import annotations
 import builtins  # a method is called list
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -35,18 +36,12 @@ class FileConfigSource(hydras.FileConfigSource):
         snapshot = _snapshot()
         paths = self._paths(config_path)
         if snapshot is None:
-            try:
+            with _addressed(paths):
                 layered = None
                 if all(map(os.path.isfile, paths)):
                     with open(paths[0], encoding="utf-8") as file:
                         layered = self._layered(config_path, paths, file.read())
                 return super().load_config(config_path) if layered is None else layered
-            except ValueError as error:  # no UTF-8
-                raise _refused(paths) or error from error
-            except Exception as error:
-                if type(error).__module__.startswith("yaml."):
-                    raise _refused(paths) or error from error
-                raise
         key = (self.path, config_path)
         if key not in snapshot.composed:
             result = self._recorded(config_path, paths, snapshot)
@@ -103,8 +98,9 @@ class FileConfigSource(hydras.FileConfigSource):
             return layered
         try:
             config: Any = OmegaConf.create(dict(parse(text)))
-        except LayerError:  # with Hydra's own message, if it is an error to Hydra too
-            config = OmegaConf.load(StringIO(text))
+        except LayerError:  # if it is an error to Hydra too
+            with _addressed(paths, snapshot.text):
+                config = OmegaConf.load(StringIO(text))
         return self._result(config, ConfigSource._get_header_dict(text[:512]))
 
     def _layered(
@@ -148,17 +144,26 @@ class FileConfigSource(hydras.FileConfigSource):
         )
 
 
-def _refused(paths: Sequence[str]) -> Exception | None:
-    """The mistake in files that are no YAML, with its line; None where ours reads them."""
-    from autocl_sweeper.errors import LayerError
-    from autocl_sweeper.yaml.layers import load
-
+@contextmanager
+def _addressed(paths: Sequence[str], read: Callable[[str], str] | None = None) -> Iterator[None]:
+    """What is no UTF-8 or no YAML in the block is raised with its file and line."""
     try:
-        for path in paths:
-            load(path)
-    except LayerError as error:
-        return ConfigCompositionException(str(error))
-    return None
+        yield
+    except Exception as error:
+        import yaml
+
+        from autocl_sweeper.errors import LayerError
+        from autocl_sweeper.yaml.layers import load
+        from autocl_sweeper.yaml.text import read_text
+
+        if not isinstance(error, UnicodeDecodeError | yaml.YAMLError):
+            raise
+        try:
+            for path in paths:
+                load(path, read or read_text)
+        except LayerError as told:
+            raise ConfigCompositionException(str(told)) from error
+        raise
 
 
 def _snapshot() -> Any:
