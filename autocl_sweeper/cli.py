@@ -19,6 +19,7 @@ from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
 from autocl_sweeper.display.comparison import as_json as as_json_rows
 from autocl_sweeper.display.comparison import print_comparison
+from autocl_sweeper.display.screen import patient_screen, screen
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finetune(words[1:])
         else:
             given = parser.parse_args(words)
-            given.run(given)
+            with patient_screen():
+                given.run(given)
         sys.stdout.flush()
     except AutoCLError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -118,9 +120,7 @@ def _compare(given: argparse.Namespace) -> None:
     if given.json:
         print(as_json_rows(rows))
         return
-    from rich.console import Console
-
-    print_comparison(rows, Console())
+    print_comparison(rows, screen())
 
 
 def _devices(given: argparse.Namespace) -> None:
@@ -167,9 +167,7 @@ def as_json(leases: LeaseFolder, seen: Sequence[Seen]) -> str:
 
 
 def show(leases: LeaseFolder, seen: Sequence[Seen]) -> None:
-    from rich.console import Console
-
-    console = Console()
+    console = screen()
     console.print(_device_table(seen))
     if any(one.occupied.claims for one in seen):
         console.print(_lease_table(leases, seen))

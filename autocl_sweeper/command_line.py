@@ -53,6 +53,8 @@ def rewrite(argv: Sequence[str], first: str = "config") -> list[str]:
             flags.append(word)
         elif word.endswith((".yaml", ".yml")) and not equals:
             files.append(_file(word))
+        elif not equals and not word.startswith("~") and os.path.isfile(f"{word}.yaml"):
+            raise CommandLineError(f"'{word}': did you mean the file {word}.yaml?")
         else:
             overrides.append(word)
     if files:
@@ -65,6 +67,11 @@ def _file(word: str) -> str:
     if word.endswith(".yml"):
         raise CommandLineError(
             f"'{word}': Hydra reads files that end in .yaml, not .yml. Rename the file."
+        )
+    if os.path.isdir(path):
+        raise CommandLineError(
+            f"'{word}': this is a folder, and a configuration is a file.\n"
+            "  Name the files in it one by one, or rename the folder."
         )
     if not os.path.isfile(path):
         raise CommandLineError(

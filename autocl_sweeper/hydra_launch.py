@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.disk import file_system
 from autocl_sweeper.display.progress import watch_launch
+from autocl_sweeper.display.screen import patient_screen
 from autocl_sweeper.errors import AutoCLError, DiskError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptForkServer
@@ -29,6 +30,7 @@ from autocl_sweeper.job.package import Package
 from autocl_sweeper.job.task import ReportingTask, Terminated
 from autocl_sweeper.order import longest_first, work_of
 from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.plain import plain as plain_text
 from autocl_sweeper.retries import Retries
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
@@ -95,6 +97,7 @@ def launch(
     waiting: Retries[Job] = Retries(settings["retries"], settings["retry_delay_s"])
     returned: dict[int, JobReturn] = {}
     with (
+        patient_screen(),
         errors_for_hydra(),
         folder_errors(folder),
         signals_stop_it(),
@@ -148,7 +151,7 @@ def job_return_of(job: Job, outcome: Outcome) -> JobReturn:
         returned.status, returned.return_value = JobStatus.COMPLETED, outcome.score
     else:
         tail = "".join(f"\n  | {line}" for line in outcome.log_tail)
-        died = JobDiedError(f"job {job.number}: {outcome.reason}{tail}")
+        died = JobDiedError(plain_text(f"job {job.number}: {outcome.reason}{tail}"))
         returned.status, returned.return_value = JobStatus.FAILED, died
     return returned
 
@@ -167,7 +170,7 @@ def errors_for_hydra() -> Iterator[None]:
     try:
         yield
     except AutoCLError as error:
-        raise CompactHydraException(f"{type(error).__name__}: {error}") from error
+        raise CompactHydraException(plain_text(f"{type(error).__name__}: {error}")) from error
     except KeyboardInterrupt:
         # What was going on has been told; a traceback through Hydra says nothing more.
         raise SystemExit(128 + signal.SIGINT) from None

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.display.dry_run import print_plan
 from autocl_sweeper.display.progress import watch
+from autocl_sweeper.display.screen import patient_screen, screen
 from autocl_sweeper.display.summary import print_summary
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
@@ -61,17 +62,15 @@ def run_sweep(
     # All that composes from here on, jobs included, reads the files as they are now.
     sources = config.hydra.runtime.config_sources
     snapshot = Snapshot([source.path for source in sources if source.schema == "file"])
-    with errors_for_hydra(), signals_stop_it(), install(snapshot):
+    with patient_screen(), errors_for_hydra(), signals_stop_it(), install(snapshot):
         plan = _plan(settings, arguments, hydra_context.config_loader, config)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         snapshot.complete(folder)
         name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
         for sentence in below_files(name, arguments, groups, snapshot.text):
             log.warning(sentence)
-        from rich.console import Console
-
         if plan.settings.dry_run:
-            print_plan(plan, folder, _edited(folder, snapshot), Console())
+            print_plan(plan, folder, _edited(folder, snapshot), screen())
             return None
         exporter = _exporter(plan, folder)
         files = JobFiles.of(folder)
@@ -116,7 +115,7 @@ def run_sweep(
                 raise
         in_rounds = plan.settings.parents != BEAM and len(plan.tasks) < 2  # shown as they ended
         if plan.ranked and not in_rounds:
-            print_summary(plan, history, folder, Console())
+            print_summary(plan, history, folder, screen())
         if sweep.stopped is not None:
             _say_how_to_go_on(sweep.stopped, sweep, len(plan.stages), folder)
         if not plan.ranked:

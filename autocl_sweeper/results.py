@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from autocl_sweeper import metrics
 from autocl_sweeper.journal import Record, outcome_from_json
 from autocl_sweeper.outcome import LOG_NAME, write_whole
+from autocl_sweeper.plain import plain
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.plan.rounds import POPULATION
 from autocl_sweeper.strategy.decisions import Stage
@@ -464,8 +466,18 @@ def write_table(folder: Path, history: History) -> None:
     columns = dict.fromkeys(fixed)
     for group in (1, 2, 3, 4):
         columns |= dict.fromkeys(key for row in rows for key in row[group])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: value for group in row for key, value in group.items()} for row in rows)
-    write_whole(folder / TABLE_FILE, text.getvalue().encode("utf-8", "backslashreplace"))
+    write_whole(folder / TABLE_FILE, _csv(list(columns), rows).encode("utf-8", "backslashreplace"))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[tuple[dict[str, Any], ...]]) -> str:
+    """A table that Python's csv, pandas and spreadsheets read alike, whatever its texts hold."""
+    text = io.StringIO(newline="")
+    # The writer quotes what is in its line end, with this one a carriage return as well.
+    writer = csv.DictWriter(text, columns, lineterminator="\r\n")
+    lines = []
+    for row in ({key: key for key in columns}, *(dict(ChainMap(*groups)) for groups in rows)):
+        writer.writerow({k: plain(v) if k == "reason" else v for k, v in row.items()})
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+        text.seek(0)
+        text.truncate()
+    return "".join(lines)

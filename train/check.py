@@ -20,12 +20,12 @@ from omegaconf import DictConfig
 from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.origins import Keys, Layer, keys_of, layers_of, origin, typed_for
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
-from autocl_sweeper.yaml.text import dotted
+from autocl_sweeper.yaml.text import INCLUDE, dotted
 from train.config.env import EnvSettings, read_env
 from train.config.hf_arguments import HFArguments
 from train.config.ofasys import BY_KEY
 from train.config.reading import PARTS, read_run, read_tasks, read_text, values_of_run
-from train.config.schema import CONF, KINDS, TopLevel
+from train.config.schema import CONF, KINDS, TopLevel, not_a_section
 from train.config.sections import Run, Task
 from train.config.settle import as_written, settle
 from train.config.text_data import config_root, task_names
@@ -37,9 +37,12 @@ from train.config.typed import (
     check,
     default_of,
     nearest,
+    nested,
     options,
     problems_of,
+    shown,
 )
+from train.data.tables import DataError
 from train.data.task_plan import TaskPlan, plan_run, plan_task
 from train.model.family import check_model
 
@@ -81,7 +84,7 @@ def check_job(config: DictConfig) -> dict[str, Any]:
 
 def _checked(written: dict[str, Any], hydra: Any, launcher: Any) -> Checked:
     values = checked_values(written, hydra)
-    with _placing(hydra):
+    with placing(hydra):
         return _job(values, written, launcher)
 
 
@@ -91,7 +94,7 @@ def checked_values(written: dict[str, Any], hydra: Any) -> dict[str, Any]:
     Raises Refused with all mistakes of the sections, whatever job they are for.
     """
     refuse_clashes(hydra)
-    with _placing(hydra):
+    with placing(hydra):
         try:
             starred: dict[str, Any] = expand_stars(written)
         except LayerError as error:
@@ -122,18 +125,33 @@ def _of_key(name: str, node: Any) -> list[Problem]:
     """Mistakes at or below one top-level key."""
     known = [*KINDS, *options(TopLevel)]
     if name not in known:
-        near = nearest(name, known) or f". There are {', '.join(known)}"
-        return [Problem(name, f"{name}: there is no section or key of this name{near}")]
-    if node == "???" or node is None:
+        return [_unknown_section(name, node, known)]
+    if node == "???":
         return []
     if name not in KINDS:
-        return check(TopLevel, {name: node}, "")
+        return [] if node is None else check(TopLevel, {name: node}, "")
+    if not isinstance(node, Mapping):
+        return [Problem(name, f"{name}={shown(node)}: {not_a_section(name, node)}")]
     if name != "task":
         return check(KINDS[name], node, name)
-    if not isinstance(node, Mapping):
-        return [Problem(name, f"{name}={node}: must be a mapping of task names to tasks")]
-    tasks = [(one, task) for one, task in node.items() if task != "???"]
-    return [problem for one, task in tasks for problem in check(Task, task, f"{name}.{one}")]
+    return [problem for one, task in node.items() for problem in _of_task(one, task, node)]
+
+
+def _of_task(name: Any, task: Any, tasks: Mapping[Any, Any]) -> list[Problem]:
+    key = f"task.{name}"
+    if "." in str(name) and (
+        not isinstance(task, Mapping) or str(name).partition(".")[0] in map(str, tasks)
+    ):
+        return [Problem(key, f"{key}: {nested(str(name), task)}")]
+    return [] if task == "???" else check(Task, task, key)
+
+
+def _unknown_section(name: str, node: Any, known: Iterable[str]) -> Problem:
+    told = f"{name}: there is no section or key of this name"
+    if name.partition(".")[0] in known:
+        return Problem(name, f"{told}: {nested(name, node)}")
+    near = nearest(name, [*known, INCLUDE])
+    return Problem(name, told + (near or ". python train.py --info lists those there are"))
 
 
 def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
@@ -292,11 +310,11 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
 
 
 @contextmanager
-def _placing(hydra: Any) -> Iterator[None]:
+def placing(hydra: Any) -> Iterator[None]:
     """Mistakes found in the block become Refused, each behind its file and line."""
     try:
         yield
-    except SettingsError as error:
+    except (SettingsError, DataError) as error:
         layers = layers_of(hydra)
         told = []
         for problem in problems_of(error):

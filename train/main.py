@@ -9,10 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from train.config.schema import CONF, register
-
-# Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
-VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+from train.config.schema import CONF, VERSION_BASE, register
 
 register()
 
@@ -23,7 +20,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from train.check import checked
+    from train.check import checked, placing
     from train.config.command import warn_of_a_default_task, warn_of_choices_below_files
     from train.config.reading import write_resolved
     from train.processes import start
@@ -42,7 +39,8 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         # Takes seconds to import, so `--help` and mistakes in the config are answered before.
         from train.job import train_and_evaluate
 
-        return train_and_evaluate(found.run, found.plans, folder)
+        with placing(of_hydra):
+            return train_and_evaluate(found.run, found.plans, folder)
 
     returned: dict[str, Any] = start(found.run, found.env, folder, here)
     return returned

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from autocl_sweeper.device.probe import Device, short
+from autocl_sweeper.display.screen import screen
+from autocl_sweeper.plain import plain
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results import origin_text, savings, waste
 from autocl_sweeper.strategy.decisions import Stage
@@ -117,7 +119,7 @@ class LogProgress:
             self.say(str(waste(self._history)))
 
     def say(self, text: str) -> None:
-        log.info(text)
+        log.info("%s", plain(text))
 
     def _best_of(self, trials: Sequence[Trial]) -> Trial | None:
         return next(iter(self._plan.selection(trials)), None)
@@ -157,7 +159,7 @@ class LiveProgress(LogProgress):
         done = len(history) - running - len(history.given_up)
         stage = plan.stages[min(len(history.beams), len(plan.stages) - 1)]
         return [
-            Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (stage.task, "bold")),
+            Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (plain(stage.task), "bold")),
             ProgressBar(total=plan.size, completed=done, width=20),
             *_counts(running, max(0, plan.size - done - running), done, history.failures),
             *([f"{len(history.stopped)} stopped"] if history.stopped else []),
@@ -208,7 +210,7 @@ class LaunchProgress:
         """Nothing to put away."""
 
     def say(self, text: str) -> None:
-        log.info(text)
+        log.info("%s", plain(text))
 
     def time_left_s(self) -> float | None:
         """At the pace so far, as of a sweep."""
@@ -255,14 +257,12 @@ class Panel:
         self, executor: Watched, figures: Callable[[], Sequence[Any]], told: Callable[[int], str]
     ) -> None:
         """`told`: a job in short, by its number."""
-        from rich.console import Console
-
         self._executor = executor
         self._figures = figures
         self._told = told
         self._readings: Mapping[str, Device] = {}
         self._read_at = -math.inf
-        self._console = Console(stderr=True)
+        self._console = screen(stderr=True)
         self._live: Any = None
 
     def start(self) -> None:
@@ -276,7 +276,7 @@ class Panel:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, highlight=False)
 
     def lines(self) -> Any:
         from rich.table import Table
@@ -288,7 +288,7 @@ class Panel:
         lines.add_row(head)
         rows = list(self._device_rows())
         for row in rows[:MOST_DEVICES]:
-            lines.add_row(Text(f"  {row}", "dim", no_wrap=True, overflow="ellipsis"))
+            lines.add_row(Text(plain(f"  {row}"), "dim", no_wrap=True, overflow="ellipsis"))
         if len(rows) > MOST_DEVICES:
             lines.add_row(Text(f"  and {len(rows) - MOST_DEVICES} more devices", "dim"))
         return lines

@@ -10,12 +10,15 @@ lets `???` keep the old value.
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from autocl_sweeper.errors import LayerError
+from autocl_sweeper.yaml.repairs import forbidden, unreadable
 from autocl_sweeper.yaml.text import INCLUDE, ReadText, at, parse, read_text
 
 NAME = "_name"
@@ -49,48 +52,74 @@ def load_layers(paths: Sequence[str], read: ReadText = read_text) -> dict[Any, A
     return merged
 
 
-def _load(path: str, read: ReadText, chain: tuple[str, ...], entry: str = "") -> dict[Any, Any]:
-    """`chain`: the files that led here, outermost first; `entry`: what the last one says of this one."""
-    own = _parsed(path, read, chain, entry)
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a file's `_include`."""
+
+    text: str
+    file: str  # the including one
+    place: str  # ', line 3'
+
+    def __str__(self) -> str:
+        return f"{INCLUDE}: '{self.text}' in '{self.file}'{self.place}"
+
+
+def _load(path: str, read: ReadText, chain: tuple[_Entry, ...]) -> dict[Any, Any]:
+    """`chain`: the entries that led here, outermost first."""
+    own = _parsed(path, read, chain)
     if INCLUDE not in own:
         return merge({}, own)
-    chain = (*chain, path)
     merged: dict[Any, Any] = {}
     for entry in _entries(own[INCLUDE], path, read, chain):
         merged = merge(merged, _included(entry, read, chain))
     return merge(merged, {key: value for key, value in own.items() if key != INCLUDE})
 
 
-def _entries(value: Any, path: str, read: ReadText, chain: tuple[str, ...]) -> list[str]:
-    entries = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+def _entries(value: Any, path: str, read: ReadText, chain: Sequence[_Entry]) -> Iterator[_Entry]:
+    """Every entry with the line it stands in. Raises LayerError before the first one is read."""
+    whole = isinstance(value, str)
+    entries = [value] if whole else [] if value is None else value
+    lines = [at(read, path, (INCLUDE,))]
+    if isinstance(entries, list) and not whole:
+        lines = [at(read, path, (INCLUDE, place)) for place in range(len(entries))] or lines
+    wrong = [
+        place
+        for place, entry in enumerate(entries if isinstance(entries, list) else [value])
+        if not isinstance(entry, str)
+    ]
+    if wrong:
         raise LayerError(
-            f"{INCLUDE}: {value!r} in '{path}'{at(read, path, (INCLUDE,))} is not a text or a list"
-            f" of texts.{_told(chain[:-1])}\n"
+            f"{INCLUDE}: {_written(value)} in '{path}'{lines[wrong[0]]} is not a text or a list"
+            f" of texts.{_told(chain)}\n"
             f"  Each entry is a path, and keys to take from it if not all: {INCLUDE}: [base.yaml, "
             "other.yaml task model]"
         )
-    return entries
+    return (_Entry(text, path, line) for text, line in zip(entries, lines, strict=False))
 
 
-def _included(entry: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, Any]:
-    """The finished result of one entry; `chain` ends with the including file."""
-    file = chain[-1]
-    name, *keys = entry.split() or [""]
-    path = os.path.normpath(os.path.join(os.path.dirname(file), name))
+def _written(value: Any) -> str:
+    """A value of `_include` on one line, as YAML has it."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _included(entry: _Entry, read: ReadText, above: tuple[_Entry, ...]) -> dict[Any, Any]:
+    """The finished result of one entry; `above` leads to its file."""
+    name, *keys = entry.text.split() or [""]
+    path = os.path.normpath(os.path.join(os.path.dirname(entry.file), name))
     if not name:
         raise LayerError(
-            f"{INCLUDE} in '{file}'{at(read, file, (INCLUDE,))} has an empty entry."
-            f"{_told(chain[:-1])}\n  Name a file, or remove the entry."
+            f"{INCLUDE} in '{entry.file}'{entry.place} has an empty entry."
+            f"{_told(above)}\n  Name a file, or remove the entry."
         )
-    real = os.path.realpath(path)
-    if real in map(os.path.realpath, chain):
-        lines = "\n    includes ".join(f"'{one}'" for one in (*chain, path))
+    chain = (*above, entry)
+    if os.path.realpath(path) in (os.path.realpath(one.file) for one in chain):
+        below = [*(one.file for one in chain[1:]), path]
+        steps = (f"\n    includes '{b}'{one.place}" for one, b in zip(chain, below, strict=True))
         raise LayerError(
-            f"The files include each other in a cycle:\n    {lines}\n"
+            f"The files include each other in a cycle:\n    '{chain[0].file}'{''.join(steps)}\n"
             f"  Remove one of these {INCLUDE} entries: what two files share goes into a third."
         )
-    values = _load(path, read, chain, entry)
+    values = _load(path, read, chain)
     if DEFAULTS in values:
         raise LayerError(
             f"'{path}'{at(read, path, (DEFAULTS,))} has a `defaults:` list and is included."
@@ -106,15 +135,15 @@ def _included(entry: str, read: ReadText, chain: tuple[str, ...]) -> dict[Any, A
         there = ", ".join(known) or "none, it is empty"
         dotted = "\n  Only whole top-level keys can be taken." if "." in missing[0] else ""
         raise LayerError(
-            f"{INCLUDE}: '{entry}' in '{file}'{at(read, file, (INCLUDE,))} asks for"
-            f" {', '.join(map(repr, missing))}, which '{path}' does not have.{_told(chain[:-1])}\n"
+            f"{entry} asks for {', '.join(map(repr, missing))}, which '{path}' does not have."
+            f"{_told(above)}\n"
             f"  Its top-level keys are: {there}.{dotted}\n"
             "  After the path stand the keys to take, split by spaces (so no path has spaces)."
         )
     return {known[key]: values[known[key]] for key in keys}
 
 
-def _parsed(path: str, read: ReadText, chain: tuple[str, ...], entry: str) -> Mapping[Any, Any]:
+def _parsed(path: str, read: ReadText, chain: tuple[_Entry, ...]) -> Mapping[Any, Any]:
     """The file's own values, not to be changed: they are shared with the cache."""
     try:
         text = read(path)
@@ -125,22 +154,23 @@ def _parsed(path: str, read: ReadText, chain: tuple[str, ...], entry: str) -> Ma
             told = f"'{path}' cannot be read: {error.strerror or error}."
         if chain:
             told += (
-                f"\n  {INCLUDE}: '{entry}' in '{chain[-1]}'{at(read, chain[-1], (INCLUDE,))}"
-                f"{_told(chain[:-1])}\n"
+                f"\n  {chain[-1]}{_told(chain[:-1])}\n"
                 "  A path is relative to the folder of the file it stands in, and taken as it is"
                 " written:\n  ~, $VAR, ${...}, * and URLs mean nothing in it, and .yaml is not added."
             )
         raise LayerError(told) from error
     except UnicodeDecodeError as error:
-        raise LayerError(f"'{path}' is not UTF-8 text: {error}.{_told(chain)}") from error
+        raise LayerError(unreadable(path, error) + _told(chain)) from error
+    if wrong := forbidden(path, text):
+        raise LayerError(wrong + _told(chain))
     try:
         return parse(text)
     except LayerError as error:
         raise LayerError(f"'{path}', {error}{_told(chain)}") from error
 
 
-def _told(chain: Sequence[str]) -> str:
-    return "".join(f"\n  included from '{path}'" for path in reversed(chain))
+def _told(chain: Sequence[_Entry]) -> str:
+    return "".join(f"\n  included from '{one.file}'{one.place}" for one in reversed(chain))
 
 
 # -- the rule ---------------------------------------------------------------------------------------

@@ -33,33 +33,53 @@ class Layer:
 
     values: Mapping[str, Any]  # from the top of the configuration
     file: str = ""  # empty: the command line
-    prefix: Keys = ()  # where the file's own top level stands in the configuration
+    prefix: Keys = ()  # where the file's own top level stands, or the value of the option
     included_from: tuple[str, ...] = ()  # innermost last
     text: str = ""  # of the file
 
-    def at(self, keys: Keys) -> Any:
-        """The value at `keys`. Raises LookupError where this layer does not have them."""
-        node: Any = self.values
-        for key in keys:
-            if not isinstance(node, list if isinstance(key, int) else Mapping):
-                raise LookupError(key)
-            node = node[key]
-        return node
-
     def has(self, keys: Keys) -> bool:
-        try:
-            self.at(keys)
-        except LookupError:
+        return _spelled(self.values, keys) is not None
+
+    def says(self, keys: Keys) -> bool:
+        """Whether the layer itself sets `keys`, or a mapping there that is not empty.
+
+        An option of the command line below `keys` says nothing of its parents.
+        """
+        found = _spelled(self.values, keys)
+        if found is None or (not self.file and len(found) < len(self.prefix)):
             return False
-        return True
+        return _at(self.values, found) != {}
 
     def place(self, keys: Keys) -> str:
         """Where `keys` stand in this layer, which has them: 'conf/a.yaml:3'."""
         if not self.file:
             return "the command line"
-        line = line_of(self.text, keys[len(self.prefix) :])
+        line = line_of(self.text, (_spelled(self.values, keys) or keys)[len(self.prefix) :])
         chain = "".join(f", included from {_short(one)}" for one in reversed(self.included_from))
         return f"{_short(self.file)}:{line or 1}{chain}"
+
+
+def _spelled(node: Any, keys: Keys) -> Keys | None:
+    """The keys by which `node` has what is at `keys`: 1 for '1', 'a.b' for 'a' and 'b'."""
+    if not keys:
+        return ()
+    if isinstance(node, list):
+        found = isinstance(keys[0], int) and keys[0] < len(node)
+        below = _spelled(node[keys[0]], keys[1:]) if found else None
+        return None if below is None else (keys[0], *below)
+    for length in range(1, len(keys) + 1) if isinstance(node, Mapping) else ():
+        name = ".".join(map(str, keys[:length]))
+        for key in (one for one in node if str(one) == name):
+            below = _spelled(node[key], keys[length:])
+            if below is not None:
+                return (key, *below)
+    return None
+
+
+def _at(node: Any, keys: Keys) -> Any:
+    for key in keys:
+        node = node[key]
+    return node
 
 
 def layers_of(hydra: Any) -> list[Layer]:
@@ -89,8 +109,13 @@ def layers_of(hydra: Any) -> list[Layer]:
     for override in found.config_overrides:
         keys = keys_of(override.key_or_group)
         if keys[0] != "hydra" and not override.is_delete():
-            layers.append(Layer(_below(keys, override.value())))
+            layers.append(Layer(_below(keys, override.value()), prefix=keys))
     return layers
+
+
+def layers_of_file(path: str, read: ReadText = read_text) -> list[Layer]:
+    """A file that is read without error, with what it includes; lowest first."""
+    return list(_read(path, (), (), read))
 
 
 def typed_for(hydra: Any, whose: str = "task") -> list[str]:
@@ -156,8 +181,10 @@ def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> 
         for candidate in candidates:
             for layer in reversed(layers):
                 # A parent with nothing in it, as in a file of defaults, says nothing of the key.
-                if layer.has(candidate) and (length == len(keys) or layer.at(candidate) != {}):
+                if layer.has(candidate) if length == len(keys) else layer.says(candidate):
                     return layer.place(candidate)
+            if any(not layer.file and layer.has(candidate) for layer in layers):
+                return "the command line"
     return None
 
 

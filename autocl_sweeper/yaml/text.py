@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from autocl_sweeper.errors import LayerError
+from autocl_sweeper.yaml.repairs import NO_BREAK_SPACE, explained
 
 INCLUDE = "_include"
 MOST_NODES = 100_000  # of one file, aliases written out; more is a slip or an attack
@@ -42,13 +43,8 @@ def parse(text: str) -> Mapping[Any, Any]:
     try:
         values = yaml.load(text, Loader=_loader())
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 1
-        told = ", ".join(filter(None, (error.context, error.problem)))
-        hint = ""
-        if any("???" in one for one in text.splitlines()[line - 1 : line]):
-            hint = '\n  Between {} and [] YAML wants ??? in quotes: "???".'
-        raise LayerError(f"line {line}: this is not valid YAML: {told}.{hint}") from error
+        line, told = explained(error, text)
+        raise LayerError(f"line {line}: this is not valid YAML: {told}") from error
     except (yaml.YAMLError, ValueError) as error:  # a forbidden character; 0b2, no binary number
         raise LayerError(f"this is not valid YAML: {error}.") from error
     if values is None:
@@ -72,8 +68,13 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
         key = keys[-1]
         if not isinstance(key, (str, int, float, bytes)):
-            where = _line(text, keys[:-1])
-            raise LayerError(f"{where}: the key {key!r} is neither text nor number.")
+            shown = "null" if key is None else repr(key)
+            raise LayerError(f"{_line(text, keys)}: the key {shown} is neither text nor number.")
+        if isinstance(key, str) and key[:1] == NO_BREAK_SPACE:
+            raise LayerError(
+                f"{_line(text, keys)}: the line of '{key.strip()}' begins with a no-break space"
+                " (U+00A0), which indents nothing. Replace it by a plain space."
+            )
         if key == INCLUDE and len(keys) > 1:
             raise LayerError(
                 f"{_line(text, keys)}: {INCLUDE} stands at '{dotted(keys)}', but only the top"
@@ -143,7 +144,7 @@ def line_of(text: str, keys: Sequence[Any]) -> int | None:
     """
     import yaml
 
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = yaml.compose(text, Loader=_loader())
     line = None
     for key in keys:
         found = None
@@ -151,17 +152,22 @@ def line_of(text: str, keys: Sequence[Any]) -> int | None:
             if key < len(node.value):
                 found = (node.value[key].start_mark, node.value[key])
         elif isinstance(node, yaml.MappingNode):
-            found = _find(node, str(key))
+            found = _find(node, key)
         if found is None:
             return None
         line, node = found[0].line + 1, found[1]
     return line
 
 
-def _find(node: Any, key: str) -> tuple[Any, Any] | None:
+def _find(node: Any, key: Any) -> tuple[Any, Any] | None:
+    import yaml
+
     merged: list[Any] = []
     for name, value in node.value:
-        if name.value == key:
+        # A key that is no text, such as 1 or on, is read again.
+        if name.value == key or (
+            not isinstance(key, str) and yaml.load(name.value, Loader=_loader()) == key
+        ):
             return name.start_mark, value
         if name.value == "<<":
             merged += value.value if value.id == "sequence" else [value]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import builtins  # a method is called list
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -35,11 +36,12 @@ class FileConfigSource(hydras.FileConfigSource):
         snapshot = _snapshot()
         paths = self._paths(config_path)
         if snapshot is None:
-            layered = None
-            if all(map(os.path.isfile, paths)):
-                with open(paths[0], encoding="utf-8") as file:
-                    layered = self._layered(config_path, paths, file.read())
-            return super().load_config(config_path) if layered is None else layered
+            with _addressed(paths):
+                layered = None
+                if all(map(os.path.isfile, paths)):
+                    with open(paths[0], encoding="utf-8") as file:
+                        layered = self._layered(config_path, paths, file.read())
+                return super().load_config(config_path) if layered is None else layered
         key = (self.path, config_path)
         if key not in snapshot.composed:
             result = self._recorded(config_path, paths, snapshot)
@@ -96,8 +98,9 @@ class FileConfigSource(hydras.FileConfigSource):
             return layered
         try:
             config: Any = OmegaConf.create(dict(parse(text)))
-        except LayerError:  # with Hydra's own message, if it is an error to Hydra too
-            config = OmegaConf.load(StringIO(text))
+        except LayerError:  # if it is an error to Hydra too
+            with _addressed(paths, snapshot.text):
+                config = OmegaConf.load(StringIO(text))
         return self._result(config, ConfigSource._get_header_dict(text[:512]))
 
     def _layered(
@@ -139,6 +142,28 @@ class FileConfigSource(hydras.FileConfigSource):
             provider=self.provider,
             header=header,
         )
+
+
+@contextmanager
+def _addressed(paths: Sequence[str], read: Callable[[str], str] | None = None) -> Iterator[None]:
+    """What is no UTF-8 or no YAML in the block is raised with its file and line."""
+    try:
+        yield
+    except Exception as error:
+        import yaml
+
+        from autocl_sweeper.errors import LayerError
+        from autocl_sweeper.yaml.layers import load
+        from autocl_sweeper.yaml.text import read_text
+
+        if not isinstance(error, UnicodeDecodeError | yaml.YAMLError):
+            raise
+        try:
+            for path in paths:
+                load(path, read or read_text)
+        except LayerError as told:
+            raise ConfigCompositionException(str(told)) from error
+        raise
 
 
 def _snapshot() -> Any:

@@ -26,6 +26,7 @@ CORE_FLOORS = [
         "reporter",
         "metrics",
         "command_line",
+        "plain",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget", "folder"},

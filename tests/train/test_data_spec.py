@@ -96,7 +96,7 @@ def test_files_of_a_source_take_turns_by_epoch_from_1() -> None:
         (lambda: ratios(0.5, 2), ["1 given for 2 sources"]),
         (lambda: ratios([1, 2], 1), ["2 given for 1 sources"]),
         (lambda: ratios("__import__('os')", 1), ["must be a number"]),
-        (lambda: ratios([1, float("nan")], 2), ["finite number above 0"]),
+        (lambda: ratios([1, float("nan")], 2), ["a finite number, 0 or more"]),
         (lambda: shard(10, 3, 3), ["rank 3 of 3", "0 to 2"]),
     ],
 )

@@ -96,7 +96,7 @@ def test_every_row_of_the_table_is_tried() -> None:
 @pytest.mark.parametrize("key", ROWS)
 def test_a_key_of_ofasys_becomes_ours_or_is_refused_with_the_way_out(key: str) -> None:
     from train.config.ofasys import translate
-    from train.config.typed import SettingsError
+    from train.config.typed import SettingsError, shown
 
     given, expected = ROWS[key]
     section, name = key.split(".")
@@ -104,7 +104,7 @@ def test_a_key_of_ofasys_becomes_ours_or_is_refused_with_the_way_out(key: str) -
     if isinstance(expected, str):
         with pytest.raises(SettingsError, match="is not taken over") as caught:
             translate(values)
-        assert f"{key}={given}" in str(caught.value) and expected in str(caught.value)
+        assert f"{key}={shown(given)}" in str(caught.value) and expected in str(caught.value)
         return
     made = flat({k: v for k, v in translate(values).items() if v != {}})
     if section == "lr_scheduler" and name == "_name":
@@ -138,7 +138,7 @@ def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
         ),
         (["optimization: {max_epoch: 0, max_update: 0}"], "training would never end; set one"),
         (["optimizer: {adam_betas: '__import__(1)'}"], "optimizer.adam_betas="),
-        (["model: {share_all_embeddings: false}"], "this app's model has True only"),
+        (["model: {share_all_embeddings: false}"], "this app's model has true only"),
         (["dataset: {validate_interval: 2}"], "is not taken over: only every epoch"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_task_without_valid_data_is_trained_along_but_not_alone(
 def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned_as_nothing(
     pasted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.data.rows import DataError
+    from train.data.tables import DataError
 
     row = {"image": str(pasted / "x.png"), "said": "a red one in train", "fits": "yes"}
     from PIL import Image

@@ -105,8 +105,8 @@ def test_files_take_turns_by_epoch_and_sources_mix_in_proportion(
 
 
 def test_a_header_gives_columns_their_names_and_quotes_count_in_csv_only(tmp_path: Path) -> None:
-    from train.data.rows import read_table
     from train.data.specs import Column
+    from train.data.tables import read_table
 
     path = table(tmp_path / "x.csv", "id,text", '1,"a, b"')
     assert read_table(path, [Column("text", "t")], ",", True) == [{"t": "a, b"}]
@@ -146,7 +146,7 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
     make_job: Any, files: Path, dataset: dict[str, str], words: list[str]
 ) -> None:
     from train.config.sections import SettingsError
-    from train.data.rows import DataError
+    from train.data.tables import DataError
 
     given = {key: value.format(files) for key, value in dataset.items()}
     with pytest.raises((SettingsError, DataError)) as caught:
@@ -340,7 +340,7 @@ def test_images_come_from_a_path_base64_or_pil_and_are_resized_and_normalised(
 
     from train.config.sections import ImagePreprocess
     from train.data.pixels import blank_centre, image_pixels, open_image
-    from train.data.rows import DataError
+    from train.data.tables import DataError
 
     image = Image.new("RGB", (20, 10), (255, 0, 51))
     image.save(tmp_path / "x.png")

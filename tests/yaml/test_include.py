@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,23 @@ AS_EVER = {
     "in_a_list": "a: [_include]",
     "a_list": "- a\n- b",
     "a_text": "a",
-    "broken": "a: [1",
-    "twice": "a: 1\na: 2",
     "with_defaults": "defaults: [x]\na: 1",
     "a+b": "a: 1",
 }
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["from disk", "from a snapshot"])
+@pytest.mark.parametrize("text", ["a: 1\nb: [1, x: y: z", "a: 1\na: 2", b"a: 1\nb: \xfc"])
+def test_a_file_that_hydra_cannot_read_is_refused_with_its_line(
+    tmp_path: Path, recorded: bool, text: str | bytes
+) -> None:
+    (tmp_path / "a.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    source = SourcesRegistry.instance().types["file"]("main", str(tmp_path))
+    with ExitStack() as stack:
+        if recorded:
+            stack.enter_context(install(Snapshot([str(tmp_path)])))
+        with pytest.raises(ConfigCompositionException, match=rf"'{tmp_path}/a\.yaml', line 2: "):
+            source.load_config(config_path="a")
 
 
 @pytest.mark.parametrize("name", [*AS_EVER, "gone", "gone+plain"])

@@ -326,18 +326,24 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str]]] = {
     ),
     "not there, three files down": (
         {"a": "_include: b.yaml", "b": "_include: c.yaml", "c": "_include: ../$X/*.yaml"},
-        ["'../$X/*.yaml' in '{}/c.yaml', line 1", "from '{}/b.yaml'\n  included from '{}/a.yaml'"],
+        ["'../$X/*.yaml' in '{}/c.yaml', line 1", "from '{}/b.yaml', line 1\n  included from '{}/a.yaml', line 1"],
     ),
     "a folder": ({"a": "_include: ."}, ["'{}' cannot be read: Is a directory", "_include: '.'"]),
-    "not text": ({"a": "_include: b.yaml", "b": "x: \udcff"}, ["'{}/b.yaml' is not UTF-8", "'{}/a.yaml'"]),
+    "not text": (
+        {"a": "_include: b.yaml", "b": "x: \udcff"},
+        ["'{}/b.yaml', line 1: the byte 0xff is not UTF-8", "'{}/a.yaml'"],
+    ),
     "a cycle": (
         {"a": "_include: b.yaml", "b": "_include: c.yaml", "c": "_include: b.yaml"},
-        ["in a cycle", "'{}/a.yaml'\n    includes '{}/b.yaml'\n    includes '{}/c.yaml'\n    includes"],
+        [
+            "in a cycle",
+            "'{}/a.yaml'\n    includes '{}/b.yaml', line 1\n    includes '{}/c.yaml', line 1\n    incl",
+        ],
     ),
     "itself": ({"a": "_include: ./a.yaml"}, ["in a cycle", "'{}/a.yaml'\n    includes '{}/a.yaml'"]),
     "a mapping": (
         {"a": "x: 1\n\n_include: {b.yaml: 1}"},
-        ["_include: {'b.yaml': 1} in '{}/a.yaml', line 3 is not a text or a list", "Each entry is"],
+        ["_include: {\"b.yaml\": 1} in '{}/a.yaml', line 3 is not a text or a list", "Each entry is"],
     ),
     "a list of numbers": ({"a": "_include: [1]"}, ["_include: [1] in '{}/a.yaml'"]),
     "an empty entry": ({"a": "_include: ['']"}, ["'{}/a.yaml', line 1 has an empty entry"]),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 from train.config.sections import ModelSettings
-from train.config.typed import Problem, SettingsErrors, nearest, option, read_value
+from train.config.typed import Problem, SettingsErrors, nearest, option, read_value, shown
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,9 @@ def _section(name: str) -> type:
     fields = []
     for row in (row for row in ROWS if row.key.startswith(f"{name}.")):
         own = "kind" if row.name == "_name" else row.name
-        fields.append((own, row.type, option(row.default, told(row), key=row.name)))
+        why = "" if row.to or row.fits(object()) else row.why
+        made = option(row.default, told(row), key=row.name, refused=why)
+        fields.append((own, row.type, made))
     return make_dataclass(f"OFASys_{name}", fields, frozen=True)
 
 
@@ -264,7 +266,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
             said = _select(values, target)
             first = ours.setdefault(target, (target, said) if said is not None else (key, wanted))
             if not _same(first[1], wanted):
-                text = f"{key}={value} and {first[0]}={first[1]} say two things about {target}; "
+                text = f"{key}={shown(value)} and {first[0]}={shown(first[1])} say two things about {target}; "
                 problems.append(Problem(key, text + "remove one of them"))
     limits = ("optimization.max_epoch", "optimization.max_update")
     if all(given.get(key) == 0 for key in limits):
@@ -292,12 +294,12 @@ def _wanted(key: str, value: Any) -> list[tuple[str, Any]]:
 
     row = BY_KEY.get(key)
     if row is None:
-        raise wrong(f"{key}={value}: there is no option '{key}'{nearest(key, BY_KEY)}")
+        raise wrong(f"{key}={shown(value)}: there is no option '{key}'{nearest(key, BY_KEY)}")
     value = read_value(row.type, value, key)
     if not row.to and not row.fits(value):
-        raise wrong(f"{key}={value} is not taken over: {row.why}")
+        raise wrong(f"{key}={shown(value)} is not taken over: {row.why}")
     if row.to and row.why and value != row.default:
-        raise wrong(f"{key}={value} is not taken over: only {row.why}")
+        raise wrong(f"{key}={shown(value)} is not taken over: only {row.why}")
     try:
         wanted = row.convert(value)
     except (ValueError, SyntaxError, TypeError, IndexError) as error:
@@ -336,7 +338,7 @@ def _model(given: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     """The section `model` by our names: sizes from `arch`, unless they are given."""
 
     def wrong(key: str, value: Any, text: str) -> None:
-        problems.append(Problem(f"model.{key}", f"model.{key}={value}: {text}"))
+        problems.append(Problem(f"model.{key}", f"model.{key}={shown(value)}: {text}"))
 
     made = {key: value for key, value in given.items() if key not in (*MODEL_KEYS, "arch")}
     arch = given.get("arch")
@@ -353,7 +355,7 @@ def _model(given: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
             details[key] = given[key]
     for key, value in details.items():
         if key in IS_SO and value != IS_SO[key]:
-            wrong(key, value, f"this app's model has {IS_SO[key]} only")
+            wrong(key, value, f"this app's model has {shown(IS_SO[key])} only")
         elif key in OTHERWISE:
             log.warning("model.%s=%s has no effect: %s", key, value, OTHERWISE[key])
         elif key not in IS_SO:

@@ -15,6 +15,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -28,8 +29,10 @@ from train.config.sections import (
     TrainerSettings,
 )
 from train.config.text_data import CL_BENCHMARK, TextData, roots_on, task_names
-from train.config.typed import option
+from train.config.typed import no_section, option
 
+# Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
+VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -65,6 +68,20 @@ SECTIONS: Mapping[str, type] = {
     "evaluation": EvaluationSettings,
 }
 KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
+
+
+def not_a_section(name: str, value: Any) -> str:
+    """Why `value` of a top-level key is no section, and what to write instead."""
+    if isinstance(value, str) and (CONF / name / f"{value}.yaml").is_file():
+        return (
+            "a YAML file gives the options of a section. Remove the line, and choose the group's file on"
+            f" the command line: {name}={value}"
+        )
+    if name == "task":
+        return "must be a mapping of task names to tasks" + (
+            "; null takes away those that are chosen elsewhere. Remove it" if value is None else ""
+        )
+    return no_section(value, KINDS[name]) if name in KINDS else "must be a mapping. Remove it"
 
 
 def register() -> None:

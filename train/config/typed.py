@@ -39,7 +39,7 @@ class SettingsErrors(SettingsError):
         super().__init__("\n".join(problem.message for problem in self.problems))
 
 
-def problems_of(error: SettingsError, otherwise: str = "") -> tuple[Problem, ...]:
+def problems_of(error: Exception, otherwise: str = "") -> tuple[Problem, ...]:
     """The mistakes of an error, each at the key its message begins with."""
     if isinstance(error, SettingsErrors):
         return error.problems
@@ -56,16 +56,19 @@ def option(
     least: float | None = None,
     check: Callable[[Any], bool] | None = None,
     rule: str = "",
+    refused: str = "",
 ) -> Any:
     """A field of a section. Without `default` it has to be given.
 
     help: one line. key: its name in YAML where that is not the field's. least: of a number that is
     finite, or null. check: whether a value of the right type will do; `rule` says it in words.
+    refused: why no value but the default is taken.
     """
     if least is not None:
         check = lambda v: v is None or (v >= least and math.isfinite(v))  # noqa: E731
         rule = f"must be a finite number, {least:g} or more"
     metadata = {"help": help, "unit": unit, "key": key, "check": check, "rule": rule}
+    metadata["refused"] = refused
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     if default is not MISSING and dataclasses.is_dataclass(default):
@@ -113,16 +116,43 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def nested(name: str, value: Any) -> str:
+    """How a file has to write a key that has a dot in it: 'a: {b: 1}'."""
+    first, *rest = name.split(".")
+    below = shown(value)
+    for key in reversed(rest):
+        below = f"{{{key}: {below}}}"
+    return (
+        "a dot in a key of a file is a part of its name, and divides keys on the command line only."
+        f" Nest it: {first}: {below}"
+    )
+
+
 def unknown(key: str, value: Any, name: str, kind: type) -> Problem:
     """`key` is no option of `kind`, which may know why: its REFUSED names what to do instead."""
     refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
     if name in refused:
-        return Problem(key, f"{key}={_shown(value)}: not an option here: {refused[name]}")
-    names = sorted(options(kind))
-    said = nearest(name, names) or f". Known here: {', '.join(names)}"
-    if len(names) > MOST_LISTED and not nearest(name, names):
-        said = f"; python train.py --info {_info(key)} lists those there are"
-    return Problem(key, f"{key}={_shown(value)}: there is no option '{name}'{said}")
+        return Problem(key, f"{key}={shown(value)}: not an option here: {refused[name]}")
+    known = options(kind)
+    refused = {
+        **refused,
+        **{n: why for n, one in known.items() if (why := one.metadata["refused"])},
+    }
+    near = difflib.get_close_matches(name, [*known, *refused], n=1)
+    told = f"{key}={shown(value)}: there is no option '{name}'"
+    if name.partition(".")[0] in known and "." in name:
+        told += f": {nested(name, value)}"
+    elif near and near[0] in refused:
+        told += f", and the one most like it, {near[0]}, is not taken: {refused[near[0]]}"
+    elif near:
+        told += f"; did you mean {near[0]}?"
+    elif len(known) > MOST_LISTED:
+        told += (
+            f"; python train.py --info {_info(key.removesuffix(name) + 'x')} lists those there are"
+        )
+    else:
+        told += f". Known here: {', '.join(sorted(known))}"
+    return Problem(key, told)
 
 
 MOST_LISTED = 30  # in a message; more are read elsewhere
@@ -160,8 +190,7 @@ class _Reader:
     def section(self, kind: type, values: Any, key: str, more: Mapping[str, Any]) -> Any:
         known, problems = options(kind), self.problems
         if not isinstance(values, Mapping):
-            text = f"{key}={_shown(values)}: must be a mapping of {', '.join(known)}"
-            problems.append(Problem(key, text))
+            problems.append(Problem(key, f"{key}={shown(values)}: {no_section(values, kind)}"))
             return None
         made: dict[str, Any] = dict(more)
         before = len(problems)
@@ -176,7 +205,7 @@ class _Reader:
             if len(problems) > count or check is None or self._open(value):
                 continue
             if not check(made_value):
-                problems.append(Problem(here, f"{here}={_shown(value)}: {one.metadata['rule']}"))
+                problems.append(Problem(here, f"{here}={shown(value)}: {one.metadata['rule']}"))
         if self.partial:
             return None
         for name, one in known.items():
@@ -205,7 +234,7 @@ class _Reader:
             if get_origin(wanted) is Literal and len(known) > MOST_LISTED:
                 rule = f"is none of the {len(known)} names that python train.py --info {_info(key)}"
                 rule += f" lists{nearest(str(value), map(str, known))}"
-            self.problems.append(Problem(key, f"{key}={_shown(value)}: {rule}"))
+            self.problems.append(Problem(key, f"{key}={shown(value)}: {rule}"))
             return None
 
     def _convert(self, value: Any, wanted: Any, key: str) -> Any:
@@ -311,5 +340,24 @@ def type_text(wanted: Any) -> str:
     return _NAMES.get(wanted, "anything")
 
 
-def _shown(value: Any) -> str:
+def no_section(value: Any, kind: type) -> str:
+    """Why a value that is no mapping is no section, and what to write instead."""
+    if value is None:
+        return "null is no section. Remove it to have the defaults, or give it options"
+    known = [*options(kind)]
+    if isinstance(value, str) and (found := re.match(r"(\w[\w.]*):(\S.*)", value)):
+        return f"must be a mapping, and a colon wants a space behind it: {found[1]}: {found[2]}"
+    if len(known) > MOST_LISTED:
+        known = [*known[:5], "..."]
+    return f"must be a mapping of {', '.join(known)}"
+
+
+def shown(value: Any) -> str:
+    """A value on one line, as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{shown(key)}: {shown(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(shown, value)) + "]"
     return str(value) if not isinstance(value, str) or value.strip() == value != "" else repr(value)

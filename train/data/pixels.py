@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from train.data.instruction import Slot
 from train.data.pretrained import read
-from train.data.rows import DataError, Row
+from train.data.tables import DataError, Row
 from train.data.task_plan import INTERPOLATIONS
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 
 from train.data.instruction import Filled, Slot, fill
 from train.data.pixels import Pixels, pixels_of
-from train.data.rows import DataError, Row
+from train.data.tables import DataError, Row
 
 if TYPE_CHECKING:
     from train.config.sections import TextPreprocess

@@ -6,26 +6,20 @@ train, dev and test; nothing is downloaded. No torch here.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from train.config.sections import EvaluationSettings
+from train.config.typed import shown
 from train.data.generated import MAKERS
-from train.data.specs import Column, Source, file_of_epoch, mix, occurrences
+from train.data.specs import Source, file_of_epoch, mix, occurrences
+from train.data.tables import DataError, Row, read_table
 from train.data.task_options import check_covered
 from train.data.task_plan import CLASS_COLUMNS, TaskPlan
-
-Row = Mapping[str, Any]
-
-
-class DataError(RuntimeError):
-    """Data that cannot be read, or must not be used as it is."""
 
 
 class DataOverlap(DataError):
@@ -73,6 +67,11 @@ def _of_files(plan: TaskPlan) -> Rows:
                 raise DataError(f"task {plan.name}: train_data: no rows in {file}")
         lengths = [len(table) for table in tables]
         order = mix(lengths, data.ratios, settings.interleaved_multiple_reader)
+        if not order:
+            raise DataError(
+                f"task.{plan.name}.dataset.sample_ratios={shown(data.ratios)}: leaves no row of"
+                f" {', '.join(files)} ({', '.join(map(str, lengths))} rows); raise a ratio"
+            )
         return [tables[source][row] for source, row in occurrences(order, lengths)]
 
     def train(epoch: int) -> Sequence[Row]:
@@ -110,50 +109,6 @@ def _epochs(plan: TaskPlan) -> int:
     Longer: the files of several sources meet again after the product of their numbers.
     """
     return max((len(source) for source in plan.data.train), default=1)
-
-
-def read_table(path: Path, selected: Sequence[Column], separator: str, header: bool) -> list[Row]:
-    """The selected columns of a text table, one mapping per line, values as text.
-
-    Quotes mean something only where the separator is not a tab. Raises DataError.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if separator == "\t":
-                table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            else:
-                table = csv.reader(file, delimiter=separator, strict=True)
-            lines = list(table)
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
-        raise DataError(
-            f"data file {path} (from {Path.cwd()}): {error}. Paths are relative to the working "
-            f"directory; the separator is dataset.separator={separator!r}"
-        ) from error
-    names = lines.pop(0) if header and lines else []
-    places = [_place(path, column, names, header) for column in selected]
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=2 if header else 1):
-        if not line:
-            continue
-        if max(places) >= len(line):
-            wanted = selected[places.index(max(places))]
-            raise DataError(
-                f"{path}, line {number}: {len(line)} columns, but column {wanted.column} "
-                f"(slot '{wanted.name}') is wanted; check dataset.separator={separator!r} and "
-                "dataset.selected_cols (columns count from 0)"
-            )
-        rows.append({c.name: line[place] for c, place in zip(selected, places, strict=True)})
-    return rows
-
-
-def _place(path: Path, column: Column, names: Sequence[str], header: bool) -> int:
-    if column.column in names:
-        return names.index(column.column)
-    if column.column.isdecimal():
-        return int(column.column)
-    known = f"its header has {', '.join(names)}"
-    hint = known if header else "set dataset.header=true to use names"
-    raise DataError(f"{path} has no column '{column.column}': {hint}")
 
 
 # Rows by rule

@@ -2,7 +2,7 @@ r"""Data strings: which files a task reads in which epoch, which columns, how mu
 
     train_data: "a_[1-3].tsv ||| b.tsv,c.tsv"      two sources that are mixed; files of one take turns
     selected_cols: "0:uid,image,2:label"           column index or header name : slot name
-    sample_ratios: [1, 0.5]                        rows of a source = int(rows * ratio)
+    sample_ratios: [1, 0.5]                        rows of a source = int(rows * ratio); 0: none
 
 Paths are local; nothing is evaluated, only read. Standard library only.
 """
@@ -108,7 +108,7 @@ def ratios(value: float | str | Sequence[float], n_sources: int) -> tuple[float,
     key = f"dataset.sample_ratios={value!r}"
     if isinstance(value, str):
         inside = value.strip()
-        several = inside.startswith("[") and inside.endswith("]")
+        several = inside[:1] + inside[-1:] in ("[]", "()")
         parts = inside[1:-1].split(",") if several else [inside]
         try:
             numbers = [float(part) for part in parts]
@@ -117,8 +117,8 @@ def ratios(value: float | str | Sequence[float], n_sources: int) -> tuple[float,
     else:
         several = not isinstance(value, (int, float))
         numbers = [float(v) for v in ([value] if isinstance(value, (int, float)) else value)]
-    if any(not (n > 0 and math.isfinite(n)) for n in numbers):
-        raise DataSpecError(f"{key}: a ratio must be a finite number above 0")
+    if any(not (n >= 0 and math.isfinite(n)) for n in numbers) or not any(numbers):
+        raise DataSpecError(f"{key}: a ratio must be a finite number, 0 or more, and one above 0")
     # The default, 1, means all rows of however many sources.
     if not several and numbers == [1.0]:
         return (1.0,) * n_sources

@@ -7,6 +7,7 @@ model cannot do with a task is found by its family (`train.model.family`).
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from train.config.text_data import CL_BENCHMARK, TextData
 from train.config.typed import Problem, SettingsError, SettingsErrors, nearest, problems_of
 from train.data.instruction import Template, TemplateError, parse_all
 from train.data.specs import Column, DataSpecError, Source, columns, ratios, sources
+from train.data.tables import DataError, check_table
 from train.data.task_metrics import logged_names
 from train.data.task_options import (
     answers_of,
@@ -98,7 +100,10 @@ def plan_task(task: Task, text: TextData | None = None, seed: int = 0) -> TaskPl
     try:
         return _plan(task, text or TextData(), seed)
     except (TemplateError, DataSpecError) as error:
-        part = "instruction.template" if isinstance(error, TemplateError) else "dataset"
+        part = "instruction.template"
+        if isinstance(error, DataSpecError):
+            named = re.match(r"dataset\.\w+", str(error))
+            part = named[0] if named else "dataset"
         wrong = Problem(f"task.{task.name}.{part}", f"task.{task.name}: {error}")
         raise SettingsErrors([wrong]) from error
 
@@ -201,15 +206,21 @@ def _data(task: Task, where: str) -> DataPlan:
         both = _paths(files[one]) & _paths(files[other])
         if both:
             raise SettingsError(
-                f"{where}.dataset: {min(both)} is in {one} and in {other}: training, selection and "
+                f"{where}.dataset.{other}: {min(both)} is in {one} and in {other}: training, selection and "
                 "the final test must not share rows"
             )
     if len(settings.separator) != 1:
         raise SettingsError(
             f"{where}.dataset.separator={settings.separator!r}: must be one character"
         )
-    shares = ratios(settings.sample_ratios, len(train))
-    return DataPlan(train, valid, test, columns(settings.selected_cols), shares)
+    shares, selected = ratios(settings.sample_ratios, len(train)), columns(settings.selected_cols)
+    for key, part in files.items():
+        for file in (f for source in part for f in source):
+            try:
+                check_table(Path(file), selected, settings.separator, settings.header)
+            except DataError as error:
+                raise SettingsError(f"{where}.dataset.{key}: {error}") from error
+    return DataPlan(train, valid, test, selected, shares)
 
 
 def _paths(part: Sequence[Source]) -> set[Path]:

@@ -11,7 +11,7 @@ import torch
 
 from train.config.typed import SettingsError
 from train.data.preprocess import Example, example
-from train.data.rows import DataError, Row
+from train.data.tables import DataError, Row
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary
 from train.model.family import IGNORED

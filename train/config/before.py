@@ -1,0 +1,181 @@
+"""Mistakes that Hydra would report without their place, found before it starts.
+
+Words of the command line that Hydra cannot read, sections that are no mapping, and keys below `hydra`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from autocl_sweeper.command_line import CONFIG_NAME, FOLDERS, OTHERS_WITH_VALUE, CommandLineError
+from autocl_sweeper.errors import LayerError
+from autocl_sweeper.yaml.layers import load_layers
+from autocl_sweeper.yaml.origins import keys_of, layers_of_file, origin
+from train.config.schema import CONF, KINDS, TopLevel, not_a_section
+from train.config.typed import nearest, options, shown
+
+TYPED = "the command line: "
+WORDS_IN_A_LIST = re.compile(r"[\[,]\s*([\w.-]+(?:\s+[\w.-]+)+)\s*[,\]]")
+
+
+def check_words(words: Sequence[str], version_base: dict[str, Any]) -> None:
+    """Raise CommandLineError for a mistake in `words`, Hydra's arguments, or in the files they name."""
+    typed = [_override(word) for word in overrides_of(words)]
+    files = _files(words)
+    foreign = [*FOLDERS, "hydra.searchpath"]
+    if not any(word.partition("=")[0] in foreign for word in words):
+        _refuse_unknown(typed)
+    if files is not None:
+        _refuse_sections(files)
+        _refuse_hydras(files, typed, version_base)
+
+
+def overrides_of(words: Sequence[str]) -> list[str]:
+    """The overrides among Hydra's arguments."""
+    found, before = [], ""
+    for word in words:
+        is_value = before in (*CONFIG_NAME, *FOLDERS, *OTHERS_WITH_VALUE)
+        apart = before.startswith("-") and "=" not in before and before not in ("-m", "--multirun")
+        if not (word.startswith("-") or is_value or (apart and "=" not in word)):
+            found.append(word)
+        before = word
+    return found
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def _override(word: str) -> Override:
+    """`word` as Hydra reads it. Raises CommandLineError, with what can be read instead."""
+    key, equals, value = word.partition("=")
+    if not equals and not word.startswith("~"):
+        raise CommandLineError(f"{TYPED}{word}: {_no_override(word)}")
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise CommandLineError(f"{TYPED}{word}: {_quoting(key, value, error)}") from None
+    found = WORDS_IN_A_LIST.search(value)
+    if value.startswith("[") and found and not {'"', "'"} & set(value):
+        listed = value.replace(found[1], ",".join(found[1].split()))
+        quoted = value.replace(found[1], f'"{found[1]}"')
+        raise CommandLineError(
+            f"{TYPED}{word}: elements of a list are divided by commas, and one with a space in it wants"
+            f" quotes.\n  Write {shlex.quote(f'{key}={listed}')} or {shlex.quote(f'{key}={quoted}')}"
+        )
+    return override
+
+
+def _no_override(word: str) -> str:
+    groups = sorted(path.parent.name for path in CONF.glob(f"*/{word}.yaml")) if word else []
+    if groups:
+        return f"a file of the group '{groups[0]}' is chosen by {groups[0]}={word}"
+    if found := re.fullmatch(r"([\w.]+):\s*(\S.*)", word):
+        return f"an override has an equals sign: {shlex.quote(f'{found[1]}={found[2]}')}"
+    return "is neither a YAML file nor key=value (without spaces around the equals sign)"
+
+
+def _quoting(key: str, value: str, error: HydraException) -> str:
+    """What is wrong with an override that cannot be read, and how to write it."""
+    if "*" in key:
+        first, *below = key.split(".")
+        node = value
+        for name in reversed(below):
+            node = f"{{{name}:{node}}}"
+        if _reads(f"{first}={node}"):
+            return f"a key has no star in it. Write {shlex.quote(f'{first}={node}')}"
+    if value[:1] == "{":
+        example = shlex.quote(key + '={name: "a text"}')
+        return f"the mapping cannot be read. Its }} is missing, or a text in it wants quotes: {example}"
+    text = f'{key}="' + re.sub(r'(\\*)"', r'\1\1\\"', value) + '"'
+    if _reads(text, value):
+        return f"as a text the value wants quotes. Write {shlex.quote(text)}"
+    return str(error).replace("\n", "\n  ")
+
+
+def _reads(word: str, value: str | None = None) -> bool:
+    try:
+        found = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return value is None or found.value() == value
+
+
+def _refuse_unknown(typed: Iterable[Override]) -> None:
+    """Keys that are nowhere; Hydra would say that a plus adds them, and a plus does not."""
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    known = [*KINDS, *options(TopLevel), "hydra", *groups]
+    for override in typed:
+        top = re.split(r"[./@\[]", override.key_or_group)[0]
+        if top not in known:
+            near = nearest(top, known) or ". python train.py --info lists those there are"
+            raise CommandLineError(
+                f"{TYPED}{override.input_line}: there is no section or key '{top}'{near}"
+            )
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def _files(words: Sequence[str]) -> list[str] | None:
+    """The YAML files that go over the app's own; None where the app's own is not what is composed."""
+    for place, word in enumerate(words):
+        if word in CONFIG_NAME:
+            first, *files = words[place + 1].split("+")
+            return files if first == "base" else None
+    return []
+
+
+def _refuse_sections(files: Sequence[str]) -> None:
+    """Sections that are no mapping; Hydra would fail at the first override below one."""
+    try:
+        values = load_layers(files)
+    except LayerError as error:
+        raise CommandLineError(str(error)) from error
+    layers = [layer for file in files for layer in layers_of_file(file)]
+    for name, node in values.items():
+        if (name in KINDS or name == "hydra") and node != "???" and not isinstance(node, dict):
+            why = not_a_section(str(name), node)
+            raise CommandLineError(f"{origin(layers, str(name))}: {name}={shown(node)}: {why}")
+
+
+def _refuse_hydras(
+    files: Sequence[str], typed: Sequence[Override], version_base: dict[str, Any]
+) -> None:
+    """Keys of Hydra, the sweeper and the launcher that are not there, or have a wrong value."""
+    layers = [layer for file in files for layer in layers_of_file(file)]
+    words = [
+        override
+        for override in typed
+        if re.match("hydra[./]", override.key_or_group) and not override.is_sweep_override()
+    ]
+    if not words and not any("hydra" in layer.values for layer in layers):
+        return
+    try:
+        with initialize_config_dir(str(CONF), **version_base):
+            name = "+".join(["base", *files])
+            compose(name, [str(one.input_line) for one in words], return_hydra_config=True)
+    except ConfigCompositionException as error:
+        cause = error.__cause__ or error.__context__
+        key = getattr(cause, "full_key", None)
+        if not isinstance(cause, OmegaConfBaseException) or not str(key).startswith("hydra"):
+            return  # Hydra's own report has the place
+        known = getattr(cause.object_type, "__dataclass_fields__", {})
+        last = str(keys_of(str(key))[-1])
+        if dataclasses.is_dataclass(cause.object_type) and last not in known:
+            near = nearest(last, known) or f". There are: {', '.join(known)}"
+            told = f"there is no option '{last}'{near}"
+        else:
+            told = str(cause.msg or cause).partition("\n")[0]
+        at = [one for one in words if one.key_or_group == key]
+        place = TYPED + str(at[0].input_line) if at else f"{origin(layers, str(key))}: {key}"
+        raise CommandLineError(f"{place}: {told}") from error
