@@ -291,9 +291,9 @@ ARMS: dict[str, Arm] = {
     "TPE, no transfer": _by_stage(partial(relay, startup=4), transfer=False),
 }
 PARTS: dict[str, Arm] = {  # what carries relay; by --arms
-    "no guard": _by_stage(partial(relay, guard=-1.0)),
+    "no guard": _by_stage(partial(relay, guard=math.inf)),
     "no carrying": _by_stage(partial(relay, carried=0)),
-    "carrying 8 at most": _by_stage(partial(relay, carried=8)),
+    "carrying 4 at most": _by_stage(partial(relay, carried=4)),
     "no pool": _by_stage(partial(relay, memory=0)),
     "k=1": _by_stage(relay, k=1),
     "k=3": _by_stage(relay, k=3),
