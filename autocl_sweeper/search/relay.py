@@ -33,11 +33,11 @@ class Rules:
 
     startup: int = 8
     fresh: float = 0.125
-    carried: int = 4
+    carried: int = 8
     winners: int = 3
     decay: float = 0.9
     memory: int = 4
-    guard: float = 0.1
+    guard: float = 1.0
     guard_from: int = 4
     bandwidth: float = 0.03125
 
@@ -47,7 +47,7 @@ class Rules:
             self._check(name, getattr(self, name) >= least, f"at least {least}")
         self._check("fresh", 0 <= self.fresh <= 1, "a share, from 0 to 1")
         self._check("decay", 0 < self.decay <= 1, "above 0 and at most 1")
-        self._check("guard", -1 <= self.guard <= 1, "a correlation, from -1 to 1")
+        self._check("guard", self.guard >= 0, "at least 0 (standard errors)")
         self._check("bandwidth", self.bandwidth > 0, "above 0")
 
     def _check(self, name: str, holds: bool, rule: str) -> None:
@@ -63,7 +63,7 @@ class RelaySearch:
 
     A stage begins with what its parents had themselves, each with its parent, then with winners of
     earlier stages. The rest comes from TPE on the results of this stage and of those before that
-    agree with it. A stage without earlier ones begins with the app's own configuration and Sobol
+    do not contradict it. A stage without earlier ones begins with the app's own configuration and Sobol
     points. `size` is the number of suggestions, or None with an interval of floats.
     """
 
@@ -320,7 +320,10 @@ class _Relayed:
         if not earlier.complete or len(own) < self.rules.guard_from:
             return True
         predicted = earlier.predictions([one for one, _ in own], self.rules.bandwidth)
-        return spearman(predicted, [share for _, share in own]) > self.rules.guard
+        correlation = spearman(predicted, [share for _, share in own])
+        # 1 / sqrt(n - 1) is its standard error where neither says anything of the other. Suggestions soon
+        # lie close together, where noise hides that stages agree: only a contradiction counts.
+        return correlation * math.sqrt(len(own) - 1) >= -self.rules.guard
 
     def ranked_winners(self) -> list[tuple[StageView, TrialView]]:
         """The best of earlier stages; those that won often, early or lately, come first."""

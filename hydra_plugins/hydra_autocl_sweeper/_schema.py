@@ -24,11 +24,11 @@ class RelayConf(SearchConf):
     factory: str = "autocl_sweeper.search.relay.RelaySearch"
     startup: int = 8
     fresh: float = 0.125
-    carried: int = 4
+    carried: int = 8
     winners: int = 3
     decay: float = 0.9
     memory: int = 4
-    guard: float = 0.1
+    guard: float = 1.0
     guard_from: int = 4
     bandwidth: float = 0.03125
 

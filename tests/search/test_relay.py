@@ -196,7 +196,7 @@ def test_the_model_is_optunas_multivariate_tpe_on_ranks_of_this_stage_and_those_
         [({"x": (i + place) % 7 / 7, "y": 10 ** -(i % 3)}, -i) for i in range(4)]
         for place in range(6)
     ]
-    stages = Stages(space, *tables, jobs=20, carried=0, guard=-1.0)
+    stages = Stages(space, *tables, jobs=20, carried=0, guard=math.inf)
     told = stages.run([5, 7])  # two results: the stage's ranks are 2/2 and 1/2
     suggestion = stages.ask()
     dice = {"x": optuna.distributions.FloatDistribution(0, 1)}
@@ -239,6 +239,23 @@ def test_a_stage_that_contradicts_this_one_is_left_out_from_four_results_on():
         told = learned_from(stages)
         assert told == ({"task0", "task1"} if count <= 4 else {"task1"}), count
         stages.add(suggestion, suggestion.params["x"], suggestion.parent)
+
+
+@pytest.mark.parametrize(
+    ("scores", "learned"),
+    [((1, 2, 3, 4), True), ((2, 4, 1, 3), True), ((3, 4, 1, 2), False), ((4, 3, 2, 1), False)],
+)
+def test_an_earlier_stage_is_left_out_one_standard_error_below_no_correlation(scores, learned):
+    # Spearman's rho of 1234 with these is 1, 0, -0.6 and -1; its standard error is 1 / sqrt(4 - 1) = 0.58.
+    earlier = points(*((i / 10, i) for i in range(11)))
+    stages = Stages(Space(LINE), earlier, jobs=40, carried=0)
+    for place, score in enumerate(scores):
+        stages.add(Suggestion(place, {"x": 0.2 + 0.2 * place}), score, 9)
+    stages.ask()
+    assert (learned_from(stages) == {"task0"}) is learned
+    stages.searches[-1] = RelaySearch(Space(LINE), 0, "task1", carried=0, guard=1.8)
+    stages.ask()  # not even -1 lies 1.8 standard errors below 0
+    assert learned_from(stages) == {"task0"}
 
 
 def test_an_eighth_of_the_suggestions_is_fresh_whatever_the_model_says():
