@@ -45,7 +45,7 @@ TRAIN_FLOORS = [
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes"},
-    {"main", "worker", "pieces", "export", "final", "transfer"},
+    {"main", "worker", "pieces", "export", "final", "sample", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
