@@ -39,6 +39,11 @@ def export(checkpoint: Path, folder: Path, merged: bool = False) -> None:
             f"{checkpoint}: its chain has no adapter; the whole model is in {base_of(nodes)}"
         )
     configs = [json.loads((one / CONFIG).read_text()) for one in adapters]
+    if configs[-1].get("peft_type") != "LORA":  # one for the whole chain: nothing to concatenate
+        what = configs[-1].get("peft_type") or configs[-1].get("delta_type")
+        raise SettingsError(
+            f"{checkpoint}: its chain has one {what}, in {adapters[-1]}; only LoRA is exported"
+        )
     _concatenate(adapters, configs, folder, _base(nodes))
     if merged:
         _merge(folder, _base(nodes))

@@ -22,6 +22,7 @@ from train.data.rows import Rows
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan, micro_batch_size, update_freq
 from train.delta.delta import delta_of
+from train.delta.start import begin_as
 from train.loop import ranks, records
 from train.loop.batches import Training
 from train.loop.evaluation import evaluate, means, predict
@@ -60,6 +61,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     model = family.build() if parent is None else parent.model
     if not whole:
         model = delta.attach(model, delta_name(place), parent.deltas if parent else ())
+        if run.delta.start_from is not None:
+            begin_as(model, delta_name(place), run.delta.start_from)
     elif parent is not None:
         model.requires_grad_(True)
     check_loaded(model, settings, plans.values())
@@ -107,8 +110,12 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         )
         for i, task in enumerate(run.tasks)
     ]
-    training = train(model, trained, delta, run, seed, folder, validate, keep)
-    if not whole:
+    if run.extras.do_train:
+        training = train(model, trained, delta, run, seed, folder, validate, keep)
+    else:
+        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        training = TrainingReport(0, 0.0, delta.report())
+    if not whole and run.extras.do_train:
         delta.conclude(row_losses(model, trained))
     train_end = time.perf_counter()
 
@@ -116,7 +123,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         save(model, save_dir, own, parent, family, None if whole else delta)
         asked = [name for name in seen if plans[name].is_scored]
         dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}
-        tested = [name for name in seen if rows[name].test and run.evaluate_test]
+        tested = [
+            name for name in seen if rows[name].test and run.evaluate_test and run.extras.do_test
+        ]
         test = {n: predict(model, tasks[n], rows[n], "test", None, True) for n in tested}
         by_task = {name: found.score for name, found in dev.items()}
         results = {

@@ -16,7 +16,16 @@ from train.config.hf_arguments import HFArguments
 from train.config.schema import TopLevel
 from train.config.sections import TRAINER_DEFAULTS, Run, Task, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
-from train.config.text_data import CL_BENCHMARK, DEFAULTS, TextData, config_root, task_names
+from train.config.text_data import (
+    CL_BENCHMARK,
+    DEFAULTS,
+    FEW_SHOT,
+    FEW_SHOT_DEFAULTS,
+    TextData,
+    config_root,
+    few_shot_names,
+    task_names,
+)
 from train.config.typed import SettingsError, build, hints, options, values_of
 
 Composed = DictConfig | Mapping[str, Any]
@@ -41,7 +50,7 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})
     top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
-    folders = task_names(config_root(top.task_config_dir))
+    folders = [*task_names(config_root(top.task_config_dir)), *few_shot_names(top.data_dir)]
     init_from = None if top.init_from is None else Path(top.init_from).absolute()
     if init_from is not None and not init_from.is_dir():
         raise SettingsError(
@@ -88,6 +97,9 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
     (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
+DEFAULTS_OF = {CL_BENCHMARK: DEFAULTS, FEW_SHOT: FEW_SHOT_DEFAULTS}
+
+
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
     """The task instances below `task`, in their order. Raises SettingsError."""
     if not nodes:
@@ -97,9 +109,10 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
         dataset = node.get("dataset") if isinstance(node, Mapping) else None
         of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
         values = {"_name": "text" if of_files else str(name), **(node or {})}
-        if values["_name"] == CL_BENCHMARK:
-            evaluation = {**DEFAULTS["evaluation"], **(values.get("evaluation") or {})}
-            values = {**DEFAULTS, **values, "evaluation": evaluation}
+        if values["_name"] in DEFAULTS_OF:
+            defaults = DEFAULTS_OF[values["_name"]]
+            evaluation = {**defaults["evaluation"], **(values.get("evaluation") or {})}
+            values = {**defaults, **values, "evaluation": evaluation}
         tasks.append(build(Task, values, f"task.{name}", name=str(name)))
     return tuple(tasks)
 
@@ -139,7 +152,8 @@ def _group_task(cfg: Composed, name: str, task_dir: Path) -> Task:
     whole = as_written(cfg)
     star = {key: node for key, node in (whole.get("task") or {}).items() if key == STAR}
     file = task_dir / f"{name}.yaml"
-    found = load(str(file)) if file.is_file() else {name: {"_name": CL_BENCHMARK}}
+    kind = FEW_SHOT if name in few_shot_names(whole.get("data_dir")) else CL_BENCHMARK
+    found = load(str(file)) if file.is_file() else {name: {"_name": kind}}
     if list(found) != [name]:
         raise SettingsError(
             f"{task_dir / name}.yaml: must hold the task '{name}' alone, to be found again by its "

@@ -28,7 +28,15 @@ from train.config.sections import (
     Task,
     TrainerSettings,
 )
-from train.config.text_data import CL_BENCHMARK, TextData, roots_on, task_names
+from train.config.text_data import (
+    CL_BENCHMARK,
+    FEW_SHOT,
+    TextData,
+    data_dirs_on,
+    few_shot_names,
+    roots_on,
+    task_names,
+)
 from train.config.typed import no_section, option
 
 # Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
@@ -99,4 +107,8 @@ def register() -> None:
     for root in roots_on(sys.argv[1:]):
         for name in task_names(root):
             node = OmegaConf.create({name: {"_name": CL_BENCHMARK}})
+            store(group="task", name=name, node=node, provider="train")
+    for data_dir in data_dirs_on(sys.argv[1:]):
+        for name in few_shot_names(data_dir):
+            node = OmegaConf.create({name: {"_name": FEW_SHOT}})
             store(group="task", name=name, node=node, provider="train")

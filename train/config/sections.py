@@ -60,6 +60,9 @@ class DatasetSettings:
         False, "take from the sources in proportion instead of one after another"
     )
     fixed_validation_seed: int | None = option(7, "seed of what is random in validation")
+    sample: str | None = option(
+        None, "of few_shot: the name before _train.tsv; null: the only one there is"
+    )
     task_config: str | None = option(
         None, "of cl_benchmark: folder in task_config_dir; null: the one called like the task"
     )
@@ -296,13 +299,16 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DeltaSettings:
-    """The LoRA adapter of a task and the weights of its O-LoRA penalties."""
+    """The LoRA adapter of a task and the weights of its O-LoRA penalties; or another delta."""
 
-    kind: Literal["olora", "inclora", "seqlora", "ewc", "seqft"] = option(
-        "olora",
-        "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
-        "same with a penalty; seqft: no adapter, the whole model",
-        key="_name",
+    kind: Literal["olora", "inclora", "seqlora", "ewc", "seqft", "ia3", "adapter", "prefix"] = (
+        option(
+            "olora",
+            "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
+            "same with a penalty; seqft: no adapter, the whole model; ia3, adapter, prefix: another delta, "
+            "one for the chain, trained on",
+            key="_name",
+        )
     )
     first: Literal["full", "adapter"] | None = option(
         None,
@@ -320,6 +326,13 @@ class DeltaSettings:
     lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
     lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
     ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
+    start_from: str | None = option(
+        None,
+        "folder of a delta, or a merge_plan.json, that the new delta begins as; null: as drawn",
+    )
+    size: int = option(12, "of adapter: width of its bottleneck", least=1)
+    num_tokens: int = option(120, "of prefix: how many keys and values", unit="tokens", least=1)
+    bottleneck: int = option(24, "of prefix: width between its table and keys", least=1)
 
     def __post_init__(self) -> None:
         if self.target_modules is not None:
@@ -388,6 +401,8 @@ class TrainerExtras:
     max_valid_steps: int | None = option(
         None, "validate on so many micro-batches; null: on all", least=1
     )
+    do_train: bool = option(True, "false: evaluate what the job starts with, untrained")
+    do_test: bool = option(True, "false: no test rows are evaluated, as evaluate_test=false")
     stop_time_hours: float = option(0.0, "stop training after; 0: never", unit="h", least=0)
     log_format: str | None = option(None, "of the training log: json, none, simple or tqdm")
     fp16_scale_window: int | None = option(

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from train.config.typed import option
 
 CL_BENCHMARK = "cl_benchmark"  # the task class
+FEW_SHOT = "few_shot"  # another one
+FEW_SHOT_FILE = "*_train.tsv"
 SHIPPED = Path(__file__).resolve().parents[2] / "data"
 
 # What O-LoRA's published code does, where it is not the default of other classes.
@@ -21,12 +23,22 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+# The reference's limits and its greedy decoding.
+FEW_SHOT_DEFAULTS: Mapping[str, Any] = {
+    "max_src_length": 512,
+    "max_tgt_length": 64,
+    "evaluation": {"generator_args": {"beam": 1, "max_len_b": 64}},
+}
+
+
 @dataclass(frozen=True)
 class TextData:
     """Keys at the top of the configuration; names and defaults are those of O-LoRA's scripts."""
 
     data_dir: str | None = option(
-        None, "folder of <Group>/<dataset>/{train,dev,test,labels}.json; null: data/CL_Benchmark"
+        None,
+        "folder of <Group>/<dataset>/{train,dev,test,labels}.json; null: data/CL_Benchmark. Of class "
+        "few_shot: of <task>/<sample>_{train,dev,test}.tsv",
     )
     task_config_dir: str | None = option(
         None, "folder of <task>/{train,dev,test}_tasks.json; null: data/task_configs"
@@ -83,6 +95,20 @@ def task_names(root: Path) -> list[str]:
     """Folders below `root` that configure a task and can be written as `task=<name>`."""
     files = sorted(root.glob("*/train_tasks.json"))
     return [file.parent.name for file in files if NAME.fullmatch(file.parent.name)]
+
+
+def few_shot_names(data_dir: str | None) -> list[str]:
+    """Folders below `data_dir` that hold few-shot samples and can be written as `task=<name>`."""
+    if data_dir is None or not Path(data_dir).is_dir():
+        return []
+    names = {path.parent.name for path in Path(data_dir).glob(f"*/{FEW_SHOT_FILE}")}
+    return sorted(name for name in names if NAME.fullmatch(name))
+
+
+def data_dirs_on(argv: Sequence[str]) -> list[str]:
+    """The data_dir that a command line names; needed before Hydra composes, as task_config_dir is."""
+    named = [word.lstrip("+").partition("=") for word in argv]
+    return [value.strip("'\"") for key, _, value in named if key == "data_dir"]
 
 
 def roots_on(argv: Sequence[str]) -> list[Path]:

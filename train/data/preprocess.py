@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from train.config.text_data import FEW_SHOT
+from train.data.few_shot import drawn
 from train.data.instruction import Filled, Slot, fill
 from train.data.pixels import Pixels, pixels_of
 from train.data.tables import DataError, Row
@@ -50,6 +52,8 @@ def example(
     `patches`: ids an image takes. Masks and noise act in training only.
     """
     template = plan.templates[int(rng.integers(len(plan.templates)))]
+    if training and plan.task.kind == FEW_SHOT:
+        row = drawn(row, rng)
     filled = fill(template, row, where)
     source: list[int] = []
     images: list[Pixels] = []

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from train.data import few_shot_metrics
+
 if TYPE_CHECKING:
     from train.config.sections import MetricSettings
 
@@ -22,6 +24,7 @@ LOGGED: Mapping[str, tuple[str, ...]] = {
     "rouge": ("rouge1_f1", "rouge2_f1", "rougeL_f1"),
     "bleu": ("bleu",),
     "exact_match": ("exact_match",),
+    **few_shot_metrics.LOGGED,
 }
 IN_TORCHMETRICS = ("rouge", "bleu")
 REFUSED = {"cider": "no maintained library computes it without Java or a download"}
@@ -71,6 +74,9 @@ def compute(
     plain mean over classes.
     """
     names = logged_names(metric, settings.beta)
+    if metric in few_shot_metrics.LOGGED:  # of class few_shot: all right answers of a row
+        every = [truth.split("\t") for truth in truths]
+        return few_shot_metrics.few_shot_metric(metric, [a.strip() for a in answers], every)
     if metric in ("accuracy", "exact_match"):
         equal = exact_match if metric == "exact_match" else _same
         right = [equal(a, t) for a, t in zip(answers, truths, strict=True)]

@@ -22,8 +22,9 @@ from train.config.sections import (
     Task,
     TextPreprocess,
 )
-from train.config.text_data import CL_BENCHMARK, TextData
+from train.config.text_data import CL_BENCHMARK, FEW_SHOT, TextData
 from train.config.typed import Problem, SettingsError, SettingsErrors, nearest, problems_of
+from train.data import few_shot
 from train.data.instruction import Template, TemplateError, parse_all
 from train.data.specs import Column, DataSpecError, Source, columns, ratios, sources
 from train.data.tables import DataError, check_table
@@ -42,6 +43,7 @@ CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the fi
     "arithmetic": ("question", "answer"),
     CL_BENCHMARK: COLUMNS,
     "digits": ("image", "label"),
+    FEW_SHOT: few_shot.COLUMNS,
     "parity": ("bits", "answer"),
     "sentiment": ("review", "label"),
     "text": None,
@@ -114,6 +116,8 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
     if of_benchmark and task.instruction is None:
         template = CLOSED_TEMPLATE if text.closed_set else TEMPLATE
         task = replace(task, instruction=InstructionSettings(template))
+    if task.kind == FEW_SHOT and task.instruction is None:
+        task = replace(task, instruction=InstructionSettings(few_shot.TEMPLATE, True))
     if task.instruction is None:
         raise SettingsError(
             f"{where}.instruction.template is missing: say what the model reads and answers, such "
@@ -122,6 +126,8 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
     templates = parse_all(task.instruction.template)
     data = _data(task, where)
     rows = read_text_task(task, text, seed) if of_benchmark else None
+    if task.kind == FEW_SHOT:
+        rows = few_shot.read_few_shot(task, text)
     known = CLASS_COLUMNS[task.kind] or tuple(column.name for column in data.columns)
     target = templates[0].target
     for slot in (s for t in templates for s in t.slots if s.text is None):
@@ -140,6 +146,8 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
                 check_covered(answers, (str(row[target.name]) for row in split), where, part)
     default = "exact_match" if answers is None or of_benchmark else "accuracy"
     metrics = dict(task.evaluation.metrics) or {default: MetricSettings(target.name)}
+    if task.kind == FEW_SHOT and not task.evaluation.metrics:
+        metrics = {few_shot.metric_of(task.name): MetricSettings("answers")}
     for name, settings in metrics.items():
         try:
             logged_names(name, settings.beta)

@@ -161,7 +161,8 @@ def _by(evaluated: Sequence[Evaluated], key: str) -> dict[str, Truths]:
 
 def _name(one: Evaluated, row: Row, key: str) -> str:
     """Group or dataset of a row; a task of another class is one of its own."""
-    return str(row[key]) if one.plan.rows is not None else one.plan.name
+    name = one.plan.name
+    return str(row.get(key, name)) if one.plan.rows is not None else name
 
 
 def _truth(one: Evaluated, row: Row) -> str:

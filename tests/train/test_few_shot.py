@@ -1,0 +1,214 @@
+"""Few-shot tasks: the files, the sampling tool, seven metrics, and a run on them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.runs import finish, planned
+from support.train_app import ENV, ROOT
+
+from train.config.sections import MetricSettings
+from train.data.few_shot_metrics import few_shot_metric
+from train.data.task_metrics import compute
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "truths", "value"),
+    [
+        ("ACC", "Yes", ["yes"], 1),
+        ("ACC", "yes.", ["yes"], 0),
+        ("ACC", "b", ["a", "B"], 1),
+        ("EM", "The  Beatles!", ["beatles"], 1),
+        ("EM", "a beatle", ["beatles"], 0),
+        # 2 of 3 words right, 2 of 2 words found: 2 * (2/3 * 1) / (2/3 + 1)
+        ("QA-F1", "the red big apple", ["red apple", "pear"], 0.8),
+        ("QA-F1", "the", ["an"], 1),  # both are empty when normalised
+        ("QA-F1", "", ["apple"], 0),
+        # longest common subsequence 'a c d': 3 of 4 and 3 of 3
+        ("Rouge-L", "a b c d", ["a c d"], 6 / 7),
+        ("Rouge-L", "d c a", ["a c d"], 1 / 3),
+        ("Rouge-L", "...", ["..."], 0),
+    ],
+)
+def test_a_metric_of_one_row_has_the_value_worked_out_by_hand(
+    name: str, answer: str, truths: list[str], value: float
+) -> None:
+    assert few_shot_metric(name, [answer], [truths]) == {name: pytest.approx(value)}
+
+
+def test_classification_f1_is_the_mean_over_gold_labels_of_the_first_answers() -> None:
+    """Label a: 1 of 2 given, 1 of 2 wanted: 1/2. Label b: 1 of 1 given, 1 of 1 wanted: 1. c is no class."""
+    answers, truths = ["a", "c", "b", "a"], [["a"], ["a"], ["b", "a"], ["d"]]
+    found = few_shot_metric("Classification-F1", answers, truths)
+    assert found == {"Classification-F1": pytest.approx((1 / 2 + 1 + 0) / 3)}
+
+
+def test_correlations_are_those_of_numpy_and_say_what_they_left_out() -> None:
+    answers, truths = ["1", "2.5", "none", "4", "nan"], ["1", "2", "3", "5", "1"]
+    found = few_shot_metric("Pearson-Correlation", answers, [[t] for t in truths])
+    wanted = np.corrcoef([1, 2.5, 4], [1, 2, 5])[0, 1]
+    assert found == {"Pearson-Correlation": pytest.approx(wanted), "no_number": 2}
+    # True and right 2, false and right 1, one missed, none too many: (2*1 - 0*1) / sqrt(2*3*1*2)
+    answers = ["acceptable", "unacceptable", "acceptable", "x"]
+    truths = ["acceptable", "unacceptable", "acceptable", "acceptable"]
+    found = few_shot_metric("Matthew-Correlation", answers, [[t] for t in truths])
+    assert found == {"Matthew-Correlation": pytest.approx(2 / 12**0.5)}
+
+
+def test_all_right_answers_of_a_row_reach_the_metric() -> None:
+    assert compute("EM", MetricSettings("answers"), ["b", "z"], ["a\tb", "a\tb"]) == {"EM": 0.5}
+
+
+def put(root: Path, task: str, sample: str = "", **parts: str) -> None:
+    folder = root / task
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "dev", "test"):
+        lines = parts.get(part) or "".join(f"{part} {i}\tyes\tsure\n" for i in range(6))
+        path = folder / f"{sample or task + '_6_42'}_{part}.tsv"
+        path.write_text(lines, encoding="utf-8")
+
+
+def of(root: Path, task: str, folder: Path, *more: str) -> list[str]:
+    return [
+        "model=pretrained", f"model.path={folder}", f"data_dir={root}",
+        f"+task.{task}._name=few_shot", "~task.sentiment", "trainer.max_steps=2", *more,
+    ]  # fmt: skip
+
+
+def plan_of(make: Any, folders: Any, root: Path, task: str, *more: str) -> Any:
+    return planned(make(*of(root, task, folders("t5"), *more)))[task]
+
+
+def test_rows_have_their_prompt_and_every_answer(make: Any, folders: Any, tmp_path: Path) -> None:
+    put(tmp_path, "mc_taco", train='one "x\tyes\n\ntwo\tno\tnever\n')
+    plan = plan_of(make, folders, tmp_path, "mc_taco")
+    rows = plan.rows.train
+    assert [r["prompt"] for r in rows] == [' [mc_taco] one "x', " [mc_taco] two"]
+    assert [r["answers"] for r in rows] == ["yes", "no\tnever"]
+    assert plan.logged == ("ACC",) and plan.max_src_length == 512 and plan.max_tgt_length == 64
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"),
+    [("codah", "Classification-F1"), ("hotpot_qa", "QA-F1"), ("search_qa", "EM"), ("mine", "ACC")],
+)
+def test_a_task_has_the_metric_of_its_name(
+    task: str, metric: str, make: Any, folders: Any, tmp_path: Path
+) -> None:
+    put(tmp_path, task)
+    assert plan_of(make, folders, tmp_path, task).logged == (metric,)
+
+
+def test_the_table_names_the_published_number_of_tasks() -> None:
+    from collections import Counter
+
+    from train.data.few_shot import METRICS
+
+    assert Counter(METRICS.values()) == {"EM": 5, "QA-F1": 3, "Rouge-L": 3, "Classification-F1": 1}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"train": "one\tyes\ntwo\n"}, r"mc_taco_6_42_train.tsv, line 2: has no answer"),
+        ({"dev": "one\t \n"}, r"_dev.tsv, line 1: has no answer"),
+        ({"dev": "same\tyes\n", "test": "same\tno\n"}, r"_test.tsv: 1 inputs are in dev as well"),
+        ({"train": "\n"}, r"_train.tsv: has no rows"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_with_file_and_line(
+    parts: dict[str, str], words: str, make: Any, folders: Any, tmp_path: Path
+) -> None:
+    from train.config.typed import SettingsError
+
+    put(tmp_path, "mc_taco", **parts)
+    with pytest.raises(SettingsError, match=words):
+        plan_of(make, folders, tmp_path, "mc_taco")
+
+
+def test_of_several_samples_one_has_to_be_named(make: Any, folders: Any, tmp_path: Path) -> None:
+    from train.config.typed import SettingsError
+
+    for seed in (13, 21):
+        put(tmp_path, "qasc", f"qasc_16_{seed}")
+    with pytest.raises(SettingsError, match="has 2 samples: qasc_16_13, qasc_16_21"):
+        plan_of(make, folders, tmp_path, "qasc")
+    plan_of(make, folders, tmp_path, "qasc", "+task.qasc.dataset.sample=qasc_16_21")
+
+
+def test_training_draws_each_answer_and_selection_has_the_first(
+    make: Any, folders: Any, tmp_path: Path
+) -> None:
+    from support.runs import meeting_of
+
+    put(tmp_path, "mc_taco", train="one\tbad\tgood\n")
+    run = make(*of(tmp_path, "mc_taco", folders("t5")))
+    task, row = meeting_of(run), planned(run)["mc_taco"].rows.train[0]
+
+    def answer(seed: int, training: bool) -> str:
+        made = task.example(row, np.random.default_rng(seed), training, "row")
+        assert made.learned[1:] == (True,) * (len(made.decoder) - 1)  # <extra_id_0> is learned, too
+        return str(task.vocabulary.decode([*made.decoder[2:-1]])).strip()
+
+    assert {answer(seed, True) for seed in range(20)} == {"bad", "good"}
+    assert {answer(seed, False) for seed in range(20)} == {"bad"}
+
+
+def test_a_zero_shot_run_trains_nothing_and_is_scored(
+    make: Any, folders: Any, tmp_path: Path
+) -> None:
+    put(tmp_path / "data", "mc_taco")
+    own = of(tmp_path / "data", "mc_taco", folders("t5"), "trainer.optim=adafactor")
+    told = finish(make(*own, "trainer.do_train=false", "trainer.do_test=false"), tmp_path / "0")
+    assert told["steps"] == 0 and told["test"] == {} and told["eval"].keys() == {"mc_taco"}
+    trained = finish(make(*own), tmp_path / "1")
+    assert trained["steps"] == 2 and trained["test"].keys() == {"mc_taco"}
+
+
+def test_the_sampling_tool_writes_crossfits_names_and_the_seed_alone_decides(
+    tmp_path: Path,
+) -> None:
+    lines = [f"line {i}\t{'AB'[i % 2]}" for i in range(20)]
+    (tmp_path / "all.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "valid.tsv").write_text("v1\tA\nv2\tB\n")
+
+    def sampled(folder: str, seed: int) -> dict[str, list[str]]:
+        command = [sys.executable, "-m", "train.sample", "all.tsv", "valid.tsv", folder]
+        env = {**ENV, "PYTHONPATH": str(ROOT)}
+        subprocess.run(
+            [*command, "--k", "3", "--seed", str(seed), "--classes"],
+            cwd=tmp_path, env=env, check=True, timeout=120,
+        )  # fmt: skip
+        stem = f"{Path(folder).name}_3_{seed}"
+        return {
+            part: (tmp_path / folder / f"{stem}_{part}.tsv").read_text().splitlines()
+            for part in ("train", "dev", "test")
+        }
+
+    one = sampled("a/codah", 13)
+    assert one == sampled("b/codah", 13) and one["train"] != sampled("b/codah", 21)["train"]
+    for part in ("train", "dev"):
+        assert sorted(line.split("\t")[1] for line in one[part]) == ["A"] * 3 + ["B"] * 3
+    assert not set(one["train"]) & set(one["dev"]) and one["test"] == ["v1\tA", "v2\tB"]
+
+
+def test_the_command_line_finds_few_shot_tasks_by_their_folder(
+    folders: Any, tmp_path: Path
+) -> None:
+    put(tmp_path / "data", "mc_taco")
+    command = [
+        sys.executable, str(ROOT / "train.py"), "task=mc_taco", "data_dir=data", "model=pretrained",
+        f"model.path={folders('t5')}", "trainer.max_steps=1", "hydra.run.dir=run",
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "run/all_results.json").read_text())
+    assert told["eval"].keys() == {"mc_taco"}
