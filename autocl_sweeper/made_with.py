@@ -24,3 +24,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def own_version() -> str:
+    """The version of this package; a checkout that is not installed has none."""
+    try:
+        return version("autocl-sweeper")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,36 @@ class Overview:
     def chain(self) -> list[Trial]:
         """The best chain; of an open sweep, so far."""
         return best_chain(self.state, self.maximize)
+
+    @cached_property
+    def leader(self) -> Trial | None:
+        """The best trial of the stage that runs, as soon as one has a score; else the best chain's last."""
+        given_up = self.history.given_up
+        scored = [
+            (trial.score, trial)
+            for trial in self.history.stage(self.history.open_stage)
+            if trial.state is State.COMPLETE and trial.score is not None
+            if trial.number not in given_up
+        ]
+        if not scored:
+            return self.chain[-1] if self.chain else None
+        sign = -1.0 if self.maximize else 1.0
+        return min(scored, key=lambda one: (sign * one[0], one[1].number))[1]
+
+    @property
+    def elapsed_s(self) -> float:
+        """Of all sessions; of a running one until now."""
+        since = time.time() - self.as_of if self.status == "running" else 0.0
+        return self.spent.wall_clock_s + max(0.0, since)
+
+    @cached_property
+    def left_s(self) -> float | None:
+        """What is left at the pace so far: mean duration of a trial, jobs that ran side by side."""
+        took = [trial.outcome.seconds for trial in self.history if trial.outcome is not None]
+        if self.planned is None or not took or not self.lanes or self.status == "finished":
+            return None
+        left = self.planned - len(self.history) + self.counts["RUNNING"] + self.counts["given up"]
+        return max(0.0, left * fmean(took) / len(self.lanes))
 
     @cached_property
     def attempts(self) -> list[Attempt]:
