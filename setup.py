@@ -24,7 +24,7 @@ setup(
     # cannot list the hydra_plugins namespace, and Hydra 1.3 finds plugins by listing it.
     package_dir={"": "."},
     # autocl_sweeper/docs is a link to docs/: a wheel gets the pages, which `autocl docs` shows.
-    package_data={"autocl_sweeper": ["py.typed", "docs/*.md"]},
+    package_data={"autocl_sweeper": ["py.typed", "docs/*.md"], "autocl_sweeper.page.parts": ["*"]},
     entry_points={
         "console_scripts": ["autocl = autocl_sweeper.cli:main"],
         # How Hydra 1.4 finds plugins; 1.3 scans hydra_plugins. Read at install time.
@@ -55,6 +55,8 @@ setup(
         "tensorboard": ["tensorboardX>=2.6.5"],  # hydra.sweeper.export.tensorboard
         "lightning": ["pytorch-lightning>=2.6"],  # autocl_sweeper.integrations.lightning
         "ray": ["ray>=2.50"],
+        "report": ["jinja2>=3.1", "vl-convert-python>=1.9"],  # autocl report, plot, serve
+        "completion": ["argcomplete>=3.6"],  # of `autocl` in a shell
         "train": [
             "accelerate>=1.15",
             "numpy>=2.0",

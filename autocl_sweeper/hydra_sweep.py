@@ -32,6 +32,7 @@ from autocl_sweeper.job.compose import Check, Composer, flat_configuration
 from autocl_sweeper.journal import NAME, read
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles, write_whole
+from autocl_sweeper.overview import look
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
@@ -112,7 +113,9 @@ def run_sweep(
                 history = sweep.run()
             except BaseException:
                 log.info("The sweep stopped. To continue it: hydra.sweep.dir='%s'", folder)
+                _report(plan, folder)
                 raise
+        _report(plan, folder)
         in_rounds = plan.settings.parents != BEAM and len(plan.tasks) < 2  # shown as they ended
         if plan.ranked and not in_rounds:
             print_summary(plan, history, folder, screen())
@@ -121,6 +124,27 @@ def run_sweep(
         if not plan.ranked:
             return _batches(sweep.outcomes, plan.settings)
         return sweep.best_chain()
+
+
+def _report(plan: Plan, folder: Path) -> None:
+    """Write report.html where the sweep asks for it. What goes wrong with it is no failure of the sweep."""
+    if not plan.settings.report:
+        return
+    from autocl_sweeper.page.document import missing_packages, write
+
+    if missing := missing_packages():
+        log.warning(
+            "hydra.sweeper.report=true: no report.html, for %s is not installed."
+            " pip install 'autocl-sweeper[report]', then: autocl report '%s'",
+            " and ".join(missing), folder,
+        )  # fmt: skip
+        return
+    try:
+        log.info("report: '%s'", write(look(folder)))
+    except Exception as error:
+        log.warning(
+            "report.html could not be written: %s. To try again: autocl report '%s'", error, folder
+        )
 
 
 def _say_how_to_go_on(used_up: str, sweep: Sweep, stages: int, folder: Path) -> None:

@@ -175,9 +175,13 @@ class Journal:
         """Whether the file that was opened is still the journal of the folder."""
         return _is_at(self._file.fileno(), self.path)
 
-    def open_session(self, bounds: Mapping[str, int | None]) -> None:
-        """Note who writes from here on, which the refusal of a second sweep quotes, and by which bounds."""
-        self.append("session", pid=os.getpid(), host=socket.gethostname(), bounds=dict(bounds))
+    def open_session(self, bounds: Mapping[str, int | None], jobs: int | None = None) -> None:
+        """Note who writes from here on, which the refusal of a second sweep quotes, and by which bounds.
+
+        jobs: how many the whole sweep has, if that is known.
+        """
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        self.append("session", **who, bounds=dict(bounds), jobs=jobs)
 
     def refuse_other_version(self, version: int) -> None:
         if version != VERSION:
@@ -344,6 +348,8 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.history.select(record["stage"], record["beam"])
             case "end":
                 state.ended = True
+            case "running":  # on which devices: for those who look at the sweep
+                pass
             case "session":
                 state.ended = False
                 state.bounds = record.get("bounds", {})

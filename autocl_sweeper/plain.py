@@ -9,7 +9,7 @@ _SEQUENCE = re.compile(  # ECMA-48: CSI ... final byte; OSC, DCS and others up t
     r"|\x9b[0-?]*[ -/]*[@-~]?"
 )
 # Controls apart from tab and line feed, and marks that turn the direction of writing.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def plain(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from autocl_sweeper import results
 from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
+from autocl_sweeper.display.progress import Watched
 from autocl_sweeper.errors import (
     ConfigurationError,
     JobContractError,
@@ -25,6 +26,7 @@ from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.folder import folder_errors, make_way, refuse_lost_journal, tidy
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
+from autocl_sweeper.made_with import command, versions
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.plan.rounds import INIT
@@ -107,6 +109,7 @@ class Sweep:
         self._beyond: set[int] = set()  # stages with a rung that no report reaches
         self._warned: set[int] = set()  # trials whose reports were complained of
         self._submitted: set[int] = set()  # what the executor has not reported yet
+        self._placed: set[int] = set()  # those of them whose devices are in the journal
         self.stopped: str | None = None  # which part of its budget was used up
         self.outcomes: dict[int, Outcome] = {}  # of this run; with Hydra's JobReturn, unless ranked
         try:
@@ -208,7 +211,9 @@ class Sweep:
             fingerprint = dict(self._plan.fingerprint)
             files = self._snapshot.record(fingerprint.get("configuration"))
             self._snapshot.keep(self._folder)
-            self._append("sweep", version=VERSION, fingerprint=fingerprint, configuration=files)
+            made = {"command": command(), "versions": versions()}
+            same = {"fingerprint": fingerprint, "configuration": files}
+            self._append("sweep", version=VERSION, **same, **made)
         else:
             self._journal.refuse_other_version(state.setup["version"])
             edited = self._snapshot.changes(state.setup.get("configuration", {}).get("files", {}))
@@ -219,7 +224,7 @@ class Sweep:
                 over = len(self.history.beams) >= len(self._plan.stages)
                 told = "every stage is over" if over else "for the stages still open"
                 log.info("%s (%s)", "; ".join(raised), told)
-        self._journal.open_session(self._plan.bounds)
+        self._journal.open_session(self._plan.bounds, self._plan.size)
         tidy(self._folder)
         self._result_file.rebuild(records, self.history)
         self._retention.resume(self.history)
@@ -317,8 +322,24 @@ class Sweep:
         self._append("start", **trial_to_json(trial), overrides=list(overrides))
         self._executor.submit(self._job(trial))
         self._submitted.add(trial.number)
+        self._note_devices()
         self._meter.started(trial.number)
         self._progress.started(trial)
+
+    def _note_devices(self) -> None:
+        """Journal where jobs run, once for each attempt. It is for readers alone: nothing hangs on it."""
+        waiting = self._submitted - self._placed
+        if not waiting or not isinstance(self._executor, Watched):
+            return
+        where = self._executor.devices()
+        self._placed |= (found := waiting & where.keys())
+        self._journal.extend(
+            (
+                "running",
+                {"trial": n, "attempt": self.history[n].attempt, "device": list(where[n])},
+            )
+            for n in sorted(found)
+        )
 
     def _job(self, trial: Trial) -> Job:
         number = trial.number
@@ -333,6 +354,7 @@ class Sweep:
     def _wait(self, timeout_s: float | None) -> None:
         """Journal what jobs reported and how they ended."""
         ended = self._executor.wait(timeout_s)
+        self._note_devices()
         self._record(self._executor.reports(), over={job.number for job, _ in ended})
         for job, outcome in ended:
             self._finish(job, outcome)
@@ -391,6 +413,7 @@ class Sweep:
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
         self._submitted.discard(job.number)
+        self._placed.discard(job.number)
         if job.number in self.history.ending:
             self._end_given_up(trial, outcome)
             return

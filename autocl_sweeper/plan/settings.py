@@ -53,6 +53,7 @@ class Settings:
     pipeline: bool
     check: str | None
     dry_run: bool
+    report: bool
     export: Mapping[str, Any]
     search: Mapping[str, Any]
 

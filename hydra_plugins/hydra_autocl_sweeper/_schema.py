@@ -153,6 +153,7 @@ class AutoCLSweeperConf:
     pipeline: bool = True
     check: str | None = None
     dry_run: bool = False
+    report: bool = False
     export: dict[str, Any] = field(default_factory=dict)
     search: Any = None
     # Keys of hydra-optuna-sweeper, each taken over, warned about or refused: plan/migration.py.

@@ -27,11 +27,12 @@ CORE_FLOORS = [
         "metrics",
         "command_line",
         "plain",
+        "made_with",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget", "folder"},
-    {"strategy", "retention", "verdict", "compare"},
-    {"plan", "results", "display", "rounds", "export"},
+    {"strategy", "retention", "verdict", "compare", "overview"},
+    {"plan", "results", "display", "rounds", "export", "page"},
     {"sweep"},
     {
         "hydra_sweep",
@@ -58,7 +59,9 @@ DOORS = {
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome"},
     "yaml": {"journal"},
+    "overview": {"compare"},
     "results": {"plan"},
+    "page": {"results"},
     "display": {"plan", "results"},
     "export": {"plan"},
     "rounds": {"plan", "display"},
@@ -76,7 +79,7 @@ OTHERS = {
     "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
     "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
     "yaml": {"results", "yaml", "job", "plan", "rounds"},
-    "optuna": {"search", "export"},
+    "optuna": {"search", "export", "page"},
     "cma": {"search"},
     "cmaes": {"search"},
     "scipy": {"search"},
@@ -89,6 +92,10 @@ OTHERS = {
     "lightning": {"integrations"},
     "pytorch_lightning": {"integrations"},
     "tensorboardX": {"rounds", "export"},
+    "jinja2": {"page"},
+    "markupsafe": {"page"},
+    "vl_convert": {"page"},
+    "argcomplete": {"cli"},
 }
 OF_USERS = {"integrations"}  # a room that training code imports, and nothing here does
 AT_THE_TOP = {"hydra", "omegaconf"}  # all others are imported inside functions

@@ -1,0 +1,72 @@
+"""The command `autocl`: sweeps, their reports and devices, documentation, search for scripts."""
+# PYTHON_ARGCOMPLETE_OK
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from autocl_sweeper.cli import (
+    best,
+    compare,
+    devices,
+    docs,
+    doctor,
+    export,
+    plot,
+    report,
+    serve,
+    show,
+    status,
+    watch,
+)
+from autocl_sweeper.errors import AutoCLError
+from autocl_sweeper.made_with import own_version
+
+COMMANDS = (
+    status, show, best, report, plot, watch, serve, compare, export, devices, doctor, docs
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 for what cannot be read or done, said on stderr; 2 for wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="autocl",
+        description="Search, and look at sweeps and at what they work with.",
+        epilog="Commands about one sweep take its folder last; without one, the newest is meant.",
+    )
+    parser.add_argument("--version", action="version", version=f"autocl-sweeper {own_version()}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in COMMANDS:
+        command.add(commands)
+    commands.add_parser(
+        "finetune",
+        help="search hyper-parameters of a plain script, as AutoDL Finetuner did",
+        add_help=False,
+    )
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how a line can go on
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if words[:1] == ["finetune"]:  # its options stand before and behind the script
+            from autocl_sweeper.finetune.command import main as finetune
+
+            finetune(words[1:])
+            code = 0
+        else:
+            given = parser.parse_args(words)
+            code = given.run(given) or 0
+        sys.stdout.flush()
+    except AutoCLError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `autocl docs launcher | head`: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return int(code)

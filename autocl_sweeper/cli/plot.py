@@ -1,0 +1,40 @@
+"""`autocl plot`: one chart of a sweep as a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from autocl_sweeper.cli.options import Commands, folder_argument, json_option, print_json, sweep_of
+
+CHARTS = ("tree", "matrix", "timeline", "importances")
+
+
+def add(commands: Commands) -> None:
+    plot = commands.add_parser(
+        "plot",
+        help="one chart as SVG or PNG, for papers and slides",
+        description="Draw one chart of a sweep into a file, without a browser.",
+    )
+    json_option(plot)
+    plot.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="a name that ends in .svg or .png (default: CHART.svg)",
+    )
+    plot.add_argument("--dark", action="store_true", help="for dark pages")
+    plot.add_argument("chart", choices=CHARTS, help="what to draw")
+    folder_argument(plot)
+    plot.set_defaults(run=_plot)
+
+
+def _plot(given: argparse.Namespace) -> None:
+    from autocl_sweeper.page.pictures import draw
+
+    to = given.out if given.out is not None else Path(f"{given.chart}.svg")
+    path = draw(sweep_of(given), given.chart, to, given.dark)
+    if given.json:
+        print_json({"picture": str(path), "bytes": path.stat().st_size})
+    else:
+        print(path)

@@ -1,0 +1,112 @@
+"""`autocl status`: how far a sweep is, in three lines."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from autocl_sweeper.cli.options import (
+    Commands,
+    folder_argument,
+    four,
+    json_option,
+    print_json,
+    sweep_of,
+)
+from autocl_sweeper.overview import Overview, Status
+
+WORDS: dict[Status, str] = {
+    "finished": "finished",
+    "running": "running",
+    "stopped": "stopped",
+    "open": "not finished",
+}
+
+
+def add(commands: Commands) -> None:
+    status = commands.add_parser(
+        "status",
+        help="how far a sweep is, its best trial so far, and what is left",
+        description="How far a sweep is, from its journal; it may run on another machine.",
+    )
+    json_option(status)
+    folder_argument(status)
+    status.set_defaults(run=_status)
+
+
+def _status(given: argparse.Namespace) -> None:
+    sweep = sweep_of(given)
+    if given.json:
+        print_json(facts(sweep))
+        return
+    print(text(sweep))
+
+
+def facts(sweep: Overview) -> dict[str, Any]:
+    """What there is to say, for programs."""
+    leader = sweep.leader
+    counts = sweep.counts
+    return {
+        "folder": str(sweep.folder),
+        "status": sweep.status,
+        "as_of": sweep.as_of,
+        "stage": min(sweep.history.open_stage, max(len(sweep.tasks), 1)),
+        "stages": max(len(sweep.tasks), sweep.stages, 1),
+        "best": None if leader is None else leader.score,
+        "trial": None if leader is None else leader.number,
+        "lineage": [] if leader is None else [t.number for t in sweep.history.lineage(leader)],
+        "trials": len(sweep.history),
+        "planned": sweep.planned,
+        "complete": counts["COMPLETE"],
+        "running": counts["RUNNING"],
+        "failed": counts["FAIL"],
+        "stopped_early": counts["PRUNED"],
+        "given_up": counts["given up"],
+        "seconds": sweep.elapsed_s,
+        "seconds_left": sweep.left_s,
+        "devices_busy": sweep.busy,
+    }
+
+
+def text(sweep: Overview) -> str:
+    from autocl_sweeper.display.progress import clock
+
+    found = facts(sweep)
+    first = WORDS[sweep.status]
+    if sweep.status != "finished":
+        task = sweep.tasks[found["stage"] - 1] if sweep.tasks else ""
+        first += f", stage {found['stage']} of {found['stages']}{f' ({task})' if task else ''}"
+        first += f", as of {_ago(time.time() - sweep.as_of)} ago"
+    chain = " > ".join(map(str, found["lineage"]))
+    best = "no score yet"
+    if found["trial"] is not None:
+        best = f"best {four(found['best'])}, trial {found['trial']}"
+        best += f" ({chain})" if len(found["lineage"]) > 1 else ""
+    counts = sweep.counts
+    done = len(sweep.history) - counts["RUNNING"]
+    parts = [f"{done} of {found['planned']} done" if found["planned"] else f"{done} done"]
+    named = (
+        ("running", counts["RUNNING"]),
+        ("failed", counts["FAIL"]),
+        ("given up", counts["given up"]),
+    )
+    parts += [
+        f"{count} {name}" for name, count in (*named, ("stopped early", counts["PRUNED"])) if count
+    ]
+    times = f"{clock(found['seconds'])} elapsed"
+    if found["seconds_left"] is not None and sweep.status == "running":
+        times += f", about {clock(found['seconds_left'])} left"
+    busy = "" if sweep.busy is None else f"devices busy {sweep.busy:.0%}"
+    width = max(len(best), len(times)) + 4
+    return "\n".join(
+        [first, f"  {best:<{width}}{', '.join(parts)}", f"  {times:<{width}}{busy}".rstrip()]
+    )
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(0, seconds):.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"

@@ -1,0 +1,165 @@
+"""`autocl watch`: the panel of a sweep that runs somewhere else; a line per event without a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from autocl_sweeper.cli.options import Commands, folder_argument, four, json_option, sweep_of
+from autocl_sweeper.journal import NAME, Record
+from autocl_sweeper.overview import Overview, look
+
+LOOK_S = 1.0
+
+
+def add(commands: Commands) -> None:
+    watch = commands.add_parser(
+        "watch",
+        help="the panel of a sweep that runs elsewhere; without a terminal, a line per event",
+        description="Follow a sweep until it is over, or Ctrl-C. Reads its journal alone.",
+    )
+    json_option(watch)
+    watch.add_argument("--once", action="store_true", help="what happened so far, then end")
+    folder_argument(watch)
+    watch.set_defaults(run=_watch)
+
+
+def _watch(given: argparse.Namespace) -> None:
+    sweep = sweep_of(given)
+    if sys.stdout.isatty() and not (given.json or given.once):
+        _panel(sweep)
+        return
+    told = 0
+    for seen in _states(sweep):
+        for record in seen.records[told:]:
+            if given.json:
+                print(json.dumps(record))
+            elif line := line_of(seen, record):
+                print(line)
+        sys.stdout.flush()
+        told = len(seen.records)
+        if given.once:
+            return
+
+
+def _states(sweep: Overview) -> Iterator[Overview]:
+    """The sweep now, and again each time its journal has grown, until it is over or has stopped."""
+    journal, size = sweep.folder / NAME, -1
+    while True:
+        found = journal.stat().st_size
+        if found != size:
+            size = found
+            sweep = look(sweep.folder)
+            yield sweep
+        if sweep.status == "finished" or _status_now(sweep) == "stopped":
+            return
+        time.sleep(LOOK_S)
+
+
+def _status_now(sweep: Overview) -> str:
+    """As of now: a controller that was killed writes nothing about it."""
+    return Overview(sweep.folder, sweep.records, sweep.state, sweep.setup).status
+
+
+def line_of(sweep: Overview, record: Record) -> str:
+    """An event as a line; empty for those that say nothing to people."""
+    from autocl_sweeper.page.words import clean
+
+    moment = f"{datetime.fromtimestamp(record['time']):%Y-%m-%d %H:%M:%S}"
+    text = _text(sweep, record)
+    return clean(f"{moment} {text}") if text else ""
+
+
+def _text(sweep: Overview, record: Record) -> str:
+    history = sweep.history
+    if "trial" in record:
+        trial = history[record["trial"]]
+        name = trial.folder or f"trial {trial.number}"
+    match record["event"]:
+        case "start":
+            parent = "" if record["parent"] is None else f" from {record['parent']}"
+            return f"{name} started{parent}"
+        case "finish" if record["state"] == "FAIL":
+            return f"{name} FAIL after {record['seconds']:.1f} s: {record['reason']}"
+        case "finish":
+            score = "" if record["score"] is None else f" {four(record['score'])}"
+            return f"{name} {record['state'].lower()}{score} in {record['seconds']:.1f} s"
+        case "attempt_failed":
+            return f"{name} runs again: {record['reason']}"
+        case "give_up":
+            return f"{name} given up: {record['reason']}"
+        case "select":
+            stage = record["stage"]
+            kept = " ".join(f"{n} ({four(history[n].score)})" for n in record["beam"])
+            task = history.stage(stage)[0].task if history.stage(stage) else ""
+            return f"stage {stage} {task} done, beam {kept}"
+        case "end":
+            return "the sweep is over"
+    return ""
+
+
+# -- on a terminal ----------------------------------------------------------------------------------
+
+
+class _Elsewhere:
+    """What the panel asks an executor, answered from the journal."""
+
+    def __init__(self, sweep: Overview) -> None:
+        self.sweep = sweep
+
+    def devices(self) -> Mapping[int, tuple[str, ...]]:
+        running = (one for one in self.sweep.attempts if one.end is None)
+        return {one.trial: tuple(one.devices) or ("?",) for one in running}
+
+
+def _panel(sweep: Overview) -> None:
+    from autocl_sweeper.display.progress import Panel, settings_text
+
+    elsewhere = _Elsewhere(sweep)
+
+    def told(number: int) -> str:
+        trial = elsewhere.sweep.history[number]
+        return f"{trial.folder or number} {settings_text(trial)}"
+
+    panel = Panel(elsewhere, lambda: _figures(elsewhere.sweep), told)
+    panel.start()
+    seen = len(sweep.records)
+    try:
+        for elsewhere.sweep in _states(sweep):
+            for record in elsewhere.sweep.records[seen:]:
+                if line := line_of(elsewhere.sweep, record):
+                    panel.say(line)
+            seen = len(elsewhere.sweep.records)
+    finally:
+        panel.stop()
+    from autocl_sweeper.cli.status import text
+
+    print(text(elsewhere.sweep))
+
+
+def _figures(sweep: Overview) -> list[Any]:
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    from autocl_sweeper.display.progress import clock
+
+    counts, leader = sweep.counts, sweep.leader
+    done = len(sweep.history) - counts["RUNNING"]
+    stage = min(sweep.history.open_stage, max(len(sweep.tasks), 1))
+    task = sweep.tasks[stage - 1] if sweep.tasks else ""
+    left = sweep.left_s
+    return [
+        Text.assemble(f"stage {stage}/{max(len(sweep.tasks), 1)} ", (task, "bold")),
+        ProgressBar(total=sweep.planned or max(done, 1), completed=done, width=20),
+        f"{counts['RUNNING']} running",
+        f"{done} done",
+        Text(f"{counts['FAIL']} failed", "red" if counts["FAIL"] else ""),
+        "best -" if leader is None else f"best {four(leader.score)} (#{leader.number})",
+        f"{clock(sweep.elapsed_s)} elapsed",
+        "" if left is None else f"about {clock(left)} left",
+    ]

@@ -1,0 +1,182 @@
+"""Parallel coordinates: a line a trial, through its parameters to its score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autocl_sweeper.overview import Overview
+from autocl_sweeper.page.scale import STEP_SCALE, WIDTH, Spec, chart, var
+from autocl_sweeper.page.tree import scale_of
+from autocl_sweeper.page.words import bare_key, score, setting
+from autocl_sweeper.types import State, Value
+
+MOST_LINES = 400
+SPREAD = 0.012  # of an axis, between trials of equal values
+LOG_FROM = 30  # an axis whose largest value is so many times its smallest is logarithmic
+ABSENT = -0.12  # where lines pass that have no value: below the axis
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One parameter from its lowest to its highest value: 0 to 1, None for a value that is not set."""
+
+    name: str
+    at: Mapping[int, float | None]  # trial -> place
+    low: str
+    high: str
+
+    @property
+    def gaps(self) -> bool:
+        return None in self.at.values()
+
+
+def parallel(sweep: Overview) -> Spec | None:
+    """The best trials as lines over their parameters. None: no two of them differ."""
+    found = [t for t in sweep.history if t.state is State.COMPLETE and t.score is not None]
+    sign = -1.0 if sweep.maximize else 1.0
+    kept = sorted(found, key=lambda t: sign * (t.score or 0.0))[:MOST_LINES]
+    keys = list(dict.fromkeys(key for trial in kept for key in trial.suggestion.params))
+    axes = [
+        axis
+        for key in keys
+        if (axis := _axis(bare_key(key), {t.number: t.suggestion.params.get(key) for t in kept},
+                          {t.number for t in kept if key not in t.suggestion.params}))
+    ]  # fmt: skip
+    if len(kept) < 2 or not axes:
+        return None
+    if len({trial.stage for trial in kept}) > 1:
+        stages = _axis("stage", {t.number: t.stage for t in kept}, set())
+        axes = [*([stages] if stages else []), *axes]
+    scores = {t.number: t.score for t in kept}
+    last = _axis("score", scores, set(), of_score=True)
+    axes = [*axes, *([last] if last else [])]
+    best = {trial.number for trial in sweep.chain}
+    scale = scale_of(sweep)
+    order = sorted(kept, key=lambda t: (t.number in best, -sign * (t.score or 0.0)))
+    points = [
+        {
+            "t": t.number, "a": n, "y": round(place if place is not None else ABSENT, 4),
+            "s": scale.step(t.score), "b": int(t.number in best),
+        }
+        for t in order
+        for n, axis in enumerate(axes)
+        for place in [axis.at[t.number]]
+    ]  # fmt: skip
+    heads = [
+        {"a": n, "name": a.name, "low": a.low, "high": a.high, "gap": "not set" if a.gaps else ""}
+        for n, a in enumerate(axes)
+    ]
+    gap = any(axis.gaps for axis in axes)
+    x = {"scale": "x", "field": "a"}
+    return chart(
+        "Parallel coordinates: a line a trial, from axis to axis through its parameters to its score.",
+        250 if gap else 220,
+        width=max(WIDTH - 80, 110 * len(axes)),
+        usermeta={"margin": 80, "least": 110 * len(axes)},
+        padding={"left": 40, "right": 40, "top": 4, "bottom": 4},
+        data=[{"name": "points", "values": points}, {"name": "heads", "values": heads}],
+        scales=[
+            STEP_SCALE,
+            {"name": "x", "type": "point", "domain": list(range(len(axes))), "range": "width"},
+            {
+                "name": "y", "type": "linear", "domain": [ABSENT if gap else 0, 1],
+                "range": [{"signal": "height - 24"}, 42],
+            },
+        ],
+        marks=[
+            {
+                "type": "rule", "from": {"data": "heads"}, "aria": False,
+                "encode": {"update": {
+                    "x": x, "y": {"scale": "y", "value": 0}, "y2": {"scale": "y", "value": 1},
+                    "stroke": {"value": var("line")},
+                }},
+            },
+            {
+                "type": "group",
+                "from": {"facet": {"name": "line", "data": "points", "groupby": "t"}},
+                "marks": [{
+                    "type": "line", "from": {"data": "line"},
+                    "encode": {"update": {
+                        "x": x, "y": {"scale": "y", "field": "y"},
+                        "stroke": [
+                            {"test": "datum.t === lit", "value": var("ink")},
+                            {"test": "datum.b", "value": var("best")},
+                            {"scale": "step", "field": "s"},
+                        ],
+                        "strokeWidth": [
+                            {"test": "datum.t === lit", "value": 3.5},
+                            {"test": "datum.b", "value": 2.4}, {"value": 1.3},
+                        ],
+                        "cursor": {"value": "pointer"},
+                        "description": {"signal": "'trial ' + datum.t"},
+                        "tooltip": {"signal": "'trial ' + datum.t"},
+                    }},
+                }],
+            },
+            _axis_text("name", 13, {"value": 14}, weight=600),
+            _axis_text("high", 11.5, {"value": 32}, colour="soft"),
+            _axis_text("low", 11.5, {"scale": "y", "value": 0, "offset": 16}, colour="soft"),
+            _axis_text("gap", 11.5, {"scale": "y", "value": ABSENT, "offset": 16}, colour="soft"),
+        ],
+    )  # fmt: skip
+
+
+def _axis_text(
+    field: str, size: float, y: Mapping[str, Any], weight: int = 400, colour: str = "ink"
+) -> Spec:
+    return {
+        "type": "text", "from": {"data": "heads"}, "aria": False, "interactive": False,
+        "encode": {"update": {
+            "x": {"scale": "x", "field": "a"}, "y": dict(y), "text": {"field": field},
+            "align": {"value": "center"}, "fontSize": {"value": size},
+            "fontWeight": {"value": weight}, "fill": {"value": var(colour)},
+        }},
+    }  # fmt: skip
+
+
+def _axis(
+    name: str, values: Mapping[int, Value], absent: set[int], of_score: bool = False
+) -> _Axis | None:
+    """None where all trials have the same value."""
+    present = {t: value for t, value in values.items() if t not in absent}
+    distinct = {str(value) for value in present.values()}
+    if len(distinct) < 2 and not (distinct and absent):
+        return None
+    numbers = {t: v for t, v in present.items() if isinstance(v, (int, float)) and _finite(v)}
+    if len(numbers) == len(present):
+        place, low, high = _numeric(list(numbers.values()), score if of_score else setting)
+        at = {t: place(v) for t, v in numbers.items()}
+    else:
+        texts = sorted({setting(value) for value in present.values()})
+        at = {t: texts.index(setting(v)) / max(1, len(texts) - 1) for t, v in present.items()}
+        low, high = texts[0], texts[-1]
+        if len(texts) > 2:
+            low, high = f"{low}, …", f"… {high}"
+    groups: dict[float, list[int]] = {}
+    for t in sorted(at):
+        groups.setdefault(at[t], []).append(t)
+    places: dict[int, float | None] = dict.fromkeys(absent)
+    for where, same in groups.items():
+        for n, t in enumerate(same):
+            # Spread towards the middle of the axis, so that no line leaves it.
+            off = 0.0 if of_score else SPREAD * min(n, 6)
+            places[t] = where + (off if where < 0.5 else -off)
+    return _Axis(name, places, low, high)
+
+
+def _finite(value: float) -> bool:
+    return not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numeric(
+    values: Sequence[float], shown: Callable[[float], str]
+) -> tuple[Callable[[float], float], str, str]:
+    low, high = min(values), max(values)
+    if low > 0 and high / low > LOG_FROM:
+        span = math.log(high / low)
+        return lambda v: math.log(v / low) / span, shown(low), shown(high)
+    span = (high - low) or 1.0
+    return lambda v: (v - low) / span, shown(low), shown(high)

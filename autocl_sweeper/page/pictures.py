@@ -1,0 +1,82 @@
+"""`autocl plot`: one chart of a sweep as SVG or PNG, without a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.outcome import write_whole
+from autocl_sweeper.overview import Overview
+from autocl_sweeper.page.document import refuse_without_packages
+from autocl_sweeper.page.figures import bars, heat
+from autocl_sweeper.page.influence import influence
+from autocl_sweeper.page.matrices import matrices
+from autocl_sweeper.page.scale import DARK, LIGHT, Spec, painted
+from autocl_sweeper.page.timeline import timeline
+from autocl_sweeper.page.tree import tree
+
+CHARTS = ("tree", "matrix", "timeline", "importances")
+SUFFIXES = (".svg", ".png")
+PNG_SCALE = 2.0  # pixels of a PNG for each of the chart
+
+
+def draw(sweep: Overview, name: str, to: Path, dark: bool = False) -> Path:
+    """Write one of CHARTS to a file. Raises ConfigurationError where the sweep has nothing to draw."""
+    refuse_without_packages("autocl plot")
+    if to.suffix not in SUFFIXES:
+        raise ConfigurationError(
+            f"'{to}' ends in neither .svg nor .png.\n  The ending of --out says which picture is drawn."
+        )
+    spec = chart_of(sweep, name)
+    if spec is None:
+        raise ConfigurationError(f"'{sweep.folder}' has no {name} to draw: {WHY_NOT[name]}")
+    write_whole(to, picture(spec, to.suffix, dark))
+    return to
+
+
+WHY_NOT = {
+    "tree": "no trial has started.",
+    "matrix": "its best chain has no scores by task (`eval`), or only one task.",
+    "timeline": "no job has started.",
+    "importances": "no stage has enough different suggestions to tell parameters apart.",
+}
+
+
+def chart_of(sweep: Overview, name: str) -> Spec | None:
+    """The specification of one of CHARTS; None where the sweep has nothing to draw."""
+    if name == "tree":
+        return tree(sweep) if len(sweep.history) else None
+    if name == "timeline":
+        return timeline(sweep)
+    if name == "matrix":
+        found = matrices(sweep)
+        if found.dev is None:
+            return None
+        rows = list(zip(found.dev.tasks, found.dev.rows, strict=True))
+        return heat(
+            rows, found.dev.tasks, found.scale, "Score on each task (column) after each task (row)"
+        )
+    found_by_stage = influence(sweep).importances
+    if found_by_stage is None:
+        return None
+    values = [
+        (key, fmean([v for v in shares if v is not None])) for key, shares in found_by_stage.rows
+    ]
+    return bars(values, "Importance of parameters, mean over stages (PED-ANOVA)")
+
+
+def picture(spec: Spec, suffix: str, dark: bool) -> bytes:
+    import vl_convert
+
+    colours = DARK if dark else LIGHT
+    drawn: dict[str, Any] = {**painted(spec, colours), "background": colours["card"]}
+    padding = drawn.get("padding")
+    if isinstance(padding, dict):
+        drawn["padding"] = {side: value + 10 for side, value in padding.items()}
+    if suffix == ".png":
+        png: bytes = vl_convert.vega_to_png(drawn, scale=PNG_SCALE)
+        return png
+    svg: str = vl_convert.vega_to_svg(drawn)
+    return svg.encode()
