@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from train.config.typed import SettingsError
 
 _MASKS = ("<mask>", "[MASK]", "<extra_id_0>")  # the last one is T5's
+KNOWN = 10_000  # texts whose ids are kept: 2 kB each at 512 ids
 
 
 class Vocabulary:
@@ -53,6 +55,7 @@ class Vocabulary:
     def _use(self, tokenizer: Any) -> None:
         """Take its ids, before any mark is known but the mask."""
         self._tokenizer = tokenizer
+        self._known: dict[str, array[int]] = {}  # texts come again with every epoch
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.own = max(vocabulary.values()) + 1
         self.size = self.own
@@ -78,8 +81,11 @@ class Vocabulary:
         return (), (self.eos,)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        if (ids := self._known.get(text)) is None:
+            ids = array("i", self._tokenizer(text, add_special_tokens=False).input_ids)
+            if len(self._known) < KNOWN:
+                self._known[text] = ids
+        return ids.tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text up to the end mark, without other marks."""

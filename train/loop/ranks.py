@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -43,7 +43,7 @@ def any_of(here: bool) -> bool:
     return bool(total(torch.tensor(int(here), device=device)) > 0)
 
 
-def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+def add_gradients(model: torch.nn.Module) -> None:
     """Give every process the sum of the gradients of all; a collective, one message per dtype.
 
     A parameter that this process did not use, because a task of another kind did, counts as 0.
@@ -51,7 +51,7 @@ def add_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     if size() == 1:
         return
     by_dtype: dict[torch.dtype, list[torch.nn.Parameter]] = {}
-    for parameter in parameters:
+    for parameter in (p for p in model.parameters() if p.requires_grad):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         by_dtype.setdefault(parameter.dtype, []).append(parameter)

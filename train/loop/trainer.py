@@ -125,7 +125,7 @@ class UpdateTrainer(Trainer):
                 penalty = self.delta.penalty()
                 if penalty.weighted.requires_grad:
                     self.accelerator.backward(penalty.weighted / ranks.size())
-        ranks.add_gradients([p for p in model.parameters() if p.requires_grad])
+        ranks.add_gradients(model)
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() < self.min_loss_scale:
             raise Diverged(
