@@ -98,12 +98,12 @@ def test_a_cut_is_balanced_and_no_text_is_in_two_splits(
 def chain(tmp_path: Path, experiment: str, *more: str) -> list[dict[str, Any]]:
     """Results of two jobs, movie reviews and then BBC news from its checkpoint."""
     results: list[dict[str, Any]] = []
-    start = ""
+    start = "init_from=null"
     for task in ("movie_reviews", "bbc_news"):
         folder = tmp_path / task
         done = train(
             tmp_path, f"experiment={experiment}", f"task={task}", f"hydra.run.dir={folder}",
-            "evaluate_test=false", start, *more,
+            "evaluate_test=false", start, *more, timeout_s=1800,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         results.append(json.loads((folder / "all_results.json").read_text()))
