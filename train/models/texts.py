@@ -37,6 +37,7 @@ DESKS = {
 
 
 def texts(files: Sequence[Path], folder: Path) -> None:
+    """`CL_Benchmark` and `task_configs` in `folder`."""
     reviews, news, groups = files
     _dataset(folder, "SC", "movie_reviews", ("Bad", "Good"), list(_reviews(reviews)))
     _dataset(folder, "TC", "bbc_news", [*DESKS.values()], list(_news(news)))
