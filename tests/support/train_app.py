@@ -17,6 +17,8 @@ SMALL = (
 )
 
 
-def train(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train(cwd: Path, *overrides: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=timeout_s
+    )

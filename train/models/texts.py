@@ -37,6 +37,7 @@ DESKS = {
 
 
 def texts(files: Sequence[Path], folder: Path) -> None:
+    """`CL_Benchmark` and `task_configs` in `folder`."""
     reviews, news, groups = files
     _dataset(folder, "SC", "movie_reviews", ("Bad", "Good"), list(_reviews(reviews)))
     _dataset(folder, "TC", "bbc_news", [*DESKS.values()], list(_news(news)))
@@ -62,7 +63,8 @@ def _dataset(
     for label in labels:
         own = [sentence for sentence, given in pool.items() if given == label]
         chosen = rng.choice(len(own), TEST_ROWS // len(labels), replace=False)
-        drawn += [(own[i], label) for i in sorted(chosen)]
+        drawn += [(own[i], label) for i in chosen]
+    drawn = [drawn[i] for i in rng.permutation(len(drawn))]  # so that the first n have all labels
     tested = {sentence for sentence, _ in drawn}
     whole = folder / "CL_Benchmark" / group / name
     whole.mkdir(parents=True)
