@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocl_sweeper.errors import InfeasibleError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
@@ -182,13 +183,15 @@ def failure(error: BaseException, seconds: float, cause: Cause | None = None) ->
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Whether memory ran out, told by the error or by one that led to it; else an exception.
+    """Whether memory ran out or the settings are infeasible, told by the error or by one that led to it.
 
     By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
     the name of the class, the rest by what the libraries write.
     """
     for one in _chain(error):
         names = [kind.__name__ for kind in type(one).__mro__]
+        if isinstance(one, InfeasibleError):
+            return Cause.INFEASIBLE
         text = headline(one)
         if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
             return Cause.DEVICE_MEMORY
