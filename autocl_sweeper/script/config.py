@@ -40,7 +40,7 @@ class NumberConf:
 class ScriptConf:
     """How a script is run, and what becomes of its end."""
 
-    command: list[Any] = option(
+    command: Any = option(
         [],
         "the program and its arguments, a list; {name} is replaced; a list within the list is a group,"
         " left out where one of its placeholders is null",
@@ -69,6 +69,9 @@ class AppConf:
 
     script: ScriptConf = field(default_factory=ScriptConf)
     params: dict[str, Any] = option({}, "what can be searched, with defaults: {lr} is params.lr")
+    tasks: dict[str, Any] = option(
+        {}, "further values by task: {corpus} is tasks.a.corpus while task=a"
+    )
     task: Any = option(None, "the task of this job")
     init_from: str | None = option(None, "the parent's checkpoint; null on the first task")
     seen_tasks: Any = option(None, "tasks so far, this one included")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,12 +34,7 @@ class OutOfMemoryError(CommandFailed):
 def check_job(config: Any) -> None:
     """Refuse what is wrong with a planned job. Raises ConfigurationError."""
     hydra = config.hydra
-    read(
-        config,
-        Path(str(hydra.sweep.dir), "job").absolute(),
-        Path(hydra.runtime.cwd),
-        sys.executable,
-    )
+    read(config, hydra, Path(str(hydra.sweep.dir), "job").absolute())
 
 
 def run_command(config: Any) -> dict[str, Any]:
@@ -50,7 +44,7 @@ def run_command(config: Any) -> dict[str, Any]:
     """
     hydra = HydraConfig.get()
     output_dir = Path(hydra.runtime.output_dir)
-    settings = read(config, output_dir, Path(hydra.runtime.cwd), sys.executable)
+    settings = read(config, hydra, output_dir)
     checkpoint = output_dir / settings.checkpoint
     checkpoint.mkdir(parents=True, exist_ok=True)
     argv = settings.argv()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
@@ -19,7 +20,6 @@ from autocl_sweeper.script.numbers import Source
 from autocl_sweeper.script.template import argv, filled, names_in
 
 MEANINGS = ("success", "failure", "out_of_memory", "infeasible")
-BUILT_IN = ("output_dir", "checkpoint_dir", "start_dir", "python")
 INTERPRETERS = re.compile(r"(python[\d.]*|torchrun|accelerate)$")
 
 
@@ -81,8 +81,8 @@ class Settings:
         return Source(name, text(conf.file), text(conf.key), text(conf.regex, re.escape))
 
 
-def read(config: Any, output_dir: Path, start_dir: Path, python: str) -> Settings:
-    """The settings of a job. Raises ConfigurationError with all mistakes."""
+def read(config: Any, hydra: Any, output_dir: Path) -> Settings:
+    """The settings of a job; `hydra`: Hydra's own. Raises ConfigurationError with all mistakes."""
     try:
         app: Any = OmegaConf.merge(OmegaConf.structured(AppConf), _own(config))
         plain: Any = OmegaConf.to_object(app)
@@ -96,15 +96,19 @@ def read(config: Any, output_dir: Path, start_dir: Path, python: str) -> Setting
     built_in = {
         "output_dir": str(output_dir),
         "checkpoint_dir": str(output_dir / script.checkpoint),
-        "start_dir": str(start_dir),
-        "python": python,
+        "start_dir": hydra.runtime.cwd,
+        "devices": OmegaConf.select(hydra.launcher, "devices_per_job", default=1),
+        "python": sys.executable,
     }
-    for name in flat.keys() & {*handed, *built_in}:
+    of_task = dict(_flat(_of_task(plain.tasks, plain.task, mistakes)))
+    for name in sorted(flat.keys() & {*handed, *built_in}):
         mistakes.append(f"params.{name}: {{{name}}} is set by the sweep; give the key another name")
+    for name in sorted(of_task.keys() & {*flat, *handed, *built_in}):
+        mistakes.append(f"tasks.{plain.task}.{name}: {{{name}}} is set elsewhere; rename it")
     env = {name: None if text is None else str(text) for name, text in script.env.items()}
     settings = Settings(
         command, script.cwd, env, script.score, script.eval, script.numbers,
-        script.checkpoint, script.exit_codes, flat, {**flat, **handed, **built_in},
+        script.checkpoint, script.exit_codes, flat, {**flat, **of_task, **handed, **built_in},
     )  # fmt: skip
     mistakes += _mistakes(settings)
     if mistakes:
@@ -131,8 +135,14 @@ def _own(config: Any) -> DictConfig:
     return OmegaConf.create(found)
 
 
-def _command(given: Sequence[Any], mistakes: list[str]) -> list[str | list[str]]:
+def _command(given: Any, mistakes: list[str]) -> list[str | list[str]]:
     """The words of a command and its groups, as texts."""
+    if not isinstance(given, list):
+        mistakes.append(
+            f"script.command is {given!r}, not a list: no shell reads it, so that every word is an"
+            ' item, ["{python}", train.py, "--lr={lr}"]'
+        )
+        return []
     if not given:
         mistakes.append("script.command is empty: the program and its arguments, as a list")
     return [
@@ -156,6 +166,21 @@ def _word(given: Any, place: str, mistakes: list[str]) -> str:
     else:
         mistakes.append(f"{place} is {given!r}, not a word: put quotes around it")
     return ""
+
+
+def _of_task(tasks: Mapping[str, Any], task: Any, mistakes: list[str]) -> Mapping[str, Any]:
+    """The values that this task has of its own."""
+    if not tasks or task is None:
+        return {}
+    found = tasks.get(str(task))
+    if isinstance(found, Mapping):
+        return found
+    mistakes.append(
+        f"tasks has no values for task '{task}'; it has: {', '.join(tasks)}"
+        if str(task) not in tasks
+        else f"tasks.{task} is {found!r}, not a mapping of names to values"
+    )
+    return {}
 
 
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,7 +215,7 @@ def _of_placeholders(settings: Settings) -> Iterator[str]:
                 )
             elif settings.values[name] is None and not may_be_null:
                 yield f"{place}: {{{name}}} is null{_remedy(name)}"
-    for name in settings.params.keys() - used:
+    for name in sorted(settings.params.keys() - used):
         yield (
             f"params.{name} is used nowhere: put {{{name}}} into script.command, or searching it"
             " changes nothing"
