@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from autocl_sweeper.reporter import report, reports_are_read
 from train.chain import base_of, walk
 from train.config.sections import Run
+from train.config.trackers import tracked
 from train.config.typed import SettingsError
 from train.data.preprocess import over_length
 from train.data.rows import Rows
@@ -107,7 +108,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         )
         for i, task in enumerate(run.tasks)
     ]
-    training = train(model, trained, delta, run, seed, folder, validate, keep)
+    with tracked(run.trainer.get("report_to"), folder) as name:
+        training = train(model, trained, delta, run, seed, folder, validate, keep, name)
     if not whole:
         delta.conclude(row_losses(model, trained))
     train_end = time.perf_counter()
