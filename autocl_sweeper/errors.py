@@ -9,6 +9,7 @@
     |   |-- JournalDamagedError a line of its journal, not the last, cannot be read
     |   `-- JournalLostError    its journal was removed or replaced while the sweep ran
     |-- DeviceError             no device can serve a job
+    |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
@@ -56,6 +57,10 @@ class JournalLostError(SweepFolderError):
 
 class DeviceError(AutoCLError):
     """No device can serve a job."""
+
+
+class InfeasibleError(AutoCLError):
+    """A job's settings cannot be trained, however often it runs. Apps raise it in their jobs."""
 
 
 class SweepStoppedError(AutoCLError):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.disk import FULL, is_disk_trouble
+from autocl_sweeper.errors import InfeasibleError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
@@ -261,13 +262,15 @@ def failure(
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Whether memory or a disk ran out, told by the error or one that led to it; else an exception.
+    """Memory, the disk or the settings, as the error says or one that led to it; else an exception.
 
     By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
     the name of the class, the rest by what the libraries write.
     """
     for one in _chain(error):
         names = [kind.__name__ for kind in type(one).__mro__]
+        if isinstance(one, InfeasibleError):
+            return Cause.INFEASIBLE
         text = headline(one)
         if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
             return Cause.DEVICE_MEMORY

@@ -12,7 +12,12 @@ from typing import Generic, TypeVar
 from autocl_sweeper.types import Cause, Outcome, State
 
 LONGEST_DELAY_S = 600.0
-NO_TIME_MENDS = (Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED)
+NO_TIME_MENDS = (
+    Cause.CONFIGURATION,
+    Cause.DEVICE_MEMORY,
+    Cause.CANCELLED,
+    Cause.INFEASIBLE,
+)
 
 Item = TypeVar("Item")
 

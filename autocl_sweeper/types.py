@@ -33,6 +33,7 @@ class Cause(str, Enum):
     CONFIGURATION = "configuration"  # it never composed, which no repetition can mend
     DEVICE_MEMORY = "device_memory"  # a device had no memory left for it
     HOST_MEMORY = "host_memory"  # the machine, or its control group, had none
+    INFEASIBLE = "infeasible"  # it said that its settings cannot be trained
     EXIT = "exit"  # it exited before its function returned
     SIGNAL = "signal"  # a signal that was not ours
     TIMEOUT = "timeout"

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 from autocl_sweeper.reporter import report, reports_are_read
 from train.chain import base_of, walk
 from train.config.sections import Run
+from train.config.trackers import tracked
 from train.config.typed import SettingsError
 from train.data.preprocess import over_length
 from train.data.rows import Rows
@@ -111,7 +112,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         for i, task in enumerate(run.tasks)
     ]
     if run.extras.do_train:
-        training = train(model, trained, delta, run, seed, folder, validate, keep)
+        with tracked(run.trainer.get("report_to"), folder) as name:
+            training = train(model, trained, delta, run, seed, folder, validate, keep, name)
     else:
         model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         training = TrainingReport(0, 0.0, delta.report())

@@ -39,6 +39,7 @@ CORE_FLOORS = [
         "hydra_launch",
         "cli",
         "finetune",
+        "script",
     },  # what the plugin classes call, and the command `autocl`
     {"__main__", "integrations"},
 ]
@@ -76,8 +77,17 @@ TRAIN_DOORS = {
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune"},
-    "omegaconf": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "plan", "finetune"},
+    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune", "script"},
+    "omegaconf": {
+        "space",
+        "job",
+        "hydra_sweep",
+        "hydra_launch",
+        "yaml",
+        "plan",
+        "finetune",
+        "script",
+    },
     "yaml": {"results", "yaml", "job", "plan", "rounds"},
     "optuna": {"search", "export", "page"},
     "cma": {"search"},

@@ -63,6 +63,7 @@ class HFArguments:
     include_num_input_tokens_seen: str | bool = option('no', "Whether to track the number of input tokens seen")
     log_level: str = option('passive', "Logging level for the main process")
     log_level_replica: str = option('warning', "Logging level for replica processes in distributed training")
+    report_to: str | list[str] | None = option('none', "The list of integrations to report the results and logs to")
     eval_strategy: IntervalStrategy = option('no', "When to run evaluation")
     eval_steps: float | None = option(None, "Number of update steps between evaluations if `eval_strategy='steps'`")
     eval_delay: float = option(0, "Number of epochs or steps to wait for before the first evaluation can be performed, depending on the eval_strategy")

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 INSTEAD: Mapping[str, str] = {
     "Hydra's hydra.run.dir is the folder of a job": "output_dir",
     "to change the randomness of a job set the top-level key `seed`": "seed data_seed",
-    "all a job reports is in its log and in all_results.json": "report_to disable_tqdm run_name"
-    " project trackio_space_id trackio_bucket_id trackio_static_space_id",
+    "all a job reports is in its log and in all_results.json": "disable_tqdm",
+    "a run has the name of its job's folder, and belongs to its sweep": "run_name",
+    "trainer.report_to knows no trackio": "project trackio_space_id trackio_bucket_id"
+    " trackio_static_space_id",
     "the best weights come back whenever metric_for_best_model is set": "load_best_model_at_end",
     "jobs keep everything on this machine": "push_to_hub hub_token hub_private_repo hub_model_id"
     " hub_strategy hub_always_push hub_revision",

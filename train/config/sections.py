@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from train.config.hf_arguments import HFArguments, SchedulerType
 from train.config.refused import REFUSED
 from train.config.text_data import TextData
+from train.config.trackers import PACKAGES, trackers
 from train.config.typed import SettingsError, default_of, option, options
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
@@ -429,6 +430,12 @@ class TrainerSettings(TrainerExtras, HFArguments):
     lr_scheduler_type: SchedulerType = option("constant", "how the learning rate goes on")
     logging_steps: float = option(20, "log every so many updates", unit="updates")
     dataloader_pin_memory: bool = option(False, "page-locked memory for batches")
+    report_to: str | list[str] | None = option(
+        "none", f"trackers that get the training log as well: {', '.join(PACKAGES)}, or a list"
+    )
+
+    def __post_init__(self) -> None:
+        trackers(self.report_to)
 
 
 # Where the app's default is not that of transformers.

@@ -247,11 +247,12 @@ def train(
     folder: Path,
     validate: Callable[[int], dict[str, float]] = lambda step: {},
     save: Callable[[str], None] = lambda name: None,
+    name: str | None = None,
 ) -> TrainingReport:
     """Train what is trainable of `model` on all `tasks` together, with the penalty of `delta`.
 
     validate: update -> logged name -> value, on dev data. save: keep the model as it is under a name.
-    Raises Diverged on a loss of NaN.
+    name: of the run, for trackers. Raises Diverged on a loss of NaN.
     """
     given = ranks.arguments(run.trainer)
     epochs, limit = given.pop("num_train_epochs", 3.0), given.pop("max_steps", -1)
@@ -260,10 +261,10 @@ def train(
         arguments = TrainingArguments(
             output_dir=str(folder),
             seed=seed,
-            report_to="none",
+            run_name=name,
             remove_unused_columns=False,
             disable_tqdm=True,
-            **{"save_strategy": "no", **given},
+            **{"save_strategy": "no", "report_to": "none", **given},
         )
     except (TypeError, ValueError) as error:
         raise SettingsError(

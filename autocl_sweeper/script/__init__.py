@@ -1,0 +1,1 @@
+"""`python -m autocl_sweeper.script`: sweep any command line, whose program knows nothing of us."""
