@@ -167,8 +167,8 @@ def _plan(
 ) -> Plan:
     choices = plain(config.hydra.runtime.choices)
     # Hydra resolved what it gives once already, which takes the escape off `\${...}`.
-    own = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
-    keys = {key: plain(value) for key, value in {**given, **own}.items()}
+    as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
+    keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)

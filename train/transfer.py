@@ -21,9 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from train.chain import CheckpointError
 from train.config.merging import MergeSettings
-from train.config.schema import CONF, register
+from train.config.schema import CONF, VERSION_BASE, register
 from train.config.typed import SettingsError, build
-from train.main import VERSION_BASE
 
 log = logging.getLogger(__name__)
 
