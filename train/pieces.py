@@ -74,8 +74,7 @@ def main(argv: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.plugins import Plugins
 
-    from train.config.schema import CONF
-    from train.config.schema import VERSION_BASE
+    from train.config.schema import CONF, VERSION_BASE
 
     Plugins.instance()  # before composing: one of them reads several files as one
     parser = argparse.ArgumentParser(prog="python -m train.pieces", description=__doc__)
