@@ -29,6 +29,8 @@ from train.loop.batches import Training
 from train.loop.evaluation import evaluate, means, predict
 from train.loop.trainer import TrainingReport, row_losses, train
 from train.memory.budget import limit_memory
+from train.memory.checkpointing import PlannedBlocks, recomputing
+from train.memory.meter import GpuMeter
 from train.model.checkpoints import delta_name, load, save
 from train.model.family import Meeting, family_of
 from train.model.fit import check_loaded, fitted
@@ -67,6 +69,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     elif parent is not None:
         model.requires_grad_(True)
     check_loaded(model, settings, plans.values())
+    recompute = recomputing(run.memory, model, folder, GpuMeter())
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
     scored = [name for name in own if plans[name].is_scored]
@@ -113,7 +116,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     ]
     if run.extras.do_train:
         with tracked(run.trainer.get("report_to"), folder) as name:
-            training = train(model, trained, delta, run, seed, folder, validate, keep, name)
+            callbacks = [] if recompute is None else [recompute]
+            training = train(
+                model, trained, delta, run, seed, folder, validate, keep, name, callbacks
+            )
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)  # type: ignore[arg-type]  # torch's overloads
@@ -143,6 +149,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - start,
         }
+        if isinstance(recompute, PlannedBlocks):
+            results |= recompute.records.numbers(recompute.budget)
         if any(plan.rows is not None and plan.rows.selects_on_test for plan in plans.values()):
             results["selected_on_test"] = 1
         runtime = train_end - train_start

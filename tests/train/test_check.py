@@ -138,7 +138,7 @@ def test_what_a_later_file_or_an_override_gives_was_given(composed: Compose) -> 
     assert values["task"]["a"]["max_src_length"] == 3
     # Hydra's rule, over groups and the schema: `???` leaves what stands below it.
     assert composed(TASK, "delta:\n  lora_dim: ???")["delta"]["lora_dim"] == 8
-    assert composed(TASK, "memory: ???")["memory"] == {}
+    assert composed(TASK, "memory: ???")["memory"] == {"method": "none"}
 
 
 def test_what_a_star_asks_for_each_task_has_to_give(composed: Compose) -> None:

@@ -10,12 +10,13 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
 ) -> None:
     import torch
 
-    from train.config.sections import MemorySettings, SettingsError
+    from train.config.memory import MemorySettings
+    from train.config.typed import SettingsError
     from train.memory.budget import limit_memory
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):
-        limit_memory(MemorySettings(512))
+        limit_memory(MemorySettings(budget_mib=512))
     limit_memory(MemorySettings())
 
     class Device:
@@ -25,6 +26,7 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    limit_memory(MemorySettings(512))
-    limit_memory(MemorySettings(4096))
+    limit_memory(MemorySettings(budget_mib=512))
+    limit_memory(MemorySettings(budget_gib=4))
+    limit_memory(MemorySettings(budget_gib=1, hard_cap=False))
     assert shares == [0.25, 1.0]

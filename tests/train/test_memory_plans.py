@@ -258,7 +258,7 @@ def test_a_shape_seen_before_costs_no_solution_until_the_static_part_moves() -> 
     found = [planner.plan(s.features(), s.length, 1e6) for s in shapes]
     assert (planner.solved, planner.hits) == (2, 3)
     assert [choice.cached for choice in found] == [False, False, True, True, True]
-    planner.plan(shapes[0].features(), 20, 1e6 + MIB / 2)
+    planner.plan(shapes[0].features(), 20, 1e6 + MIB / 32)
     assert planner.solved == 2
     planner.plan(shapes[0].features(), 20, 1e6 + 2 * MIB)
     assert planner.solved == 3

@@ -13,6 +13,7 @@ from autocl_sweeper.yaml.layers import load
 from autocl_sweeper.yaml.resolve import STAR
 from train.chain import walk
 from train.config.hf_arguments import HFArguments
+from train.config.memory import refuse_beside
 from train.config.schema import TopLevel
 from train.config.sections import TRAINER_DEFAULTS, Run, Task, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
@@ -46,6 +47,7 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
         name: build(kind, values.get(name) or {}, name) for name, kind in PARTS.items()
     }
     trainer = parts.pop("trainer")
+    refuse_beside(parts["memory"], values.get("trainer") or {})
     # Only what somebody set: what Hugging Face makes of the others is its own affair.
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})

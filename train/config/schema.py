@@ -20,11 +20,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from train.config.env import EnvSettings
+from train.config.memory import MemoryKeys
 from train.config.ofasys import OFASYS, ModelKeys
 from train.config.sections import (
     DeltaSettings,
     EvaluationSettings,
-    MemorySettings,
     Task,
     TrainerSettings,
 )
@@ -72,7 +72,7 @@ SECTIONS: Mapping[str, type] = {
     "delta": DeltaSettings,
     "trainer": TrainerSettings,
     "env": EnvSettings,
-    "memory": MemorySettings,
+    "memory": MemoryKeys,
     "evaluation": EvaluationSettings,
 }
 KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from train.config.hf_arguments import HFArguments, SchedulerType
+from train.config.memory import MemorySettings
 from train.config.refused import REFUSED
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
@@ -374,18 +375,6 @@ class EvaluationSettings:
                 f"evaluation.dev_share={self.dev_share}, evaluation.test_share={self.test_share}: "
                 "both must be above 0 and leave something to train on (sum below 1)"
             )
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """What training may take of a device."""
-
-    budget_mib: int | None = option(
-        None,
-        "GPU memory of a process; more is an out-of-memory error of its own. null: no limit",
-        unit="MiB",
-        least=1,
-    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From the composed configuration to the values of a run.
 
-`"*"` is expanded, interpolations are resolved, and OFASys's names become ours. Defaults come last, from
-the sections.
+`"*"` is expanded, interpolations are resolved, and names of OFASys and Mimose become ours. Defaults come
+last, from the sections.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.resolve import Unresolved, expand_stars, resolve
+from train.config.memory import translate_memory
 from train.config.ofasys import translate
 from train.config.typed import Problem, SettingsError, SettingsErrors
 
@@ -25,7 +26,10 @@ def settle(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsErrors(Problem(k, f"{k}={said}") for k, said in error.told.items()) from error
     except LayerError as error:
         raise SettingsError(str(error)) from error
-    return translate(resolved)
+    values = translate(resolved)
+    if "memory" in values:
+        values["memory"] = translate_memory(values["memory"] or {})
+    return values
 
 
 def as_written(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

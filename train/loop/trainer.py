@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from train.config.sections import LossSettings, Run, TrainerExtras
 from train.config.typed import SettingsError
@@ -248,6 +248,7 @@ def train(
     validate: Callable[[int], dict[str, float]] = lambda step: {},
     save: Callable[[str], None] = lambda name: None,
     name: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingReport:
     """Train what is trainable of `model` on all `tasks` together, with the penalty of `delta`.
 
@@ -284,7 +285,7 @@ def train(
         args=arguments,
         train_dataset=updates,
         eval_dataset=updates,  # only so that Trainer believes there is something to validate on
-        callbacks=[LogLines(run.extras.log_format)],
+        callbacks=[LogLines(run.extras.log_format), *callbacks],
     )
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler = loss_scaler(run.extras, arguments.device.type)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from train.config.sections import MemorySettings
+from train.config.memory import MemorySettings
 from train.config.typed import SettingsError
 
 
 def limit_memory(memory: MemorySettings) -> None:
     """Hold this process to its share of the GPU. Raises SettingsError where there is none."""
-    if memory.budget_mib is None:
+    budget = memory.budget_bytes
+    if budget is None:
         return
     if not torch.cuda.is_available():
         raise SettingsError(
-            f"memory.budget_mib={memory.budget_mib}: limits the memory of a GPU, and this job has "
-            "none. Leave it null on the CPU"
+            f"{memory.named_budget}: limits the memory of a GPU, and this job has none. Leave it null "
+            "on the CPU; memory=gc, fixed and every_n need no budget"
         )
-    total_mib = torch.cuda.get_device_properties(0).total_memory / 2**20
-    torch.cuda.set_per_process_memory_fraction(min(1.0, memory.budget_mib / total_mib))
+    if memory.hard_cap:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total))

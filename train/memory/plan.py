@@ -86,13 +86,21 @@ def unequal_peak(
     recomputed: Collection[int],
     outside: float,
     shared: float,
+    gradients: Sequence[float] = (),
 ) -> float:
     """A first value for the peak of blocks that differ. Measured peaks have to correct it.
 
     largest: bytes of the largest single tensor each block keeps. recomputed: indices of blocks.
+    gradients: bytes that the backward pass of each block adds for its parameters; none where they are
+    there before the step.
     """
     held = [stash[i] if i in recomputed else kept[i] for i in range(len(kept))]
-    while_recomputing = [
-        sum(held[:j]) + stash[j] + kept[j] + largest[j] for j in recomputed
-    ]  # block j is recomputed when all behind it are done
-    return outside + (shared if recomputed else 0.0) + max(sum(held), *while_recomputing, 0.0)
+    peak = sum(held)
+    behind = 0.0  # gradients of the blocks whose backward pass is over
+    for j in reversed(range(len(kept))):
+        if j in recomputed:
+            peak = max(peak, sum(held[:j]) + stash[j] + kept[j] + largest[j] + behind)
+        else:
+            peak = max(peak, sum(held[: j + 1]) + behind)
+        behind += gradients[j] if gradients else 0.0
+    return outside + (shared if recomputed else 0.0) + peak

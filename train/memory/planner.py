@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +40,7 @@ class Choice:
     fits: bool
     extrapolated: bool = False
     cached: bool = False
+    fresh: bool = False  # the step allocates its gradients
 
 
 class Planner:
@@ -47,6 +48,7 @@ class Planner:
 
     kinds: of each block, in order of execution; blocks of a kind keep the same bytes.
     budget: bytes of the process. margin: bytes kept free; None: found by itself.
+    gradients: bytes of each block's, which a `fresh` step allocates and others have already.
     """
 
     def __init__(
@@ -56,17 +58,18 @@ class Planner:
         margin: float | None = None,
         collect_steps: int = 8,
         planner: Literal["prefix", "bucket_greedy"] = "prefix",
+        gradients: Sequence[float] = (),
     ) -> None:
+        self.gradients = tuple(gradients)
         self.kinds, self.budget, self.given_margin = tuple(kinds), budget, margin
         self.collect_steps, self.planner = collect_steps, planner
         self.steps = 0  # collected so far
         self.solved, self.hits, self.refits = 0, 0, 0
         self.fragmented = 0.0  # largest reserved minus allocated
         self.missed = 0.0  # largest measured minus predicted peak
-        self.static: float | None = None
         self.rows: dict[str, dict[Features, float]] = {}
         self.fits: dict[str, Fit] = {}
-        self.cache: dict[Features | int, Choice] = {}
+        self.cache: dict[tuple[Features | int, int, bool], Choice] = {}
 
     # -- collecting --------------------------------------------------------------------------------
 
@@ -76,7 +79,7 @@ class Planner:
         if self.steps < self.collect_steps:
             return True
         known = all(determined(list(self.rows.get(f"kept {k}", ()))) for k in set(self.kinds))
-        return not known and self.steps < 3 * self.collect_steps
+        return not known and self.steps < max(3 * self.collect_steps, len(set(self.kinds)))
 
     @property
     def probe(self) -> int:
@@ -105,7 +108,30 @@ class Planner:
         self.fits.clear()
         self.cache.clear()
 
-    def _fit(self, part: str) -> Fit:
+    def outside(
+        self,
+        kind: int,
+        held: Mapping[int, float],
+        kept: float,
+        shared: float,
+        peak: float,
+        fresh: bool,
+    ) -> float:
+        """Bytes outside the blocks, from the peak of a collected step without its static part.
+
+        held: of each block, its input. kept: of the probe, whose kind is `kind`.
+        """
+        latest = {k: [*self.rows.get(f"kept {k}", {0: 0.0}).values()][-1] for k in set(self.kinds)}
+        latest[kind] = kept
+        known = [latest[own] for own in self.kinds]
+        n = range(len(self.kinds))
+        stash = [held.get(i, 0.0) for i in n]
+        others = [i for i in n if i != self.probe]
+        gradients = self.gradients if fresh else ()
+        own = unequal_peak(known, stash, [0.0] * len(n), others, 0.0, shared, gradients)
+        return max(0.0, peak - own)
+
+    def fit_of(self, part: str) -> Fit:
         if part not in self.fits:
             rows = self.rows[part]
             self.fits[part] = fit([*rows], [*rows.values()])
@@ -121,52 +147,53 @@ class Planner:
             found = max(MARGIN * self.budget, self.fragmented, self.missed)
         return found * (WIDER if extrapolated else 1.0)
 
-    def plan(self, features: Features, size: int, static: float) -> Choice:
+    def plan(self, features: Features, size: int, static: float, fresh: bool = False) -> Choice:
         """The plan of a batch with these features. static: bytes allocated before the step.
 
         size: tokens of a sequence, all that the reference planner sees of a batch.
         """
-        if self.static is None or abs(static - self.static) > MIB:
-            self.static = static
-            self.cache.clear()
-        key = features if self.planner == "prefix" else rounded_up(size)
+        shape = features if self.planner == "prefix" else rounded_up(size)
+        key = (shape, int(static // MIB), fresh)  # gradients come and go with accumulation
         if key in self.cache:
             self.hits += 1
             return replace(self.cache[key], cached=True)
         self.solved += 1
-        self.cache[key] = self._solve(features, size, self.static)
+        self.cache[key] = self._solve(features, size, static, fresh)
         return self.cache[key]
 
-    def predicted(self, features: Features, blocks: Collection[int]) -> float:
+    def predicted(self, features: Features, blocks: Collection[int], fresh: bool = False) -> float:
         """The peak with these blocks recomputed, static part excluded, bytes."""
         kept, stash, largest = (
-            [self._fit(f"{part} {kind}").predict(features) for kind in self.kinds]
+            [self.fit_of(f"{part} {kind}").predict(features) for kind in self.kinds]
             for part in ("kept", "stash", "largest")
         )
         if len(set(self.kinds)) == 1:  # exact without it: no block is wider than another
             largest = [0.0] * len(kept)
-        outside, shared = (self._fit(part).predict(features) for part in ("outside", "shared"))
-        return unequal_peak(kept, stash, largest, blocks, outside, shared)
+        outside, shared = (self.fit_of(part).predict(features) for part in ("outside", "shared"))
+        gradients = self.gradients if fresh else ()
+        return unequal_peak(kept, stash, largest, blocks, outside, shared, gradients)
 
-    def _solve(self, features: Features, size: int, static: float) -> Choice:
+    def _solve(self, features: Features, size: int, static: float, fresh: bool) -> Choice:
         parts = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
         unsure = any(
-            self._fit(part).extrapolates(features) or not self._fit(part).exact for part in parts
+            self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact
+            for part in parts
         )
         margin = self.margin(unsure)
         peaks = [
-            static + self.predicted(features, range(k)) for k in range(max(1, len(self.kinds)))
+            static + self.predicted(features, range(k), fresh)
+            for k in range(max(1, len(self.kinds)))
         ]
         least = min(peaks)
         fitting = [k for k, peak in enumerate(peaks) if peak <= self.budget - margin]
         if self.planner == "bucket_greedy":
             blocks = self._greedy(features, rounded_up(size), static, margin)
-            peak = static + self.predicted(features, blocks)
+            peak = static + self.predicted(features, blocks, fresh)
             fits = peak <= self.budget
         else:
             k = fitting[0] if fitting else peaks.index(least)
             blocks, peak, fits = tuple(range(k)), peaks[k], bool(fitting)
-        return Choice(blocks, peak, margin, least + margin, fits, unsure)
+        return Choice(blocks, peak, margin, least + margin, fits, unsure, fresh=fresh)
 
     def _greedy(
         self, features: Features, size: int, static: float, margin: float
@@ -177,7 +204,7 @@ class Planner:
         whole = [self.predicted(row, ()) for row in rows]
         at = [self._at(lengths, whole, size)]
         for kind in self.kinds:
-            own = [self._fit(f"kept {kind}").predict(row) for row in rows]
+            own = [self.fit_of(f"kept {kind}").predict(row) for row in rows]
             at.append(self._at(lengths, own, size))
         step, *block_bytes = at
         return tuple(bucket_greedy(block_bytes, step - (self.budget - margin - static)))
@@ -194,11 +221,11 @@ class Planner:
     ) -> bool:
         """Take the measured peak of a planned step; whether everything is fitted again for it."""
         self.fragmented = max(self.fragmented, reserved - peak)
-        off = (peak - static) - self.predicted(features, choice.blocks)
+        off = (peak - static) - self.predicted(features, choice.blocks, choice.fresh)
         if abs(off) <= OFF * peak:
             self.missed = max(self.missed, off)
             return False
-        outside = self._fit("outside").predict(features)
+        outside = self.fit_of("outside").predict(features)
         self._keep("outside", features, max(0.0, outside + off))
         self._forget()
         self.refits += 1

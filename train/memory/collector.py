@@ -1,0 +1,109 @@
+"""Bytes that blocks keep for their backward pass, counted while one forward pass runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class Collector:
+    """Counts the saved bytes of one kept block, and what recomputed ones hold, in a forward pass.
+
+    The blocks' own forward hooks do it: nothing is run twice. `close` takes them away.
+    """
+
+    def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:
+        self.blocks = list(blocks)
+        self.probe = -1
+        self.alive: list[torch.Tensor] = []  # so that no storage is reused while it is counted
+        self.own: dict[int, int] = {}  # storage -> bytes, of what the probe saves
+        self.inputs: dict[int, int] = {}  # block -> bytes of its input
+        self.others: dict[int, int] = {}  # storage -> bytes, of all other arguments
+        self.fixed: set[int] = set()  # storages of parameters
+        self.handles: list[Any] = []
+        self.counting: saved_tensors_hooks | None = None
+        for i, block in enumerate(self.blocks):
+            before = block.register_forward_pre_hook(self._before(i), with_kwargs=True)
+            after = block.register_forward_hook(self._after(i), always_call=True)
+            self.handles += [before, after]
+
+    def start(self, probe: int) -> None:
+        """Begin a forward pass in which block `probe` is kept and all others are recomputed."""
+        self.probe = probe
+        self.own, self.inputs, self.others = {}, {}, {}
+        self.fixed = {p.untyped_storage().data_ptr() for p in self.blocks[probe].parameters()}
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the probe; what all blocks are given alike is not among them."""
+        return sum(self._unshared())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor among them."""
+        return max(self._unshared(), default=0)
+
+    @property
+    def stashes(self) -> dict[int, float]:
+        """Bytes of each block when recomputed: its input, and the random state on the CPU."""
+        first = next(self.blocks[self.probe].parameters())
+        state = torch.get_rng_state().numel() if first.device.type == "cpu" else 0
+        return {i: float(n + state) for i, n in self.inputs.items()}
+
+    @property
+    def shared(self) -> int:
+        """Bytes of arguments other than the input, as a mask, that the probe itself does not keep."""
+        return sum(n for place, n in self.others.items() if place not in self.own)
+
+    def _unshared(self) -> Iterator[int]:
+        return (n for place, n in self.own.items() if place not in self.others)
+
+    def _before(self, i: int) -> Any:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first, *rest = [*_tensors(args), *_tensors(kwargs)]
+            self.inputs[i] = _bytes(first)
+            self.others |= {t.untyped_storage().data_ptr(): _bytes(t) for t in rest}
+            if i == self.probe:
+                self.counting = saved_tensors_hooks(self._pack, lambda packed: packed)
+                self.counting.__enter__()
+
+        return hook
+
+    def _after(self, i: int) -> Any:
+        def hook(*_: Any) -> None:
+            if i == self.probe and self.counting is not None:
+                self.counting.__exit__(None, None, None)
+                self.counting = None
+                self.alive = []  # the backward pass frees them as ever
+
+        return hook
+
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in self.fixed:
+            self.own[place] = _bytes(tensor)
+            self.alive.append(tensor.detach())
+        return tensor.detach()  # the tensor itself would keep its own graph alive
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)

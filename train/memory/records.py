@@ -1,0 +1,106 @@
+"""What a job leaves of its plans: a line per micro-batch, the model of its bytes, and Mimose's log lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from train.memory.planner import Planner
+
+RECORDS, MODEL = "memory_records.jsonl", "memory_model.json"
+BUFFERED = 200  # lines between two writes
+
+
+@dataclass(frozen=True)
+class Record:
+    """One micro-batch. Bytes are those of the process on its device."""
+
+    step: int  # the update it is part of, from 1
+    size: int  # tokens of a sequence, padding included
+    features: tuple[float, ...]
+    phase: Literal["collect", "plan"]
+    blocks: tuple[int, ...]  # recomputed ones
+    predicted_bytes: float | None
+    peak_allocated_bytes: float
+    peak_reserved_bytes: float
+    static_bytes: float
+    step_s: float
+    plan_us: float
+    cache_hit: bool
+    extrapolated: bool
+    infeasible: bool
+
+
+@dataclass
+class Records:
+    """The records of one job, written to its folder as they come."""
+
+    folder: Path
+    waiting: list[Record] = field(default_factory=list)
+    peaks: dict[int, list[float]] = field(default_factory=dict)  # size -> of each micro-batch
+    order: list[int] = field(default_factory=list)
+    plans: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    reserved: float = 0.0
+    static: float = 0.0
+    infeasible: int = 0
+
+    def add(self, one: Record) -> None:
+        self.waiting.append(one)
+        self.peaks.setdefault(one.size, []).append(one.peak_allocated_bytes)
+        self.order.append(one.size)
+        if one.phase == "plan":
+            self.plans[one.size] = one.blocks
+        self.reserved = max(self.reserved, one.peak_reserved_bytes)
+        self.static = max(self.static, one.static_bytes)
+        self.infeasible += one.infeasible
+        if len(self.waiting) >= BUFFERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the waiting lines."""
+        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in self.waiting)
+        self.waiting = []
+
+    def mimose_lines(self) -> list[str]:
+        """The lines that the log of Mimose's scripts ends with."""
+        return [
+            f"shape_count={json.dumps(Counter(self.order))}",
+            f"memory_count={json.dumps(self.peaks)}",
+            f"shape_order={json.dumps(self.order)}",
+            f"strategy: {json.dumps(self.plans)}",
+            f"max_memory_used={round(self.reserved)}",
+        ]
+
+    def numbers(self, budget: float) -> dict[str, float]:
+        """What the job returns of it."""
+        allocated = max((max(own) for own in self.peaks.values()), default=0.0)
+        return {
+            "peak_allocated_mib": allocated / 2**20,
+            "peak_reserved_mib": self.reserved / 2**20,
+            "static_mib": self.static / 2**20,
+            "budget_gib": budget / 2**30,
+            "infeasible_steps": self.infeasible,
+        }
+
+
+def write_model(folder: Path, planner: Planner, made_with: dict[str, str]) -> None:
+    """memory_model.json: the fits of a planner and how often it planned."""
+    fits: dict[str, Any] = {}
+    for part in planner.rows:
+        found = planner.fit_of(part)
+        fits[part] = {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
+    values = {
+        "kinds": planner.kinds,
+        "fits": fits,
+        "margin_bytes": planner.margin(False),
+        "solved": planner.solved,
+        "cache_hits": planner.hits,
+        "refits": planner.refits,
+        "made_with": made_with,
+    }
+    (folder / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
