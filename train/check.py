@@ -23,6 +23,7 @@ from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import INCLUDE, dotted
 from train.config.env import EnvSettings, read_env
 from train.config.hf_arguments import HFArguments
+from train.config.memory import ROWS as MIMOSE
 from train.config.ofasys import BY_KEY
 from train.config.reading import PARTS, read_run, read_tasks, read_text, values_of_run
 from train.config.schema import CONF, KINDS, TopLevel, not_a_section
@@ -319,6 +320,9 @@ def placing(hydra: Any) -> Iterator[None]:
         told = []
         for problem in problems_of(error):
             others = [row.key for row in BY_KEY.values() if problem.key in row.to]
+            others += [
+                f"memory.{k}" for k, row in MIMOSE.items() if problem.key == f"memory.{row.to}"
+            ]
             place = origin(layers, problem.key, others)
             told.append(f"{place}: {problem.message}" if place else problem.message)
         unique = list(dict.fromkeys(told))

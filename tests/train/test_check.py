@@ -163,7 +163,7 @@ def test_a_configuration_that_is_only_looked_at_may_have_values_left_to_give(
     hydra.show_cfg(name, [], "job", None)
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["trainer"] == {"max_steps": "???", "lr_scheduler_kwargs": {"lr_end": "???"}}
-    assert shown["seed"] == "${trainer.max_steps}" and shown["memory"] == {}
+    assert shown["seed"] == "${trainer.max_steps}" and shown["memory"] == {"method": "none"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+from support.runs import finish
 
 
 def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
@@ -30,3 +35,16 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     limit_memory(MemorySettings(budget_gib=4))
     limit_memory(MemorySettings(budget_gib=1, hard_cap=False))
     assert shares == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("task", ["digits_01", "sentiment"])
+def test_a_job_that_recomputes_its_blocks_returns_the_numbers_of_one_that_does_not(
+    make_job: Callable[..., Any], tmp_path: Path, task: str
+) -> None:
+    model = [] if task == "digits_01" else ["model=unify_tiny"]
+    found = []
+    for method in ("memory=none", "memory=gc"):
+        overrides = [f"task={task}", *model, "model.dropout=0.1", "trainer.max_steps=3", method]
+        found.append(finish(make_job(*overrides), tmp_path / method.replace("=", "_")))
+    plain, recomputed = found
+    assert plain["train_loss"] == recomputed["train_loss"] and plain["score"] == recomputed["score"]

@@ -122,7 +122,7 @@ def test_the_schema_refuses_an_unknown_top_level_key_and_no_other(composed: Comp
         compose("base", ["trainr.fp16=true"])
     plain = OmegaConf.to_container(compose("base", ["trainer.fp61=true"]))
     assert isinstance(plain, dict) and plain["trainer"] == {"fp61": True}
-    assert plain["memory"] == plain["optimization"] == {}
+    assert plain["optimization"] == {} and plain["memory"] == {"method": "none"}
 
 
 def test_what_is_resolved_can_be_run_again(composed: Compose, tmp_path: Path) -> None:
