@@ -233,7 +233,9 @@ def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budge
     ) as bad:
         trained(tmp_path, make, lengths, model=model)
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
-    (tmp_path / "memory_records.jsonl").unlink(missing_ok=True)
+    kept = (tmp_path / "memory_records.jsonl").read_text().splitlines()
+    assert len(kept) == 4  # of the steps before
+    (tmp_path / "memory_records.jsonl").unlink()
     make = planned(tmp_path, PeakOnTheCpu(10e6), budget_gib=least + 0.0005, **settings)
     trained(tmp_path, make, lengths)
     lines = (tmp_path / "memory_records.jsonl").read_text().splitlines()

@@ -97,6 +97,7 @@ class PlannedBlocks(TrainerCallback):
                 "larger budget"
             )
         self.step = state.global_step
+        self.records.writes = state.is_world_process_zero
         self.blocks.enable()
         self.collector = Collector(self.blocks.layers)
         self.hook = self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -113,7 +114,7 @@ class PlannedBlocks(TrainerCallback):
         self._stop_collecting()
         self.blocks.disable()
         self.records.flush()
-        if self.planner.rows:
+        if self.planner.rows and self.records.writes:
             write_model(self.folder, self.planner, _made_with())
         for line in self.records.mimose_lines():
             log.info("%s", line)
@@ -167,6 +168,7 @@ class PlannedBlocks(TrainerCallback):
                 "memory.on_infeasible=warn"
             )
             if self.settings.on_infeasible == "raise":
+                self.records.flush()
                 raise InfeasibleBudget(message)
             log.warning("%s", message)
         return choice

@@ -40,6 +40,7 @@ class Records:
     """The records of one job, written to its folder as they come."""
 
     folder: Path
+    writes: bool = True  # false: another process of the job does
     waiting: list[Record] = field(default_factory=list)
     peaks: dict[int, list[float]] = field(default_factory=dict)  # size -> of each micro-batch
     order: list[int] = field(default_factory=list)
@@ -62,8 +63,9 @@ class Records:
 
     def flush(self) -> None:
         """Write the waiting lines."""
-        with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in self.waiting)
+        if self.writes:
+            with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in self.waiting)
         self.waiting = []
 
     def mimose_lines(self) -> list[str]:
