@@ -1,7 +1,7 @@
 """O-LoRA beside SeqLoRA through three text tasks on a pretrained model, at equal cost.
 
     python benchmarks/text_chain.py --folder demo-text               one seed; `make demo-text` runs this
-    python benchmarks/text_chain.py --folder runs --seeds 0 1 2      means over seeds, with intervals
+    python benchmarks/text_chain.py trainer.learning_rate=1e-3 --folder runs --seeds 0 1 2    means, intervals
 
 Per seed and method the sweep of conf/experiment/text_minilm.yaml, or of another --experiment: the same tasks,
 settings and number of jobs, selected on dev rows; test rows are evaluated once, at the end. A folder

@@ -113,15 +113,21 @@ def chain(tmp_path: Path, experiment: str, *more: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("experiment", "model", "epochs"), [("text_t5", "t5", 2), ("text_llama", "smollm2", 1)]
+    ("experiment", "model", "epochs", "dev_rows"),
+    [("text_t5", "t5", 2, 40), ("text_llama", "smollm2", 1, 20)],
 )
 def test_a_chain_of_two_tasks_learns_both(
-    fetched: Callable[[str], Path], tmp_path: Path, experiment: str, model: str, epochs: int
+    fetched: Callable[[str], Path],
+    tmp_path: Path,
+    experiment: str,
+    model: str,
+    epochs: int,
+    dev_rows: int,
 ) -> None:
     """Chance is 0.5 and 0.2. Limits: what 80 rows gave on first tries, less 0.2."""
     fetched(model), fetched("texts")
     first, second = chain(
-        tmp_path, experiment, "max_train_samples=80", "max_eval_samples=40",
+        tmp_path, experiment, "max_train_samples=80", f"max_eval_samples={dev_rows}",
         f"trainer.num_train_epochs={epochs}", "trainer.learning_rate=1e-3",
     )  # fmt: skip
     assert first["eval"]["movie_reviews"] >= 0.65
