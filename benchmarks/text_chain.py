@@ -82,7 +82,7 @@ def main() -> None:
         table.add_column("after")
         for name, chain in zip(METHODS, chains, strict=True):
             for task in chain.tasks:
-                table.add_column(f"{name}\n{task}", justify="right")
+                table.add_column("\n".join([name, *task.split("_")]), justify="right")
         for i, task in enumerate(chains[0].tasks):
             cells = [f"{row:.3f}" for c in chains for row in c.matrix[i]]
             blank = [""] * (len(chains[0].tasks) - i - 1)
