@@ -78,7 +78,8 @@ def main() -> None:
 
     console = Console()
     for seed, *chains in zip(options.seeds, *found.values(), strict=True):
-        table = Table(box=SIMPLE_HEAD, title=f"Accuracy on test rows, seed {seed}")
+        title = f"Accuracy on test rows, seed {seed}"
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
         table.add_column("after")
         for name, chain in zip(METHODS, chains, strict=True):
             for task in chain.tasks:
