@@ -298,10 +298,10 @@ class ModelSettings:
 class DeltaSettings:
     """The LoRA adapter of a task and the weights of its O-LoRA penalties."""
 
-    kind: Literal["olora", "inclora", "seqlora", "ewc", "seqft"] = option(
+    kind: Literal["olora", "inclora", "seqlora", "ewc", "osf", "seqft"] = option(
         "olora",
         "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
-        "same with a penalty; seqft: no adapter, the whole model",
+        "same with a penalty; osf: the weights, but for their main directions; seqft: the whole model",
         key="_name",
     )
     first: Literal["full", "adapter"] | None = option(
@@ -320,6 +320,12 @@ class DeltaSettings:
     lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
     lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
     ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
+    effective_rank: float = option(
+        0.5, "directions of a layer that osf freezes: a share below 1, or their number"
+    )
+    replay_rows: int = option(
+        0, "training rows of each earlier task that are kept and mixed in; 0: none", least=0
+    )
 
     def __post_init__(self) -> None:
         if self.target_modules is not None:
@@ -332,6 +338,8 @@ class DeltaSettings:
             raise SettingsError(f"delta.lora_alpha={self.lora_alpha}: must be above 0")
         if not 0 <= self.lora_dropout < 1:
             raise SettingsError(f"delta.lora_dropout={self.lora_dropout}: must be in [0, 1)")
+        if not self.effective_rank > 0:
+            raise SettingsError(f"delta.effective_rank={self.effective_rank}: must be above 0")
         for key in ("lamda_1", "lamda_2"):
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):

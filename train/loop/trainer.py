@@ -179,9 +179,9 @@ class UpdateTrainer(Trainer):
     def _log_of_tasks(self, sums: list[list[float]]) -> dict[str, float]:
         """Per task, where there are several: loss; accuracy of the training rows where wanted."""
         made: dict[str, float] = {}
-        for training, (loss, counted, right) in zip(self.updates.tasks, sums, strict=True):
-            plan = training.task.plan
-            name = "" if self.updates.single else f"{plan.name}_"
+        for place, (loss, counted, right) in enumerate(sums):
+            plan = self.updates.tasks[place].task.plan
+            name = "" if self.updates.single and not place else f"{plan.name}_"
             if name and counted:
                 made[f"{name}loss"] = loss / counted
             if plan.loss.report_accuracy and counted:
@@ -247,9 +247,11 @@ def train(
     folder: Path,
     validate: Callable[[int], dict[str, float]] = lambda step: {},
     save: Callable[[str], None] = lambda name: None,
+    replayed: Sequence[Training] = (),
 ) -> TrainingReport:
     """Train what is trainable of `model` on all `tasks` together, with the penalty of `delta`.
 
+    replayed: earlier tasks, with the rows of them that are mixed in.
     validate: update -> logged name -> value, on dev data. save: keep the model as it is under a name.
     Raises Diverged on a loss of NaN.
     """
@@ -272,7 +274,7 @@ def train(
     # A process trains on one device; unasked, Trainer would spread it over all visible GPUs.
     arguments._n_gpu = min(1, arguments.n_gpu)
     # Only now the process group is there, and with it the share of this process.
-    updates = Updates(tasks, ranks.rank(), ranks.size(), epochs, limit)
+    updates = Updates(tasks, ranks.rank(), ranks.size(), epochs, limit, replayed)
     arguments.max_steps = len(updates)
     trainer = UpdateTrainer(
         updates=updates,

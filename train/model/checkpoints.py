@@ -122,7 +122,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     weights = {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
+        if ".lora_" not in name and "osf_" not in name
     }
     for name, tensor in sorted(weights.items()):
         flat = tensor.detach().flatten()
