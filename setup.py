@@ -57,6 +57,7 @@ setup(
         "ray": ["ray>=2.50"],
         "train": [
             "accelerate>=1.15",
+            "nltk>=3.10",
             "numpy>=2.0",
             "peft>=0.21",
             "pillow>=12",

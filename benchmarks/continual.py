@@ -10,7 +10,8 @@ alike:
 - the time of a step of our Trainer and of transformers' own, with the same model, peft configuration,
   batches and settings, on T5 shapes of two sizes. Ours computes the penalties of O-LoRA besides.
 
-Times are CPU time of one thread, in which everything runs. Peak memory is ru_maxrss of each job; what the checkpoints so far weigh is taken off it.
+Times are CPU time of one thread, in which everything runs. Peak memory is ru_maxrss of each job; what the
+checkpoints so far weigh is taken off it.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 import transformers
@@ -43,6 +43,7 @@ from train.delta.olora import OLoRA
 from train.loop.trainer import train
 from train.model.checkpoints import delta_name
 
+ROOT = Path(__file__).resolve().parents[1]
 ROUNDS, STEPS, WARM = 7, 12, 3
 TASKS = ("boolqa", "qqp")
 # Every prompt is longer than that and cut to it: all batches are alike.

@@ -251,6 +251,7 @@ def train(
 ) -> TrainingReport:
     """Train what is trainable of `model` on all `tasks` together, with the penalty of `delta`.
 
+    folder: gets trainer_state.json, which has all that was logged.
     replayed: earlier tasks, with the rows of them that are mixed in.
     validate: update -> logged name -> value, on dev data. save: keep the model as it is under a name.
     Raises Diverged on a loss of NaN.
@@ -297,6 +298,8 @@ def train(
         torch.manual_seed(seed + ranks.rank())
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    if ranks.rank() == 0:
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
     trainer.restore_best()
     trainer.refuse_divergence()
     return trainer.report()
