@@ -115,9 +115,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             kept(rows[name], run.delta.replay_rows, run.seed),
             trained[0].micro_batch_size,
             (1,),
-            seed - TASK_SEEDS * i,
+            seed + TASK_SEEDS * i,
         )
-        for i, name in enumerate(to_replay, start=1)
+        for i, name in enumerate(to_replay, start=len(trained))
     ]
     training = train(model, trained, delta, run, seed, folder, validate, keep, replayed)
     if not whole:

@@ -4,8 +4,8 @@ An update visits all tasks in order; of each it takes `update_freq` micro-batche
 in epochs of their own, each in a new order, and a task weighs as much as it brings to an update: there
 is no other ratio between tasks. The order depends on seed and epoch alone. Every process knows it whole
 and takes its contiguous share of every micro-batch, so as many processes as one likes see, together, the
-rows that one process would see. Rows of earlier tasks that are replayed come in micro-batches of their
-own, one for each of an update. Standard library only.
+rows that one process would see. Replayed rows of earlier tasks come in micro-batches of
+their own, one for each of an update's others. Standard library only.
 """
 
 from __future__ import annotations
