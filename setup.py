@@ -59,6 +59,7 @@ setup(
         "completion": ["argcomplete>=3.6"],  # of `autocl` in a shell
         "train": [
             "accelerate>=1.15",
+            "nltk>=3.10",
             "numpy>=2.0",
             "peft>=0.21",
             "pillow>=12",

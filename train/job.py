@@ -14,12 +14,12 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from autocl_sweeper.reporter import report, reports_are_read
-from train.chain import base_of, walk
+from train.chain import Node, base_of, walk
 from train.config.sections import Run
 from train.config.trackers import tracked
 from train.config.typed import SettingsError
 from train.data.preprocess import over_length
-from train.data.rows import Rows
+from train.data.rows import Rows, kept
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan, micro_batch_size, update_freq
 from train.delta.delta import delta_of
@@ -48,7 +48,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
     rows = {name: load_rows(plan, run.evaluation) for name, plan in plans.items()}
-    base = None if run.init_from is None else base_of(walk(run.init_from))
+    nodes = [] if run.init_from is None else walk(run.init_from)
+    to_replay = replayed_tasks(run, nodes)
+    base = base_of(nodes)
     settings = fitted(run.model, plans.values())
     family, delta = family_of(settings, base), delta_of(run.delta)
     tasks = {name: family.meeting(plan) for name, plan in plans.items()}
@@ -111,9 +113,21 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         )
         for i, task in enumerate(run.tasks)
     ]
+    replayed = [
+        Training(
+            tasks[name],
+            kept(rows[name], run.delta.replay_rows, run.seed),
+            trained[0].micro_batch_size,
+            (1,),
+            seed + TASK_SEEDS * i,
+        )
+        for i, name in enumerate(to_replay, start=len(trained))
+    ]
     if run.extras.do_train:
         with tracked(run.trainer.get("report_to"), folder) as name:
-            training = train(model, trained, delta, run, seed, folder, validate, keep, name)
+            training = train(
+                model, trained, delta, run, seed, folder, validate, keep, name, replayed
+            )
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)  # type: ignore[arg-type]  # torch's overloads
@@ -162,6 +176,21 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def replayed_tasks(run: Run, nodes: Sequence[Node]) -> list[str]:
+    """Tasks of the chain before this one, if rows of them are to be mixed in. Raises SettingsError."""
+    own = [task.name for task in run.tasks]
+    seen = [task.name for task in run.seen_tasks]
+    earlier = dict.fromkeys(name for node in nodes for name in node.tasks if name not in own)
+    if not run.delta.replay_rows:
+        return []
+    if missing := [name for name in earlier if name not in seen]:
+        raise SettingsError(
+            f"delta.replay_rows={run.delta.replay_rows}: rows of task '{missing[0]}' are to be mixed in, "
+            f"which the chain in init_from has trained, but seen_tasks={seen} leaves it out; add it"
+        )
+    return [*earlier]
 
 
 def evaluate_checkpoint(
