@@ -272,6 +272,9 @@ class Sweep:
         if outcome is None:
             self._again(trial, Outcome(State.FAIL, "its controller ended", lost=True))
             return
+        if outcome.cause is Cause.DISK:  # there may be room by now
+            self._again(trial, replace(outcome, lost=True))
+            return
         try:
             self._finish(Job(trial.number, ()), outcome)
         except (ConfigurationError, JobContractError) as error:
