@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -23,9 +24,10 @@ def folder_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_disk_trouble(error):
-            raise disk_error(error, folder) from error
         last = error.filename2 or error.filename  # of a renaming its goal
+        # A terminal that is gone says EIO, too.
+        if is_disk_trouble(error) and (last is not None or error.errno != errno.EIO):
+            raise disk_error(error, folder) from error
         named = last if isinstance(last, str) else ""
         if not named or not Path(named).absolute().is_relative_to(folder.absolute()):
             raise

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.disk import BROKEN, FULL, is_disk_trouble
+from autocl_sweeper.disk import BROKEN, FULL, disk_errors, is_disk_trouble
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
@@ -167,14 +167,15 @@ class JobFiles:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, and stays after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that appears whole or not at all, and stays after a power cut. Raises DiskError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
 
 
 def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:

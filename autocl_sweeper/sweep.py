@@ -16,6 +16,7 @@ from autocl_sweeper import results
 from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
 from autocl_sweeper.errors import (
     ConfigurationError,
+    DiskError,
     JobContractError,
     SweepFolderError,
     SweepStoppedError,
@@ -161,10 +162,11 @@ class Sweep:
             self._progress.end()
             try:
                 self._write_results()
-            except OSError as error:
+            except (OSError, DiskError) as error:
                 if over:
                     raise
-                log.warning("the result files are not up to date (%s): a rerun writes them", error)
+                why = str(error).partition("\n")[0]
+                log.warning("the result files are not up to date (%s): a rerun writes them", why)
             finally:
                 self._journal.close()
         if self.stopped is None:
