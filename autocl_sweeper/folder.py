@@ -59,14 +59,20 @@ def refuse_lost_journal(folder: Path, traces: Iterable[str]) -> None:
     )
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a kill left half written, and move aside what stands where the sweep's own folder goes."""
+def tidy(folder: Path, files: Iterable[str]) -> None:
+    """Remove what a kill left half written, and move aside what stands in place of the sweep's own.
+
+    `files`: the names of those it writes anew.
+    """
     for unfinished in folder.glob(".*.tmp"):
         with suppress(IsADirectoryError, PermissionError):  # no file of ours
             unfinished.unlink()
     own = folder / ".autocl"
     if os.path.lexists(own) and not own.is_dir():
         move_aside(own, "the sweep keeps a folder of this name")
+    for name in files:
+        if (folder / name).is_dir():
+            move_aside(folder / name, "the sweep keeps a file of this name")
 
 
 def make_way(path: Path, also_folders: bool) -> None:

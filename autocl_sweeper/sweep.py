@@ -38,6 +38,7 @@ from autocl_sweeper.types import Cause, History, Job, Outcome, Report, State, Tr
 from autocl_sweeper.verdict import Verdict
 from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
 
+RESULTS = (results.RESULT_FILE, results.BEST_FILE, results.TABLE_FILE)
 REPORTS_S = 1.0  # how long a report may lie before it is read, while jobs run
 
 log = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ class Sweep:
                 told = "every stage is over" if over else "for the stages still open"
                 log.info("%s (%s)", "; ".join(raised), told)
         self._journal.open_session(self._plan.bounds)
-        tidy(self._folder)
+        tidy(self._folder, RESULTS)
         self._result_file.rebuild(records, self.history)
         self._retention.resume(self.history)
         budget = Budget.of(self._plan.settings.budget)
@@ -231,7 +232,7 @@ class Sweep:
     def _refuse_traces(self) -> None:
         if not self._plan.ranked and any(self._folder.glob("journal.[0-9]*.jsonl")):
             return  # a sweep that was over, begun again just now
-        traces = [results.RESULT_FILE, results.BEST_FILE, results.TABLE_FILE]
+        traces = list(RESULTS)
         if self._plan.ranked and (first := self._plan.folder(0, self._plan.stages[0])):
             traces.append(first)
         refuse_lost_journal(self._folder, traces)

@@ -84,6 +84,8 @@ def test_what_looks_like_ours_but_is_in_the_way_is_passed_over(
 ) -> None:
     left(tmp_path)
     (tmp_path / ".trials.csv.123.tmp").mkdir()
+    (tmp_path / "trials.csv").unlink(missing_ok=True)
+    (tmp_path / "trials.csv/inner").mkdir(parents=True)
     for number in range(9):
         for stage in ("1_a", "2_b"):
             (tmp_path / stage / f"{number}.attempt1/inner").mkdir(parents=True)
