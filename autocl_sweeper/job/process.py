@@ -115,7 +115,7 @@ def _run(files: JobFiles, order: Order, package: Opened) -> None:
             outcome = outcome_of(files.returned(order.number, value), output_dir, seconds)
         else:
             _show(value)
-            outcome = failure(value, seconds)
+            outcome = failure(value, seconds, folder=output_dir)
     try:
         if order.returns:
             write_return(files.job_return(order.number), job_return)

@@ -15,7 +15,7 @@ from typing import Any
 from autocl_sweeper.job.pickles import by_value, loads
 from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
-from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
+from autocl_sweeper.outcome import ERROR_NAME, JobFiles, failure, outcome_of, write_whole
 from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause
 
@@ -67,7 +67,7 @@ class ReportingTask:
             outcome = replace(outcome, reason=_exit_text(left.code))
             error = RuntimeError(outcome.reason)
         except Exception as raised:
-            outcome = failure(raised, time.monotonic() - start, folder=output_dir)
+            outcome = failure(raised, time.monotonic() - start, folder=output_dir, whole=ERROR_NAME)
             error = portable(raised) if elsewhere else raised
         finally:
             if reports is None:
