@@ -78,7 +78,9 @@ def threads(env: EnvSettings, environ: Mapping[str, str], cores: int) -> str | N
 def worker_environment(env: EnvSettings, environ: Mapping[str, str], cores: int) -> dict[str, str]:
     """The environment of torch.distributed.run, and so of the workers."""
     path = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
-    changed = {"PYTHONPATH": path}  # the app lies beside its train.py and is not installed
+    # The app lies beside its train.py and is not installed; `python -m` would import from the working
+    # directory before all else (Python 3.11 and later heed the switch).
+    changed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     number = threads(env, environ, cores)
     return {**environ, **changed, **({THREADS: number} if number else {})}
 

@@ -37,6 +37,7 @@ from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.running import Limits, Process, Running
 from autocl_sweeper.job.package import NOT_IMPORTED
+from autocl_sweeper.job.private import private_folder
 from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.reporter import VARIABLE as REPORTS
@@ -331,7 +332,7 @@ class LocalExecutor:
         return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
     def _start(self, job: Job, grant: Grant, order: bytes) -> Running:
-        self._files.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self._files.folder)
         self._files.forget(job.number)
         self._reports.begin(job.number)
         stdin, word = os.pipe()

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from autocl_sweeper.job.package import Opened, Order, enter, opened
 from autocl_sweeper.job.pickles import loads
+from autocl_sweeper.job.private import read_private
 from autocl_sweeper.job.returned import failed_return, write_return
 from autocl_sweeper.outcome import (
     LOG_NAME,
@@ -34,7 +35,7 @@ def main(folder: str, order: str) -> NoReturn:
     """A fresh interpreter becomes a job: its order is in the file with descriptor `order`."""
     _wait_for_word()
     files = JobFiles(Path(folder))
-    data = files.package().read_bytes()
+    data = read_private(files.package())
     flaw = enter(data)
     if flaw:
         write_whole(files.flaw(), flaw.encode())  # the controller reports it once

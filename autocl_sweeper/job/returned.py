@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.job.pickles import dumps, loads
+from autocl_sweeper.job.private import read_private
 from autocl_sweeper.outcome import headline
 
 
@@ -37,7 +38,7 @@ def write_return(path: Path, job_return: Any) -> None:
 
 def read_return(path: Path) -> Any:
     """The JobReturn that a job of ours just wrote; nothing else is ever unpickled."""
-    job_return, text = loads(path.read_bytes())
+    job_return, text = loads(read_private(path))
     value = job_return._return_value
     if text and isinstance(value, BaseException):
         # Pickling loses the traceback, and what the exception was raised from.

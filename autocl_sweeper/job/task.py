@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.job.pickles import by_value, loads
+from autocl_sweeper.job.private import private_folder
 from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
 from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
@@ -52,7 +53,7 @@ class ReportingTask:
             write_whole(files.begun(number), b"")
         reports = os.environ.get(REPORTS)
         os.environ[REPORTS] = str(files.reports(number).absolute())
-        files.folder.mkdir(parents=True, exist_ok=True)  # or what it reports would be lost
+        private_folder(files.folder)  # or what it reports would be lost
         start = time.monotonic()
         value: Any = None
         error: Exception | None = None
