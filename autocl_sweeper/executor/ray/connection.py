@@ -35,7 +35,9 @@ def connect(address: str) -> Any:
     quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address == "local":
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            # Without an address Ray would join a cluster that it finds on this machine, anybody's.
+            here = {"address": "local", "_node_ip_address": "127.0.0.1"}
+            ray.init(include_dashboard=False, **here, **quiet)
             _refuse_open_ports(ray)
         else:
             ray.init(address=address, **quiet)
