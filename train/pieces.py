@@ -19,7 +19,8 @@ from train.config.reading import read_run
 from train.config.sections import Run
 from train.config.typed import SettingsError
 from train.data.instruction import fill
-from train.data.rows import Row, load
+from train.data.rows import load
+from train.data.tables import Row
 from train.data.task_plan import TaskPlan, plan_run
 
 MARKS = {
@@ -73,8 +74,7 @@ def main(argv: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.plugins import Plugins
 
-    from train.config.schema import CONF
-    from train.main import VERSION_BASE
+    from train.config.schema import CONF, VERSION_BASE
 
     Plugins.instance()  # before composing: one of them reads several files as one
     parser = argparse.ArgumentParser(prog="python -m train.pieces", description=__doc__)

@@ -26,6 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from autocl_sweeper.private import private_folder
 from train.config.env import LEASED, VISIBLE, EnvSettings
 from train.config.sections import Run
 from train.config.typed import SettingsError
@@ -146,7 +147,7 @@ def _run_workers(run: Run, env: EnvSettings, folder: Path) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     exchange = folder / f".node{env.rank}"
-    exchange.mkdir(parents=True, exist_ok=True)
+    private_folder(exchange)
     for old in (*exchange.glob("rank*"), exchange / "result.json"):  # of an earlier run here
         old.unlink(missing_ok=True)
     hydra, order = HydraConfig.get(), exchange / "order.pickle"

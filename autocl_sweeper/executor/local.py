@@ -37,9 +37,9 @@ from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.running import Limits, Process, Running
 from autocl_sweeper.job.package import NOT_IMPORTED
-from autocl_sweeper.job.private import private_folder
 from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
+from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 

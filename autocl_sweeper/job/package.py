@@ -17,7 +17,6 @@ from typing import Any
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.job.compose import Composer
 from autocl_sweeper.job.pickles import by_value, dumps, loads
-from autocl_sweeper.job.private import private_folder, read_private
 from autocl_sweeper.job.program import (
     MAIN,
     Place,
@@ -26,6 +25,7 @@ from autocl_sweeper.job.program import (
     refuse_without_program,
 )
 from autocl_sweeper.outcome import JobFiles, write_whole
+from autocl_sweeper.private import private_folder, read_private
 from autocl_sweeper.types import Job
 
 NOT_IMPORTED = (

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from autocl_sweeper.job.package import Opened, Order, enter, opened
 from autocl_sweeper.job.pickles import loads
-from autocl_sweeper.job.private import read_private
 from autocl_sweeper.job.returned import failed_return, write_return
 from autocl_sweeper.outcome import (
     LOG_NAME,
@@ -24,6 +23,7 @@ from autocl_sweeper.outcome import (
     outcome_of,
     write_whole,
 )
+from autocl_sweeper.private import read_private
 from autocl_sweeper.types import Cause
 
 GO = b"\n"  # what a job process reads from its stdin before it does anything

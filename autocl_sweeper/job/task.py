@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.job.pickles import by_value, loads
-from autocl_sweeper.job.private import private_folder
 from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
 from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
+from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause
 

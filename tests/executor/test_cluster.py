@@ -190,7 +190,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     order = b64encode(order_of(chain.app, f"hydra.sweep.dir={folder.parent}", "lr=5")).decode()
     ask(slots=True)
     assert hear("slots")["slots"] == 1
-    ask(submit=7, order=order, alone=False, stage=1)
+    ask(submit=7, order=order, alone=False, stage=1, needs=[])
     assert hear("on") == {"on": 7, "devices": ["cpu-0"]}
     wait_until(lambda: len(chain.ledger("start")) == 2, "the agent's job runs")
     ask(cancel=7)
@@ -199,7 +199,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     assert ended["outcome"]["reason"] == "cancelled"  # type: ignore[index]
     ask(slots=True)
     hear("slots")
-    ask(submit=8, order=order, alone=False, stage=1)
+    ask(submit=8, order=order, alone=False, stage=1, needs=[])
     wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
     patience.cancel()
     with agent:  # closes its pipes

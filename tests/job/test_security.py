@@ -13,7 +13,7 @@ from support.bench import Bench
 
 from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.job.package import command
-from autocl_sweeper.job.private import private_folder, read_private
+from autocl_sweeper.private import private_folder, read_private
 
 HOSTILE = ("json", "os", "pickle", "logging", "yaml", "hydra", "omegaconf", "cloudpickle", "typing")
 TRAP = "import sys; open({mark!r}, 'a').write(__name__ + ' ' + ' '.join(sys.orig_argv) + chr(10))\n"

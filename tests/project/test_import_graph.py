@@ -26,6 +26,7 @@ CORE_FLOORS = [
         "metrics",
         "command_line",
         "plain",
+        "private",
     },
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget"},
@@ -58,6 +59,7 @@ DOORS = {
     "yaml": {"journal"},
     "results": {"plan"},
     "display": {"plan", "results"},
+    "private": {"errors"},
     "export": {"plan"},
     "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
@@ -66,7 +68,6 @@ DOORS = {
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
     "model": {"delta"},  # a checkpoint is a base and its deltas
-    "pieces": {"main"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
@@ -269,7 +270,7 @@ def test_the_core_does_not_import_what_is_there_for_training_code_alone() -> Non
 def test_the_training_app_takes_from_the_core_what_serves_any_app() -> None:
     found = [imported.module for one in modules("train").values() for imported in one]
     known = {room(module) for module in found if top(module) == CORE}
-    assert known <= {"command_line", "errors", "metrics", "reporter", "yaml"}
+    assert known <= {"command_line", "errors", "metrics", "private", "reporter", "yaml"}
     assert "hydra_plugins" not in {top(module) for module in found}
     # That the core does not import train/ is in the table of OTHERS.
 

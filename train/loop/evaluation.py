@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from train.data.rows import Row, Rows
+from train.data.rows import Rows
+from train.data.tables import Row
 from train.data.task_metrics import compute
 from train.data.task_plan import TaskPlan
 from train.loop.criterion import loss_sum, sample_size

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.data.rows import Row
+from train.data.tables import Row
 from train.data.task_metrics import compute, exact_match
 from train.loop.evaluation import Evaluated
 

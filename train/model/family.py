@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from train.chain import base_of, walk
 from train.config.sections import ModelSettings, Run
 from train.config.typed import SettingsError
-from train.data.rows import Row
+from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.model.fit import fitted
 from train.model.stored import settled

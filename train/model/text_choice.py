@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from train.data.preprocess import example
-from train.data.rows import Row
+from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary
 from train.model.text_answer import is_cut

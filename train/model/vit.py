@@ -16,7 +16,7 @@ import numpy as np
 from train.config.sections import CLASSES, ModelSettings
 from train.config.typed import SettingsError
 from train.data.pixels import Pixels, pixels_of
-from train.data.rows import Row
+from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.model.family import MakeFamily, load_base
 

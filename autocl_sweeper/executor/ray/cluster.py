@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ from autocl_sweeper.executor.ray.connection import connect
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
-from autocl_sweeper.job.returned import read_return
+from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
 from autocl_sweeper.types import Job, Outcome, Report, State
 
@@ -129,8 +130,14 @@ class RayExecutor:
         node.free = False
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
-        needs = {"alone": job.alone, "stage": job.stage}
+        needs = {"alone": job.alone, "stage": job.stage, "needs": self._paths_of(job)}
         node.actor.tell.remote({"submit": job.number, "order": b64encode(order).decode(), **needs})
+
+    def _paths_of(self, job: Job) -> list[str]:
+        """Paths below the sweep folder in what a job gets, such as its parent's checkpoint."""
+        sweep = f"{self._package.files.folder.parent}{os.sep}"
+        values = (text.partition("=")[2].strip("'\"") for text in job.overrides)
+        return [value for value in values if value.startswith(sweep)]
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """Jobs that ended; at the latest after `POLL_S`, when free devices are looked for again.
@@ -317,9 +324,8 @@ class RayExecutor:
             node.devices.pop(job.number, None)
             outcome = outcome_from_json(message["outcome"])
             self._learn(job.stage, outcome, known_to=node)
-            returned = self._package.files.job_return(job.number)
-            if self._returns and returned.exists():
-                outcome = replace(outcome, job_return=read_return(returned))
+            if self._returns and "return" in message:
+                outcome = replace(outcome, job_return=unpacked(b64decode(message["return"])))
             self._ended.append((job, replace(outcome, lost=message["lost"])))
         elif "stopped" in message:
             node.stopped = True
