@@ -272,6 +272,7 @@
 
   // -- live: the same page again, with what happened since --
 
+  let size = document.documentElement.dataset.live;
   async function refresh() {
     const answer = await fetch("data.json" + location.search);
     if (!answer.ok) return;
@@ -280,6 +281,7 @@
     const filter = one("#filter") ? one("#filter").value : "", typing = document.activeElement && document.activeElement.id;
     const top = scrollY;
     main.style.minHeight = `${main.offsetHeight}px`;
+    size = String(fresh.size);
     D = fresh.data;
     P = params();
     best.clear();
@@ -298,7 +300,9 @@
   }
   if ("live" in document.documentElement.dataset) {
     let busy = Promise.resolve();
-    new EventSource("events" + location.search).onmessage = () => { busy = busy.then(refresh).catch(() => {}); };
+    new EventSource("events" + location.search).onmessage = (event) => {
+      busy = busy.then(() => event.data === size ? null : refresh()).catch(() => {});
+    };
   }
 
   list();
