@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,8 +97,10 @@ def page(sweep: Overview, others: Sequence[Path] = (), live: int | None = None) 
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (bundle, script))
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src {sources};"
-        f" base-uri 'none'; form-action 'none'{'; connect-src ' + chr(39) + 'self' + chr(39) if live is not None else ''}"
+        " base-uri 'none'; form-action 'none'"
     )
+    if live is not None:
+        policy += "; connect-src 'self'"
     known = data(sweep)
     text: str = templates.get_template("page.html.j2").render(
         **context(sweep, others, set(known["charts"])),
@@ -248,9 +251,7 @@ def _made(sweep: Overview) -> dict[str, str]:
             json.dumps(fingerprint.get("search space"), indent=2, ensure_ascii=False)
         ),
         "configuration": words.shown(read + json.dumps(jobs, indent=2, ensure_ascii=False)),
-        "versions": words.shown(
-            "\n".join(f"{name} {version}" for name, version in versions.items())
-        ),
+        "versions": words.shown("\n".join(f"{name} {number}" for name, number in versions.items())),
     }
 
 
@@ -321,7 +322,7 @@ def _bundle() -> str:
     import vl_convert
 
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kept = home / "autocl-sweeper" / f"vega-{vl_convert.__version__}.js"
+    kept = home / "autocl-sweeper" / f"vega-{version(PACKAGES['vl_convert'])}.js"
     with suppress(OSError, UnicodeDecodeError):
         return kept.read_text("utf-8")
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -29,7 +29,7 @@ DONE, BEST_RING, FAILED, GIVEN_UP, PRUNED, RUNNING = (
     "pruned",
     "running",
 )
-CROSS = "M-0.55,-0.55L0.55,0.55M0.55,-0.55L-0.55,0.55"
+CROSS = "M-1,-1L1,1M1,-1L-1,1"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def tree(sweep: Overview) -> dict[str, Any]:
             {"name": "apart", "value": round(drawn.step, 1)},
             {"name": "width", "update": f"{rest} + apart * {len(drawn.columns) - 1}"},
         ],
-        "usermeta": {"columns": len(drawn.columns)},
+        "usermeta": {"columns": len(drawn.columns), "rest": rest + 10},
         "data": [
             {"name": "bands", "values": bands, "transform": [_x("x")]},
             {"name": "heads", "values": heads, "transform": [_x("x")]},
@@ -299,7 +299,8 @@ def _nodes(band: float) -> list[dict[str, Any]]:
                     {"test": "datum.k === 'pruned'", "value": "triangle-down"},
                     {"value": "circle"},
                 ],
-                "size": [{"test": "datum.b", "value": 120}, {"value": 108}],
+                "size": [{"test": "datum.b", "value": 120}, {"test": "datum.k === 'failed'", "value": 70},
+                    {"value": 108},],
                 "fill": [
                     {"test": filled, "scale": "step", "field": "s"}, {"value": "transparent"},
                 ],

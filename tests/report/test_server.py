@@ -60,7 +60,7 @@ def test_the_page_is_live_and_its_news_have_what_happened_since(tmp_path):
         status, page = get(server.url)
         assert (
             status == 200
-            and f'data-live="{(tmp_path / "journal.jsonl").stat().st_size}"' in page
+            and f'data-live="{server.size()}"' in page
             and "connect-src &#39;self&#39;" in page
         )
         assert json.loads(get(server.url + "data.json")[1])["data"]["trials"]["score"] == [None]
