@@ -84,7 +84,7 @@ def text(sweep: Overview) -> str:
         best = f"best {four(found['best'])}, trial {found['trial']}"
         best += f" ({chain})" if len(found["lineage"]) > 1 else ""
     counts = sweep.counts
-    done = len(sweep.history) - counts["RUNNING"]
+    done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
     parts = [f"{done} of {found['planned']} done" if found["planned"] else f"{done} done"]
     named = (
         ("running", counts["RUNNING"]),

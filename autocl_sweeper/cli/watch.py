@@ -149,7 +149,7 @@ def _figures(sweep: Overview) -> list[Any]:
     from autocl_sweeper.display.progress import clock
 
     counts, leader = sweep.counts, sweep.leader
-    done = len(sweep.history) - counts["RUNNING"]
+    done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
     stages = max(len(sweep.tasks), sweep.stages, 1)
     stage = min(sweep.history.open_stage, stages)
     left = sweep.left_s

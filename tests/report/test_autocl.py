@@ -122,8 +122,8 @@ def test_report_writes_the_page_and_says_where(tmp_path, capsys):
     assert found["bytes"] == (tmp_path / "r.html").stat().st_size < 1_300_000
 
 
-def test_without_the_extra_the_report_names_it(tmp_path):
-    folder = crossed(tmp_path / "s")
+def blocked(tmp_path: Path) -> str:
+    """A folder for the path of a Python that then has no extra `report`."""
     blocker = tmp_path / "blocked"
     blocker.mkdir()
     (blocker / "sitecustomize.py").write_text(
@@ -131,7 +131,12 @@ def test_without_the_extra_the_report_names_it(tmp_path):
         "find = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n in ('jinja2', 'vl_convert') else find(n, *a)\n"
     )
-    done = autocl("report", folder, PYTHONPATH=f"{blocker}{os.pathsep}{ROOT}")
+    return str(blocker)
+
+
+def test_without_the_extra_the_report_names_it(tmp_path):
+    folder = crossed(tmp_path / "s")
+    done = autocl("report", folder, PYTHONPATH=f"{blocked(tmp_path)}{os.pathsep}{ROOT}")
     assert done.returncode == 1 and "pip install 'autocl-sweeper[report]'" in done.stderr
     assert "Jinja2 and vl-convert-python" in done.stderr
 
@@ -193,6 +198,42 @@ def test_shells_complete_commands_by_argcomplete(tmp_path):
     }
     autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert told.read_text().split() == ["status"]
+
+
+def swept(tmp_path: Path, before: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """The smallest app, swept with a report at the end."""
+    sweep = tmp_path / "sweep"
+    command = [
+        sys.executable,
+        "examples/minimal/app.py",
+        "-m",
+        "hydra/sweeper=autocl",
+        "task=low,high",
+    ]
+    command += ["rate=0.5,1.0", "hydra.sweeper.report=true", f"hydra.sweep.dir={sweep}"]
+    environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{before}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
+    )
+    return done, sweep
+
+
+def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path):
+    done, sweep = swept(tmp_path, "")
+    assert done.returncode == 0, done.stderr
+    text = (sweep / "report.html").read_text()
+    assert "finished</span>" in text and "hydra.sweep.dir=…/sweep" in text
+    assert str(tmp_path) not in text
+
+
+def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path):
+    done, sweep = swept(tmp_path, blocked(tmp_path))
+    assert done.returncode == 0 and "optimization_results.yaml" in done.stdout
+    assert (
+        "no report.html, for Jinja2 and vl-convert-python are not installed"
+        in done.stdout + done.stderr
+    )
+    assert not (sweep / "report.html").exists()
 
 
 def test_a_sweep_that_does_not_ask_imports_nothing_of_the_report(tmp_path):

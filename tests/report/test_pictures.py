@@ -7,10 +7,12 @@ import struct
 
 import pytest
 import vl_convert
+from support.journals import Written
 from support.sweeps import crossed, failing
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.overview import look
+from autocl_sweeper.page.influence import influence
 from autocl_sweeper.page.parallel import parallel
 from autocl_sweeper.page.pictures import CHARTS, draw
 from autocl_sweeper.page.scale import DARK, LIGHT, painted
@@ -47,6 +49,21 @@ def test_the_matrix_is_drawn_with_its_numbers(tmp_path):
     assert re.findall(r">([01]\.\d{3})<", path.read_text()) == [
         "1.000", "0.900", "0.900", "0.800", "0.800", "0.900"
     ]  # fmt: skip
+
+
+def test_importances_find_the_parameter_that_decides(tmp_path):
+    # The score is x alone; y is noise that has nothing to do with it, and z says the same as y.
+    sweep = Written(tmp_path)
+    for number in range(40):
+        y = (number * 7) % 10
+        sweep.start(number, {"x": number / 40, "y": y, "z": f"as {y}"})
+        sweep.finish(number, number / 40)
+    sweep.journal.close()
+    found = influence(look(tmp_path))
+    shares = {key: values[0] for key, values in found.importances.rows}
+    assert shares["x"] > 0.8 and shares["x"] + shares["y + z"] == pytest.approx(1.0)
+    assert list(found.sentences) == ["y and z vary only together: they count as one."]
+    assert b"y + z" in draw(look(tmp_path), "importances", tmp_path / "i.svg").read_bytes()
 
 
 def test_a_png_is_a_png_and_dark_pictures_are_dark(tmp_path):
