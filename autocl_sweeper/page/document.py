@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +37,7 @@ NAME = "report.html"
 PACKAGES = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}
 SIGNS = {FAILED: "✕", GIVEN_UP: "◌", PRUNED: "▽", RUNNING: "◉"}
 PARTS = "autocl_sweeper.page.parts"
+ORDINALS = {2: "second", 3: "third"}
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,17 @@ def write(sweep: Overview, others: Sequence[Path] = (), to: Path | None = None) 
     return path
 
 
-def page(sweep: Overview, others: Sequence[Path] = (), live: bool = False) -> str:
-    """The whole page. live: it asks its server for what is new."""
+def page(sweep: Overview, others: Sequence[Path] = (), live: int | None = None) -> str:
+    """The whole page. live: the size of the journal it shows, by which its server tells what is new."""
     templates, script = _templates(), _part("page.js")
     bundle = _bundle()
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (bundle, script))
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src {sources};"
-        f" base-uri 'none'; form-action 'none'{'; connect-src ' + chr(39) + 'self' + chr(39) if live else ''}"
+        " base-uri 'none'; form-action 'none'"
     )
+    if live is not None:
+        policy += "; connect-src 'self'"
     known = data(sweep)
     text: str = templates.get_template("page.html.j2").render(
         **context(sweep, others, set(known["charts"])),
@@ -107,12 +114,12 @@ def page(sweep: Overview, others: Sequence[Path] = (), live: bool = False) -> st
     return text
 
 
-def news(sweep: Overview, others: Sequence[Path] = ()) -> str:
+def news(sweep: Overview, others: Sequence[Path], size: int) -> str:
     """What a served page asks for when something has happened: its main part and data, as JSON."""
     known = data(sweep)
     told = context(sweep, others, set(known["charts"]))
     main: str = _templates().get_template("main.html.j2").render(**told)
-    return as_json({"main": main, "data": known})
+    return as_json({"main": main, "data": known, "size": size})
 
 
 def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[str, Any]:
@@ -208,15 +215,14 @@ def _lineage(sweep: Overview) -> str:
         return told
     if not ranks:
         return f"{told} The best chain is the best trial of every stage."
-    ordinal = {2: "second", 3: "third"}
-    places = {rank for _, rank in ranks}
-    place = (
-        f"{ordinal.get(max(places), f'{max(places)}th')}-best trial"
-        if len(places) == 1
-        else "lower-ranked trials"
-    )
+    rank = max(rank for _, rank in ranks)
+    place = "trials below the best"
+    if all(one == rank for _, one in ranks):
+        place = f"the {ORDINALS.get(rank, f'{rank}th')}-best trial"
     stages = words.joined([str(stage) for stage, _ in ranks])
-    return f"{told} The best chain passes through the {place} of stage{'s' * (len(ranks) > 1)} {stages}."
+    return (
+        f"{told} The best chain passes through {place} of stage{'s' * (len(ranks) > 1)} {stages}."
+    )
 
 
 def _plan(sweep: Overview) -> str:
@@ -245,9 +251,7 @@ def _made(sweep: Overview) -> dict[str, str]:
             json.dumps(fingerprint.get("search space"), indent=2, ensure_ascii=False)
         ),
         "configuration": words.shown(read + json.dumps(jobs, indent=2, ensure_ascii=False)),
-        "versions": words.shown(
-            "\n".join(f"{name} {version}" for name, version in versions.items())
-        ),
+        "versions": words.shown("\n".join(f"{name} {number}" for name, number in versions.items())),
     }
 
 
@@ -312,12 +316,21 @@ def _style() -> str:
     return text
 
 
+@cache
 def _bundle() -> str:
-    """Vega and what embeds it, as vl-convert has them."""
+    """Vega and what embeds it, as vl-convert has them: a second of work, kept in the user's cache."""
     import vl_convert
 
-    text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = home / "autocl-sweeper" / f"vega-{version(PACKAGES['vl_convert'])}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        return kept.read_text("utf-8")
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    text = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, text.encode())
+    return text
 
 
 def _digest(script: str) -> str:
