@@ -113,7 +113,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     if run.extras.do_train:
         training = train(model, trained, delta, run, seed, folder, validate, keep)
     else:
-        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device)  # type: ignore[arg-type]  # torch's overloads
         training = TrainingReport(0, 0.0, delta.report())
     if not whole and run.extras.do_train:
         delta.conclude(row_losses(model, trained))

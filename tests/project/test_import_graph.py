@@ -44,7 +44,7 @@ TRAIN_FLOORS = [
     {"data", "merge"},
     {"model", "delta"},
     {"loop", "memory"},
-    {"job", "check", "info", "processes"},
+    {"job", "check", "info", "processes", "score"},
     {"main", "worker", "pieces", "export", "final", "sample", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.

@@ -35,6 +35,19 @@ class MergeSettings:
     groups: dict[str, list[str]] = option({}, "of manual: name of a group: its tasks")
     weights: dict[str, float] = option({}, "of given: task: weight; any finite numbers")
     scores: str | None = option(None, "of a scoring method: the result.json of a scoring run")
+    reduction: Literal["mean", "sum"] = option(
+        "mean", "of a score over tokens, or over batches for grand; the temperature has its unit"
+    )
+    target_tuned: str | dict[str, str] | None = option(
+        None, "of kl and cosine: a delta tuned on the target's few rows; several targets: by task"
+    )
+    tuned: dict[str, str] = option(
+        {}, "of euclidean and performance: source: its delta after a tune pass on the target"
+    )
+    batch_size: int = option(50, "of scoring", unit="rows", least=1)
+    max_batches: int | None = option(None, "of scoring; null: all dev rows", least=1)
+    grand_mode: Literal["train", "eval"] = option("train", "of grand: with dropout or without")
+    full_diagonal: bool = option(False, "score a target's own source as well; it is never merged")
     temperature: float | None = option(
         None, "of the softmax over the scores, in their unit", unit="of the score"
     )
