@@ -61,7 +61,6 @@ def score(cfg: DictConfig, folder: Path) -> None:
     from train.score.run import score_tasks
 
     written = as_written(cfg)
-    del written["merge"]
     # Several tasks need a limit to be trained together; nothing is trained here.
     written["trainer"] = {**(written.get("trainer") or {}), "max_steps": 1}
     values = checked_values(written, HydraConfig.get())

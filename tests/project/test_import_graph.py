@@ -44,7 +44,7 @@ TRAIN_FLOORS = [
     {"data", "merge"},
     {"model", "delta"},
     {"loop", "memory"},
-    {"job", "check", "info", "processes", "score"},
+    {"job", "check", "info", "processes", "score", "start"},
     {"main", "worker", "pieces", "export", "final", "sample", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
@@ -67,6 +67,8 @@ TRAIN_DOORS = {
     "model": {"delta"},  # a checkpoint is a base and its deltas
     "pieces": {"main"},
     "transfer": {"main"},
+    "start": {"score"},
+    "job": {"start"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {

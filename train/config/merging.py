@@ -12,6 +12,17 @@ Method = Literal[
     "average", "manual", "best_single", "given",
     "loss", "kl", "el2n", "logits_labels_cos", "grand", "cosine", "euclidean", "performance",
 ]  # fmt: skip
+Init = Literal[
+    "last",
+    "random",
+    "average",
+    "manual",
+    "best_single",
+    "loss",
+    "el2n",
+    "logits_labels_cos",
+    "grand",
+]
 Rule = Literal[
     "linear", "factor", "cat", "svd", "task_arithmetic", "magnitude_prune", "ties", "dare_linear",
     "dare_ties", "slerp", "model_stock",
@@ -20,7 +31,16 @@ Rule = Literal[
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Deltas of several tasks as one: sources, weights and the rule. Of `python -m train.transfer`."""
+    """Deltas of several tasks as one: sources, weights, the rule, and jobs that start from a merge."""
+
+    init: Init | None = option(
+        None,
+        "what the delta of a job starts as: last (the parent's), random, or a merge of merge.pool by "
+        "average, manual, best_single or a score; null: as the method in delta has it",
+    )
+    pool: Literal["lineage", "library"] = option(
+        "lineage", "of merge.init: deltas of the chain's earlier tasks, or those in merge.sources"
+    )
 
     target: str | None = option(None, "the task the merge is for; its own delta never takes part")
     sources: dict[str, str] | list[str] | str | None = option(
