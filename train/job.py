@@ -14,6 +14,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from autocl_sweeper.reporter import report, reports_are_read
+from train import start
 from train.chain import Node, base_of, walk
 from train.config.sections import Run
 from train.config.trackers import tracked
@@ -43,7 +44,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     `plans`: by `plan_run`, of the tasks trained and all seen.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     disable_progress_bar()  # a job's output is a log file
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
@@ -62,8 +63,16 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     torch.manual_seed(seed)
     whole = delta.trains_whole(parent is None, run.model.is_pretrained)
     model = family.build() if parent is None else parent.model
+    begun: dict[str, float] = {}
     if not whole:
-        model = delta.attach(model, delta_name(place), parent.deltas if parent else ())
+        ancestors = parent.deltas if parent else ()
+        is_merged = start.is_asked_for(run, delta)
+        if is_merged and parent is not None and delta.kind != "adapters":
+            # The chain has one delta, which this job does not go on from.
+            model, ancestors = start.base_model(run, family), ()
+        model = delta.attach(model, delta_name(place), ancestors)
+        if is_merged:
+            begun = start.merged_start(run, plans, rows, family, model, delta_name(place), folder)
         if run.delta.start_from is not None:
             begin_as(model, delta_name(place), run.delta.start_from)
     elif parent is not None:
@@ -153,9 +162,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
+            **begun,
             **untrained,
             "seconds_train": train_end - train_start,
-            "seconds_job": time.perf_counter() - start,
+            "seconds_job": time.perf_counter() - began,
         }
         if any(plan.rows is not None and plan.rows.selects_on_test for plan in plans.values()):
             results["selected_on_test"] = 1

@@ -49,7 +49,7 @@ TRAIN_FLOORS = [
     {"data", "merge"},
     {"model", "delta"},
     {"loop", "memory"},
-    {"job", "check", "info", "processes"},
+    {"job", "check", "info", "processes", "score", "start"},
     {"main", "worker", "pieces", "export", "final", "models", "sample", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
@@ -74,6 +74,8 @@ DOORS = {
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
     "model": {"delta"},  # a checkpoint is a base and its deltas
+    "start": {"score"},
+    "job": {"start"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {

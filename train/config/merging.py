@@ -12,6 +12,17 @@ Method = Literal[
     "average", "manual", "best_single", "given",
     "loss", "kl", "el2n", "logits_labels_cos", "grand", "cosine", "euclidean", "performance",
 ]  # fmt: skip
+Init = Literal[
+    "last",
+    "random",
+    "average",
+    "manual",
+    "best_single",
+    "loss",
+    "el2n",
+    "logits_labels_cos",
+    "grand",
+]
 Rule = Literal[
     "linear", "factor", "cat", "svd", "task_arithmetic", "magnitude_prune", "ties", "dare_linear",
     "dare_ties", "slerp", "model_stock",
@@ -20,7 +31,16 @@ Rule = Literal[
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Deltas of several tasks as one: sources, weights and the rule. Of `python -m train.transfer`."""
+    """Deltas of several tasks as one: sources, weights, the rule, and jobs that start from a merge."""
+
+    init: Init | None = option(
+        None,
+        "what the delta of a job starts as: last (the parent's), random, or a merge of merge.pool by "
+        "average, manual, best_single or a score; null: as the method in delta has it",
+    )
+    pool: Literal["lineage", "library"] = option(
+        "lineage", "of merge.init: deltas of the chain's earlier tasks, or those in merge.sources"
+    )
 
     target: str | None = option(None, "the task the merge is for; its own delta never takes part")
     sources: dict[str, str] | list[str] | str | None = option(
@@ -35,6 +55,19 @@ class MergeSettings:
     groups: dict[str, list[str]] = option({}, "of manual: name of a group: its tasks")
     weights: dict[str, float] = option({}, "of given: task: weight; any finite numbers")
     scores: str | None = option(None, "of a scoring method: the result.json of a scoring run")
+    reduction: Literal["mean", "sum"] = option(
+        "mean", "of a score over tokens, or over batches for grand; the temperature has its unit"
+    )
+    target_tuned: str | dict[str, str] | None = option(
+        None, "of kl and cosine: a delta tuned on the target's few rows; several targets: by task"
+    )
+    tuned: dict[str, str] = option(
+        {}, "of euclidean and performance: source: its delta after a tune pass on the target"
+    )
+    batch_size: int = option(50, "of scoring", unit="rows", least=1)
+    max_batches: int | None = option(None, "of scoring; null: all dev rows", least=1)
+    grand_mode: Literal["train", "eval"] = option("train", "of grand: with dropout or without")
+    full_diagonal: bool = option(False, "score a target's own source as well; it is never merged")
     temperature: float | None = option(
         None, "of the softmax over the scores, in their unit", unit="of the score"
     )

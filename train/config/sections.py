@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from train.config.hf_arguments import HFArguments, SchedulerType
+from train.config.merging import MergeSettings
 from train.config.refused import REFUSED
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
@@ -467,6 +468,7 @@ class Run:
     extras: TrainerExtras  # the other options of `trainer`
     memory: MemorySettings
     evaluation: EvaluationSettings
+    merge: MergeSettings
     text: TextData
     evaluate_test: bool | str  # as in TopLevel; train.main makes it a decision for this run
     seed: int
