@@ -11,7 +11,8 @@ import torch
 
 from train.config.merging import MergeSettings
 from train.config.sections import LossSettings
-from train.data.rows import Row, Rows
+from train.data.rows import Rows
+from train.data.tables import Row
 from train.loop.criterion import loss_sum
 from train.loop.evaluation import predict
 from train.merge.rules import MergeError
