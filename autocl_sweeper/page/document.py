@@ -126,9 +126,8 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
     """What the templates know. charts: the names of those there are."""
     trials = list(sweep.history)
     found, kinds = matrices(sweep), {kind_of(sweep, trial) for trial in trials}
-    compared = [figures(folder) for folder in others]
+    compared = [figures(folder) for folder in (sweep.folder, *others)] if others else []
     mattered = influence(sweep)
-    failed = failures(sweep)
     scored = any(trial.score is not None for trial in trials)
     finished = sum(t.state is State.COMPLETE for t in trials)
     handover = [
@@ -145,7 +144,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         "name": words.clean(sweep.name),
         "status": sweep.status,
         "as_of": f"{datetime.fromtimestamp(sweep.as_of):%d %B %Y, %H:%M:%S}",
-        "story": story(sweep, found, compared),
+        "story": story(sweep, found, compared[1:]),
         "trials": len(trials),
         "stages": sweep.stages,
         "chain": [_card(trial) for trial in sweep.chain],
@@ -163,14 +162,9 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         if finished > MOST_LINES
         else "",
         "cost": cost(sweep),
-        "failures": [
-            {**vars(f), "named": f.named, "more": f.more, "count": len(f.trials) + f.again}
-            for f in failed
-        ],
+        "failures": failures(sweep),
         "charts": charts,
-        "others": [_compared(one) for one in (figures(sweep.folder), *compared)]
-        if compared
-        else [],
+        "others": [_compared(one) for one in compared],
         "plan": _plan(sweep),
         "made": _made(sweep),
         "example": _example(trials),
