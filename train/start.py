@@ -34,20 +34,10 @@ log = logging.getLogger(__name__)
 
 
 def is_asked_for(run: Run, delta: Delta) -> bool:
-    """Whether `merge.init` changes what the delta of this job starts as. Raises SettingsError."""
+    """Whether `merge.init` changes what the delta of this job starts as."""
     wanted = run.merge.init
     if wanted is None or wanted == "last":
         return False
-    if delta.kind == "whole" or delta.kind == "ewc":
-        raise SettingsError(
-            f"merge.init={wanted}: delta._name={delta.name} goes on from its parent; take lora, seqlora, "
-            "ia3, adapter or prefix"
-        )
-    if run.delta.start_from is not None:
-        raise SettingsError(
-            f"merge.init={wanted}: delta.start_from={run.delta.start_from} says the start as well; remove "
-            "one of them"
-        )
     if delta.name == "olora" and run.delta.lamda_1 > 0:
         log.warning(
             "merge.init=%s with delta.lamda_1=%g: a merged start lies in the row space of its ancestors, "
@@ -115,7 +105,7 @@ def _plan(
     settings = run.merge
     target = run.tasks[0].name
     method: Any = settings.init
-    if len(pool) == 1:
+    if len(pool) == 1 and method != "given":
         method = "average"  # of one: itself
     asked: MergeSettings = replace(
         settings, sources=dict(pool), target=target, method=method, tuned={}, plan=None
@@ -123,7 +113,7 @@ def _plan(
     is_lora = run.delta.kind in ("olora", "inclora", "seqlora")
     if is_lora and settings.rank is None and settings.energy is None:
         asked = replace(asked, rank=run.delta.lora_dim)
-    if method in ("average", "manual"):
+    if method in ("average", "manual", "given"):
         return make_plan(asked)[0]
     scored = replace(asked, method="loss" if method == "best_single" else method)
     sources = read_all(pool, pool)

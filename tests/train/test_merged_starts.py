@@ -86,11 +86,37 @@ def test_a_score_weighs_the_lineage_and_one_source_is_taken_as_it_is(
     weights = [told["weight_sentiment"], told["weight_parity"]]
     assert sum(weights) == pytest.approx(1) and weights[0] != weights[1]
     # The target's own delta is never in its pool: one is left.
-    told = finish(make(*own, "task=parity", *more, "merge.init=loss"), tmp_path / "4")
+    told = finish(
+        make(*own, "task=parity", *more, "merge.init=loss", "merge.target_ess=1"), tmp_path / "4"
+    )
     assert told["weight_sentiment"] == 1 and "weight_parity" not in told
     start, source = state(tmp_path / "4", 3), state(root / "1", 1)
     for key, value in products(start).items():
         torch.testing.assert_close(value, products(source)[key], rtol=0, atol=1e-6)
+
+
+def test_given_weights_are_evaluated_without_training(
+    chain: Any, make: Any, tmp_path: Path
+) -> None:
+    own, root = chain
+    where = ",".join(
+        f"{name}:{root / str(n)}/checkpoint" for n, name in ((1, "sentiment"), (2, "parity"))
+    )
+    told = finish(
+        make(
+            *own, "task=arithmetic", "merge.init=given", "merge.pool=library", "trainer.do_train=false",
+            f"merge.sources={{{where}}}", "merge.weights={sentiment:-0.5,parity:1.2}",
+            "delta.lora_dim=6" if "seqlora" in own[2] else "delta.size=3",
+        ),
+        tmp_path / "3",
+    )  # fmt: skip
+    assert told["steps"] == 0 and told["weight_parity"] == 1.2
+    start = products(state(tmp_path / "3", 1))
+    one, two = (products(state(root / str(n), n)) for n in (1, 2))
+    factor = 2 if any("lora" in key for key in start) else 1
+    for key, value in start.items():
+        wanted = factor * (-0.5 * one[key] + 1.2 * two[key])
+        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
 
 
 def test_a_random_start_is_not_the_parents(chain: Any, make: Any, tmp_path: Path) -> None:
@@ -126,16 +152,26 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
     from train.delta.delta import delta_of
     from train.start import is_asked_for
 
+    def refused(*more: str) -> None:
+        run = make(*own, *more)
+        run.merge.refuse_for_a_job(run.delta.kind, run.delta.start_from)
+
     own = of(folders, "adapter")
 
     def asked(*more: str) -> bool:
         run = make(*own, "merge.init=average", *more)
         return is_asked_for(run, delta_of(run.delta))
 
-    with pytest.raises(SettingsError, match=r"merge.init=average: delta._name=seqft goes on"):
-        asked("delta=seqft")
-    with pytest.raises(SettingsError, match=r"delta.start_from=x says the start as well"):
-        asked("delta.start_from=x")
+    average = "merge.init=average"
+    for more, words in (
+        ((average, "delta=seqft"), r"merge.init=average: delta._name=seqft goes on"),
+        ((average, "delta.start_from=x"), r"delta.start_from=x says the start as well"),
+        (("merge.init=loss",), r"merge.init=loss: a temperature has to be given"),
+        (("merge.density=0.5",), r"merge.density=0.5: has no effect on a job without merge.init"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            refused(*more)
+    refused("merge.init=loss", "merge.target_ess=2")
     assert asked("delta=lora", "delta.lamda_1=0") and caplog.text == ""
     assert asked("delta=lora", "delta.lamda_1=0.5")
     assert "the orthogonal loss starts high" in caplog.text

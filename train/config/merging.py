@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from train.config.typed import SettingsError, option
+from train.config.typed import SettingsError, default_of, option, options
 
 Method = Literal[
     "average", "manual", "best_single", "given",
@@ -18,6 +18,7 @@ Init = Literal[
     "average",
     "manual",
     "best_single",
+    "given",
     "loss",
     "el2n",
     "logits_labels_cos",
@@ -36,7 +37,7 @@ class MergeSettings:
     init: Init | None = option(
         None,
         "what the delta of a job starts as: last (the parent's), random, or a merge of merge.pool by "
-        "average, manual, best_single or a score; null: as the method in delta has it",
+        "average, manual, best_single, given or a score; null: as the method in delta has it",
     )
     pool: Literal["lineage", "library"] = option(
         "lineage", "of merge.init: deltas of the chain's earlier tasks, or those in merge.sources"
@@ -114,4 +115,35 @@ class MergeSettings:
             raise SettingsError(
                 f"merge.energy={self.energy}: it finds the rank itself; remove "
                 f"merge.rank={self.rank}, or this"
+            )
+
+    def refuse_for_a_job(self, delta: str, start_from: str | None) -> None:
+        """Refuse what has no effect on, or contradicts, a job with delta `delta._name`.
+
+        Raises SettingsError.
+        """
+        wanted = self.init
+        if wanted is None:
+            for key, one in options(MergeSettings).items():
+                if getattr(self, one.name) != default_of(one):
+                    raise SettingsError(
+                        f"merge.{key}={getattr(self, one.name)}: has no effect on a job without merge.init; "
+                        "deltas are merged by python -m train.transfer"
+                    )
+            return
+        if wanted != "last" and delta in ("seqft", "ewc"):
+            raise SettingsError(
+                f"merge.init={wanted}: delta._name={delta} goes on from its parent; take olora, inclora, "
+                "seqlora, ia3, adapter or prefix"
+            )
+        if wanted != "last" and start_from is not None:
+            raise SettingsError(
+                f"merge.init={wanted}: delta.start_from={start_from} says the start as well; remove one of "
+                "them"
+            )
+        unscored = ("last", "random", "average", "manual", "best_single", "given")
+        if wanted not in unscored and self.temperature is None and self.target_ess is None:
+            raise SettingsError(
+                f"merge.init={wanted}: a temperature has to be given, in the unit of the score: "
+                "merge.temperature=0.1, or merge.target_ess=2.5, which finds it"
             )
