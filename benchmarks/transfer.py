@@ -115,7 +115,7 @@ def scored(
     return time.perf_counter() - begun
 
 
-def one_seed(seed: int, root: Path, updates: int) -> list[dict[str, Any]]:
+def one_seed(seed: int, root: Path, epochs: float, updates: int) -> list[dict[str, Any]]:
     """Results of all starts of all targets."""
     import warnings
 
@@ -125,7 +125,7 @@ def one_seed(seed: int, root: Path, updates: int) -> list[dict[str, Any]]:
     from train.score.matrix import read_scores
 
     warnings.simplefilter("ignore", UserWarning)  # of factors that began differently: measured here
-    own = (f"seed={seed}", "evaluate_test=false")
+    own = (f"seed={seed}", "evaluate_test=false", f"trainer.num_train_epochs={epochs}")
     job((0, 1), root / "base", *own)
     begin = f"init_from={root / 'base/checkpoint'}"
     sources = {}
@@ -204,11 +204,14 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--folder", type=Path, required=True, help="runs and results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=5, help="of base and sources")
     parser.add_argument("--updates", type=int, default=5, help="of a target")
     options = parser.parse_args()
     rows = []
     for seed in options.seeds:
-        rows += one_seed(seed, options.folder.absolute() / f"seed_{seed}", options.updates)
+        rows += one_seed(
+            seed, options.folder.absolute() / f"seed_{seed}", options.epochs, options.updates
+        )
         (options.folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
         print(table(rows), flush=True)
 
