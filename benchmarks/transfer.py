@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -139,7 +140,7 @@ def one_seed(seed: int, root: Path, epochs: float, updates: int) -> list[dict[st
             m: scored(target, root / "base", sources, m, place / f"score_{m}") for m in SCORED
         }
         for start in starts(name(SOURCES[-1]), target):
-            folder = place / start.name.replace(" ", "_").replace(",", "")
+            folder = place / re.sub(r"\W+", "_", start.name)
             more, cost = [], 0.0
             if start.merge is not None:
                 method = start.merge["method"]
