@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py --folder runs/transfer --seeds 0 1 2
 
-Per seed: a base trained on 0 and 1, eight source tasks with an adapter each, and three targets that get five
+Per seed: a base trained on 0 and 1, eight source tasks with an adapter each, and three targets that get 20
 updates from every start. A row of the table is a start: mean test accuracy over targets and seeds, its
 standard error over seeds, dev score before the first update, and the seconds its weights took. Nothing is
 chosen by test rows.
@@ -205,8 +205,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--folder", type=Path, required=True, help="runs and results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=float, default=5, help="of base and sources")
-    parser.add_argument("--updates", type=int, default=5, help="of a target")
+    parser.add_argument("--epochs", type=float, default=8, help="of base and sources")
+    parser.add_argument("--updates", type=int, default=20, help="of a target")
     options = parser.parse_args()
     rows = []
     for seed in options.seeds:
