@@ -24,7 +24,10 @@ setup(
     # cannot list the hydra_plugins namespace, and Hydra 1.3 finds plugins by listing it.
     package_dir={"": "."},
     # autocl_sweeper/docs is a link to docs/: a wheel gets the pages, which `autocl docs` shows.
-    package_data={"autocl_sweeper": ["py.typed", "docs/*.md"], "autocl_sweeper.page.parts": ["*"]},
+    package_data={
+        "autocl_sweeper": ["py.typed", "docs/*.md"],
+        "autocl_sweeper.page.parts": ["*.j2", "*.css", "*.js"],
+    },
     entry_points={
         "console_scripts": ["autocl = autocl_sweeper.cli:main"],
         # How Hydra 1.4 finds plugins; 1.3 scans hydra_plugins. Read at install time.
@@ -59,6 +62,7 @@ setup(
         "completion": ["argcomplete>=3.6"],  # of `autocl` in a shell
         "train": [
             "accelerate>=1.15",
+            "nltk>=3.10",
             "numpy>=2.0",
             "peft>=0.21",
             "pillow>=12",

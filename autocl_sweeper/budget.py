@@ -80,18 +80,19 @@ class Spent:
 
 def spent(records: Iterable[Record]) -> Spent:
     """From the first event of each session to its last; jobs with what they took."""
-    wall_s = device_s = begin = last = 0.0
+    wall_s = device_s = 0.0
+    last: float | None = None
     for record in records:
         if record["event"] == "session":
-            wall_s += last - begin
-            begin = record["time"]
+            last = None  # what lies between two sessions counts for neither
         elif record["event"] == "finish":
             device_s += device_seconds(outcome_from_json(record))
         elif record["event"] == "attempt_failed":
             device_s += record.get("device_seconds", 0.0)
+        # A clock that was set back takes nothing away from what was used.
+        wall_s += max(0.0, record["time"] - last) if last is not None else 0.0
         last = record["time"]
-        begin = begin or last
-    return Spent(wall_s + last - begin, device_s)
+    return Spent(wall_s, device_s)
 
 
 def device_seconds(outcome: Outcome) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -23,9 +24,10 @@ def folder_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if is_disk_trouble(error):
-            raise disk_error(error, folder) from error
         last = error.filename2 or error.filename  # of a renaming its goal
+        # A terminal that is gone says EIO, too.
+        if is_disk_trouble(error) and (last is not None or error.errno != errno.EIO):
+            raise disk_error(error, folder) from error
         named = last if isinstance(last, str) else ""
         if not named or not Path(named).absolute().is_relative_to(folder.absolute()):
             raise
@@ -57,14 +59,20 @@ def refuse_lost_journal(folder: Path, traces: Iterable[str]) -> None:
     )
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a kill left half written, and move aside what stands where the sweep's own folder goes."""
+def tidy(folder: Path, files: Iterable[str]) -> None:
+    """Remove what a kill left half written, and move aside what stands in place of the sweep's own.
+
+    `files`: the names of those it writes anew.
+    """
     for unfinished in folder.glob(".*.tmp"):
         with suppress(IsADirectoryError, PermissionError):  # no file of ours
             unfinished.unlink()
     own = folder / ".autocl"
     if os.path.lexists(own) and not own.is_dir():
         move_aside(own, "the sweep keeps a folder of this name")
+    for name in files:
+        if (folder / name).is_dir():
+            move_aside(folder / name, "the sweep keeps a file of this name")
 
 
 def make_way(path: Path, also_folders: bool) -> None:

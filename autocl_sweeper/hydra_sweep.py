@@ -134,9 +134,9 @@ def _report(plan: Plan, folder: Path) -> None:
 
     if missing := missing_packages():
         log.warning(
-            "hydra.sweeper.report=true: no report.html, for %s is not installed."
+            "hydra.sweeper.report=true: no report.html, for %s %s not installed."
             " pip install 'autocl-sweeper[report]', then: autocl report '%s'",
-            " and ".join(missing), folder,
+            " and ".join(missing), "is" if len(missing) == 1 else "are", folder,
         )  # fmt: skip
         return
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.disk import FULL, is_disk_trouble
+from autocl_sweeper.disk import BROKEN, FULL, disk_errors, is_disk_trouble
 from autocl_sweeper.errors import InfeasibleError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
@@ -168,14 +168,15 @@ class JobFiles:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, and stays after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that appears whole or not at all, and stays after a power cut. Raises DiskError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
 
 
 def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
@@ -239,16 +240,18 @@ def _float(number: Any) -> float:
 
 
 def failure(
-    error: BaseException, seconds: float, cause: Cause | None = None, folder: Path | None = None
+    error: BaseException,
+    seconds: float,
+    cause: Cause | None = None,
+    folder: Path | None = None,
+    whole: str = LOG_NAME,
 ) -> Outcome:
     """The outcome of a job that raised. `cause`: where it is known without looking at the error.
 
-    `folder`: where a long error is to be written as a whole, if no log has it.
+    `folder`: the job's own. `whole`: the file in it that has a long error as a whole.
     """
     text = headline(error)
-    whole = LOG_NAME
-    if folder is not None and len(text) > LONGEST_LINE:
-        whole = ERROR_NAME
+    if folder is not None and whole == ERROR_NAME and len(text) > LONGEST_LINE:
         with suppress(OSError):
             (folder / whole).write_text(text, "utf-8", "backslashreplace")
     lines = "".join(traceback.format_exception(error)).splitlines()
@@ -257,15 +260,16 @@ def failure(
         reason=shortened(text, whole),
         seconds=seconds,
         log_tail=tuple(shortened(line, whole) for line in lines[-TAIL_LINES:]),
-        cause=cause_of(error) if cause is None else cause,
+        cause=cause_of(error, folder) if cause is None else cause,
     )
 
 
-def cause_of(error: BaseException) -> Cause:
+def cause_of(error: BaseException, folder: Path | None = None) -> Cause:
     """Memory, the disk or the settings, as the error says or one that led to it; else an exception.
 
     By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
-    the name of the class, the rest by what the libraries write.
+    the name of the class, the rest by what the libraries write. A disk that is broken or read-only
+    is to blame below `folder` only: elsewhere the job may not have been meant to write.
     """
     for one in _chain(error):
         names = [kind.__name__ for kind in type(one).__mro__]
@@ -274,12 +278,21 @@ def cause_of(error: BaseException) -> Cause:
         text = headline(one)
         if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
             return Cause.DEVICE_MEMORY
-        if (isinstance(one, OSError) and one.errno in FULL) or NO_SPACE.search(text):
+        if _is_of_disk(one, folder) or NO_SPACE.search(text):
             return Cause.DISK
         no_memory = isinstance(one, OSError) and one.errno == errno.ENOMEM
         if isinstance(one, MemoryError) or no_memory or NO_HOST_MEMORY.search(text):
             return Cause.HOST_MEMORY
     return Cause.EXCEPTION
+
+
+def _is_of_disk(error: BaseException, folder: Path | None) -> bool:
+    if not isinstance(error, OSError) or error.errno not in BROKEN:
+        return False
+    if error.errno in FULL:
+        return True
+    named = isinstance(error.filename, str | bytes)
+    return named and folder is not None and folder in Path(os.fsdecode(error.filename)).parents
 
 
 def cause_in_log(lines: Sequence[str]) -> Cause:

@@ -240,6 +240,13 @@ class Overview:
         """Stages begun."""
         return max((trial.stage for trial in self.history), default=0)
 
+    def task_of(self, stage: int) -> str:
+        """The task of a stage; empty without a sequence."""
+        begun = self.history.stage(stage)
+        if begun:
+            return begun[0].task
+        return self.tasks[stage - 1] if stage <= len(self.tasks) else ""
+
     def ranked(self, stage: int) -> list[Trial]:
         """Trials of a stage: its beam in order, then by score, then those without one."""
         beam = {number: place for place, number in enumerate(self.history.beams.get(stage, ()))}

@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from autocl_sweeper import metrics
+from autocl_sweeper.disk import disk_errors
 from autocl_sweeper.journal import Record, outcome_from_json
 from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.plain import plain
@@ -252,8 +253,9 @@ class ResultFile:
 
     def append(self, event: str, record: Mapping[str, Any], history: History) -> None:
         if lines := self.lines(event, record, history):
-            with open(self._path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(lines)
+            data = "".join(lines).encode("utf-8", "backslashreplace")
+            with disk_errors(self._path), open(self._path, "ab") as file:
+                file.write(data)
 
     def lines(self, event: str, record: Mapping[str, Any], history: History) -> list[str]:
         if event == "select":

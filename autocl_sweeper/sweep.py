@@ -17,6 +17,7 @@ from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
 from autocl_sweeper.display.progress import Watched
 from autocl_sweeper.errors import (
     ConfigurationError,
+    DiskError,
     JobContractError,
     SweepFolderError,
     SweepStoppedError,
@@ -39,6 +40,7 @@ from autocl_sweeper.types import Cause, History, Job, Outcome, Report, State, Tr
 from autocl_sweeper.verdict import Verdict
 from autocl_sweeper.yaml.snapshot import Snapshot, copy_of
 
+RESULTS = (results.RESULT_FILE, results.BEST_FILE, results.TABLE_FILE)
 REPORTS_S = 1.0  # how long a report may lie before it is read, while jobs run
 
 log = logging.getLogger(__name__)
@@ -164,10 +166,11 @@ class Sweep:
             self._progress.end()
             try:
                 self._write_results()
-            except OSError as error:
+            except (OSError, DiskError) as error:
                 if over:
                     raise
-                log.warning("the result files are not up to date (%s): a rerun writes them", error)
+                why = str(error).partition("\n")[0]
+                log.warning("the result files are not up to date (%s): a rerun writes them", why)
             finally:
                 self._journal.close()
         if self.stopped is None:
@@ -225,7 +228,7 @@ class Sweep:
                 told = "every stage is over" if over else "for the stages still open"
                 log.info("%s (%s)", "; ".join(raised), told)
         self._journal.open_session(self._plan.bounds, self._plan.size)
-        tidy(self._folder)
+        tidy(self._folder, RESULTS)
         self._result_file.rebuild(records, self.history)
         self._retention.resume(self.history)
         budget = Budget.of(self._plan.settings.budget)
@@ -234,7 +237,7 @@ class Sweep:
     def _refuse_traces(self) -> None:
         if not self._plan.ranked and any(self._folder.glob("journal.[0-9]*.jsonl")):
             return  # a sweep that was over, begun again just now
-        traces = [results.RESULT_FILE, results.BEST_FILE, results.TABLE_FILE]
+        traces = list(RESULTS)
         if self._plan.ranked and (first := self._plan.folder(0, self._plan.stages[0])):
             traces.append(first)
         refuse_lost_journal(self._folder, traces)
@@ -276,6 +279,9 @@ class Sweep:
             return
         if outcome is None:
             self._again(trial, Outcome(State.FAIL, "its controller ended", lost=True))
+            return
+        if outcome.cause is Cause.DISK:  # there may be room by now
+            self._again(trial, replace(outcome, lost=True))
             return
         try:
             self._finish(Job(trial.number, ()), outcome)

@@ -84,16 +84,14 @@ class Verdict:
         found = outcome.checkpoint
         if found is None or not os.path.exists(self.folder / found):
             told = (
-                "saved no checkpoint, or returned one that is no path"
-                if found is None
-                else f"named '{found}', which is not there"
+                "saved no checkpoint" if found is None else f"named '{found}', which is not there"
             )
             raise JobContractError(
                 f"{name} {told}, but the next stage starts from it"
                 f" ({self.checkpoint_key}=<checkpoint>).\n"
                 f"  A job saves its model in '{CHECKPOINT_NAME}/' in its output folder, or returns a"
-                "\n  mapping whose 'checkpoint' names the folder. If tasks do not build on each"
-                f" other,\n  set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
+                "\n  mapping whose 'checkpoint' names the folder (a path, not the weights). If tasks do"
+                f" not build on each\n  other, set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
             )
 
     def refuse_gone(self, trial: Trial, checkpoint: str) -> None:

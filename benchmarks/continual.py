@@ -1,16 +1,17 @@
 """What a long chain of O-LoRA costs, and our training step against that of the plain Hugging Face Trainer.
 
-    python benchmarks/continual.py [tasks]
+    python benchmarks/continual.py            all of it
+    python benchmarks/continual.py chain      or a part: chain, trainer
 
-A chain of 15 tasks (or as many as given) on a tiny T5 of random weights, every task a job of the training app
-in a process of its own; then, in one process and in turns, so that other work on the machine disturbs all
-alike:
+trainer: the time of a step of our Trainer and of transformers' own, with the same model, peft configuration,
+batches and settings, on T5 shapes of two sizes. Ours computes the penalties of O-LoRA besides.
 
-- the time of an optimizer step at several places of that chain;
-- the time of a step of our Trainer and of transformers' own, with the same model, peft configuration,
-  batches and settings, on T5 shapes of two sizes. Ours computes the penalties of O-LoRA besides.
+chain: 15 tasks on a tiny T5, whose checkpoints hold random adapters. The time of a step at several places;
+and the peak memory (ru_maxrss) of jobs of the training app that train there, each a process of its own, less
+what the adapters weigh.
 
-Peak memory is ru_maxrss of each job; what the checkpoints so far weigh is taken off it.
+Times are CPU time of one thread, in which everything runs. What is compared takes turns, so that other work
+on the machine disturbs all alike.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 import transformers
@@ -40,10 +41,12 @@ from train.config.sections import Run
 from train.delta.delta import Penalty
 from train.delta.olora import OLoRA
 from train.loop.trainer import train
-from train.model.checkpoints import delta_name
+from train.model.checkpoints import delta_name, save
+from train.model.family import family_of
 
-ROUNDS, STEPS, WARM = 9, 12, 3
-TASKS = ("boolqa", "qqp")
+ROOT = Path(__file__).resolve().parents[1]
+ROUNDS, STEPS, WARM = 7, 12, 3
+PLACES = (1, 2, 3, 5, 10, 15)
 # Every prompt is longer than that and cut to it: all batches are alike.
 LENGTH = 128
 
@@ -52,7 +55,7 @@ def command(base: Path, task: str, *more: str) -> list[str]:
     return [
         "model=pretrained", f"model.path={base}", f"task={task}", f"+task.{task}.max_src_length={LENGTH}",
         "trainer.per_device_train_batch_size=8", "trainer.learning_rate=1e-3", "closed_set=true",
-        f"+trainer.max_steps={STEPS}", "seen_tasks=null", "evaluate_test=false", *more,
+        f"+trainer.max_steps={STEPS}", "evaluate_test=false", *more,
     ]  # fmt: skip
 
 
@@ -87,16 +90,29 @@ def weight_mib(checkpoint: Path) -> float:
     return sum(p.stat().st_size for p in checkpoint.rglob("*.safetensors")) / 2**20
 
 
-def grow(base: Path, folder: Path, tasks: int) -> list[float]:
-    """Peak memory of every job of a chain, without the adapters it loads and trains, in MiB."""
-    peaks, adapters = [], 0.0
+def grow(run: Run, chain: Path, tasks: int) -> None:
+    """Checkpoints 1, 2, ... of a chain, with random adapters: what they hold does not matter here."""
     for place in range(1, tasks + 1):
-        begun = [] if place == 1 else [f"init_from={folder / str(place - 1)}/run/checkpoint"]
-        words = command(base, TASKS[(place - 1) % len(TASKS)], *begun)
-        peak = peak_mib(words, folder / str(place))
-        adapters += weight_mib(folder / str(place) / "run/checkpoint")
-        peaks.append(peak - adapters)
-    return peaks
+        family, delta = family_of(run.model), OLoRA(run.delta)
+        parent = loaded(run, chain / str(place - 1)) if place > 1 else None
+        base, before = (parent.model, parent.deltas) if parent else (model_of(run), ())
+        model = delta.attach(base.requires_grad_(False), delta_name(place), before)
+        for factors in delta.modules:
+            torch.nn.init.normal_(factors.b_new, std=0.01)
+        save(model, chain / str(place), [f"task_{place}"], parent, family, delta)
+
+
+def peaks(base: Path, chain: Path, places: Sequence[int]) -> dict[int, float]:
+    """Place -> peak memory of the job that trains there, without the adapters it has loaded, in MiB."""
+    found = {}
+    for place in places:
+        begun = [] if place == 1 else [f"init_from={chain / str(place - 1)}"]
+        peak = peak_mib(
+            command(base, "boolqa", "seen_tasks=[boolqa]", *begun), chain / f"job{place}"
+        )
+        adapters = sum(weight_mib(chain / str(n)) for n in range(1, place + 1))
+        found[place] = peak - adapters
+    return found
 
 
 # -- steps ------------------------------------------------------------------------------------------
@@ -136,7 +152,7 @@ def at_place(run: Run, chain: Path, place: int, folder: Path) -> Callable[[], li
     if place == 1:
         model = delta.attach(model_of(run), delta_name(1), ())
     else:
-        parent = loaded(run, chain / str(place - 1) / "run/checkpoint")
+        parent = loaded(run, chain / str(place - 1))
         model = delta.attach(parent.model, delta_name(place), parent.deltas)
     return ours(model, run, delta, folder)
 
@@ -157,7 +173,9 @@ def plain(run: Run, folder: Path) -> Callable[[], list[float]]:
     task, generator = training.task, np.random.default_rng(0)
     rows = training.rows.train(0)
     examples = [task.example(row, generator, True, "row") for row in rows]
-    config = LoraConfig(r=run.delta.lora_dim, lora_alpha=run.delta.lora_alpha, target_modules=["q", "v"])  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=run.delta.lora_dim, lora_alpha=run.delta.lora_alpha, target_modules=["q", "v"]
+    )  # type: ignore[arg-type]
     model = get_peft_model(model_of(run).requires_grad_(False), config)
     given = {k: v for k, v in run.trainer.items() if k != "num_train_epochs"}
     arguments = transformers.TrainingArguments(
@@ -215,36 +233,49 @@ SHAPES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def main(tasks: int = 15) -> None:
+def compare_trainers(base: Path, folder: Path) -> None:
+    for shape, values in SHAPES.items():
+        run = run_of(command(base, "boolqa", *(shaped(base, **values) if values else [])))
+        delta = Timed(run)
+        model = delta.attach(model_of(run).requires_grad_(False), "task1", ())
+        turns = Turns.of({"ours": ours(model, run, delta, folder), "plain": plain(run, folder)})
+        mine, theirs = (1000 * turns.seconds(name) for name in ("ours", "plain"))
+        ratio = turns.ratio("plain", "ours")
+        print(f"\n{shape}: tokens per second, ours / plain Trainer's: {ratio:.3f}")
+        print(f"  milliseconds a step: {mine:.1f} and {theirs:.1f}", flush=True)
+
+
+def measure_chain(base: Path, folder: Path) -> None:
+    run, chain = run_of(command(base, "boolqa")), folder / "chain"
+    grow(run, chain, PLACES[-1])
+    turns = Turns.of({str(p): at_place(run, chain, p, folder) for p in PLACES})
+    last = str(PLACES[-1])
+    growth = turns.ratio(last, "2") ** (1 / (PLACES[-1] - 2)) - 1
+    shown = ", ".join(f"{p}: {1000 * turns.seconds(str(p)):.2f}" for p in PLACES)
+    print(f"\nmilliseconds a step, by place: {shown}")
+    print(f"  growth from task 2 to {last}: {100 * growth:.2f} % a task", flush=True)
+    found = peaks(base, chain, PLACES)
+    shown = ", ".join(f"{p}: {peak:.0f}" for p, peak in found.items())
+    print(f"\npeak memory without adapters, MiB, by place: {shown}")
+    later = max(peak for p, peak in found.items() if p > 2)
+    print(f"  largest after the second task / second task: {later / found[2]:.3f}")
+
+
+def main(*parts: str) -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, 1 thread")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_folder("t5", folder / "t5")
+        for part in parts or PARTS:
+            PARTS[part](base, folder)
 
-        for shape, values in SHAPES.items():
-            run = run_of(command(base, "boolqa", *(shaped(base, **values) if values else [])))
-            delta = Timed(run)
-            model = delta.attach(model_of(run).requires_grad_(False), "task1", ())
-            turns = Turns.of({"ours": ours(model, run, delta, folder), "plain": plain(run, folder)})
-            print(f"\n{shape}: tokens per second of ours / plain Trainer's: {turns.ratio('plain', 'ours'):.3f}")
-            print(f"  milliseconds a step: {1000 * turns.seconds('ours'):.1f} and {1000 * turns.seconds('plain'):.1f}")
 
-        (folder / "chain").mkdir()
-        peaks = grow(base, folder / "chain", tasks)
-        print(f"\npeak memory without adapters, tasks 1 to {tasks}, MiB: {', '.join(f'{p:.0f}' for p in peaks)}")
-        if tasks > 2:
-            print(f"  largest after the second / second: {max(peaks[2:]) / peaks[1]:.3f}")
-
-        places = sorted({1, 2, 3, 5, 8, tasks} & set(range(1, tasks + 1)))
-        run = run_of(command(base, "boolqa"))
-        turns = Turns.of({str(p): at_place(run, folder / "chain", p, folder) for p in places})
-        print("\nmilliseconds a step, by place: " + ", ".join(f"{p}: {1000 * turns.seconds(str(p)):.2f}" for p in places))
-        if tasks > 2:
-            growth = turns.ratio(str(tasks), "2") ** (1 / (tasks - 2)) - 1
-            print(f"  growth from task 2 to {tasks}: {100 * growth:.2f} % a task")
-
+PARTS: dict[str, Callable[[Path, Path], None]] = {
+    "trainer": compare_trainers,
+    "chain": measure_chain,
+}
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -1,7 +1,7 @@
 """O-LoRA beside SeqLoRA through three text tasks on a pretrained model, at equal cost.
 
     python benchmarks/text_chain.py --folder demo-text               one seed; `make demo-text` runs this
-    python benchmarks/text_chain.py --folder runs --seeds 0 1 2      means over seeds, with intervals
+    python benchmarks/text_chain.py trainer.learning_rate=1e-3 --folder runs --seeds 0 1 2    means, intervals
 
 Per seed and method the sweep of conf/experiment/text_minilm.yaml, or of another --experiment: the same tasks,
 settings and number of jobs, selected on dev rows; test rows are evaluated once, at the end. A folder
@@ -78,11 +78,12 @@ def main() -> None:
 
     console = Console()
     for seed, *chains in zip(options.seeds, *found.values(), strict=True):
-        table = Table(box=SIMPLE_HEAD, title=f"Accuracy on test rows, seed {seed}")
+        title = f"Accuracy on test rows, seed {seed}"
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
         table.add_column("after")
         for name, chain in zip(METHODS, chains, strict=True):
             for task in chain.tasks:
-                table.add_column(f"{name}\n{task}", justify="right")
+                table.add_column("\n".join([name, *task.split("_")]), justify="right")
         for i, task in enumerate(chains[0].tasks):
             cells = [f"{row:.3f}" for c in chains for row in c.matrix[i]]
             blank = [""] * (len(chains[0].tasks) - i - 1)

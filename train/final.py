@@ -45,7 +45,9 @@ class FinalTest(Callback):
         root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-m", "train.final", str(folder)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False)
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}, check=False
+        )
         if done.returncode:
             log.error(
                 "test rows were not evaluated (exit status %d); again: %s",

@@ -14,12 +14,13 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from autocl_sweeper.reporter import report, reports_are_read
-from train.chain import base_of, walk
+from train import start
+from train.chain import Node, base_of, walk
 from train.config.sections import Run
 from train.config.trackers import tracked
 from train.config.typed import SettingsError
 from train.data.preprocess import over_length
-from train.data.rows import Rows
+from train.data.rows import Rows, kept
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan, micro_batch_size, update_freq
 from train.delta.delta import delta_of
@@ -45,12 +46,14 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     `plans`: by `plan_run`, of the tasks trained and all seen.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     disable_progress_bar()  # a job's output is a log file
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
     rows = {name: load_rows(plan, run.evaluation) for name, plan in plans.items()}
-    base = None if run.init_from is None else base_of(walk(run.init_from))
+    nodes = [] if run.init_from is None else walk(run.init_from)
+    to_replay = replayed_tasks(run, nodes)
+    base = base_of(nodes)
     settings = fitted(run.model, plans.values())
     family, delta = family_of(settings, base), delta_of(run.delta)
     tasks = {name: family.meeting(plan) for name, plan in plans.items()}
@@ -62,8 +65,16 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     torch.manual_seed(seed)
     whole = delta.trains_whole(parent is None, run.model.is_pretrained)
     model = family.build() if parent is None else parent.model
+    begun: dict[str, float] = {}
     if not whole:
-        model = delta.attach(model, delta_name(place), parent.deltas if parent else ())
+        ancestors = parent.deltas if parent else ()
+        is_merged = start.is_asked_for(run, delta)
+        if is_merged and parent is not None and delta.kind != "adapters":
+            # The chain has one delta, which this job does not go on from.
+            model, ancestors = start.base_model(run, family), ()
+        model = delta.attach(model, delta_name(place), ancestors)
+        if is_merged:
+            begun = start.merged_start(run, plans, rows, family, model, delta_name(place), folder)
         if run.delta.start_from is not None:
             begin_as(model, delta_name(place), run.delta.start_from)
     elif parent is not None:
@@ -114,11 +125,21 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         )
         for i, task in enumerate(run.tasks)
     ]
+    replayed = [
+        Training(
+            tasks[name],
+            kept(rows[name], run.delta.replay_rows, run.seed),
+            trained[0].micro_batch_size,
+            (1,),
+            seed + TASK_SEEDS * i,
+        )
+        for i, name in enumerate(to_replay, start=len(trained))
+    ]
     if run.extras.do_train:
         with tracked(run.trainer.get("report_to"), folder) as name:
             callbacks = [] if recompute is None else [recompute]
             training = train(
-                model, trained, delta, run, seed, folder, validate, keep, name, callbacks
+                model, trained, delta, run, seed, folder, validate, keep, name, replayed, callbacks
             )
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,9 +166,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
+            **begun,
             **untrained,
             "seconds_train": train_end - train_start,
-            "seconds_job": time.perf_counter() - start,
+            "seconds_job": time.perf_counter() - began,
         }
         if isinstance(recompute, PlannedBlocks):
             results |= recompute.records.numbers(recompute.budget)
@@ -170,6 +192,21 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def replayed_tasks(run: Run, nodes: Sequence[Node]) -> list[str]:
+    """Tasks of the chain before this one, if rows of them are to be mixed in. Raises SettingsError."""
+    own = [task.name for task in run.tasks]
+    seen = [task.name for task in run.seen_tasks]
+    earlier = dict.fromkeys(name for node in nodes for name in node.tasks if name not in own)
+    if not run.delta.replay_rows:
+        return []
+    if missing := [name for name in earlier if name not in seen]:
+        raise SettingsError(
+            f"delta.replay_rows={run.delta.replay_rows}: rows of task '{missing[0]}' are to be mixed in, "
+            f"which the chain in init_from has trained, but seen_tasks={seen} leaves it out; add it"
+        )
+    return [*earlier]
 
 
 def evaluate_checkpoint(

@@ -26,6 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from autocl_sweeper.private import private_folder
 from train.config.env import LEASED, VISIBLE, EnvSettings
 from train.config.sections import Run
 from train.config.typed import SettingsError
@@ -78,7 +79,9 @@ def threads(env: EnvSettings, environ: Mapping[str, str], cores: int) -> str | N
 def worker_environment(env: EnvSettings, environ: Mapping[str, str], cores: int) -> dict[str, str]:
     """The environment of torch.distributed.run, and so of the workers."""
     path = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
-    changed = {"PYTHONPATH": path}  # the app lies beside its train.py and is not installed
+    # The app lies beside its train.py and is not installed; `python -m` would import from the working
+    # directory before all else (Python 3.11 and later heed the switch).
+    changed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     number = threads(env, environ, cores)
     return {**environ, **changed, **({THREADS: number} if number else {})}
 
@@ -144,7 +147,7 @@ def _run_workers(run: Run, env: EnvSettings, folder: Path) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     exchange = folder / f".node{env.rank}"
-    exchange.mkdir(parents=True, exist_ok=True)
+    private_folder(exchange)
     for old in (*exchange.glob("rank*"), exchange / "result.json"):  # of an earlier run here
         old.unlink(missing_ok=True)
     hydra, order = HydraConfig.get(), exchange / "order.pickle"

@@ -1,5 +1,6 @@
 """Transfer between tasks: deltas of several tasks, weighted and merged as the start of another.
 
+    python -m train.transfer score   task=c merge.method=loss merge.sources=[runs/a/checkpoint,...]
     python -m train.transfer plan    merge.sources=[runs/a/checkpoint,runs/b/checkpoint] merge.target=c
     python -m train.transfer merge   merge.plan=<folder>/merge_plan.json      or what makes a plan, as above
     python -m train.transfer inspect merge.plan=<folder>/merge_plan.json
@@ -40,7 +41,30 @@ def plan_of(settings: MergeSettings) -> tuple[Any, Any]:
     if settings.plan is not None:
         plan = read_plan(settings.plan)
         return plan, reread_sources(plan)
-    return make_plan(settings)
+    scores = None
+    if settings.scores is not None:
+        from train.score.matrix import read_scores
+
+        scores = read_scores(settings.scores, settings.target, settings.method)
+    return make_plan(settings, scores)
+
+
+def score(cfg: DictConfig, folder: Path) -> None:
+    """Score all sources for every chosen task: result.tsv and result.json; with a temperature, weights."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from train.check import checked_values
+    from train.config.reading import read_run
+    from train.config.settle import as_written
+    from train.data.task_plan import plan_run
+    from train.score.run import score_tasks
+
+    written = as_written(cfg)
+    # Several tasks need a limit to be trained together; nothing is trained here.
+    written["trainer"] = {**(written.get("trainer") or {}), "max_steps": 1}
+    values = checked_values(written, HydraConfig.get())
+    run = read_run(written, CONF / "task", values)
+    print(score_tasks(run, plan_run(run), settings_of(cfg), folder))
 
 
 def plan(cfg: DictConfig, folder: Path) -> None:
@@ -104,6 +128,7 @@ def described(made: Any) -> str:
 
 
 MODES: Mapping[str, Callable[[DictConfig, Path], None]] = {
+    "score": score,
     "plan": plan,
     "merge": merge,
     "inspect": inspect,

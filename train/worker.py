@@ -15,12 +15,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from autocl_sweeper.private import read_private
 from train.processes import Order, die_with_parent
 
 
 def main(path: Path) -> int:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    order: Order = pickle.loads(path.read_bytes())
+    order: Order = pickle.loads(read_private(path))
     exchange = path.parent
     _follow(order.parent)
     (exchange / f"rank{rank}.begun").touch()

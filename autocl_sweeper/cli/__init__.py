@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from autocl_sweeper.cli import (
     best,
@@ -58,7 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             finetune(words[1:])
             code = 0
         else:
-            given = parser.parse_args(words)
+            given, rest = parser.parse_known_args(words)
+            # argparse takes no optional folder that follows an option which follows a positional word.
+            if rest and not rest[0].startswith("-") and getattr(given, "folder", ...) is None:
+                given.folder = Path(rest.pop(0))
+            if rest:
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
             code = given.run(given) or 0
         sys.stdout.flush()
     except AutoCLError as error:

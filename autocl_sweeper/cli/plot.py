@@ -24,14 +24,18 @@ def add(commands: Commands) -> None:
         help="a name that ends in .svg or .png (default: CHART.svg)",
     )
     plot.add_argument("--dark", action="store_true", help="for dark pages")
-    plot.add_argument("chart", choices=CHARTS, help="what to draw")
+    plot.add_argument("chart", help=f"what to draw: {', '.join(CHARTS)}")
     folder_argument(plot)
-    plot.set_defaults(run=_plot)
+    plot.set_defaults(run=_plot, wrong=plot.error)
 
 
 def _plot(given: argparse.Namespace) -> None:
     from autocl_sweeper.page.pictures import draw
 
+    if given.chart not in CHARTS and str(given.folder) in CHARTS:  # the folder stands first
+        given.chart, given.folder = str(given.folder), Path(given.chart)
+    if given.chart not in CHARTS:
+        given.wrong(f"there is no chart {given.chart!r}: choose from {', '.join(CHARTS)}")
     to = given.out if given.out is not None else Path(f"{given.chart}.svg")
     path = draw(sweep_of(given), given.chart, to, given.dark)
     if given.json:

@@ -46,13 +46,13 @@ def _status(given: argparse.Namespace) -> None:
 def facts(sweep: Overview) -> dict[str, Any]:
     """What there is to say, for programs."""
     leader = sweep.leader
-    counts = sweep.counts
+    counts, stages = sweep.counts, max(len(sweep.tasks), sweep.stages, 1)
     return {
         "folder": str(sweep.folder),
         "status": sweep.status,
         "as_of": sweep.as_of,
-        "stage": min(sweep.history.open_stage, max(len(sweep.tasks), 1)),
-        "stages": max(len(sweep.tasks), sweep.stages, 1),
+        "stage": min(sweep.history.open_stage, stages),
+        "stages": stages,
         "best": None if leader is None else leader.score,
         "trial": None if leader is None else leader.number,
         "lineage": [] if leader is None else [t.number for t in sweep.history.lineage(leader)],
@@ -75,7 +75,7 @@ def text(sweep: Overview) -> str:
     found = facts(sweep)
     first = WORDS[sweep.status]
     if sweep.status != "finished":
-        task = sweep.tasks[found["stage"] - 1] if sweep.tasks else ""
+        task = sweep.task_of(found["stage"])
         first += f", stage {found['stage']} of {found['stages']}{f' ({task})' if task else ''}"
         first += f", as of {_ago(time.time() - sweep.as_of)} ago"
     chain = " > ".join(map(str, found["lineage"]))
@@ -84,7 +84,7 @@ def text(sweep: Overview) -> str:
         best = f"best {four(found['best'])}, trial {found['trial']}"
         best += f" ({chain})" if len(found["lineage"]) > 1 else ""
     counts = sweep.counts
-    done = len(sweep.history) - counts["RUNNING"]
+    done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
     parts = [f"{done} of {found['planned']} done" if found["planned"] else f"{done} done"]
     named = (
         ("running", counts["RUNNING"]),

@@ -149,12 +149,12 @@ def _figures(sweep: Overview) -> list[Any]:
     from autocl_sweeper.display.progress import clock
 
     counts, leader = sweep.counts, sweep.leader
-    done = len(sweep.history) - counts["RUNNING"]
-    stage = min(sweep.history.open_stage, max(len(sweep.tasks), 1))
-    task = sweep.tasks[stage - 1] if sweep.tasks else ""
+    done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
+    stages = max(len(sweep.tasks), sweep.stages, 1)
+    stage = min(sweep.history.open_stage, stages)
     left = sweep.left_s
     return [
-        Text.assemble(f"stage {stage}/{max(len(sweep.tasks), 1)} ", (task, "bold")),
+        Text.assemble(f"stage {stage}/{stages} ", (sweep.task_of(stage), "bold")),
         ProgressBar(total=sweep.planned or max(done, 1), completed=done, width=20),
         f"{counts['RUNNING']} running",
         f"{done} done",

@@ -62,10 +62,9 @@ class Ends:
             return replace(failed, reason=reason, cause=Cause.DEVICE, lost=True)
         if failed.cause is Cause.EXIT:
             failed = replace(failed, cause=cause_in_log(failed.log_tail))
-        ended_by_itself = failed.cause in (Cause.EXIT, Cause.SIGNAL, Cause.EXCEPTION)
-        if ended_by_itself and self.files.is_full(
-            running.job.number
-        ):  # its log may be cut off, too
+        # What it failed of may stand nowhere: its log was on the full disk, too.
+        by_itself = failed.cause in (Cause.EXIT, Cause.SIGNAL, Cause.EXCEPTION)
+        if by_itself and self.files.is_full(running.job.number):
             failed = replace(failed, cause=Cause.DISK, reason=f"{failed.reason} [the disk is full]")
         if failed.cause is Cause.DISK:
             return replace(failed, lost=True)

@@ -39,6 +39,7 @@ from autocl_sweeper.executor.running import Limits, Process, Running
 from autocl_sweeper.job.package import NOT_IMPORTED
 from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
+from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
@@ -337,6 +338,7 @@ class LocalExecutor:
         return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
     def _start(self, job: Job, grant: Grant, order: bytes) -> Running:
+        private_folder(self._files.folder)
         with ExitStack() as given_back:
             given_back.callback(grant.close)
             self._files.forget(job.number)

@@ -57,7 +57,7 @@ class ReportFiles:
             with open(self._files.reports(number), "rb") as file:
                 file.seek(progress.offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or its file server is not
             return []
         whole = data[: data.rfind(b"\n") + 1]
         progress.offset += len(whole)

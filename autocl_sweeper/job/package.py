@@ -25,6 +25,7 @@ from autocl_sweeper.job.program import (
     refuse_without_program,
 )
 from autocl_sweeper.outcome import JobFiles, write_whole
+from autocl_sweeper.private import private_folder, read_private
 from autocl_sweeper.types import Job
 
 NOT_IMPORTED = (
@@ -98,10 +99,11 @@ class Package:
     @classmethod
     def read(cls, files: JobFiles) -> Package:
         """The one that the controller of these files has written, perhaps on another machine."""
-        return cls(files, files.package().read_bytes(), None, written=True)
+        return cls(files, read_private(files.package()), None, written=True)
 
     def write(self) -> None:
         if not self._written:
+            private_folder(self.files.folder)
             write_whole(self.files.package(), self.data)
             self._written = True
 
@@ -117,9 +119,11 @@ class Package:
         return command("autocl_sweeper.job.process", str(self.files.folder))
 
 
+# `python -c` puts the working directory, as '', before the standard library: whatever lies there under the
+# name of a module would be imported, before the program's own path is known.
 _START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from importlib import import_module;"
-    " import_module(sys.argv.pop(1)).main(*sys.argv[1:])"
+    "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)];"
+    " from importlib import import_module; import_module(sys.argv.pop(1)).main(*sys.argv[1:])"
 )
 
 

@@ -25,6 +25,7 @@ from autocl_sweeper.outcome import (
     outcome_of,
     write_whole,
 )
+from autocl_sweeper.private import read_private
 from autocl_sweeper.types import Cause
 
 GO = b"\n"  # what a job process reads from its stdin before it does anything
@@ -36,7 +37,7 @@ def main(folder: str, order: str) -> NoReturn:
     """A fresh interpreter becomes a job: its order is in the file with descriptor `order`."""
     _wait_for_word()
     files = JobFiles(Path(folder))
-    data = files.package().read_bytes()
+    data = read_private(files.package())
     flaw = enter(data)
     if flaw:
         write_whole(files.flaw(), flaw.encode())  # the controller reports it once
@@ -115,7 +116,7 @@ def _run(files: JobFiles, order: Order, package: Opened) -> None:
             outcome = outcome_of(files.returned(order.number, value), output_dir, seconds)
         else:
             _show(value)
-            outcome = failure(value, seconds)
+            outcome = failure(value, seconds, folder=output_dir)
     try:
         if order.returns:
             write_return(files.job_return(order.number), job_return)

@@ -9,6 +9,7 @@ from typing import Any
 
 from autocl_sweeper.job.pickles import dumps, loads
 from autocl_sweeper.outcome import headline
+from autocl_sweeper.private import read_private
 
 
 class JobTraceback(Exception):
@@ -37,7 +38,12 @@ def write_return(path: Path, job_return: Any) -> None:
 
 def read_return(path: Path) -> Any:
     """The JobReturn that a job of ours just wrote; nothing else is ever unpickled."""
-    job_return, text = loads(path.read_bytes())
+    return unpacked(read_private(path))
+
+
+def unpacked(data: bytes) -> Any:
+    """The JobReturn in the bytes of such a file."""
+    job_return, text = loads(data)
     value = job_return._return_value
     if text and isinstance(value, BaseException):
         # Pickling loses the traceback, and what the exception was raised from.

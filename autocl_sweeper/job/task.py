@@ -15,7 +15,8 @@ from typing import Any
 from autocl_sweeper.job.pickles import by_value, loads
 from autocl_sweeper.job.program import Place, Program
 from autocl_sweeper.job.returned import portable
-from autocl_sweeper.outcome import JobFiles, failure, outcome_of, write_whole
+from autocl_sweeper.outcome import ERROR_NAME, JobFiles, failure, outcome_of, write_whole
+from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import Cause
 
@@ -52,6 +53,7 @@ class ReportingTask:
             write_whole(files.begun(number), b"")
         reports = os.environ.get(REPORTS)
         os.environ[REPORTS] = str(files.reports(number).absolute())
+        private_folder(files.folder)  # or what it reports would be lost
         files.reserve(number)
         start = time.monotonic()
         value: Any = None
@@ -67,7 +69,7 @@ class ReportingTask:
             outcome = replace(outcome, reason=_exit_text(left.code))
             error = RuntimeError(outcome.reason)
         except Exception as raised:
-            outcome = failure(raised, time.monotonic() - start, folder=output_dir)
+            outcome = failure(raised, time.monotonic() - start, folder=output_dir, whole=ERROR_NAME)
             error = portable(raised) if elsewhere else raised
         finally:
             if reports is None:

@@ -59,8 +59,8 @@ def cost(sweep: Overview) -> Cost:
     )
     by_kind |= {"trials stopped early": stopped, "attempts that ran again": again}
     rest = total - sum(by_kind.values())
-    parts = [("the best chain", by_kind.pop("the best chain")), ("other trials", max(0.0, rest))]
-    parts += [(label, seconds) for label, seconds in by_kind.items() if seconds > 0]
+    first = {"the best chain": by_kind.pop("the best chain"), "other trials": max(0.0, rest)}
+    parts = [(label, seconds) for label, seconds in (first | by_kind).items() if seconds > 1e-6]
     given_up, failed = by_kind["trials given up"], by_kind["failed trials"] + again
     return Cost(_sentence(sweep), total, failed, given_up, parts, _devices(sweep))
 
@@ -77,7 +77,7 @@ def _sentence(sweep: Overview) -> str:
     )
     told += f" the first job started after {duration(waited)}."
     queued = [one.began - one.asked for one in sweep.attempts if one.began - one.asked > 1]
-    if len(queued) > 0.1 * len(sweep.attempts):
+    if len(queued) > max(1, 0.1 * len(sweep.attempts)):
         told += f" {len(queued)} jobs waited {duration(fmean(queued))} on average for a device."
     return told
 

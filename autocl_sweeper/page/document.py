@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +37,7 @@ NAME = "report.html"
 PACKAGES = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}
 SIGNS = {FAILED: "✕", GIVEN_UP: "◌", PRUNED: "▽", RUNNING: "◉"}
 PARTS = "autocl_sweeper.page.parts"
+ORDINALS = {2: "second", 3: "third"}
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,17 @@ def write(sweep: Overview, others: Sequence[Path] = (), to: Path | None = None) 
     return path
 
 
-def page(sweep: Overview, others: Sequence[Path] = (), live: bool = False) -> str:
-    """The whole page. live: it asks its server for what is new."""
+def page(sweep: Overview, others: Sequence[Path] = (), live: int | None = None) -> str:
+    """The whole page. live: the size of the journal it shows, by which its server tells what is new."""
     templates, script = _templates(), _part("page.js")
     bundle = _bundle()
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (bundle, script))
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src {sources};"
-        f" base-uri 'none'; form-action 'none'{'; connect-src ' + chr(39) + 'self' + chr(39) if live else ''}"
+        " base-uri 'none'; form-action 'none'"
     )
+    if live is not None:
+        policy += "; connect-src 'self'"
     known = data(sweep)
     text: str = templates.get_template("page.html.j2").render(
         **context(sweep, others, set(known["charts"])),
@@ -107,21 +114,20 @@ def page(sweep: Overview, others: Sequence[Path] = (), live: bool = False) -> st
     return text
 
 
-def news(sweep: Overview, others: Sequence[Path] = ()) -> str:
+def news(sweep: Overview, others: Sequence[Path], size: int) -> str:
     """What a served page asks for when something has happened: its main part and data, as JSON."""
     known = data(sweep)
     told = context(sweep, others, set(known["charts"]))
     main: str = _templates().get_template("main.html.j2").render(**told)
-    return as_json({"main": main, "data": known})
+    return as_json({"main": main, "data": known, "size": size})
 
 
 def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[str, Any]:
     """What the templates know. charts: the names of those there are."""
     trials = list(sweep.history)
     found, kinds = matrices(sweep), {kind_of(sweep, trial) for trial in trials}
-    compared = [figures(folder) for folder in others]
+    compared = [figures(folder) for folder in (sweep.folder, *others)] if others else []
     mattered = influence(sweep)
-    failed = failures(sweep)
     scored = any(trial.score is not None for trial in trials)
     finished = sum(t.state is State.COMPLETE for t in trials)
     handover = [
@@ -138,7 +144,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         "name": words.clean(sweep.name),
         "status": sweep.status,
         "as_of": f"{datetime.fromtimestamp(sweep.as_of):%d %B %Y, %H:%M:%S}",
-        "story": story(sweep, found, compared),
+        "story": story(sweep, found, compared[1:]),
         "trials": len(trials),
         "stages": sweep.stages,
         "chain": [_card(trial) for trial in sweep.chain],
@@ -156,14 +162,9 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         if finished > MOST_LINES
         else "",
         "cost": cost(sweep),
-        "failures": [
-            {**vars(f), "named": f.named, "more": f.more, "count": len(f.trials) + f.again}
-            for f in failed
-        ],
+        "failures": failures(sweep),
         "charts": charts,
-        "others": [_compared(one) for one in (figures(sweep.folder), *compared)]
-        if compared
-        else [],
+        "others": [_compared(one) for one in compared],
         "plan": _plan(sweep),
         "made": _made(sweep),
         "example": _example(trials),
@@ -208,15 +209,14 @@ def _lineage(sweep: Overview) -> str:
         return told
     if not ranks:
         return f"{told} The best chain is the best trial of every stage."
-    ordinal = {2: "second", 3: "third"}
-    places = {rank for _, rank in ranks}
-    place = (
-        f"{ordinal.get(max(places), f'{max(places)}th')}-best trial"
-        if len(places) == 1
-        else "lower-ranked trials"
-    )
+    rank = max(rank for _, rank in ranks)
+    place = "trials below the best"
+    if all(one == rank for _, one in ranks):
+        place = f"the {ORDINALS.get(rank, f'{rank}th')}-best trial"
     stages = words.joined([str(stage) for stage, _ in ranks])
-    return f"{told} The best chain passes through the {place} of stage{'s' * (len(ranks) > 1)} {stages}."
+    return (
+        f"{told} The best chain passes through {place} of stage{'s' * (len(ranks) > 1)} {stages}."
+    )
 
 
 def _plan(sweep: Overview) -> str:
@@ -245,9 +245,7 @@ def _made(sweep: Overview) -> dict[str, str]:
             json.dumps(fingerprint.get("search space"), indent=2, ensure_ascii=False)
         ),
         "configuration": words.shown(read + json.dumps(jobs, indent=2, ensure_ascii=False)),
-        "versions": words.shown(
-            "\n".join(f"{name} {version}" for name, version in versions.items())
-        ),
+        "versions": words.shown("\n".join(f"{name} {number}" for name, number in versions.items())),
     }
 
 
@@ -312,12 +310,21 @@ def _style() -> str:
     return text
 
 
+@cache
 def _bundle() -> str:
-    """Vega and what embeds it, as vl-convert has them."""
+    """Vega and what embeds it, as vl-convert has them: a second of work, kept in the user's cache."""
     import vl_convert
 
-    text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = home / "autocl-sweeper" / f"vega-{version(PACKAGES['vl_convert'])}.js"
+    with suppress(OSError, UnicodeDecodeError):
+        return kept.read_text("utf-8")
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    text = bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, text.encode())
+    return text
 
 
 def _digest(script: str) -> str:

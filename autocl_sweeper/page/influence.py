@@ -202,8 +202,10 @@ def _varying(trials: Sequence[Trial]) -> list[list[str]]:
     for key in keys:
         seen: dict[str, int] = {}
         pattern = tuple(
-            seen.setdefault(json.dumps(t.suggestion.params[key]), len(seen)) for t in trials
+            seen.setdefault(json.dumps(trial.suggestion.params[key]), len(seen)) for trial in trials
         )
+        if len(seen) == len({json.dumps(t.suggestion.params) for t in trials}):
+            pattern = (-len(groups),)  # another value each time, by which no two keys are the same
         if len(seen) > 1:
             groups.setdefault(pattern, []).append(key)
     return list(groups.values())

@@ -60,11 +60,8 @@ class ReportServer(ThreadingHTTPServer):
             known = self._made.get(kind)
             if known is None or known[0] != size:
                 sweep = look(self.folder)
-                text = (
-                    page(sweep, self.others, live=True)
-                    if kind == "page"
-                    else news(sweep, self.others)
-                )
+                make = page if kind == "page" else news
+                text = make(sweep, self.others, size)
                 known = self._made[kind] = (size, text.encode("utf-8", "replace"))
             return known[1]
 
@@ -124,10 +121,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        seen, beat = self.server.size(), time.monotonic()
+        seen, beat = -1, time.monotonic()  # the first one says where the journal is now
         try:
             while True:
-                time.sleep(LOOK_S)
                 size = self.server.size()
                 if size != seen:
                     seen, beat = size, time.monotonic()
@@ -136,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                     beat = time.monotonic()
                     self.wfile.write(b": still there\n\n")
                 self.wfile.flush()
+                time.sleep(LOOK_S)
         except OSError:  # the browser went away, or the folder did
             return
 

@@ -174,7 +174,7 @@ def _lead(
                     "",
                 )
             )
-    if sweep.counts["FAIL"]:
+    if sweep.counts["FAIL"] and sweep.chain:
         lead.append(
             (f"{counted(sweep.counts['FAIL'], 'trial')} failed; the causes are below.", "", "")
         )

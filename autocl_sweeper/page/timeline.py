@@ -8,6 +8,8 @@ from autocl_sweeper.page.scale import Spec, chart, var
 from autocl_sweeper.page.words import clean
 from autocl_sweeper.types import State
 
+PARTED = 4  # pixels from which on a job has an edge
+MOST_SPOKEN = 2000  # jobs that screen readers are told of one by one
 UNITS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 
@@ -48,6 +50,7 @@ def timeline(sweep: Overview) -> Spec | None:
                 waits.append(
                     {"lane": lane_name(lane), "x": round(asked, 4), "x2": round(begin_u, 4)}
                 )
+    jobs.sort(key=lambda job: job["k"] == 2)  # drawn last
     names = [lane_name(lane) for lane in lanes]
     band = {"scale": "lane", "field": "lane"}
     return chart(
@@ -87,7 +90,7 @@ def timeline(sweep: Overview) -> Spec | None:
                 }},
             },
             {
-                "type": "rect", "from": {"data": "jobs"},
+                "type": "rect", "from": {"data": "jobs"}, "aria": len(jobs) <= MOST_SPOKEN,
                 "encode": {"update": {
                     "x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"},
                     "y": band, "height": {"scale": "lane", "band": 1},
@@ -95,7 +98,9 @@ def timeline(sweep: Overview) -> Spec | None:
                     "stroke": [
                         {"test": "datum.t === lit", "value": var("ink")}, {"value": var("card")},
                     ],
-                    "strokeWidth": [{"test": "datum.t === lit", "value": 2}, {"value": 0.7}],
+                    "strokeWidth": [{"test": "datum.t === lit", "value": 2},
+                        {"test": f"scale('x', datum.x2) - scale('x', datum.x) > {PARTED}", "value": 0.7},
+                        {"value": 0},],
                     "cursor": {"value": "pointer"},
                     "tooltip": {"signal": "'trial ' + datum.t"},
                     "description": {"signal": "'trial ' + datum.t + ' on ' + datum.lane"},

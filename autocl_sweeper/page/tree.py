@@ -16,6 +16,7 @@ WIDTH = 1018.0
 ROW = 25.0
 TOP = 58.0  # the middle of the first row
 LEFT, BAND = 5.0, 100.0
+DIGIT = 8.0  # how much wider a column is for each digit that numbers have beyond two
 NODE = 17.0  # from a column's left edge to its nodes
 CLOSEST, FARTHEST = 128.0, 240.0
 LEAST_ROWS = 12
@@ -28,7 +29,7 @@ DONE, BEST_RING, FAILED, GIVEN_UP, PRUNED, RUNNING = (
     "pruned",
     "running",
 )
-CROSS = "M-0.55,-0.55L0.55,0.55M0.55,-0.55L-0.55,0.55"
+CROSS = "M-1,-1L1,1M1,-1L-1,1"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Layout:
     hidden: Sequence[Sequence[Trial]]  # of each column, what is not drawn
 
     @property
+    def band(self) -> float:
+        """Width of a column: a node, its score and its number."""
+        return BAND + DIGIT * max(0, len(str(max(self.places, default=0))) - 2)
+
+    @property
     def rows(self) -> int:
         more = any(self.hidden)
         return max((len(column) for column in self.columns), default=0) + more
@@ -57,7 +63,12 @@ class Layout:
     def step(self) -> float:
         """Pixels from a column to the next."""
         gaps = max(1, len(self.columns) - 1)
-        return min(FARTHEST, max(CLOSEST, (WIDTH - BAND - 2 * LEFT) / gaps))
+        return min(FARTHEST, max(CLOSEST, (WIDTH - self.band - 2 * LEFT - self.margin) / gaps))
+
+    @property
+    def margin(self) -> float:
+        """Room at the right for what is said of hidden trials."""
+        return 24.0 if self.hidden and self.hidden[-1] else 0.0
 
     @staticmethod
     def y(row: int) -> float:
@@ -122,7 +133,7 @@ def tree(sweep: Overview) -> dict[str, Any]:
         parent = None if trial.parent is None else drawn.places.get(trial.parent)
         if parent is not None:
             wide = parent.trial.number in in_beam
-            side = BAND if wide else BAND - 20
+            side = drawn.band if wide else drawn.band - 20
             links.append(
                 {
                     "t": number, "c1": parent.column, "side": side, "y1": drawn.y(parent.row),
@@ -151,6 +162,7 @@ def tree(sweep: Overview) -> dict[str, Any]:
             to = f", to {score(worst)}" if scores else ""
             y = drawn.y(len(trials))
             more.append({"c": column, "y": y, "text": f"{len(hidden):,} more{to}"})
+    rest = 2 * LEFT + drawn.band + drawn.margin
     return {
         "$schema": "https://vega.github.io/schema/vega/v6.json",
         "description": "Lineage: each column is a stage, its best trial on top; lines lead from"
@@ -162,9 +174,9 @@ def tree(sweep: Overview) -> dict[str, Any]:
         "signals": [
             *LIT,
             {"name": "apart", "value": round(drawn.step, 1)},
-            {"name": "width", "update": f"{2 * LEFT + BAND} + apart * {len(drawn.columns) - 1}"},
+            {"name": "width", "update": f"{rest} + apart * {len(drawn.columns) - 1}"},
         ],
-        "usermeta": {"columns": len(drawn.columns)},
+        "usermeta": {"columns": len(drawn.columns), "rest": rest + 10},
         "data": [
             {"name": "bands", "values": bands, "transform": [_x("x")]},
             {"name": "heads", "values": heads, "transform": [_x("x")]},
@@ -184,7 +196,7 @@ def tree(sweep: Overview) -> dict[str, Any]:
             },
         ],
         "scales": [STEP_SCALE],
-        "marks": [*_backs(), *_links(), *_nodes(), *_texts()],
+        "marks": [*_backs(drawn.band), *_links(), *_nodes(drawn.band), *_texts(drawn.band)],
     }  # fmt: skip
 
 
@@ -206,12 +218,12 @@ def _x(name: str, offset: float | str = 0, of: str = "c") -> dict[str, Any]:
     return {"type": "formula", "as": name, "expr": f"{LEFT} + apart * datum.{of} + {offset}"}
 
 
-def _backs() -> list[dict[str, Any]]:
+def _backs(band: float) -> list[dict[str, Any]]:
     return [
         {
             "type": "rect", "from": {"data": "bands"}, "interactive": False, "aria": False,
             "encode": {"update": {
-                "x": {"field": "x"}, "width": {"value": BAND}, "y": {"value": TOP - ROW / 2 - 2},
+                "x": {"field": "x"}, "width": {"value": band}, "y": {"value": TOP - ROW / 2 - 2},
                 "height": {"field": "h"}, "cornerRadius": {"value": 8},
                 "fill": {"value": var("band")}, "stroke": {"value": var("line")},
                 "strokeWidth": {"value": 0.75},
@@ -264,14 +276,14 @@ def _links() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _nodes() -> list[dict[str, Any]]:
+def _nodes(band: float) -> list[dict[str, Any]]:
     filled = "datum.k === 'done' || datum.k === 'pruned'"
     return [
         {  # what the pointer meets: the whole row of a trial
             "type": "rect", "from": {"data": "nodes"}, "aria": False,
             "encode": {"update": {
                 "x": {"field": "x", "offset": -12}, "y": {"field": "y", "offset": -ROW / 2},
-                "width": {"value": BAND - 4}, "height": {"value": ROW}, "cornerRadius": {"value": 6},
+                "width": {"value": band - 4}, "height": {"value": ROW}, "cornerRadius": {"value": 6},
                 "fill": {"value": "transparent"}, "cursor": {"value": "pointer"},
                 "tooltip": {"field": "tip"},
                 "stroke": [{"test": "datum.t === lit", "value": var("ink")}, {"value": "transparent"}],
@@ -287,7 +299,8 @@ def _nodes() -> list[dict[str, Any]]:
                     {"test": "datum.k === 'pruned'", "value": "triangle-down"},
                     {"value": "circle"},
                 ],
-                "size": [{"test": "datum.b", "value": 120}, {"value": 108}],
+                "size": [{"test": "datum.b", "value": 120}, {"test": "datum.k === 'failed'", "value": 70},
+                    {"value": 108},],
                 "fill": [
                     {"test": filled, "scale": "step", "field": "s"}, {"value": "transparent"},
                 ],
@@ -314,7 +327,7 @@ def _nodes() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _texts() -> list[dict[str, Any]]:
+def _texts(band: float) -> list[dict[str, Any]]:
     colour = [
         {"test": "datum.b", "value": var("best")},
         {"test": "datum.k !== 'done'", "value": var("fail")},
@@ -332,7 +345,7 @@ def _texts() -> list[dict[str, Any]]:
         {
             "type": "text", "from": {"data": "nodes"}, "interactive": False, "aria": False,
             "encode": {"update": {
-                "x": {"field": "x", "offset": BAND - NODE - 8}, "y": {"field": "y", "offset": 4},
+                "x": {"field": "x", "offset": band - NODE - 8}, "y": {"field": "y", "offset": 4},
                 "text": {"signal": "datum.m || datum.b ? '#' + datum.t : ''"},
                 "align": {"value": "right"}, "fontSize": {"value": 11},
                 "fill": [{"test": "datum.b", "value": var("best")}, {"value": var("soft")}],

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written by a process of their own: `python -m autocl_sweeper.rounds.events`.
+"""TensorBoard's event files, written by a process of their own.
 
 tensorboardX imports torch where it finds it, which would take the control loop seconds.
 """
@@ -36,11 +36,7 @@ def write_runs(folder: Path, runs: dict[str, list[Any]]) -> None:
     shutil.rmtree(folder / NEW, ignore_errors=True)
 
 
-def main() -> None:
-    """The folder is the argument, the runs are JSON on stdin."""
+def main(folder: str) -> None:
+    """The runs are JSON on stdin."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # scalars need no tensors
-    write_runs(Path(sys.argv[1]), json.load(sys.stdin))
-
-
-if __name__ == "__main__":
-    main()
+    write_runs(Path(folder), json.load(sys.stdin))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from autocl_sweeper.job.package import command
 from autocl_sweeper.rounds.table import Rounds, best_of
 from autocl_sweeper.space import bare
 from autocl_sweeper.types import Trial
@@ -79,7 +79,7 @@ class EventFiles:
             file.write(data)
             file.seek(0)
             self._running = subprocess.Popen(
-                [sys.executable, "-m", WRITER, str(self._folder)],
+                command(WRITER, str(self._folder)),
                 stdin=file,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

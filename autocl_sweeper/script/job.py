@@ -64,8 +64,8 @@ def run_command(config: Any) -> dict[str, Any]:
         heard(f"{shlex.join(argv)}\n".encode("utf-8", "surrogateescape"))
         status = run(argv, settings.folder(), settings.environment(), heard, grace_s)
     listener.close()
-    saved = any(checkpoint.iterdir())
-    if not saved:
+    saved = checkpoint.is_dir() and any(checkpoint.iterdir())  # the script may have removed it
+    if checkpoint.is_dir() and not saved:
         checkpoint.rmdir()
     if settings.exit_codes.get(status) != "success":
         _fail(status, settings, log)

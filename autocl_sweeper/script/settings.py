@@ -118,7 +118,7 @@ def read(config: Any, hydra: Any, output_dir: Path) -> Settings:
 
 
 def _own(config: Any) -> DictConfig:
-    """The keys of this app alone; whatever else a user's file has is for its interpolations."""
+    """The keys of this app alone, interpolations resolved. Raises ConfigurationError without a script."""
     if OmegaConf.select(config, "script") is None:
         raise ConfigurationError(
             f"There is no script: its YAML file begins with `defaults: [{BASE}, _self_]` and has a"

@@ -48,7 +48,7 @@ class Layer:
         found = _spelled(self.values, keys)
         if found is None or (not self.file and len(found) < len(self.prefix)):
             return False
-        return _at(self.values, found) != {}
+        return bool(_at(self.values, found) != {})
 
     def place(self, keys: Keys) -> str:
         """Where `keys` stand in this layer, which has them: 'conf/a.yaml:3'."""

@@ -47,6 +47,7 @@ class Snapshot:
         self._known: dict[str, set[str]] = {}  # folder -> names in it, all of its YAML and folders
         self.is_complete = False
         self._told: set[str] = set()
+        self._kept: Path | None = None  # the sweep folder with the copies
         self._stamps: dict[str, tuple[int, int, int]] = {}
         for folder in folders:
             self._look_through(os.path.abspath(folder))
@@ -77,6 +78,8 @@ class Snapshot:
         if not self.is_complete:
             self.used[path] = None
             self._stamp(path)
+        elif self._kept is not None and path not in self.used:
+            _copy(self._kept, path, self.texts[path])  # a job needs what no planned job did
         return self.texts[path]
 
     def is_file(self, path: str) -> bool:
@@ -143,6 +146,7 @@ class Snapshot:
                     load(path, peek)
         if _is_open(sweep_folder):
             self._adopt(sweep_folder)
+            self._kept = sweep_folder
         self.is_complete = True
 
     # -- on disk --
@@ -156,11 +160,11 @@ class Snapshot:
         }
 
     def keep(self, sweep_folder: Path) -> None:
-        """Copy every file into the sweep folder."""
-        for path, text in self.texts.items():
-            copy = copy_of(sweep_folder, path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_text(text, "utf-8", newline="")
+        """Copy what the sweep reads into its folder, now and later; no copy may be read by more people."""
+        self._kept = sweep_folder
+        for path in self.used:
+            copy_of(sweep_folder, path).unlink(missing_ok=True)
+            _copy(sweep_folder, path, self.texts[path])
 
     def _adopt(self, sweep_folder: Path) -> None:
         """What this session has read itself is compared when the journal is opened."""
@@ -217,6 +221,23 @@ def _is_open(sweep_folder: Path) -> bool:
     except OSError:
         return False
     return bool(events) and events[-1] != "end"
+
+
+def _copy(sweep_folder: Path, path: str, text: str) -> None:
+    copy = copy_of(sweep_folder, path)
+    if copy.exists():
+        return
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with open(copy, "w", encoding="utf-8", newline="", opener=_closed) as file:
+        file.write(text)
+        with suppress(OSError):
+            original, made = os.stat(path), os.fstat(file.fileno())
+            readers = 0o044 if original.st_gid == made.st_gid else 0o004
+            os.fchmod(file.fileno(), 0o600 | (original.st_mode & readers))
+
+
+def _closed(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def copy_of(sweep_folder: Path, path: str) -> Path:

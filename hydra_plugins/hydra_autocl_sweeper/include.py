@@ -44,7 +44,8 @@ class FileConfigSource(hydras.FileConfigSource):
                 return super().load_config(config_path) if layered is None else layered
         key = (self.path, config_path)
         if key not in snapshot.composed:
-            result = self._recorded(config_path, paths, snapshot)
+            with _addressed(paths, snapshot.text):
+                result = self._recorded(config_path, paths, snapshot)
             if not snapshot.is_complete:
                 return result
             snapshot.composed[key] = result
@@ -99,8 +100,7 @@ class FileConfigSource(hydras.FileConfigSource):
         try:
             config: Any = OmegaConf.create(dict(parse(text)))
         except LayerError:  # if it is an error to Hydra too
-            with _addressed(paths, snapshot.text):
-                config = OmegaConf.load(StringIO(text))
+            config = OmegaConf.load(StringIO(text))
         return self._result(config, ConfigSource._get_header_dict(text[:512]))
 
     def _layered(

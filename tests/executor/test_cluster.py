@@ -190,7 +190,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     order = b64encode(order_of(chain.app, f"hydra.sweep.dir={folder.parent}", "lr=5")).decode()
     ask(slots=True)
     assert hear("slots")["slots"] == 1
-    ask(submit=7, order=order, alone=False, stage=1)
+    ask(submit=7, order=order, alone=False, stage=1, needs=[])
     assert hear("on") == {"on": 7, "devices": ["cpu-0"]}
     wait_until(lambda: len(chain.ledger("start")) == 2, "the agent's job runs")
     ask(cancel=7)
@@ -199,7 +199,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     assert ended["outcome"]["reason"] == "cancelled"  # type: ignore[index]
     ask(slots=True)
     hear("slots")
-    ask(submit=8, order=order, alone=False, stage=1)
+    ask(submit=8, order=order, alone=False, stage=1, needs=[])
     wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
     patience.cancel()
     with agent:  # closes its pipes
@@ -411,3 +411,86 @@ def test_submitit_runs_a_sweep_stage_by_stage(chain: Bench) -> None:
     )  # fmt: skip
     scores = {number: event["score"] for number, event in chain.finished().items()}
     assert scores == {0: 1, 1: 2, 2: 0.2}  # lr1 - 0.6 lr2, from the better first step
+
+
+# -- who reaches a cluster of this machine ----------------------------------------------------------
+
+LISTENING = """
+import os
+from pathlib import Path
+from autocl_sweeper.executor.ray.connection import connect
+
+ray = connect("local")
+
+@ray.remote
+def mode():
+    return os.environ.get("RAY_AUTH_MODE"), len(os.environ.get("RAY_AUTH_TOKEN", ""))
+
+print("mode", *ray.get(mode.remote()))
+inodes = set()
+for process in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        if str(os.getsid(int(process))) != str(os.getsid(0)):
+            continue
+        for descriptor in os.listdir(f"/proc/{process}/fd"):
+            inodes.add(os.readlink(f"/proc/{process}/fd/{descriptor}"))
+    except OSError:
+        pass
+for kind in ("tcp", "tcp6"):
+    for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
+            print("listens", words[1])
+ray.shutdown()
+"""
+LOOPBACK = ("0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000")  # of /proc/net
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_of_this_machine_listens_on_loopback_alone_and_asks_for_a_token(
+    tmp_path: Path,
+) -> None:
+    free = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        env=free | {"HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line.split() for line in done.stdout.splitlines()]
+    assert ["mode", "token", "64"] in said
+    places = [words[1].partition(":")[0] for words in said if words[0] == "listens"]
+    assert len(places) > 2 and set(places) <= set(LOOPBACK)
+
+
+@needs_ray
+@pytest.mark.parametrize(("closed", "refused"), [("0", True), ("1", False)])
+def test_ray_that_listens_to_other_machines_is_refused_unless_the_user_says_so(
+    monkeypatch: pytest.MonkeyPatch, closed: str, refused: bool
+) -> None:
+    import ray
+
+    from autocl_sweeper.errors import ConfigurationError
+    from autocl_sweeper.executor.ray.connection import connect
+
+    class Context:
+        gcs_address = "192.0.2.2:4000"
+
+    ended: list[bool] = []
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", closed)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(ray, "init", lambda **settings: None)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    if not refused:
+        assert connect("local") is ray
+        return
+    with pytest.raises(
+        ConfigurationError, match=r"Ray listens at 192\.0\.2\.2, where other machines"
+    ):
+        connect("local")
+    assert ended == [True] and os.environ["RAY_AUTH_MODE"] == "disabled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -63,13 +64,33 @@ MESSAGES = [
     ),
     (RuntimeError("CUDA error: device-side assert triggered"), Cause.EXCEPTION),
     (RuntimeError("CUDNN_STATUS_EXECUTION_FAILED"), Cause.EXCEPTION),
-    (OSError(28, "No space left on device"), Cause.EXCEPTION),
+    (OSError(28, "No space left on device"), Cause.DISK),
+    (OSError(122, "Disk quota exceeded"), Cause.DISK),
+    (OSError(5, "Input/output error"), Cause.EXCEPTION),
+    (
+        RuntimeError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message:'
+                     ' "No space left on device" })'),
+        Cause.DISK,
+    ),
+    (
+        RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed"
+                     " writing file data/0: file write failed"),
+        Cause.DISK,
+    ),
     (ValueError("the sentence is out of memory of the tokenizer"), Cause.EXCEPTION),
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
+def test_a_broken_disk_is_to_blame_in_the_jobs_own_folder_only(tmp_path: Path, number: int) -> None:
+    inside = OSError(number, "broken", str(tmp_path / "checkpoint/model"))
+    outside = OSError(number, "broken", "/usr/model")
+    assert failure(inside, 1.0, folder=tmp_path).cause is Cause.DISK
+    assert failure(outside, 1.0, folder=tmp_path).cause is Cause.EXCEPTION
+
+
 @pytest.mark.parametrize("error, cause", MESSAGES, ids=lambda value: str(value)[:40])
-def test_running_out_of_memory_is_known_by_what_libraries_raise(
+def test_running_out_of_memory_or_disk_is_known_by_what_libraries_raise(
     error: Exception, cause: Cause
 ) -> None:
     assert cause_of(error) is cause

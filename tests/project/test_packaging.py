@@ -164,7 +164,13 @@ def test_the_wheel_holds_the_two_packages_and_all_of_them(in_wheel: list[str]) -
         for path in (ROOT / package).rglob("*.py")
     }
     pages = {f"autocl_sweeper/docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
-    assert files == modules | pages | {"autocl_sweeper/py.typed"}
+    kinds = ("*.j2", "*.css", "*.js")  # what a report is made of
+    parts = {
+        f"autocl_sweeper/page/parts/{path.name}"
+        for kind in kinds
+        for path in (ROOT / "autocl_sweeper/page/parts").glob(kind)
+    }
+    assert files == modules | pages | parts | {"autocl_sweeper/py.typed"}
 
 
 def test_hydra_plugins_stays_a_namespace(in_wheel: list[str]) -> None:

@@ -140,3 +140,11 @@ def test_help_explains_every_key() -> None:
         for field in dataclasses.fields(conf):
             assert "help" in field.metadata or field.name in ("script", "defaults"), field.name
             assert field.name == "defaults" or f"{field.name} = " in text or field.name == "script"
+
+
+def test_the_file_in_the_documentation_is_that_of_the_example() -> None:
+    root = Path(__file__).resolve().parents[2]
+    example = (root / "examples/strangers_script/conf/digits.yaml").read_text()
+    command, _, rest = example.partition("\n")
+    page = (root / "docs/scripts.md").read_text()
+    assert f"```yaml\n{rest}```" in page and command.removeprefix("# ") in page

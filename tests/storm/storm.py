@@ -282,7 +282,8 @@ def flips(episode: Episode) -> None:
         journal.write_bytes(flipped)
         episode.tally["flipped bits"] += 1
         with suppress(JournalDamagedError):
-            assert read(journal.parent) == records[:-1]
+            # A flip of the line end between the last two makes one line of them.
+            assert read(journal.parent) in (records[:-1], records[:-2])
 
 
 def endings(episode: Episode) -> None:

@@ -41,6 +41,7 @@ SETTINGS = Settings(
     keep_checkpoints="beam",
     check=None,
     dry_run=False,
+    report=False,
     export={},
     seed=0,
     pipeline=True,

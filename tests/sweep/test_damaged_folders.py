@@ -14,10 +14,10 @@ from support.damaged import Killed, damage, run
 from support.plans import plan_of
 
 from autocl_sweeper.errors import AutoCLError, SweepFolderError
-from autocl_sweeper.outcome import outcome_of
+from autocl_sweeper.outcome import JobFiles, outcome_of
 from autocl_sweeper.retention import Retention
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
+from autocl_sweeper.types import Cause, History, Outcome, State, Suggestion, Trial
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,8 @@ def test_what_looks_like_ours_but_is_in_the_way_is_passed_over(
 ) -> None:
     left(tmp_path)
     (tmp_path / ".trials.csv.123.tmp").mkdir()
+    (tmp_path / "trials.csv").unlink(missing_ok=True)
+    (tmp_path / "trials.csv/inner").mkdir(parents=True)
     for number in range(9):
         for stage in ("1_a", "2_b"):
             (tmp_path / stage / f"{number}.attempt1/inner").mkdir(parents=True)
@@ -104,6 +106,16 @@ def test_a_damaged_outcome_is_not_believed(tmp_path: Path, whole: dict[str, Any]
         outcome.write_bytes(data.replace(b'"score": ', b'"score": 9'))
         assert outcome.read_bytes() != data
     assert outcomes and run(tmp_path) == whole
+
+
+def test_a_job_that_met_a_full_disk_while_nobody_was_there_runs_again(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    left(tmp_path, 1)
+    files = JobFiles.of(tmp_path)
+    for number in range(2):
+        files.write_outcome(number, Outcome(State.FAIL, "no space", cause=Cause.DISK))
+    assert run(tmp_path) == whole
 
 
 def test_a_parents_checkpoint_that_is_gone_is_named_before_a_trial_starts_from_it(
@@ -155,7 +167,7 @@ def test_a_checkpoint_that_cannot_be_removed_stays_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    "value", [{"w": [0.5] * 100}, ["a"], 5.0, "x" * 300, "a\0b", b"\0", object()], ids=repr
+    "value", [{"w": [0.5] * 100}, ["a"], 5.0, "x" * 300, "a\0b", b"\0", object()]
 )
 def test_a_checkpoint_that_is_no_path_is_left_out(
     tmp_path: Path, value: object, caplog: pytest.LogCaptureFixture

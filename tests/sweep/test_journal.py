@@ -54,7 +54,7 @@ def write_byte(path: Path, place: int, byte: int) -> None:
 def test_none_of_3000_flipped_bits_is_believed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Flips in the last line drop it and say so; all others are refused with the number of the line."""
+    """Flips at the end drop what they damage and say so; all others are refused with the line's number."""
     Written(tmp_path).two_stages()
     data = (tmp_path / NAME).read_bytes()
     records = reopened(tmp_path)
@@ -70,7 +70,8 @@ def test_none_of_3000_flipped_bits_is_believed(
             assert "is not as it was written" in str(error)
             write_byte(tmp_path / NAME, place, data[place])
             continue
-        assert found == records[:-1], (place, bit)
+        # A flip of the line end between the last two makes one line of them.
+        assert found in (records[:-1], records[:-2]), (place, bit)
         if not dropped:
             assert reopened(tmp_path) == found
             assert "torn or damaged and left out" in caplog.text

@@ -157,6 +157,29 @@ def test_a_generated_answer_is_the_likeliest_id_step_by_step(make: Any, folders:
         assert answer == task.vocabulary.decode(ids[len(one.source) :])
 
 
+def test_a_decoder_may_have_more_layers_than_its_encoder(make: Any) -> None:
+    """Greedy, by forward passes without a cache; transformers' own has the encoder's layers."""
+    sizes = ("model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=16")
+    layers = ("model.num_hidden_layers=1", "model.num_decoder_layers=3")
+    greedy = "+task.sentiment.evaluation={generator_args:{beam:1,max_len_b:6}}"
+    job = make("model=unify_tiny", *sizes, *layers, FREE, greedy)
+    task, model = meeting_of(job), model_of(job).eval()
+    assert len(model.decoder.block) == 3
+    made = examples(task)
+    for one, answer in zip(made, task.answers(model, made, CPU), strict=True):
+        ids = [*one.prefix]
+        for _ in range(task.generation["max_new_tokens"]):
+            batch = {
+                "input_ids": torch.tensor([one.source]),
+                "decoder_input_ids": torch.tensor([ids]),
+            }
+            with torch.no_grad():
+                ids.append(int(model(**batch, use_cache=False).logits[0, -1].argmax()))
+            if ids[-1] == task.vocabulary.eos:
+                break
+        assert answer == task.vocabulary.decode(ids[len(one.prefix) :])
+
+
 @pytest.mark.parametrize("kind", ["t5", "llama", "gpt2"])
 def test_an_option_scores_the_log_probability_of_all_its_ids_and_the_end_mark(
     make: Any, folders: Any, kind: str

@@ -28,7 +28,7 @@ def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
     first, second, *_ = (CONF / file).read_text().splitlines()
     # Hydra reads `@package` only where nothing stands before it.
     command = second if first.startswith("# @package") else first
-    assert command.startswith("# python train.py ")
+    assert command.startswith(("# python train.py ", "# python -m train."))
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)

@@ -117,6 +117,8 @@ def test_regmean_minimises_the_distance_to_each_layers_answers() -> None:
     wanted = torch.cat([x @ w.T for x, w in zip(inputs, layers, strict=True)])
     best = torch.linalg.lstsq(torch.cat(inputs), wanted).solution.T
     torch.testing.assert_close(regmean(layers, [x.T @ x for x in inputs]), best)
+    same = regmean([layers[0]] * 2, [x.T @ x for x in inputs])
+    torch.testing.assert_close(same, layers[0], rtol=0, atol=1e-12)
     few = [x[:1].T @ x[:1] for x in inputs]
     with pytest.raises(MergeError, match="singular"):
         regmean(layers, few)

@@ -155,3 +155,87 @@ def test_the_fisher_of_ewc_is_the_mean_over_rows_of_squared_gradients(
     delta.old, delta.is_on = {k: torch.zeros_like(v) for k, v in saved.items()}, False
     with pytest.raises(ElasticityOff, match=r"penalty is 0\.0 although the adapter has moved"):
         delta.penalty()
+
+
+def test_replay_keeps_the_same_rows_of_an_earlier_task_and_trains_on_them(
+    make: Any, folders: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from train.config.typed import SettingsError
+    from train.data.rows import kept
+    from train.data.rows import load as load_rows
+
+    job = make(*of(folders("bert")), "delta=replay", *QUICK)
+    [plan] = planned(job).values()
+    rows = load_rows(plan, job.evaluation)
+    few, again, other = (kept(rows, 5, seed).train(0) for seed in (0, 0, 1))
+    assert few == again != other and len(few) == 5
+    assert all(row in rows.train(0) for row in few)
+    assert len(kept(rows, 10**6, 0).train(3)) == len(rows.train(0))
+
+    with caplog.at_level("INFO"):
+        grown(make, folders, tmp_path / "a", "replay", "trainer.logging_steps=1")
+    logged = [record.message for record in caplog.records if "task_loss" in record.message]
+    assert ["sentiment_loss" in line for line in logged] == [False] * 3 + [True] * 3
+    grown(make, folders, tmp_path / "b", "seqlora")
+    first, second = (
+        [weights_of(tmp_path / name / task) for name in "ab"]
+        for task in (f"{n}/checkpoint/task{n}/adapter_model.safetensors" for n in (1, 2))
+    )
+    assert all(torch.equal(first[0][key], first[1][key]) for key in first[0])
+    assert any(not torch.equal(second[0][key], second[1][key]) for key in second[0])
+    begun = f"init_from={tmp_path / 'a/1/checkpoint'}"
+    with pytest.raises(SettingsError, match=r"delta\.replay_rows=100: rows of task 'sentiment'"):
+        finish(make(*of(folders("bert")), *QUICK, "delta=replay", "task=parity", begun,
+                    "seen_tasks=[parity]"), tmp_path / "c")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_osf_changes_the_weights_outside_of_their_main_directions_and_saves_the_change(
+    make: Any, folders: Any, tmp_path: Path, kind: str
+) -> None:
+    """The saved adapters in stock peft give the weights; their main directions by numpy's SVD."""
+    from peft import PeftModel
+    from support.runs import loaded
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    words = (*of(folders(kind)), *QUICK, "delta=osf", "trainer.learning_rate=0.03")
+    begun = "init_from=null"
+    for n, task in ((1, "sentiment"), (2, "parity")):
+        finish(make(*words, f"task={task}", begun), tmp_path / str(n))
+        begun = f"init_from={tmp_path / str(n) / 'checkpoint'}"
+    auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    layer = {
+        "t5": "decoder.block.1.layer.1.EncDecAttention.q.weight",
+        "llama": "model.layers.1.self_attn.q_proj.weight",
+    }[kind]
+    weights = [auto.from_pretrained(folders(kind)).state_dict()[layer].double().numpy()]
+    for n in (1, 2):
+        model = auto.from_pretrained(folders(kind))
+        for place in range(1, n + 1):
+            adapter = str(tmp_path / f"{place}/checkpoint/task{place}")
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        weights.append(model.state_dict()[layer].double().numpy())
+        before, after = weights[-2:]
+        left, sizes, right = np.linalg.svd(before)
+        half, moved = len(sizes) // 2, after - before
+        along = left[:, :half].T @ moved @ right[:half].T
+        assert np.abs(moved).max() > 1e-3
+        # 0.01 to 0.03: Adam scales the projected gradients. Unconstrained it would be about a half.
+        assert np.linalg.norm(along) < 0.1 * np.linalg.norm(moved)
+    # The chain as a next task finds it: adapters in memory, not merged.
+    chain = loaded(make(*words), tmp_path / "2/checkpoint").model.merge_and_unload()
+    torch.testing.assert_close(
+        chain.state_dict()[layer], torch.from_numpy(weights[-1]).float(), rtol=0, atol=1e-5
+    )
+
+
+def test_osf_refuses_to_freeze_all_directions(make: Any, folders: Any, tmp_path: Path) -> None:
+    from train.config.typed import SettingsError
+
+    for kind, rank, why in (
+        ("t5", 16, "nothing is left to train"),
+        ("gpt2", 0.5, "no torch.nn.Linear"),
+    ):
+        job = make(*of(folders(kind)), *QUICK, "delta=osf", f"delta.effective_rank={rank}")
+        with pytest.raises(SettingsError, match=f"effective_rank={rank}, .*{why}"):
+            finish(job, tmp_path / kind)

@@ -25,7 +25,7 @@ ROWS = {
     "common.log_format": ("json", {"trainer.log_format": "json"}),
     "common.log_interval": (10, {"trainer.logging_steps": 10}),
     "common.log_file": ("x", "choose that with hydra.run.dir"),
-    "common.tensorboard_logdir": ("x", "all_results.json"),
+    "common.tensorboard_logdir": ("x", "trainer.report_to=tensorboard"),
     "common.cpu": (True, {"trainer.use_cpu": True}),
     "distributed_training.find_unused_parameters": (True, {"trainer.ddp_find_unused_parameters": True}),
     "distributed_training.distributed_backend": ("gloo", {"trainer.ddp_backend": "gloo"}),

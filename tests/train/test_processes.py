@@ -255,6 +255,42 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
     assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "method"), [("llama", "lora"), ("bert", "replay")])
+def test_two_processes_train_a_text_model_as_one_does_at_the_same_global_batch(
+    make: Any,
+    folders: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    method: str,
+) -> None:
+    """The second task of a chain, with a last micro-batch that is cut short."""
+    from support.runs import finish
+
+    words = [
+        *("model=pretrained", f"model.path={folders(kind)}", f"delta={method}"),
+        *("evaluation.dev_share=0.4", "evaluation.test_share=0.4", "trainer.logging_steps=1"),
+    ]
+    one_step = ["task=sentiment", "+trainer.max_steps=1"]
+    parent = finish(make(*words, *one_step), tmp_path / "1")["checkpoint"]
+    words += ["task=parity", f"init_from={parent}", "trainer.num_train_epochs=1"]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "train.loop"):
+        alone = finish(make(*words, "trainer.per_device_train_batch_size=14"), tmp_path / "2")
+    halves = ["trainer.per_device_train_batch_size=7", "env.nproc_per_node=2"]
+    done = train(tmp_path, *words, *halves, "hydra.run.dir=both")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())
+    assert len(expected) == len(seen) == alone["steps"] > 1
+    assert ("sentiment_loss" in seen[0]) == (method == "replay")
+    for one, two in zip(expected, seen, strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    results = json.loads((tmp_path / "both/all_results.json").read_text())
+    assert results["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
+    assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
+
+
 # -- ends -------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,8 @@ def test_a_run_leaves_the_files_of_the_published_scripts(
     right = sum(one["Prediction"] == one["Instance"]["label"] for one in told[8:])
     assert predicted["predict_exact_match"] == 100 * right / 10
     # 60 ids, and every prompt is longer than 60 bytes.
+    state = json.loads(read["trainer_state.json"].read_text())
+    assert state["global_step"] == 1 and "train_loss" in state["log_history"][0]
     assert trained["train_over_length"] == {"both": {"train": 16, "dev": 8, "test": 10}}
 
 

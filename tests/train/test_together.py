@@ -206,6 +206,9 @@ def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any)
         ("f_measure", ["y", "y", "n"], ["y", "n", "n"], {"f_2": 5 * 0.5 / 3}),
         ("rouge", ["the cat"], ["the cat sat"], {
             "rouge1_f1": 0.8, "rouge2_f1": 2 / 3, "rougeL_f1": 0.8}),
+        # Stems: the cat were run, and the cat run. Words: 3 of 4 and of 3; pairs: 1 of 3 and of 2.
+        ("rouge", ["The cats were running"], ["the cat runs"], {
+            "rouge1_f1": 6 / 7, "rouge2_f1": 2 / 5, "rougeL_f1": 6 / 7}),
         ("bleu", ["a b c d e"], ["a b c d e"], {"bleu": 100.0}),
     ],
 )  # fmt: skip

@@ -227,10 +227,32 @@ def test_an_edit_is_reported_once_and_a_touch_is_none(tmp_path: Path) -> None:
     assert list(snapshot.edits()) == [path]
 
 
+def test_what_a_sweep_does_not_read_is_not_copied_and_a_copy_is_as_closed_as_its_file(
+    tmp_path: Path,
+) -> None:
+    files = {
+        "app.yaml": "a: 1",
+        "secret.yaml": "key: x",
+        "opt/x.yaml": "n: 1",
+        "opt/y.yaml": "n: 2",
+    }
+    conf = written(tmp_path / "conf", files)
+    for name, mode in (("app.yaml", 0o644), ("opt/x.yaml", 0o600), ("opt/y.yaml", 0o666)):
+        (conf / name).chmod(mode)
+    snapshot = taken(conf, "app.yaml", "opt/y.yaml")
+    snapshot.keep(tmp_path / "sweep")
+    snapshot.text(str(conf / "opt/x.yaml"))  # by a job that nothing had planned
+    copies = tmp_path / "sweep" / FOLDER / str(conf)[1:]
+    modes = {str(p.relative_to(copies)): p.stat().st_mode & 0o777 for p in copies.rglob("*.yaml")}
+    assert modes == {"app.yaml": 0o644, "opt/x.yaml": 0o600, "opt/y.yaml": 0o644}
+
+
 def test_a_resumed_sweep_takes_what_it_has_not_read_from_its_first_session(tmp_path: Path) -> None:
     conf = written(tmp_path / "conf", {"app.yaml": "a: 1", "opt/x.yaml": "n: 1"})
     sweep = written(tmp_path / "sweep", {"journal.jsonl": '{"event": "sweep"}\n'})
-    taken(conf, "app.yaml").keep(sweep)
+    first = taken(conf, "app.yaml")
+    first.keep(sweep)
+    first.text(str(conf / "opt/x.yaml"))
     written(conf, {"opt/x.yaml": "n: edited"})
     path = str(conf / "opt/x.yaml")
     assert taken(conf, "app.yaml", sweep=sweep).text(path) == "n: 1"

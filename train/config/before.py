@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -20,24 +20,29 @@ from omegaconf.errors import OmegaConfBaseException
 from autocl_sweeper.command_line import CONFIG_NAME, FOLDERS, OTHERS_WITH_VALUE, CommandLineError
 from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.layers import load_layers
-from autocl_sweeper.yaml.origins import keys_of, layers_of_file, origin
-from train.config.schema import CONF, KINDS, TopLevel, not_a_section
+from autocl_sweeper.yaml.origins import Layer, keys_of, layers_of_file, origin
+from train.config.schema import CONF, KINDS, VERSION_BASE, TopLevel, not_a_section
 from train.config.typed import nearest, options, shown
 
 TYPED = "the command line: "
+OTHER_CONFIGS = (*FOLDERS, "hydra.searchpath")  # whose keys are known to Hydra alone
 WORDS_IN_A_LIST = re.compile(r"[\[,]\s*([\w.-]+(?:\s+[\w.-]+)+)\s*[,\]]")
 
 
-def check_words(words: Sequence[str], version_base: dict[str, Any]) -> None:
+def check_words(words: Sequence[str]) -> None:
     """Raise CommandLineError for a mistake in `words`, Hydra's arguments, or in the files they name."""
     typed = [_override(word) for word in overrides_of(words)]
     files = _files(words)
-    foreign = [*FOLDERS, "hydra.searchpath"]
-    if not any(word.partition("=")[0] in foreign for word in words):
-        _refuse_unknown(typed)
-    if files is not None:
-        _refuse_sections(files)
-        _refuse_hydras(files, typed, version_base)
+    if files is None or any(word.partition("=")[0] in OTHER_CONFIGS for word in words):
+        return
+    _refuse_unknown(typed)
+    try:
+        values = load_layers(files)
+    except LayerError as error:
+        raise CommandLineError(str(error)) from error
+    layers = [layer for file in files for layer in layers_of_file(file)]
+    _refuse_sections(values, layers)
+    _refuse_hydras(files, typed, layers)
 
 
 def overrides_of(words: Sequence[str]) -> list[str]:
@@ -135,13 +140,8 @@ def _files(words: Sequence[str]) -> list[str] | None:
     return []
 
 
-def _refuse_sections(files: Sequence[str]) -> None:
+def _refuse_sections(values: Mapping[Any, Any], layers: Sequence[Layer]) -> None:
     """Sections that are no mapping; Hydra would fail at the first override below one."""
-    try:
-        values = load_layers(files)
-    except LayerError as error:
-        raise CommandLineError(str(error)) from error
-    layers = [layer for file in files for layer in layers_of_file(file)]
     for name, node in values.items():
         if (name in KINDS or name == "hydra") and node != "???" and not isinstance(node, dict):
             why = not_a_section(str(name), node)
@@ -149,10 +149,9 @@ def _refuse_sections(files: Sequence[str]) -> None:
 
 
 def _refuse_hydras(
-    files: Sequence[str], typed: Sequence[Override], version_base: dict[str, Any]
+    files: Sequence[str], typed: Sequence[Override], layers: Sequence[Layer]
 ) -> None:
     """Keys of Hydra, the sweeper and the launcher that are not there, or have a wrong value."""
-    layers = [layer for file in files for layer in layers_of_file(file)]
     words = [
         override
         for override in typed
@@ -161,7 +160,7 @@ def _refuse_hydras(
     if not words and not any("hydra" in layer.values for layer in layers):
         return
     try:
-        with initialize_config_dir(str(CONF), **version_base):
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
             name = "+".join(["base", *files])
             compose(name, [str(one.input_line) for one in words], return_hydra_config=True)
     except ConfigCompositionException as error:

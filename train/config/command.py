@@ -13,7 +13,7 @@ from autocl_sweeper.command_line import CommandLineError, rewrite
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.origins import typed_for
 from train.config.before import check_words
-from train.config.schema import CONF, VERSION_BASE
+from train.config.schema import CONF
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def accept_yaml_files() -> None:
     try:
         sys.argv[1:] = rewrite(sys.argv[1:], first="base")
         refuse_nameless(sys.argv[1:])
-        check_words(sys.argv[1:], VERSION_BASE)
+        check_words(sys.argv[1:])
     except CommandLineError as error:
         raise SystemExit(f"{sys.argv[0]}: {error}") from None
 

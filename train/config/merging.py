@@ -6,12 +6,24 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from train.config.typed import SettingsError, option
+from train.config.typed import SettingsError, default_of, option, options
 
 Method = Literal[
     "average", "manual", "best_single", "given",
     "loss", "kl", "el2n", "logits_labels_cos", "grand", "cosine", "euclidean", "performance",
 ]  # fmt: skip
+Init = Literal[
+    "last",
+    "random",
+    "average",
+    "manual",
+    "best_single",
+    "given",
+    "loss",
+    "el2n",
+    "logits_labels_cos",
+    "grand",
+]
 Rule = Literal[
     "linear", "factor", "cat", "svd", "task_arithmetic", "magnitude_prune", "ties", "dare_linear",
     "dare_ties", "slerp", "model_stock",
@@ -20,7 +32,16 @@ Rule = Literal[
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Deltas of several tasks as one: sources, weights and the rule. Of `python -m train.transfer`."""
+    """Deltas of several tasks as one: sources, weights, the rule, and jobs that start from a merge."""
+
+    init: Init | None = option(
+        None,
+        "what the delta of a job starts as: last (the parent's), random, or a merge of merge.pool by "
+        "average, manual, best_single, given or a score; null: as the method in delta has it",
+    )
+    pool: Literal["lineage", "library"] = option(
+        "lineage", "of merge.init: deltas of the chain's earlier tasks, or those in merge.sources"
+    )
 
     target: str | None = option(None, "the task the merge is for; its own delta never takes part")
     sources: dict[str, str] | list[str] | str | None = option(
@@ -35,6 +56,19 @@ class MergeSettings:
     groups: dict[str, list[str]] = option({}, "of manual: name of a group: its tasks")
     weights: dict[str, float] = option({}, "of given: task: weight; any finite numbers")
     scores: str | None = option(None, "of a scoring method: the result.json of a scoring run")
+    reduction: Literal["mean", "sum"] = option(
+        "mean", "of a score over tokens, or over batches for grand; the temperature has its unit"
+    )
+    target_tuned: str | dict[str, str] | None = option(
+        None, "of kl and cosine: a delta tuned on the target's few rows; several targets: by task"
+    )
+    tuned: dict[str, str] = option(
+        {}, "of euclidean and performance: source: its delta after a tune pass on the target"
+    )
+    batch_size: int = option(50, "of scoring", unit="rows", least=1)
+    max_batches: int | None = option(None, "of scoring; null: all dev rows", least=1)
+    grand_mode: Literal["train", "eval"] = option("train", "of grand: with dropout or without")
+    full_diagonal: bool = option(False, "score a target's own source as well; it is never merged")
     temperature: float | None = option(
         None, "of the softmax over the scores, in their unit", unit="of the score"
     )
@@ -81,4 +115,35 @@ class MergeSettings:
             raise SettingsError(
                 f"merge.energy={self.energy}: it finds the rank itself; remove "
                 f"merge.rank={self.rank}, or this"
+            )
+
+    def refuse_for_a_job(self, delta: str, start_from: str | None) -> None:
+        """Refuse what has no effect on, or contradicts, a job with delta `delta._name`.
+
+        Raises SettingsError.
+        """
+        wanted = self.init
+        if wanted is None:
+            for key, one in options(MergeSettings).items():
+                if getattr(self, one.name) != default_of(one):
+                    raise SettingsError(
+                        f"merge.{key}={getattr(self, one.name)}: has no effect on a job without merge.init; "
+                        "deltas are merged by python -m train.transfer"
+                    )
+            return
+        if wanted != "last" and delta in ("seqft", "ewc"):
+            raise SettingsError(
+                f"merge.init={wanted}: delta._name={delta} goes on from its parent; take olora, inclora, "
+                "seqlora, ia3, adapter or prefix"
+            )
+        if wanted != "last" and start_from is not None:
+            raise SettingsError(
+                f"merge.init={wanted}: delta.start_from={start_from} says the start as well; remove one of "
+                "them"
+            )
+        unscored = ("last", "random", "average", "manual", "best_single", "given")
+        if wanted not in unscored and self.temperature is None and self.target_ess is None:
+            raise SettingsError(
+                f"merge.init={wanted}: a temperature has to be given, in the unit of the score: "
+                "merge.temperature=0.1, or merge.target_ess=2.5, which finds it"
             )

@@ -78,7 +78,7 @@ ROWS: tuple[Row, ...] = (
     Row("common.log_file", str | None, None, fits=_is(None),
         why="a job logs into its own folder; choose that with hydra.run.dir"),
     Row("common.tensorboard_logdir", str | None, None, fits=_is(None),
-        why="all a job reports is in its log and in all_results.json"),
+        why="trainer.report_to=tensorboard writes curves into the folder of each job"),
     Row("common.cpu", bool, False, ("trainer.use_cpu",)),
     Row("distributed_training.find_unused_parameters", bool, False, ("trainer.ddp_find_unused_parameters",)),
     Row("distributed_training.distributed_backend", str, "nccl", ("trainer.ddp_backend",)),

@@ -32,7 +32,10 @@ from train.config.typed import SettingsError, build, hints, options, values_of
 Composed = DictConfig | Mapping[str, Any]
 # Sections that are a part of a run as they are; the others are tasks, or about processes.
 PARTS: Mapping[str, type] = {
-    **{name: hints(Run)[name] for name in ("model", "delta", "trainer", "memory", "evaluation")},
+    **{
+        name: hints(Run)[name]
+        for name in ("model", "delta", "trainer", "memory", "evaluation", "merge")
+    },
     "trainer": TrainerSettings,  # a run has its parts
 }
 

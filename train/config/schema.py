@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from train.config.env import EnvSettings
 from train.config.memory import MemoryKeys
+from train.config.merging import MergeSettings
 from train.config.ofasys import OFASYS, ModelKeys
 from train.config.sections import (
     DeltaSettings,
@@ -74,6 +75,7 @@ SECTIONS: Mapping[str, type] = {
     "env": EnvSettings,
     "memory": MemoryKeys,
     "evaluation": EvaluationSettings,
+    "merge": MergeSettings,
 }
 KINDS: Mapping[str, type] = {**SECTIONS, **OFASYS}
 
@@ -101,9 +103,6 @@ def register() -> None:
     if "replace" in signature(store).parameters:  # Hydra 1.4 asks what a second time means
         store = partial(store, replace=True)
     store(name="train_schema", node=schema, provider="train")
-    transfer = OmegaConf.create({"merge": {}})  # of python -m train.transfer alone
-    OmegaConf.set_struct(transfer["merge"], False)
-    store(name="transfer_schema", node=transfer, provider="train")
     for root in roots_on(sys.argv[1:]):
         for name in task_names(root):
             node = OmegaConf.create({name: {"_name": CL_BENCHMARK}})

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from train.config.hf_arguments import HFArguments, SchedulerType
 from train.config.memory import MemorySettings
+from train.config.merging import MergeSettings
 from train.config.refused import REFUSED
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
@@ -303,14 +304,14 @@ class ModelSettings:
 class DeltaSettings:
     """The LoRA adapter of a task and the weights of its O-LoRA penalties; or another delta."""
 
-    kind: Literal["olora", "inclora", "seqlora", "ewc", "seqft", "ia3", "adapter", "prefix"] = (
-        option(
-            "olora",
-            "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
-            "same with a penalty; seqft: no adapter, the whole model; ia3, adapter, prefix: another delta, "
-            "one for the chain, trained on",
-            key="_name",
-        )
+    kind: Literal[
+        "olora", "inclora", "seqlora", "ewc", "osf", "seqft", "ia3", "adapter", "prefix"
+    ] = option(
+        "olora",
+        "the method: olora; inclora: without its penalty; seqlora: one adapter, trained on; ewc: the "
+        "same with a penalty; osf: the weights, but for their main directions; seqft: the whole model; "
+        "ia3, adapter, prefix: another delta, one for the chain, trained on",
+        key="_name",
     )
     first: Literal["full", "adapter"] | None = option(
         None,
@@ -328,6 +329,12 @@ class DeltaSettings:
     lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
     lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
     ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
+    effective_rank: float = option(
+        0.5, "directions of a layer that osf freezes: a share below 1, or their number"
+    )
+    replay_rows: int = option(
+        0, "training rows of each earlier task that are kept and mixed in; 0: none", least=0
+    )
     start_from: str | None = option(
         None,
         "folder of a delta, or a merge_plan.json, that the new delta begins as; null: as drawn",
@@ -347,6 +354,8 @@ class DeltaSettings:
             raise SettingsError(f"delta.lora_alpha={self.lora_alpha}: must be above 0")
         if not 0 <= self.lora_dropout < 1:
             raise SettingsError(f"delta.lora_dropout={self.lora_dropout}: must be in [0, 1)")
+        if not self.effective_rank > 0:
+            raise SettingsError(f"delta.effective_rank={self.effective_rank}: must be above 0")
         for key in ("lamda_1", "lamda_2"):
             value = getattr(self, key)
             if not (value >= 0 and math.isfinite(value)):
@@ -448,6 +457,7 @@ class Run:
     extras: TrainerExtras  # the other options of `trainer`
     memory: MemorySettings
     evaluation: EvaluationSettings
+    merge: MergeSettings
     text: TextData
     evaluate_test: bool | str  # as in TopLevel; train.main makes it a decision for this run
     seed: int

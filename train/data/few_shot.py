@@ -92,7 +92,7 @@ def _read(path: Path, task: str) -> list[Row]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read: {error}") from error
-    rows = []
+    rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         line = line.removesuffix("\r")
         if not line:

@@ -4,11 +4,13 @@ An update visits all tasks in order; of each it takes `update_freq` micro-batche
 in epochs of their own, each in a new order, and a task weighs as much as it brings to an update: there
 is no other ratio between tasks. The order depends on seed and epoch alone. Every process knows it whole
 and takes its contiguous share of every micro-batch, so as many processes as one likes see, together, the
-rows that one process would see. Standard library only.
+rows that one process would see. Replayed rows of earlier tasks come in micro-batches of
+their own, one for each of an update's others. Standard library only.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,13 +54,30 @@ class Update:
 
 
 def updates(
-    streams: Sequence[Stream], rank: int, world: int, epochs: int | None, limit: int | None
+    streams: Sequence[Stream],
+    rank: int,
+    world: int,
+    epochs: int | None,
+    limit: int | None,
+    memories: Sequence[Stream] = (),
 ) -> Iterator[Update]:
     """The updates of a training, until `epochs` of a single task or `limit` updates are over.
 
     A single task's epoch ends with an update of whatever is left; of several, each starts its own
-    epochs anew wherever it is.
+    epochs anew wherever it is. memories: rows to replay, by task, which take turns; their numbers as
+    tasks follow those of `streams`.
     """
+    feeds_of_memories = itertools.cycle(
+        [
+            zip(itertools.repeat(task), _endless(memory, world), strict=False)
+            for task, memory in enumerate(memories, start=len(streams))
+        ]
+    )
+
+    def replays(own: Sequence[MicroBatch]) -> list[MicroBatch]:
+        some = map(next, itertools.islice(feeds_of_memories, len(own)))
+        return [_share(task, *rows, rank, world) for task, rows in some]
+
     if len(streams) > 1:
         assert limit is not None, "several tasks share no epoch: only a number of updates ends them"
         feeds = [_endless(stream, world) for stream in streams]
@@ -69,7 +88,7 @@ def updates(
                 parts.append(_share(task, epoch, rows, rank, world))
                 for _ in range(stream.freq(epoch) - 1):
                     parts.append(_share(task, *next(feed), rank, world))
-            yield Update(tuple(parts), None)
+            yield Update((*parts, *replays(parts)), None)
         return
     [stream] = streams
     done, epoch = 0, 0
@@ -80,7 +99,8 @@ def updates(
                 return
             part = [_share(0, epoch, rows, rank, world) for rows in batches[start : start + freq]]
             done += 1
-            yield Update(tuple(part), epoch + 1 if start + freq >= len(batches) else None)
+            ends = epoch + 1 if start + freq >= len(batches) else None
+            yield Update((*part, *replays(part)), ends)
         epoch += 1
 
 

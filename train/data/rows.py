@@ -47,6 +47,14 @@ def load(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
     return rows
 
 
+def kept(rows: Rows, n: int, seed: int) -> Rows:
+    """`rows` with n rows of its first epoch to train on, drawn evenly; all where there are fewer."""
+    train = rows.train(0)
+    chosen = np.random.default_rng(seed).permutation(len(train))[:n]
+    few = [train[i] for i in sorted(chosen)]
+    return Rows(lambda epoch: few, rows.dev, rows.test)
+
+
 # Reading files
 
 

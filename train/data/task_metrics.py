@@ -1,7 +1,7 @@
 """Metrics of a task by name, on answers and truths as text; computed by kept libraries.
 
-matthews_corrcoef and f_measure come from scikit-learn, rouge and bleu from torchmetrics (extra
-`metrics`). Names are checked without importing either.
+matthews_corrcoef and f_measure come from scikit-learn, rouge and bleu from torchmetrics; rouge compares
+words by nltk's Porter stems, as O-LoRA's scripts do. Names are checked without importing either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOGGED: Mapping[str, tuple[str, ...]] = {
     "exact_match": ("exact_match",),
     **few_shot_metrics.LOGGED,
 }
-IN_TORCHMETRICS = ("rouge", "bleu")
+NEEDED = {"rouge": ("torchmetrics", "nltk"), "bleu": ("torchmetrics",)}  # packages
 REFUSED = {"cider": "no maintained library computes it without Java or a download"}
 
 
@@ -38,8 +38,9 @@ def logged_names(metric: str, beta: float = 1.0) -> tuple[str, ...]:
         near = get_close_matches(metric, LOGGED, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown metric '{metric}'{hint} (known: {', '.join(LOGGED)})")
-    if metric in IN_TORCHMETRICS and importlib.util.find_spec("torchmetrics") is None:
-        raise ValueError(f"metric '{metric}' needs a package: pip install torchmetrics")
+    for package in NEEDED.get(metric, ()):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"metric '{metric}' needs a package: pip install {package}")
     return tuple(name.format(beta=beta) for name in LOGGED[metric])
 
 
@@ -91,7 +92,7 @@ def compute(
 
     if metric == "rouge":
         kinds = ("rouge1", "rouge2", "rougeL")
-        found = rouge_score(list(answers), list(truths), rouge_keys=kinds)
+        found = rouge_score(list(answers), list(truths), use_stemmer=True, rouge_keys=kinds)
         return {
             name: float(found[f"{kind}_fmeasure"]) for name, kind in zip(names, kinds, strict=True)
         }

@@ -40,11 +40,23 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     """The updates of a training in order, each a list of own micro-batches (possibly empty ones)."""
 
     def __init__(
-        self, tasks: Sequence[Training], rank: int, world: int, epochs: float, limit: int
+        self,
+        tasks: Sequence[Training],
+        rank: int,
+        world: int,
+        epochs: float,
+        limit: int,
+        replayed: Sequence[Training] = (),
     ) -> None:
-        """`limit`: updates, 0 or less for no limit; with several tasks it alone ends the training."""
-        self.tasks = tasks
-        self.streams = [Stream(cache(t.order), t.micro_batch_size, t.update_freq) for t in tasks]
+        """`limit`: updates, 0 or less for no limit; with several tasks it alone ends the training.
+
+        replayed: earlier tasks, with the rows of them that are kept.
+        """
+        self.tasks = [*tasks, *replayed]
+        self.streams, self.memories = (
+            [Stream(cache(t.order), t.micro_batch_size, t.update_freq) for t in some]
+            for some in (tasks, replayed)
+        )
         self.rank, self.world = rank, world
         self.total = total_updates(
             self.streams, lambda e: len(tasks[0].rows.train(e)), world, epochs, limit
@@ -55,7 +67,7 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         return self.total
 
     def plan(self) -> Iterator[Update]:
-        return updates(self.streams, self.rank, self.world, None, self.total)
+        return updates(self.streams, self.rank, self.world, None, self.total, self.memories)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         worker = torch.utils.data.get_worker_info()

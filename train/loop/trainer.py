@@ -179,9 +179,9 @@ class UpdateTrainer(Trainer):
     def _log_of_tasks(self, sums: list[list[float]]) -> dict[str, float]:
         """Per task, where there are several: loss; accuracy of the training rows where wanted."""
         made: dict[str, float] = {}
-        for training, (loss, counted, right) in zip(self.updates.tasks, sums, strict=True):
-            plan = training.task.plan
-            name = "" if self.updates.single else f"{plan.name}_"
+        for place, (loss, counted, right) in enumerate(sums):
+            plan = self.updates.tasks[place].task.plan
+            name = "" if self.updates.single and not place else f"{plan.name}_"
             if name and counted:
                 made[f"{name}loss"] = loss / counted
             if plan.loss.report_accuracy and counted:
@@ -248,10 +248,13 @@ def train(
     validate: Callable[[int], dict[str, float]] = lambda step: {},
     save: Callable[[str], None] = lambda name: None,
     name: str | None = None,
+    replayed: Sequence[Training] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingReport:
     """Train what is trainable of `model` on all `tasks` together, with the penalty of `delta`.
 
+    folder: gets trainer_state.json, which has all that was logged.
+    replayed: earlier tasks, with the rows of them that are mixed in.
     validate: update -> logged name -> value, on dev data. save: keep the model as it is under a name.
     name: of the run, for trackers. Raises Diverged on a loss of NaN.
     """
@@ -274,7 +277,7 @@ def train(
     # A process trains on one device; unasked, Trainer would spread it over all visible GPUs.
     arguments._n_gpu = min(1, arguments.n_gpu)
     # Only now the process group is there, and with it the share of this process.
-    updates = Updates(tasks, ranks.rank(), ranks.size(), epochs, limit)
+    updates = Updates(tasks, ranks.rank(), ranks.size(), epochs, limit, replayed)
     arguments.max_steps = len(updates)
     trainer = UpdateTrainer(
         updates=updates,
@@ -297,6 +300,8 @@ def train(
         torch.manual_seed(seed + ranks.rank())
     trainer.remove_callback(PrinterCallback)
     trainer.train()
+    if ranks.rank() == 0:
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
     trainer.restore_best()
     trainer.refuse_divergence()
     return trainer.report()

@@ -95,7 +95,7 @@ def make_plan(
     settings: MergeSettings, scores: Scores | None = None
 ) -> tuple[MergePlan, list[Source]]:
     """The plan that the settings describe, and its sources. Raises MergeError."""
-    given = located(settings.sources)
+    given = located(settings.tuned if settings.method == "performance" else settings.sources)
     target = settings.target
     names = [name for name in given if name != target]
     if not names:
@@ -106,7 +106,7 @@ def make_plan(
     sources = read_all(given, names)
     if target in given:
         _refuse_copies(target, given[target], sources)
-    found, more = _weights(settings, names, scores)
+    found, more = _weights(settings, sources, scores)
     rule, parameters = rule_of(settings, sources[0].kind)
     if rule in ("ties", "dare_ties") and settings.method != "given":
         # TIES divides by the number of sources that agree; shares of 1 would be divided twice.
@@ -149,10 +149,10 @@ def _refuse_copies(target: str, path: str, sources: Sequence[Source]) -> None:
 
 
 def _weights(
-    settings: MergeSettings, names: Sequence[str], scores: Scores | None
+    settings: MergeSettings, sources: Sequence[Source], scores: Scores | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Weights by name, and what the plan remembers of how they were found."""
-    method = settings.method
+    method, names = settings.method, [one.name for one in sources]
     if method == "average":
         return weighing.average(names), {}
     if method == "manual":
@@ -181,6 +181,12 @@ def _weights(
             f"merge.scores={settings.scores} has no score of source '{lacking[0]}' for the target "
             f"'{settings.target}'"
         )
+    for one in sources:
+        if scores.hashes.get(one.name, one.sha256) != one.sha256 and method != "performance":
+            raise MergeError(
+                f"source '{one.name}' ({one.path}) is not the delta that merge.scores={settings.scores} "
+                "scored: score again"
+            )
     own = {name: scores.by_source[name] for name in names}
     told: dict[str, Any] = {"scores": own, "sign": scores.sign, "reduction": scores.reduction}
     if method == "best_single":

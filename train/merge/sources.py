@@ -48,6 +48,7 @@ class Source:
 
     name: str  # of its task
     path: str  # as given
+    folder: Path  # of its files
     kind: str  # lora, ia3, prompt, adapter, prefix; tensors: of a .pt file
     base: str  # folder or name of the model it is for; empty: not said
     fingerprint: str | None  # of that model's weights, where its checkpoint says it
@@ -140,6 +141,7 @@ def read_source(name: str, path: str) -> Source:
     return Source(
         name=name,
         path=path,
+        folder=folder,
         kind=kind,
         base=base or str(config.get("base_model_name_or_path") or ""),
         fingerprint=fingerprint or config.get("base_fingerprint"),
@@ -179,7 +181,7 @@ def _flags(name: str, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"num_virtual_tokens": config.get("num_virtual_tokens")}
     from peft import LoraConfig
 
-    defaults = LoraConfig().to_dict()
+    defaults = vars(LoraConfig())
     for key, value in sorted(config.items()):
         start = key == "init_lora_weights" and value in PLAIN_STARTS
         if not value or key in HARMLESS or start or value == defaults.get(key):
@@ -202,8 +204,9 @@ def _of_file(name: str, path: str) -> Source:
     ):
         raise MergeError(f"source '{name}': {path} must map names to tensors, and nothing else")
     return Source(
-        name=name, path=path, kind="tensors", base="", fingerprint=None, rank=None, alpha=None,
-        flags={}, sha256=hash_of(state), trial=None, stage=None, config={}, state=dict(state),
+        name=name, path=path, folder=Path(path).parent, kind="tensors", base="", fingerprint=None,
+        rank=None, alpha=None, flags={}, sha256=hash_of(state), trial=None, stage=None, config={},
+        state=dict(state),
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     weights = {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if not any(mark in f".{name}" for mark in (".lora_", ".ia3_", ".delta_"))
+        if not any(mark in f".{name}" for mark in (".lora_", ".ia3_", ".delta_", "osf_"))
     }
     for name, tensor in sorted(weights.items()):
         flat = tensor.detach().flatten()

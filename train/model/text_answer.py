@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache, EncoderDecoderCache
 
 from train.config.typed import SettingsError
 from train.data.preprocess import Example, example
@@ -207,6 +208,8 @@ def generate(
                 eos_token_id=vocabulary.eos,
                 pad_token_id=vocabulary.pad,
                 do_sample=False,
+                # Transformers' own has as many layers as the encoder; this one as are asked for.
+                past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
                 **arguments,
             )
             texts = [vocabulary.decode(ids) for ids in made[:, length:].tolist()]

@@ -93,12 +93,13 @@ TARGETS = {
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.models", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "names", nargs="*", choices=TARGETS, default=[*TARGETS], help="default: all"
-    )
-    options = parser.parse_args(argv)
+    known = ", ".join(TARGETS)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{known}; default: all")
+    names: Sequence[str] = parser.parse_args(argv).names or [*TARGETS]
+    if unknown := [name for name in names if name not in TARGETS]:
+        parser.error(f"there is no '{unknown[0]}'; there are {known}")
     try:
-        for name in options.names:
+        for name in names:
             provide(TARGETS[name], cache())
     except SettingsError as error:
         print(error, file=sys.stderr)

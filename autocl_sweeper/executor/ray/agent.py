@@ -7,7 +7,8 @@ JSON object a line each:
     {"slots": true}                      ->  {"slots": 0 or 1}    a free slot is kept until it is
     {"release": true}                                             given back or filled by
     {"submit": 3, "order": <base64>,     ->  {"on": 3, "devices": [...]}, and some day
-     "alone": false, "stage": 1}             {"ended": 3, "outcome": {...}, "lost": false}
+     "alone": false, "stage": 1,             {"ended": 3, "outcome": {...}, "lost": false,
+     "needs": [paths]}                        "return": <base64, if it wrote one>}
     {"cancel": 3}
     {"learn": 1, "peak_mib": 9000,                                jobs of stage 1 that ran before or
      "finished": 2}                                               on other machines had this peak
@@ -27,8 +28,10 @@ import os
 import queue
 import sys
 import threading
-from base64 import b64decode
+import time
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ from autocl_sweeper.types import Job, Outcome
 
 Message = Mapping[str, Any]
 
+VISIBLE_S, LOOK_S = 60.0, 0.1  # for what another machine wrote to come into sight
+
 
 class Agent:
     """Serves one controller from the main thread; `LocalExecutor` knows one caller only."""
@@ -52,7 +57,8 @@ class Agent:
         self._jobs: dict[int, Job] = {}
         self._slot_kept = False
         self._stopping = False
-        files = JobFiles(Path(settings["folder"]))
+        files = self._files = JobFiles(Path(settings["folder"]))
+        wait_to_see(files.package())
         self._orders = Orders(Package.read(files))
         # The controller reads JobReturns: they may need modules that only its app imports.
         self._executor: LocalExecutor = from_settings(
@@ -92,6 +98,8 @@ class Agent:
             job = Job(request["submit"], (), request["alone"], request["stage"])
             self._orders.by_number[job.number] = b64decode(request["order"])
             self._slot_kept = False
+            for path in request["needs"]:
+                wait_to_see(Path(path))
             self._executor.submit(job)
             self._jobs[job.number] = job
             self._tell({"on": job.number, "devices": self._executor.devices().get(job.number, ())})
@@ -107,12 +115,32 @@ class Agent:
         for job, outcome in ended:
             del self._jobs[job.number]
             told = outcome_to_json(outcome)
-            self._tell({"ended": job.number, "outcome": told, "lost": outcome.lost})
+            ended_so: dict[str, Any] = {"outcome": told, "lost": outcome.lost}
+            with suppress(OSError):  # it was not asked for, or the job died before
+                data = self._files.job_return(job.number).read_bytes()
+                ended_so["return"] = b64encode(data).decode()
+            self._tell({"ended": job.number, **ended_so})
 
     def _read(self) -> None:
         for line in sys.stdin:
             self._requests.put(json.loads(line))
         os._exit(1)  # what is left of its jobs is its guardian's
+
+
+def wait_to_see(path: Path, patience_s: float = VISIBLE_S) -> bool:
+    """Whether a path that another machine has written is here, or comes in time.
+
+    A file server's client remembers for up to a minute that a name was not there; listing the folder
+    makes it ask again.
+    """
+    deadline = time.monotonic() + patience_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False  # whoever needs it says so
+        with suppress(OSError):
+            os.listdir(path.parent)
+        time.sleep(LOOK_S)
+    return True
 
 
 class Orders:

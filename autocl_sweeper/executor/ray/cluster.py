@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
+import os
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,10 +20,11 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
 from autocl_sweeper.executor.ends import not_composed, peak_of
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
+from autocl_sweeper.executor.ray.connection import connect
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
-from autocl_sweeper.job.returned import read_return
+from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
 from autocl_sweeper.types import Job, Outcome, Report, State
 
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0  # how often devices that others hold, and nodes that may have come, are looked at
 ANSWER_S = 0.05  # how long one look for a free slot waits; later answers count at the next look
 LATE_S = 60.0  # an agent that has not said a word for so long is reported, once
-CONNECT_S = 5.0
 STARTS = 3  # agents a node gets: one that lost so many is left alone
 CLOSE_S = 30.0  # for an agent to end, above the grace of its jobs
 
@@ -130,8 +130,14 @@ class RayExecutor:
         node.free = False
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
-        needs = {"alone": job.alone, "stage": job.stage}
+        needs = {"alone": job.alone, "stage": job.stage, "needs": self._paths_of(job)}
         node.actor.tell.remote({"submit": job.number, "order": b64encode(order).decode(), **needs})
+
+    def _paths_of(self, job: Job) -> list[str]:
+        """Paths below the sweep folder in what a job gets, such as its parent's checkpoint."""
+        sweep = f"{self._package.files.folder.parent}{os.sep}"
+        values = (text.partition("=")[2].strip("'\"") for text in job.overrides)
+        return [value for value in values if value.startswith(sweep)]
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """Jobs that ended; at the latest after `POLL_S`, when free devices are looked for again.
@@ -318,9 +324,8 @@ class RayExecutor:
             node.devices.pop(job.number, None)
             outcome = outcome_from_json(message["outcome"])
             self._learn(job.stage, outcome, known_to=node)
-            returned = self._package.files.job_return(job.number)
-            if self._returns and returned.exists():
-                outcome = replace(outcome, job_return=read_return(returned))
+            if self._returns and "return" in message:
+                outcome = replace(outcome, job_return=unpacked(b64decode(message["return"])))
             self._ended.append((job, replace(outcome, lost=message["lost"])))
         elif "stopped" in message:
             node.stopped = True
@@ -335,41 +340,6 @@ class RayExecutor:
             self._refused[node.key] = f"{node.name}: {text}"
         elif "gone" in message:
             self._lose(node, f"its agent ended ({exit_reason(message['gone'])})")
-
-
-def connect(address: str) -> Any:
-    """Ray, connected to a cluster. Raises ConfigurationError with the command that mends it."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigurationError(
-            f"hydra/launcher=ray needs Ray, which cannot be imported here: {error}\n"
-            "  Install it on every node: pip install 'autocl-sweeper[ray]'"
-        ) from error
-    host, _, port = address.rpartition(":")
-    if port.isdecimal() and "://" not in address:
-        try:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-        except OSError as error:
-            raise _unreachable(address, error) from error
-    quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        if address == "local":
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _unreachable(address, error) from error
-    return ray
-
-
-def _unreachable(address: str, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
-        f"No Ray cluster answers at hydra.launcher.address={address}: {error}\n"
-        "  Start one with `ray start --head` and join it on the other nodes with"
-        " `ray start --address=<host>:6379`,\n"
-        "  or set hydra.launcher.address=local to have one on this machine alone."
-    )
 
 
 def _next(actor: Any) -> Any:

@@ -58,10 +58,10 @@
     }));
   }
   function fit(spec, width) {
-    const { columns, least, margin } = spec.usermeta;
+    const { columns, rest, least, margin } = spec.usermeta;
     if (least) spec.width = Math.max(least, width - margin);
     if (!columns || columns < 2) return;
-    const apart = Math.min(240, Math.max(128, (width - 120) / (columns - 1)));
+    const apart = Math.min(240, Math.max(128, (width - rest) / (columns - 1)));
     spec.signals = spec.signals.map((one_) => one_.name === "apart" ? { ...one_, value: apart } : one_);
   }
   const known = (item) => item && item.datum && Number.isInteger(item.datum.t);
@@ -272,6 +272,7 @@
 
   // -- live: the same page again, with what happened since --
 
+  let size = document.documentElement.dataset.live;
   async function refresh() {
     const answer = await fetch("data.json" + location.search);
     if (!answer.ok) return;
@@ -280,6 +281,7 @@
     const filter = one("#filter") ? one("#filter").value : "", typing = document.activeElement && document.activeElement.id;
     const top = scrollY;
     main.style.minHeight = `${main.offsetHeight}px`;
+    size = String(fresh.size);
     D = fresh.data;
     P = params();
     best.clear();
@@ -298,7 +300,9 @@
   }
   if ("live" in document.documentElement.dataset) {
     let busy = Promise.resolve();
-    new EventSource("events" + location.search).onmessage = () => { busy = busy.then(refresh).catch(() => {}); };
+    new EventSource("events" + location.search).onmessage = (event) => {
+      busy = busy.then(() => event.data === size ? null : refresh()).catch(() => {});
+    };
   }
 
   list();

@@ -1,0 +1,1 @@
+"""How much a source delta promises for a target: scores, their matrix, its picture."""

@@ -1,0 +1,138 @@
+"""Matrices of scores and of weights: a row per target, a column per source; files and a picture.
+
+    target<TAB><source>...        12 significant digits; nan where a source was left out
+
+result.json has the same numbers with all that they depend on. Every file is written whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from train.merge.plan import Scores, write_whole
+from train.merge.rules import MergeError
+
+Matrix: TypeAlias = Mapping[str, Mapping[str, float]]  # target -> source -> value
+
+
+def write_tsv(path: Path, matrix: Matrix, sources: Sequence[str]) -> None:
+    lines = ["\t".join(["target", *sources])]
+    for target, row in matrix.items():
+        numbers = (row.get(source, math.nan) for source in sources)
+        lines.append("\t".join([target, *(f"{value:.12g}" for value in numbers)]))
+    write_whole(path, "\n".join(lines) + "\n")
+
+
+def read_tsv(path: Path) -> dict[str, dict[str, float]]:
+    """The matrix in a file of `write_tsv`, without its nan. Raises MergeError with the line."""
+    lines = path.read_text().splitlines()
+    head, *sources = lines[0].split("\t") if lines else [""]
+    if head != "target":
+        raise MergeError(f"{path}, line 1: must begin with 'target', not {head!r}")
+    made: dict[str, dict[str, float]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        target, *values = line.split("\t")
+        if len(values) != len(sources) or target in made:
+            raise MergeError(
+                f"{path}, line {number}: {len(values)} values for {len(sources)} sources"
+            )
+        row = {s: float(v) for s, v in zip(sources, values, strict=True)}
+        made[target] = {s: v for s, v in row.items() if not math.isnan(v)}
+    return made
+
+
+def read_original(path: Path, tasks: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """The matrix in the layout of the published code: a target's line, then a line `source,score` each.
+
+    tasks: all sources there should be; null: those of the first target. Names are checked, and how many
+    there are: nothing is found by its place. Raises MergeError with the line.
+    """
+    made: dict[str, dict[str, float]] = {}
+    row: dict[str, float] | None = None
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, comma, value = line.strip().rpartition(",")
+        if not comma:
+            if value in made:
+                raise MergeError(f"{path}, line {number}: target '{value}' stands twice")
+            row = made[value] = {}
+            continue
+        if row is None:
+            raise MergeError(f"{path}, line {number}: a score before the first target")
+        if name in row:
+            raise MergeError(f"{path}, line {number}: source '{name}' stands twice for one target")
+        try:
+            row[name] = float(value)
+        except ValueError:
+            raise MergeError(f"{path}, line {number}: '{value}' is no number") from None
+    wanted = set(tasks if tasks is not None else next(iter(made.values()), {}))
+    for target, found in made.items():
+        if different := sorted(wanted ^ found.keys()):
+            raise MergeError(
+                f"{path}: target '{target}' has {len(found)} sources, {len(wanted)} are expected; "
+                f"'{different[0]}' is only in one of them"
+            )
+    return made
+
+
+def read_scores(path: str, target: str | None, method: str) -> Scores:
+    """The scores of one method for one target, of a result.json. Raises MergeError."""
+    try:
+        told: Any = json.loads(Path(path).read_text())
+        rows = told["targets"]
+        if target not in rows:
+            raise MergeError(
+                f"merge.scores={path} has no target '{target}': it has {', '.join(rows)}"
+            )
+        known = rows[target]["scores"]
+        wanted = told["method"] if method == "best_single" else method
+        if wanted not in known:
+            raise MergeError(
+                f"merge.scores={path} has no {wanted} of '{target}': it has {', '.join(known)}"
+            )
+        hashes = {name: one["sha256"] for name, one in told["sources"].items()}
+        return Scores(wanted, told["reduction"], told["signs"][wanted], known[wanted], hashes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, MergeError):
+            raise
+        raise MergeError(f"merge.scores={path} cannot be read: {error!r}") from error
+
+
+CELL, MARGIN, SIDE = 26, 8, 150  # pixels
+
+
+def heat_map(path: Path, weights: Matrix, sources: Sequence[str], ess: Mapping[str, float]) -> None:
+    """A PNG: x is the source, y the target, white to blue is 0 to 1; ESS in the margin, no own source."""
+    from PIL import Image, ImageDraw
+
+    rows = [*weights]
+    width = SIDE + CELL * len(sources) + 60 + 2 * MARGIN
+    height = SIDE + CELL * len(rows) + 2 * MARGIN
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    for j, name in enumerate(sources):
+        label = Image.new("RGB", (SIDE, 14), "white")
+        ImageDraw.Draw(label).text((0, 1), name[:24], fill="black")
+        image.paste(label.rotate(90, expand=True), (MARGIN + SIDE + j * CELL + 6, MARGIN))
+    draw.text((MARGIN + SIDE + len(sources) * CELL + 8, MARGIN + SIDE - 14), "ESS", fill="black")
+    for i, target in enumerate(rows):
+        y = MARGIN + SIDE + i * CELL
+        draw.text((MARGIN, y + 7), target[:24], fill="black")
+        draw.text(
+            (MARGIN + SIDE + len(sources) * CELL + 8, y + 7), f"{ess[target]:.1f}", fill="black"
+        )
+        for j, source in enumerate(sources):
+            value = weights[target].get(source)
+            x = MARGIN + SIDE + j * CELL
+            if value is not None:
+                shade = round(255 * (1 - max(0.0, min(1.0, value))))
+                draw.rectangle((x, y, x + CELL - 2, y + CELL - 2), fill=(shade, shade, 255))
+            draw.rectangle((x, y, x + CELL - 2, y + CELL - 2), outline="lightgrey")
+    aside = path.with_name(f".{path.name}")
+    image.save(aside, format="PNG")
+    aside.replace(path)

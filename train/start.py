@@ -1,0 +1,127 @@
+"""The start of a job's delta as `merge.init` says it: random, or a merge of earlier tasks' deltas.
+
+The plan is written into the job's folder as merge_plan.json before the delta is made from it, so that the
+same job starts alike again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.chain import base_of, walk
+from train.config.merging import MergeSettings
+from train.config.sections import Run
+from train.config.typed import SettingsError
+from train.data.rows import Rows
+from train.data.task_plan import TaskPlan
+from train.delta.delta import Delta
+from train.delta.start import begin_as
+from train.merge.plan import PLAN, MergePlan, Scores, make_plan, write_whole
+from train.merge.rules import MergeError
+from train.merge.sources import located, read_all
+from train.model.family import Family
+from train.score import formulas
+from train.score.holder import Holder
+from train.score.scoring import score
+
+log = logging.getLogger(__name__)
+
+
+def is_asked_for(run: Run, delta: Delta) -> bool:
+    """Whether `merge.init` changes what the delta of this job starts as."""
+    wanted = run.merge.init
+    if wanted is None or wanted == "last":
+        return False
+    if delta.name == "olora" and run.delta.lamda_1 > 0:
+        log.warning(
+            "merge.init=%s with delta.lamda_1=%g: a merged start lies in the row space of its ancestors, "
+            "so the orthogonal loss starts high (orthogonal_loss_first in the results)",
+            *(wanted, run.delta.lamda_1),
+        )
+    return True
+
+
+def pool_of(run: Run) -> dict[str, str]:
+    """Task -> folder of the deltas a merge may use, without those of the tasks of this job."""
+    own = {task.name for task in run.tasks}
+    if run.merge.pool == "library":
+        found = located(run.merge.sources)
+        return {name: path for name, path in found.items() if name not in own}
+    nodes = [] if run.init_from is None else walk(run.init_from)
+    return {n.task: str(n.folder) for n in nodes if n.kind is not None and not own & {*n.tasks}}
+
+
+def base_model(run: Run, family: Family) -> Any:
+    """The model of the chain without any delta."""
+    base = None if run.init_from is None else base_of(walk(run.init_from))
+    return (family.build() if base is None else family.load(base)).requires_grad_(False)
+
+
+def merged_start(
+    run: Run,
+    plans: Mapping[str, TaskPlan],
+    rows: Mapping[str, Rows],
+    family: Family,
+    model: Any,
+    name: str,
+    folder: Path,
+) -> dict[str, float]:
+    """Make the attached delta `name` of `model` start as the merge; the weights, for the results.
+
+    An empty pool, and merge.init=random, leave it as it was drawn. Raises SettingsError.
+    """
+    settings = run.merge
+    pool = pool_of(run)
+    if settings.init == "random" or not pool:
+        if settings.init != "random":
+            log.info(
+                "merge.init=%s: no earlier delta in the pool, so it starts at random", settings.init
+            )
+        return {}
+    try:
+        plan = _plan(run, plans, rows, family, pool)
+    except MergeError as error:
+        raise SettingsError(f"merge.init={settings.init}: {error}") from error
+    write_whole(folder / PLAN, plan.text())
+    begin_as(model, name, str(folder / PLAN))
+    told = ", ".join(f"{n} {w:.3f}" for n, w in plan.weights.items())
+    log.info("the delta starts as a merge (%s): %s", settings.init, told)
+    return {"merge_ess": plan.ess, **{f"weight_{n}": w for n, w in plan.weights.items()}}
+
+
+def _plan(
+    run: Run,
+    plans: Mapping[str, TaskPlan],
+    rows: Mapping[str, Rows],
+    family: Family,
+    pool: Mapping[str, str],
+) -> MergePlan:
+    settings = run.merge
+    target = run.tasks[0].name
+    method: Any = settings.init
+    if len(pool) == 1 and method != "given":
+        method = "average"  # of one: itself
+    asked: MergeSettings = replace(
+        settings, sources=dict(pool), target=target, method=method, tuned={}, plan=None
+    )
+    is_lora = run.delta.kind in ("olora", "inclora", "seqlora")
+    if is_lora and settings.rank is None and settings.energy is None:
+        asked = replace(asked, rank=run.delta.lora_dim)
+    if method in ("average", "manual", "given"):
+        return make_plan(asked)[0]
+    scored = replace(asked, method="loss" if method == "best_single" else method)
+    sources = read_all(pool, pool)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    holder = Holder(base_model(run, family), device)
+    task = family.meeting(plans[target])
+    found = score(task, rows[target], sources, holder, scored, None, {})
+    by_source = found.by_method[scored.method]
+    hashes = {one.name: one.sha256 for one in sources}
+    sign = formulas.SIGNS[scored.method]
+    return make_plan(asked, Scores(scored.method, settings.reduction, sign, by_source, hashes))[0]
