@@ -29,7 +29,8 @@ PATH = re.compile(r"(?<![\w.~/-])~?/(?:[^\s'\":,;=()\[\]{}/]+/)+(?=[^\s'\":,;=()
 
 def clean(text: str) -> str:
     """Text without terminal escapes, control characters, and bytes that no encoding has."""
-    return plain(text).encode("utf-8", "replace").decode()
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")  # a progress bar is a line each time
+    return plain(lines).encode("utf-8", "replace").decode()
 
 
 def without_paths(text: str) -> str:

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.journals import Written
+from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
 from autocl_sweeper.cli import main
+from autocl_sweeper.journal import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,10 +88,10 @@ def test_the_repeating_command_keeps_the_programs_options_and_leaves_hydras_out(
     sweep.start(0)
     sweep.finish(0, 0.5)
     sweep.journal.close()
-    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    lines = read(tmp_path)
     lines[0]["command"] = "python app.py -cn other -m hydra/sweeper=autocl lr=1,2"
     lines[1]["overrides"] = ["lr=1", "name='a b'", "hydra.sweep.subdir=0"]
-    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written_anew(tmp_path, lines)
     found = json.loads(said(capsys, "show", "--json", 0, tmp_path))
     assert found["command"] == """python app.py -cn other lr=1 'name='"'"'a b'"'"''"""
 
@@ -181,8 +182,7 @@ def test_doctor_ends_with_1_where_a_sweep_would_not_run(tmp_path):
 
 def test_a_journal_of_another_version_is_refused_with_a_sentence(tmp_path, capsys):
     Written(tmp_path).journal.close()
-    line = json.loads((tmp_path / "journal.jsonl").read_text())
-    (tmp_path / "journal.jsonl").write_text(json.dumps(line | {"version": 2}) + "\n")
+    written_anew(tmp_path, [record | {"version": 2} for record in read(tmp_path)])
     for command in (["status"], ["report"], ["best"], ["show", "0"], ["watch"]):
         assert main([*command, str(tmp_path)]) == 1
         assert "journal of version 2" in capsys.readouterr().err

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.journals import Written
+from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
+from autocl_sweeper.journal import read as events
 from autocl_sweeper.overview import look
 from autocl_sweeper.page.data import as_json, data
 from autocl_sweeper.page.document import page
@@ -192,15 +193,14 @@ def test_an_empty_sweep_shows_its_plan(tmp_path):
 
 def test_a_stopped_sweep_names_the_command_that_continues_it(tmp_path):
     folder = crossed(tmp_path / "s")
-    journal = folder / "journal.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()][:-1]
+    lines = events(folder)[:-1]
     lines[0]["command"] = "python train.py -m lr=1,2 hydra.sweep.dir=/home/anna/secret/runs/s"
     over = subprocess.Popen(["true"])
     over.wait()
     for line in lines:
         if line["event"] == "session":
             line["pid"] = over.pid
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written_anew(folder, lines)
     words = read(folder).words
     assert "stopped" in words and "Continue it" in words
     assert "python train.py -m lr=1,2 hydra.sweep.dir=…/s" in words and "anna" not in words
@@ -296,8 +296,7 @@ def test_ten_thousand_trials_keep_the_tree_small_and_count_the_rest(tmp_path):
         lines.append(
             {**finish, "seconds": 1.0, "log_tail": [], "cause": "", "time": 2e9 + number + 1}
         )
-    with open(tmp_path / "journal.jsonl", "a") as journal:
-        journal.writelines(json.dumps(line) + "\n" for line in lines)
+    written_anew(tmp_path, [*events(tmp_path), *lines])
     text = page(look(tmp_path))
     tree = next(t for t in data(look(tmp_path))["charts"]["tree"]["data"] if t["name"] == "more")
     assert tree["values"]["columns"]["text"] == ["9,989 more, to 0"]

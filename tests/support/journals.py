@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.journal import VERSION, Journal, outcome_to_json, trial_to_json
+from autocl_sweeper.journal import NAME, VERSION, Journal, outcome_to_json, trial_to_json
 from autocl_sweeper.types import Outcome, State, Suggestion, Trial
 
 LISTS = [[1, 2], [3]]
@@ -78,3 +80,8 @@ class Written:
         self.report(5, 0.25)
         self.journal.close()
         return self
+
+
+def written_anew(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A journal of these records, without checksums, as older versions wrote it."""
+    (folder / NAME).write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -47,7 +47,7 @@ def test_what_waits_comes_out_when_it_is_due_and_in_that_order() -> None:
 
 @pytest.mark.parametrize("cause", Cause)
 def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Cause) -> None:
-    hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED}
+    hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED, Cause.INFEASIBLE}
     retries: Retries[int] = Retries(2, 5.0)
     failed = Outcome(State.FAIL, cause=cause)
     ends = [retries.after(7, failed) for _ in range(3)]

@@ -83,6 +83,7 @@ def test_jobs_are_forked_from_a_process_that_imported_the_app_and_make_a_chain(
         "predict_results.json",
         "train.log",
         "train_results.json",
+        "trainer_state.json",
         "checkpoint/README.md",
         "checkpoint/node.json",
         "checkpoint/task2/adapter_config.json",

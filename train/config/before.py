@@ -152,12 +152,9 @@ def _refuse_hydras(
     files: Sequence[str], typed: Sequence[Override], layers: Sequence[Layer]
 ) -> None:
     """Keys of Hydra, the sweeper and the launcher that are not there, or have a wrong value."""
-    words = [
-        override
-        for override in typed
-        if re.match("hydra[./]", override.key_or_group) and not override.is_sweep_override()
-    ]
-    if not words and not any("hydra" in layer.values for layer in layers):
+    words = [override for override in typed if not override.is_sweep_override()]
+    told_hydra = any(re.match("hydra[./]", override.key_or_group) for override in words)
+    if not told_hydra and not any("hydra" in layer.values for layer in layers):
         return
     try:
         with initialize_config_dir(str(CONF), **VERSION_BASE):
