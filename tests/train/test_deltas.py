@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ SMALL = {
     "ia3": ("delta=ia3",),
     "lora": ("delta=lora", "delta.lora_dim=4"),
 }
-by_kind = pytest.mark.parametrize("kind", KINDS)
+# Every kind and every family once; the other pairs take minutes together.
+QUICK_PAIRS = {("adapter", "t5"), ("prefix", "llama"), ("ia3", "bert")}
+by_pair = pytest.mark.parametrize(
+    ("kind", "family"),
+    [
+        pytest.param(*pair, marks=() if pair in QUICK_PAIRS else pytest.mark.slow)
+        for pair in product(KINDS, FAMILIES)
+    ],
+)
 by_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -137,8 +146,7 @@ def test_a_prefix_of_t5_is_attended_to_without_position_and_without_mask(folders
     torch.testing.assert_close(found[0], wanted, rtol=0, atol=1e-5)
 
 
-@by_family
-@by_kind
+@by_pair
 def test_a_chain_trains_on_saves_and_loads_the_delta(
     kind: str, family: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
