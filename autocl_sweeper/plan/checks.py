@@ -67,7 +67,9 @@ def compose_all(
             keys = " ".join(f"{key}={value}" for key, value in stage.passed.items())
             named += f" in round {stage.round} ({keys or 'its own epochs'})"
         parent, checkpoint = (0, "checkpoint") if stage.number > 1 else (None, None)
-        handed = plan.handed(stage.number, 0, parent, checkpoint)
+        handed = plan.handed(
+            stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
+        )
         config = compose(plan.command(stage.task, params, handed, ""), named)
         if stage.round:
             continue
@@ -103,7 +105,7 @@ def initial_of(plan: Plan, own: Compose, task: str) -> Mapping[str, Value]:
 
     It is empty for an app that cannot be composed without what is searched.
     """
-    handed = plan.handed(1, 0, None, None)
+    handed = plan.handed(1, 0, None, None, [])
     try:
         return own(plan.command(task, {}, handed, ""), f"Task '{task}' as the app has it")
     except ConfigurationError as error:

@@ -10,7 +10,7 @@ from autocl_sweeper.budget import Budget
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.objective import Objective
 
-HANDOVER_VALUES = ("checkpoint", "seen_tasks", "stage", "trial", "parent", "seed")
+HANDOVER_VALUES = ("checkpoint", "sources", "seen_tasks", "stage", "trial", "parent", "seed")
 SELECTIONS = ("top_k", "pareto", "diverse")
 PROTOCOLS = ("beam", "greedy", "first_k", "fixed", "random_chains")
 
@@ -95,10 +95,29 @@ def check_settings(settings: Settings) -> None:
     for key, value in settings.handover.items():
         if value is not None:
             _one_of(f"handover.{key}", value, HANDOVER_VALUES)
+    _check_sources(settings)
     if settings.sequence is None and settings.task_params:
         raise ConfigurationError(
             "hydra.sweeper.task_params is set, but hydra.sweeper.sequence is null.\n"
             "  task_params gives settings to tasks of a sequence. Name the override that lists them."
+        )
+
+
+def _check_sources(settings: Settings) -> None:
+    handed = {value: key for key, value in settings.handover.items()}
+    if "sources" not in handed:
+        return
+    named = f"hydra.sweeper.handover.{handed['sources']}=sources: "
+    if settings.parents != "beam":
+        raise ConfigurationError(
+            f"{named}sources are the survivors of the stage before, but"
+            f" hydra.sweeper.parents={settings.parents}.\n  Set hydra.sweeper.parents=beam, or take"
+            " the key out."
+        )
+    if "checkpoint" not in handed:
+        raise ConfigurationError(
+            f"{named}sources are checkpoints, but no job gets its parent's, so none has to save"
+            " one.\n  Hand it over as well: hydra.sweeper.handover.init_from=checkpoint."
         )
 
 

@@ -62,6 +62,7 @@ class SequentialTopK:
     work: Work | None = None
     width: int = 1  # of the beam; with `Stage.most` it says how many suggestions may begin early
     carried: Sequence[StageView] | None = ()  # as `views` takes it
+    whole_beam: bool = False  # a job gets all survivors of the stage before: none begins early
     _followed: list[_Followed] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def scheduled(self, pipeline: bool, work: Work | None) -> SequentialTopK:
@@ -93,7 +94,7 @@ class SequentialTopK:
         return orphan
 
     def _early(self, stage: _Standing, ahead: Sequence[_Standing]) -> Start | None:
-        if not self.pipeline or not self.selection.monotone:
+        if not self.pipeline or self.whole_beam or not self.selection.monotone:
             return None
         beam = stage.beam()
         for later in ahead:

@@ -39,8 +39,10 @@ class MergeSettings:
         "what the delta of a job starts as: last (the parent's), random, or a merge of merge.pool by "
         "average, manual, best_single, given or a score; null: as the method in delta has it",
     )
-    pool: Literal["lineage", "library"] = option(
-        "lineage", "of merge.init: deltas of the chain's earlier tasks, or those in merge.sources"
+    pool: Literal["lineage", "beam", "library"] = option(
+        "lineage",
+        "of merge.init: deltas of the chain's earlier tasks; the last ones of the chains in merge.sources, "
+        "which a sweep hands over (hydra.sweeper.handover.merge.sources=sources); or those in merge.sources",
     )
 
     target: str | None = option(None, "the task the merge is for; its own delta never takes part")
@@ -140,6 +142,11 @@ class MergeSettings:
             raise SettingsError(
                 f"merge.init={wanted}: delta.start_from={start_from} says the start as well; remove one of "
                 "them"
+            )
+        if wanted == "manual" and self.pool == "beam":
+            raise SettingsError(
+                "merge.init=manual: merge.groups are of tasks, and the deltas of merge.pool=beam are all of one "
+                "task; take average or a score, or merge.pool=lineage"
             )
         unscored = ("last", "random", "average", "manual", "best_single", "given")
         if wanted not in unscored and self.temperature is None and self.target_ess is None:
