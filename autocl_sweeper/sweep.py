@@ -307,7 +307,7 @@ class Sweep:
         folder = self._plan.folder(number, stage, suggestion.index)
         return Trial(
             number, stage.number, stage.task, suggestion, decision.parent, folder,
-            repeat=decision.repeat,
+            repeat=decision.repeat, extra=decision.extra,
         )  # fmt: skip
 
     def _start(self, trial: Trial) -> None:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def is_asked_for(run: Run, delta: Delta) -> bool:
     """Whether `merge.init` changes what the delta of this job starts as."""
-    wanted = run.merge.init
+    wanted = run.merge.start
     if wanted is None or wanted == "last":
         return False
     if delta.name == "olora" and run.delta.lamda_1 > 0:
@@ -112,20 +112,21 @@ def merged_start(
         pool = pool_of(run)
     except MergeError as error:
         raise SettingsError(f"merge.pool={settings.pool}: {error}") from error
-    if settings.init == "random" or not pool:
-        if settings.init != "random":
+    if settings.start == "random" or not pool:
+        if settings.start != "random":
             log.info(
-                "merge.init=%s: no earlier delta in the pool, so it starts at random", settings.init
+                "merge.init=%s: no earlier delta in the pool, so it starts at random",
+                settings.start,
             )
         return {}
     try:
         plan = _plan(run, plans, rows, family, pool)
     except MergeError as error:
-        raise SettingsError(f"merge.init={settings.init}: {error}") from error
+        raise SettingsError(f"merge.init={settings.start}: {error}") from error
     write_whole(folder / PLAN, plan.text())
     begin_as(model, name, str(folder / PLAN))
     told = ", ".join(f"{n} {w:.3f}" for n, w in plan.weights.items())
-    log.info("the delta starts as a merge (%s): %s", settings.init, told)
+    log.info("the delta starts as a merge (%s): %s", settings.start, told)
     return {"merge_ess": plan.ess, **{f"weight_{n}": w for n, w in plan.weights.items()}}
 
 
@@ -138,7 +139,7 @@ def _plan(
 ) -> MergePlan:
     settings = run.merge
     target = run.tasks[0].name
-    method: Any = settings.init
+    method: Any = settings.start
     if len(pool) == 1 and method != "given":
         method = "average"  # of one: itself
     asked: MergeSettings = replace(

@@ -32,6 +32,7 @@ ORDINARY: Mapping[str, Any] = {
     "protocol": "beam",
     "first_k": None,
     "init": True,
+    "extra_parents": 0,
     "transfer": True,
 }
 
@@ -71,6 +72,9 @@ def compose_all(
             stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
         )
         config = compose(plan.command(stage.task, params, handed, ""), named)
+        for extra in range(1, stage.extra + 1):
+            beside = {**handed, "extra": extra}
+            compose(plan.command(stage.task, params, beside, ""), f"{named} (extra parent {extra})")
         if stage.round:
             continue
         configs[stage.task] = config

@@ -122,7 +122,7 @@ class Plan:
         survivors of the stage before, best first.
         """
         handed = self.handed(
-            trial.stage, trial.number, trial.parent, checkpoint, sources, trial.repeat
+            trial.stage, trial.number, trial.parent, checkpoint, sources, trial.repeat, trial.extra
         )
         params = {**trial.suggestion.params, **self.stages[trial.stage - 1].passed}
         return self.command(trial.task, params, handed, trial.folder)
@@ -135,12 +135,14 @@ class Plan:
         checkpoint: str | None,
         sources: Sequence[str],
         repeat: int = 0,
+        extra: int = 0,
     ) -> dict[str, Value]:
         """The values that `handover` may name."""
         seen_tasks: list[Value] = [*self.tasks_until(stage)]
         return {
             "checkpoint": checkpoint,
             "sources": [*sources] or None,
+            "extra": extra or None,
             "seen_tasks": seen_tasks,
             "stage": stage,
             "trial": trial,

@@ -48,7 +48,8 @@ def strategy_of(
     width = beam_width(settings)
     selection = selection_of(replace(settings, top_k=width), stages, tasks)
     carried = older if settings.transfer else None
-    whole_beam = SOURCES in handover_of(settings).values()
+    handed = handover_of(settings).values()
+    whole_beam = SOURCES in handed or settings.extra_parents > 0
     return SequentialTopK(
         stages, selection, settings.pipeline, width=width, carried=carried, whole_beam=whole_beam
     )

@@ -154,7 +154,7 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
 
     def refused(*more: str) -> None:
         run = make(*own, *more)
-        run.merge.refuse_for_a_job(run.delta.kind, run.delta.start_from)
+        run.merge.refuse_for_a_job(run.delta.kind, run.delta.start_from, has_parent=True)
 
     own = of(folders, "adapter")
 
@@ -167,6 +167,20 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
         ((average, "delta=seqft"), r"merge.init=average: delta._name=seqft goes on"),
         ((average, "delta.start_from=x"), r"delta.start_from=x says the start as well"),
         (("merge.init=loss",), r"merge.init=loss: a temperature has to be given"),
+        (("merge.extra_parents=1",), r"merge.extra_parents=1: merge.init=None says what 0 of them"),
+        (
+            ("merge.init=[last,random]",),
+            r"merge.extra_parents=0: merge.init=.* says what 2 of them",
+        ),
+        ((average, "merge.extra=1"), r"merge.extra=1: there are merge.extra_parents=0 in all"),
+        (
+            (average, "merge.pool=beam"),
+            r"merge.pool=beam: merge.sources has .* handover.merge.sources",
+        ),
+        (
+            ("merge.init=manual", "merge.pool=beam", "merge.sources=[x]"),
+            r"merge.init=manual: .* are all of one task",
+        ),
         (("merge.density=0.5",), r"merge.density=0.5: has no effect on a job without merge.init"),
     ):
         with pytest.raises(SettingsError, match=words):
