@@ -175,7 +175,7 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
         ((average, "merge.extra=1"), r"merge.extra=1: there are merge.extra_parents=0 in all"),
         (
             (average, "merge.pool=beam"),
-            r"merge.pool=beam: merge.sources has .* handover.merge.sources",
+            r"merge.pool=beam: merge.sources has .*handover.merge.sources",
         ),
         (
             ("merge.init=manual", "merge.pool=beam", "merge.sources=[x]"),
