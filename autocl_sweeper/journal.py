@@ -381,6 +381,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "folder": trial.folder,
         "attempt": trial.attempt,
         **({"repeat": trial.repeat} if trial.repeat else {}),
+        **({"extra": trial.extra} if trial.extra else {}),
     }
 
 
@@ -389,8 +390,8 @@ def _trial(record: Record) -> Trial:
     kept = None if carried is None else Carried(**carried)
     suggestion = Suggestion(record["suggestion"], record["params"], *source, carried=kept)
     same = {key: record[key] for key in ("stage", "task", "parent", "folder", "attempt")}
-    repeat = record.get("repeat", 0)
-    return Trial(number=record["trial"], suggestion=suggestion, repeat=repeat, **same)
+    which = {key: record.get(key, 0) for key in ("repeat", "extra")}
+    return Trial(number=record["trial"], suggestion=suggestion, **which, **same)
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:

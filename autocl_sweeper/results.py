@@ -297,6 +297,7 @@ class ResultFile:
             "stage": trial.stage,
             "trial": trial.number,
             "parent": trial.parent,
+            **({"extra": trial.extra} if trial.extra else {}),
             **provenance(trial.suggestion),
             "status": outcome.state.value,
             "reason": outcome.reason,
@@ -347,6 +348,7 @@ def best_chain(
             "stage": trial.stage,
             "task": trial.task,
             "trial": trial.number,
+            **({"extra": trial.extra} if trial.extra else {}),
             "score": trial.score,
             "folder": trial.folder or None,
             "checkpoint": trial.outcome.checkpoint if trial.outcome else None,
@@ -414,8 +416,8 @@ def write_best(
 
 def repeats_of(trial: Trial, history: History) -> dict[str, Any]:
     """The runs of a trial's suggestion with its parent, and the mean that ranks them all."""
-    key = (trial.suggestion.index, trial.parent)
-    runs = [t for t in history.stage(trial.stage) if (t.suggestion.index, t.parent) == key]
+    key = (trial.suggestion.index, trial.parent, trial.extra)
+    runs = [t for t in history.stage(trial.stage) if (t.suggestion.index, t.parent, t.extra) == key]
     scores = [r.score for r in runs if r.state is State.COMPLETE and r.score is not None]
     return {
         "trials": [run.number for run in runs],
@@ -430,7 +432,8 @@ def write_table(folder: Path, history: History) -> None:
     fixed += ["selected", "attempt"]
     fixed += ["seconds", "folder", "cause", "reason"]
     repeated = any(trial.repeat for trial in history)
-    fixed += ["repeat"] if repeated else []
+    has_extras = any(trial.extra for trial in history)
+    fixed += ["repeat"] * repeated + ["extra"] * has_extras
     rows: list[tuple[dict[str, Any], ...]] = []
     selected = {number for beam in history.beams.values() for number in beam}
     for trial in history:
@@ -449,6 +452,8 @@ def write_table(folder: Path, history: History) -> None:
         }
         if repeated:
             row["repeat"] = trial.repeat
+        if has_extras:
+            row["extra"] = trial.extra
         params = {
             f"param/{key}": value if isinstance(value, str) else json.dumps(value)
             for key, value in trial.suggestion.params.items()

@@ -307,7 +307,7 @@ class Sweep:
         folder = self._plan.folder(number, stage, suggestion.index)
         return Trial(
             number, stage.number, stage.task, suggestion, decision.parent, folder,
-            repeat=decision.repeat,
+            repeat=decision.repeat, extra=decision.extra,
         )  # fmt: skip
 
     def _start(self, trial: Trial) -> None:
@@ -317,12 +317,10 @@ class Sweep:
             make_way(self._folder / trial.folder, also_folders=self._plan.ranked)
         checkpoint = None
         if trial.parent is not None:
-            parent = self.history[trial.parent].outcome
-            assert parent is not None
-            checkpoint = parent.checkpoint and str(self._folder / parent.checkpoint)
-            if checkpoint and self._plan.checkpoint_key:
-                self._verdict.refuse_gone(trial, checkpoint)
-        overrides = self._plan.overrides(trial, checkpoint)
+            checkpoint = self._checkpoint_of(trial.parent, trial)
+        beam = self.history.beams.get(trial.stage - 1, ()) if self._plan.hands_sources else ()
+        sources = [path for one in beam if (path := self._checkpoint_of(one, trial))]
+        overrides = self._plan.overrides(trial, checkpoint, sources)
         self._overrides[trial.number] = overrides
         self.history.start(trial)
         self._append("start", **trial_to_json(trial), overrides=list(overrides))
@@ -331,6 +329,15 @@ class Sweep:
         self._note_devices()
         self._meter.started(trial.number)
         self._progress.started(trial)
+
+    def _checkpoint_of(self, number: int, heir: Trial) -> str | None:
+        """That of a trial, absolute, which `heir` is given. Raises SweepFolderError if it is gone."""
+        outcome = self.history[number].outcome
+        assert outcome is not None
+        checkpoint = outcome.checkpoint and str(self._folder / outcome.checkpoint)
+        if checkpoint and self._plan.checkpoint_key:
+            self._verdict.refuse_gone(heir, number, checkpoint)
+        return checkpoint
 
     def _note_devices(self) -> None:
         """Journal where jobs run, once for each attempt. It is for readers alone: nothing hangs on it."""

@@ -136,6 +136,7 @@ class Trial:
     folder: str = ""  # relative to the sweep folder; empty: the user's own sweep.subdir
     attempt: int = 1
     repeat: int = 0  # of the same suggestion with the same parent, with another seed
+    extra: int = 0  # which start beside its parent's own the job makes, from 1; 0: the parent's
     outcome: Outcome | None = None
 
     @property
@@ -210,13 +211,15 @@ class History:
         return self._stages.get(stage, ())
 
     def place(self, trial: Trial) -> tuple[int, int, int]:
-        """Where a trial stands in its stage, whenever it ran: suggestion, rank of its parent.
+        """Where a trial stands in its stage, whenever it ran: suggestion, rank of its parent
+        and extra starts behind all parents.
 
         Sorts the trials of a stage as they start when one waits for the other. Parents outside
         the beam come last; before it is known the number decides.
         """
         beam = self.beams.get(trial.stage - 1, ())
         rank = beam.index(trial.parent) if trial.parent in beam else len(beam)
+        rank = len(beam) + trial.extra if trial.extra else rank
         return trial.suggestion.index, rank, trial.number
 
     def reports(self, number: int) -> Sequence[Report]:

@@ -94,11 +94,11 @@ class Verdict:
                 f" not build on each\n  other, set hydra.sweeper.handover.{self.checkpoint_key}=null.{where}"
             )
 
-    def refuse_gone(self, trial: Trial, checkpoint: str) -> None:
+    def refuse_gone(self, trial: Trial, parent: int, checkpoint: str) -> None:
         """Stop before a trial starts from a checkpoint that was removed. Raises SweepFolderError."""
         if not os.path.exists(checkpoint):
             raise SweepFolderError(
-                f"The checkpoint of trial {trial.parent} is gone: '{checkpoint}'.\n"
+                f"The checkpoint of trial {parent} is gone: '{checkpoint}'.\n"
                 f"  Trial {trial.number} (task '{trial.task}') starts from it"
                 f" ({self.checkpoint_key}=<checkpoint>).\n"
                 "  Restore it, then rerun the same command; or begin anew in another"

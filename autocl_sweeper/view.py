@@ -40,6 +40,10 @@ class TrialView:
         return self._trial.repeat
 
     @property
+    def extra(self) -> int:
+        return self._trial.extra
+
+    @property
     def state(self) -> State:
         return self._trial.state
 

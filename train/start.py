@@ -7,7 +7,7 @@ same job starts alike again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from train.delta.delta import Delta
 from train.delta.start import begin_as
 from train.merge.plan import PLAN, MergePlan, Scores, make_plan, write_whole
 from train.merge.rules import MergeError
-from train.merge.sources import located, read_all
+from train.merge.sources import Source, located, read_all, read_source
 from train.model.family import Family
 from train.score import formulas
 from train.score.holder import Holder
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def is_asked_for(run: Run, delta: Delta) -> bool:
     """Whether `merge.init` changes what the delta of this job starts as."""
-    wanted = run.merge.init
+    wanted = run.merge.start
     if wanted is None or wanted == "last":
         return False
     if delta.name == "olora" and run.delta.lamda_1 > 0:
@@ -53,8 +53,39 @@ def pool_of(run: Run) -> dict[str, str]:
     if run.merge.pool == "library":
         found = located(run.merge.sources)
         return {name: path for name, path in found.items() if name not in own}
+    if run.merge.pool == "beam":
+        return _beam(run, own)
     nodes = [] if run.init_from is None else walk(run.init_from)
     return {n.task: str(n.folder) for n in nodes if n.kind is not None and not own & {*n.tasks}}
+
+
+def _beam(run: Run, own: Set[str]) -> dict[str, str]:
+    """Task and rank -> checkpoint, of the survivors of the stage before; of equal deltas the best one's.
+
+    Those on another base model than this job's are left out: chains that begin with a training of the
+    whole model have one each.
+    """
+    given = run.merge.sources
+    if isinstance(given, (dict, str)):
+        raise SettingsError(
+            f"merge.sources={given}: merge.pool=beam takes a list of checkpoints, best first"
+        )
+    base = None if run.init_from is None else base_of(walk(run.init_from))
+    found: dict[str, Source] = {}
+    for rank, path in enumerate(given or (), start=1):
+        nodes = walk(Path(path))
+        last = nodes[-1]
+        if last.kind is None or own & {*last.tasks}:
+            continue
+        if run.init_from is not None and base_of(nodes) != base:
+            log.info(
+                "merge.pool=beam: %s is for another base model (%s), left out", path, base_of(nodes)
+            )
+            continue
+        one = read_source(f"{last.task}_{rank}", path)
+        if all(one.identity != other.identity for other in found.values()):
+            found[one.name] = one
+    return {name: one.path for name, one in found.items()}
 
 
 def base_model(run: Run, family: Family) -> Any:
@@ -77,21 +108,25 @@ def merged_start(
     An empty pool, and merge.init=random, leave it as it was drawn. Raises SettingsError.
     """
     settings = run.merge
-    pool = pool_of(run)
-    if settings.init == "random" or not pool:
-        if settings.init != "random":
+    try:
+        pool = pool_of(run)
+    except MergeError as error:
+        raise SettingsError(f"merge.pool={settings.pool}: {error}") from error
+    if settings.start == "random" or not pool:
+        if settings.start != "random":
             log.info(
-                "merge.init=%s: no earlier delta in the pool, so it starts at random", settings.init
+                "merge.init=%s: no earlier delta in the pool, so it starts at random",
+                settings.start,
             )
         return {}
     try:
         plan = _plan(run, plans, rows, family, pool)
     except MergeError as error:
-        raise SettingsError(f"merge.init={settings.init}: {error}") from error
+        raise SettingsError(f"merge.init={settings.start}: {error}") from error
     write_whole(folder / PLAN, plan.text())
     begin_as(model, name, str(folder / PLAN))
     told = ", ".join(f"{n} {w:.3f}" for n, w in plan.weights.items())
-    log.info("the delta starts as a merge (%s): %s", settings.init, told)
+    log.info("the delta starts as a merge (%s): %s", settings.start, told)
     return {"merge_ess": plan.ess, **{f"weight_{n}": w for n, w in plan.weights.items()}}
 
 
@@ -104,7 +139,7 @@ def _plan(
 ) -> MergePlan:
     settings = run.merge
     target = run.tasks[0].name
-    method: Any = settings.init
+    method: Any = settings.start
     if len(pool) == 1 and method != "given":
         method = "average"  # of one: itself
     asked: MergeSettings = replace(

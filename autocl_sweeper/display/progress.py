@@ -72,6 +72,8 @@ class LogProgress:
     def started(self, trial: Trial) -> None:
         self._parallel = max(self._parallel, len(self._history.running()))
         parent = "" if trial.parent is None else f" from {trial.parent}"
+        if trial.extra:
+            parent += f" and extra start {trial.extra}"
         origin = origin_text(trial.suggestion)
         told = f" ({origin})" if origin else ""
         self.say(f"{_name(trial)} started{parent}: {settings_text(trial)}{told}")

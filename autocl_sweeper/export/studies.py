@@ -208,6 +208,7 @@ def _attributes(row: Row) -> dict[str, Any]:
         "origin": trial.suggestion.origin,
         "source": trial.suggestion.source,
         "repeat": trial.repeat or None,
+        "extra": trial.extra or None,
     }
     if outcome is not None and row.state is not State.RUNNING:
         found |= {"seconds": round(outcome.seconds, 3), "reason": outcome.reason or None}

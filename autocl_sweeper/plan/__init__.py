@@ -92,6 +92,7 @@ def make_plan(
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
     stages = in_chains(settings, stages, spaces)
+    stages[1:] = [replace(stage, extra=settings.extra_parents) for stage in stages[1:]]
     refuse_useless(settings, older, stages, spaces)
     strategy = strategy_of(settings, stages, list(tasks), () if older is None else older.stages)
     plan = replace(draft, strategy=strategy)

@@ -32,6 +32,7 @@ ORDINARY: Mapping[str, Any] = {
     "protocol": "beam",
     "first_k": None,
     "init": True,
+    "extra_parents": 0,
     "transfer": True,
 }
 
@@ -67,8 +68,13 @@ def compose_all(
             keys = " ".join(f"{key}={value}" for key, value in stage.passed.items())
             named += f" in round {stage.round} ({keys or 'its own epochs'})"
         parent, checkpoint = (0, "checkpoint") if stage.number > 1 else (None, None)
-        handed = plan.handed(stage.number, 0, parent, checkpoint)
+        handed = plan.handed(
+            stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
+        )
         config = compose(plan.command(stage.task, params, handed, ""), named)
+        for extra in range(1, stage.extra + 1):
+            beside = {**handed, "extra": extra}
+            compose(plan.command(stage.task, params, beside, ""), f"{named} (extra parent {extra})")
         if stage.round:
             continue
         configs[stage.task] = config
@@ -103,7 +109,7 @@ def initial_of(plan: Plan, own: Compose, task: str) -> Mapping[str, Value]:
 
     It is empty for an app that cannot be composed without what is searched.
     """
-    handed = plan.handed(1, 0, None, None)
+    handed = plan.handed(1, 0, None, None, [])
     try:
         return own(plan.command(task, {}, handed, ""), f"Task '{task}' as the app has it")
     except ConfigurationError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from autocl_sweeper.objective import MEAN, Objective
 from autocl_sweeper.plan.pruning import Pruning
-from autocl_sweeper.plan.rounds import BEAM, HANDED, INIT, POPULATION, handover_of
+from autocl_sweeper.plan.rounds import BEAM, HANDED, INIT, POPULATION, SOURCES, handover_of
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.protocols import Selection
 from autocl_sweeper.space import bare, literal, override
@@ -78,6 +78,11 @@ class Plan:
         handover = handover_of(self.settings).items()
         return next((key for key, value in handover if value == "checkpoint"), None)
 
+    @property
+    def hands_sources(self) -> bool:
+        """Whether a job gets the checkpoints of all survivors of the stage before."""
+        return SOURCES in handover_of(self.settings).values()
+
     def folder(self, number: int, stage: Stage, index: int = 0) -> str:
         """Relative to the sweep folder; empty when only the job will know.
 
@@ -108,22 +113,36 @@ class Plan:
         tasks = [one.task for one in self.stages[:stage]] or list(self.tasks)[:stage]
         return list(dict.fromkeys(tasks)) if self.tasks else []
 
-    def overrides(self, trial: Trial, checkpoint: str | None) -> tuple[str, ...]:
+    def overrides(
+        self, trial: Trial, checkpoint: str | None, sources: Sequence[str] = ()
+    ) -> tuple[str, ...]:
         """The job's command line: what the user typed, task and suggestion, what is handed over.
 
-        `checkpoint` is the parent's, absolute; None without a parent.
+        `checkpoint` is the parent's, absolute; None without a parent. `sources`: those of all
+        survivors of the stage before, best first.
         """
-        handed = self.handed(trial.stage, trial.number, trial.parent, checkpoint, trial.repeat)
+        handed = self.handed(
+            trial.stage, trial.number, trial.parent, checkpoint, sources, trial.repeat, trial.extra
+        )
         params = {**trial.suggestion.params, **self.stages[trial.stage - 1].passed}
         return self.command(trial.task, params, handed, trial.folder)
 
     def handed(
-        self, stage: int, trial: int, parent: int | None, checkpoint: str | None, repeat: int = 0
+        self,
+        stage: int,
+        trial: int,
+        parent: int | None,
+        checkpoint: str | None,
+        sources: Sequence[str],
+        repeat: int = 0,
+        extra: int = 0,
     ) -> dict[str, Value]:
         """The values that `handover` may name."""
         seen_tasks: list[Value] = [*self.tasks_until(stage)]
         return {
             "checkpoint": checkpoint,
+            "sources": [*sources] or None,
+            "extra": extra or None,
             "seen_tasks": seen_tasks,
             "stage": stage,
             "trial": trial,

@@ -10,7 +10,16 @@ from autocl_sweeper.budget import Budget
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.objective import Objective
 
-HANDOVER_VALUES = ("checkpoint", "seen_tasks", "stage", "trial", "parent", "seed")
+HANDOVER_VALUES = (
+    "checkpoint",
+    "sources",
+    "extra",
+    "seen_tasks",
+    "stage",
+    "trial",
+    "parent",
+    "seed",
+)
 SELECTIONS = ("top_k", "pareto", "diverse")
 PROTOCOLS = ("beam", "greedy", "first_k", "fixed", "random_chains")
 
@@ -32,6 +41,7 @@ class Settings:
     rounds: int
     popsize: int | None
     parents: str
+    extra_parents: int
     population: Mapping[str, Any]
     init: bool
     transfer: bool
@@ -59,7 +69,7 @@ class Settings:
 
 
 def check_settings(settings: Settings) -> None:
-    from_0 = ("retries", "retry_delay_s", "max_failures")
+    from_0 = ("retries", "retry_delay_s", "max_failures", "extra_parents")
     for name in (
         "top_k",
         "jobs",
@@ -95,10 +105,50 @@ def check_settings(settings: Settings) -> None:
     for key, value in settings.handover.items():
         if value is not None:
             _one_of(f"handover.{key}", value, HANDOVER_VALUES)
+    _check_sources(settings)
+    _check_extra(settings)
     if settings.sequence is None and settings.task_params:
         raise ConfigurationError(
             "hydra.sweeper.task_params is set, but hydra.sweeper.sequence is null.\n"
             "  task_params gives settings to tasks of a sequence. Name the override that lists them."
+        )
+
+
+def _check_sources(settings: Settings) -> None:
+    handed = {value: key for key, value in settings.handover.items()}
+    if "sources" not in handed:
+        return
+    named = f"hydra.sweeper.handover.{handed['sources']}=sources: "
+    if settings.parents != "beam":
+        raise ConfigurationError(
+            f"{named}sources are the survivors of the stage before, but"
+            f" hydra.sweeper.parents={settings.parents}.\n  Set hydra.sweeper.parents=beam, or take"
+            " the key out."
+        )
+    if "checkpoint" not in handed:
+        raise ConfigurationError(
+            f"{named}sources are checkpoints, but no job gets its parent's, so none has to save"
+            " one.\n  Hand it over as well: hydra.sweeper.handover.init_from=checkpoint."
+        )
+
+
+def _check_extra(settings: Settings) -> None:
+    m = settings.extra_parents
+    if not m:
+        return
+    named = f"hydra.sweeper.extra_parents={m}: "
+    if settings.parents != "beam" or settings.protocol not in ("beam", "greedy"):
+        raise ConfigurationError(
+            f"{named}they are starts beside those of a beam, but"
+            f" hydra.sweeper.parents={settings.parents} and"
+            f" hydra.sweeper.protocol={settings.protocol}.\n"
+            "  Set parents=beam and protocol=beam or greedy, or extra_parents=0."
+        )
+    if "extra" not in settings.handover.values():
+        raise ConfigurationError(
+            f"{named}no key of the app gets which of them a job starts from, so it would start from its"
+            " parent once more.\n  Name the app's key: +hydra.sweeper.handover.KEY=extra. It gets a"
+            " number from 1; jobs that start from their parent get nothing."
         )
 
 

@@ -14,9 +14,11 @@ from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.protocol import AUTO, selection_of
 from autocl_sweeper.plan.rounds import (
     POPULATION,
+    SOURCES,
     Population,
     Step,
     beam_width,
+    handover_of,
     replayed_stages,
     round_stages,
 )
@@ -46,7 +48,11 @@ def strategy_of(
     width = beam_width(settings)
     selection = selection_of(replace(settings, top_k=width), stages, tasks)
     carried = older if settings.transfer else None
-    return SequentialTopK(stages, selection, settings.pipeline, width=width, carried=carried)
+    handed = handover_of(settings).values()
+    whole_beam = SOURCES in handed or settings.extra_parents > 0
+    return SequentialTopK(
+        stages, selection, settings.pipeline, width=width, carried=carried, whole_beam=whole_beam
+    )
 
 
 def stages_of(

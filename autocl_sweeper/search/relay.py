@@ -197,7 +197,7 @@ class _Result:
     """A trial with a score as the model and the guard see it."""
 
     number: int
-    run: tuple[int, int | None]  # suggestion and parent: repeats have the same
+    run: tuple[int, int | None, int]  # suggestion, parent, extra: repeats have the same
     loss: float
     stopped_at: int | None  # the last step that an early-stopped trial reported; None: complete
     coordinates: list[float]
@@ -252,7 +252,7 @@ class _Mirror:
         place = partial(_place, f"{self._name}/{number}")
         point = self._axes.completed(self._axes.taken(trial.params), place)
         told = frozen(self._axes.to_optuna(point), self._distributions)
-        run = trial.suggestion.index, trial.parent
+        run = trial.suggestion.index, trial.parent, trial.extra
         coordinates = self._axes.coordinates(point)
         self._results[number] = _Result(number, run, loss, stopped_at, coordinates, told)
 

@@ -48,7 +48,7 @@ class Diverse:
 
 
 def residual_deviation(candidates: Sequence[Group]) -> float:
-    """The standard deviation of scores around effects of suggestion and parent that add up; 0: unknown.
+    """The standard deviation of scores around effects of suggestion and start that add up; 0: unknown.
 
     Exact where every suggestion ran with every parent; else the effects are plain means.
     """
@@ -60,7 +60,7 @@ def residual_deviation(candidates: Sequence[Group]) -> float:
         return {name: fmean(losses) for name, losses in found.items()}
 
     suggestions = means(lambda group: group.best.suggestion.index)
-    parents = means(lambda group: group.best.parent)
+    parents = means(lambda group: (group.best.parent, group.best.extra))
     freedom = len(candidates) - len(suggestions) - len(parents) + 1
     if freedom < 1 or len(suggestions) == len(candidates):
         return 0.0
@@ -68,7 +68,7 @@ def residual_deviation(candidates: Sequence[Group]) -> float:
     residuals = (
         group.loss
         - suggestions[group.best.suggestion.index]
-        - parents[group.best.parent]
+        - parents[group.best.parent, group.best.extra]
         + everything
         for group in candidates
     )

@@ -28,11 +28,11 @@ def loss_of(score: float, maximize: bool) -> float:
 
 
 def groups(finished: Sequence[Trial], maximize: bool) -> list[Group]:
-    """One per suggestion and parent that has a completed run, in the order of the first of these."""
-    runs: dict[tuple[int, int | None], list[Trial]] = {}
+    """One per suggestion and start that has a completed run, in the order of the first of these."""
+    runs: dict[tuple[int, int | None, int], list[Trial]] = {}
     for trial in finished:
         if trial.state is State.COMPLETE and trial.score is not None:
-            runs.setdefault((trial.suggestion.index, trial.parent), []).append(trial)
+            runs.setdefault((trial.suggestion.index, trial.parent, trial.extra), []).append(trial)
     return [_group(together, maximize) for together in runs.values()]
 
 

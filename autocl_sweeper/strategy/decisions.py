@@ -35,6 +35,7 @@ class Stage:
     parents: str = "beam"
     round: int = 0  # of a population, counted from 0 for each task
     passed: Mapping[str, Value] = field(default_factory=dict)  # override keys beside a suggestion's
+    extra: int = 0  # starts beside those of the parents, which each suggestion runs with too
 
     @property
     def pairing(self) -> Literal["every", "one"]:
@@ -52,7 +53,7 @@ class Stage:
 
     def jobs(self, parents: int) -> int | None:
         """Jobs with so many parents; None without a bound."""
-        pairs = parents if self.pairing == "every" else 1
+        pairs = (parents if self.pairing == "every" else 1) + self.extra
         bounds = [n * pairs for n in (self.search.size, self.limit) if n is not None]
         groups = min((n for n in (*bounds, self.groups) if n is not None), default=None)
         return None if groups is None else groups * self.seeds
@@ -60,12 +61,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Start:
-    """Run `suggestion` from `parent` (None: the initial model), for the `repeat`-th time from 0."""
+    """Run `suggestion` from `parent` (None: the initial model), for the `repeat`-th time from 0.
+
+    extra: see `Trial`.
+    """
 
     stage: Stage
     suggestion: Suggestion
     parent: int | None
     repeat: int = 0
+    extra: int = 0
 
 
 @dataclass(frozen=True)

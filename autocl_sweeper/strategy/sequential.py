@@ -29,8 +29,8 @@ from autocl_sweeper.strategy.decisions import (
 from autocl_sweeper.types import History, Later, State, Suggestion, Trial, is_stopped
 from autocl_sweeper.view import StageView
 
-Run: TypeAlias = tuple[int | None, int]
-"""What a suggestion runs with: its parent, and which repeat it is."""
+Run: TypeAlias = tuple[int | None, int, int]
+"""What a suggestion runs with: its parent, which repeat it is, and which extra start."""
 
 PARENT_LEFT = "its parent left the beam"
 AHEAD = 2  # stages that may begin early; a third kept devices no busier (benchmarks/launchers)
@@ -62,6 +62,7 @@ class SequentialTopK:
     work: Work | None = None
     width: int = 1  # of the beam; with `Stage.most` it says how many suggestions may begin early
     carried: Sequence[StageView] | None = ()  # as `views` takes it
+    whole_beam: bool = False  # a job needs all survivors of the stage before: none begins early
     _followed: list[_Followed] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def scheduled(self, pipeline: bool, work: Work | None) -> SequentialTopK:
@@ -93,7 +94,7 @@ class SequentialTopK:
         return orphan
 
     def _early(self, stage: _Standing, ahead: Sequence[_Standing]) -> Start | None:
-        if not self.pipeline or not self.selection.monotone:
+        if not self.pipeline or self.whole_beam or not self.selection.monotone:
             return None
         beam = stage.beam()
         for later in ahead:
@@ -168,7 +169,7 @@ class _Standing:
         self.running.discard(trial.number)
         if trial.state is State.RUNNING:
             self.running.add(trial.number)
-            self._begun.add((suggestion.index, (trial.parent, trial.repeat)))
+            self._begun.add((suggestion.index, (trial.parent, trial.repeat, trial.extra)))
             self._children[trial.parent].add(trial.number)
         elif is_stopped(trial):  # a result of the stage that nothing starts from
             return
@@ -263,13 +264,15 @@ class _Standing:
         return next((start for start in starts if start is not None), None)
 
     def _runs(self, parents: Sequence[int | None]) -> list[Run]:
-        """What each suggestion runs with, each parent as often as it is repeated."""
-        return [(parent, repeat) for parent in parents for repeat in range(self.stage.seeds)]
+        """What each suggestion runs with, each parent and each extra start as often as it is repeated."""
+        extras = [(parents[0], extra) for extra in range(1, self.stage.extra + 1)]
+        starts = [*((parent, 0) for parent in parents), *extras]
+        return [(parent, r, extra) for parent, extra in starts for r in range(self.stage.seeds)]
 
     def _queue_for(self, parents: Sequence[int | None], early: bool = False) -> Queue[Run]:
         ordered = self._strategy.work is not None
         work = (lambda index: self._work_of(self._suggestion(index))) if ordered else None
-        stage, each = self.stage, len(parents)
+        stage, each = self.stage, len(parents) + self.stage.extra
         if (
             early
         ):  # there may be more parents in the end: what is sure to run with every one of them
@@ -296,14 +299,17 @@ class _Standing:
         """One suggestion after the other, each with all its parents before the next is asked for."""
         search, trials, seeds = self.stage.search, self._view.trials, self.stage.seeds
         if trials and (repeat := trials[-1].repeat + 1) < seeds:
-            return Start(self.stage, trials[-1].suggestion, trials[-1].parent, repeat)
+            again = trials[-1]
+            return Start(self.stage, again.suggestion, again.parent, repeat, again.extra)
         if self.stage.groups is not None and len(trials) // seeds >= self.stage.groups:
             return None
         if trials:
             last = trials[-1]
             place = parents.index(last.parent) + 1
-            if self.stage.pairing == "every" and place < len(parents):
+            if self.stage.pairing == "every" and not last.extra and place < len(parents):
                 return Start(self.stage, last.suggestion, parents[place])
+            if last.extra < self.stage.extra:
+                return Start(self.stage, last.suggestion, parents[0], extra=last.extra + 1)
             limit = self.stage.limit
             if limit is not None and last.suggestion.index + 1 >= limit:
                 return None

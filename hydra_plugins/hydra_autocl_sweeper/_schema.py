@@ -132,6 +132,7 @@ class AutoCLSweeperConf:
     rounds: int = 1
     popsize: int | None = None
     parents: str = "beam"
+    extra_parents: int = 0
     population: PopulationConf = field(default_factory=PopulationConf)
     init: bool = True
     transfer: bool = True

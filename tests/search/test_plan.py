@@ -87,6 +87,18 @@ def test_everything_that_can_be_handed_over():
     assert texts == ("task=b", "c=ckpt", "s=[a,b]", "n=2", "t=9", "p=3")
 
 
+def test_sources_are_the_checkpoints_of_all_survivors_and_need_a_beam():
+    handover = {"init_from": "checkpoint", "merge.sources": "sources"}
+    plan = plan_of("task=a,b", handover=handover, knows_folders=False)
+    assert plan.overrides(trial(plan, stage=1), None) == ("task=a",)
+    texts = plan.overrides(trial(plan, stage=2, parent=3), "c 3", ["c 3", "c 1"])
+    assert texts == ("task=b", "init_from='c 3'", "merge.sources=['c 3','c 1']")
+    with pytest.raises(ConfigurationError, match="no job gets its parent's"):
+        plan_of("task=a,b", handover={"init_from": None, "merge.sources": "sources"})
+    with pytest.raises(ConfigurationError, match=r"hydra\.sweeper\.parents=init"):
+        plan_of("task=a,b", handover=handover, parents="init")
+
+
 def test_a_sweep_on_the_command_line_replaces_the_key_in_params():
     plan = plan_of("lr=5,6", params={"lr": "1,2", "wd": "0,1"})
     assert suggestions(plan) == [

@@ -54,7 +54,7 @@ class Simulated:
 
     def trials(self) -> list[Any]:
         return [
-            (t.task, dict(t.suggestion.params), t.parent, t.repeat, t.state, t.score)
+            (t.task, dict(t.suggestion.params), t.parent, t.repeat, t.extra, t.state, t.score)
             for t in self.history
         ]
 

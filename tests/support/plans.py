@@ -22,6 +22,7 @@ SETTINGS = Settings(
     rounds=1,
     popsize=None,
     parents="beam",
+    extra_parents=0,
     population={},
     init=True,
     transfer=True,

@@ -22,6 +22,7 @@ from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 TASKS = ("a", "b", "c", "d")
 SPACE = "x=interval(0, 1)"
 HANDOVER = {"parent": "parent"}
+EXTRA = {**HANDOVER, "merge.extra": "extra"}
 TEACHER = {"factory": "support.searches.doubling"}
 
 
@@ -176,6 +177,7 @@ def test_a_grid_gives_fixed_a_chain_for_each_of_its_points(tmp_path):
         ("first_k", {"first_k": 2}),
         ("random_chains", {}),
         ("beam", {"seeds": 2, "handover": {**HANDOVER, "s": "seed"}}),
+        ("beam", {"extra_parents": 2, "handover": EXTRA}),
     ],
 )
 def test_a_sweep_goes_on_from_every_line_of_its_journal(protocol, settings, tmp_path):
@@ -187,6 +189,78 @@ def test_a_sweep_goes_on_from_every_line_of_its_journal(protocol, settings, tmp_
         )
         assert again.trials() == whole.trials()
         assert again.best() == whole.best()
+
+
+# -- extra parents ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("pairing", ["every", "one"])
+@pytest.mark.parametrize("learns", [False, True])
+def test_every_suggestion_runs_with_the_extra_starts_too(learns, pairing, seeds, tmp_path):
+    if pairing == "one" and not learns:
+        pytest.skip("a search that is indexed runs with every parent")
+    search = {**TEACHER, "pairing": pairing} if learns else RANDOM
+    made = plan(
+        jobs=None, popsize=3, tasks=TASKS[:3], search=search, extra_parents=2, seeds=seeds,
+        handover={**EXTRA, "s": "seed"}, pipeline=True,
+    )  # fmt: skip
+    run = Simulated(tmp_path / "run", made, completes, devices=3)
+    pairs = 2 if pairing == "every" else 1  # top_k
+    assert Counter(t.stage for t in run.history) == {
+        1: 3 * seeds,
+        2: 3 * (pairs + 2) * seeds,
+        3: 3 * (pairs + 2) * seeds,
+    }
+    assert len(run.history) == made.size
+    for stage in (2, 3):
+        best, second = run.history.beams[stage - 1]
+        starts = Counter((t.parent, t.extra) for t in run.history.stage(stage))
+        assert {starts[best, extra] for extra in (1, 2)} == {3 * seeds}
+        assert starts[best, 0] + starts[second, 0] == 3 * pairs * seeds
+        assert starts.keys() <= {(best, 0), (second, 0), (best, 1), (best, 2)}
+        for index in range(3):
+            runs = [t for t in run.history.stage(stage) if t.suggestion.index == index]
+            assert len({str(t.suggestion.params) for t in runs}) == 1
+
+
+def test_extra_starts_are_told_apart_in_ranking_results_and_commands(tmp_path):
+    def turns(lineage):
+        score = {0: 0.5, 1: 0.9}[lineage[-1].extra] + 0.1 * len(lineage) * lineage[-1].repeat
+        numbers = {"score": score}
+        (tmp_path / "run" / lineage[-1].folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        checkpoint = f"{tmp_path}/run/{lineage[-1].folder}/checkpoint"
+        return Outcome(State.COMPLETE, numbers=numbers, returned="float", checkpoint=checkpoint)
+
+    made = plan(
+        jobs=None, popsize=1, tasks=TASKS[:2], extra_parents=1, seeds=2, top_k=1,
+        handover={"init_from": "checkpoint", "merge.sources": "sources", "merge.extra": "extra", "s": "seed"},
+    )  # fmt: skip
+    run = Simulated(tmp_path / "run", made, turns)
+    assert [(t.extra, t.repeat) for t in run.history.stage(2)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert run.history.beams == {1: (1,), 2: (5,)}  # runs of one start are one candidate
+    commands = [one["overrides"] for one in run.records() if one["event"] == "start"]
+    source = f"{tmp_path}/run/1_a/1/checkpoint"
+    handed = [[text for text in one if text.startswith(("merge.", "init_"))] for one in commands]
+    parents = [f"init_from={source}", f"merge.sources=[{source}]"]
+    assert [sorted(one) for one in handed[:3]] == [[], [], parents]
+    assert sorted(handed[4]) == [parents[0], "merge.extra=1", parents[1]]
+    told = (tmp_path / "run" / "optimization_results.yaml").read_text()
+    assert "extra: 1" in told and "mean_score: 1.0" in told
+    header, *rows = (tmp_path / "run" / "trials.csv").read_text().splitlines()
+    place = header.split(",").index("extra")
+    assert [row.split(",")[place] for row in rows] == ["0", "0", "0", "0", "1", "1"]
+
+
+def test_extra_starts_that_cannot_be_are_refused():
+    for settings, words in (
+        ({}, "no key of the app gets which of them"),
+        ({"handover": EXTRA, "protocol": "fixed"}, "hydra.sweeper.protocol=fixed"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            plan(extra_parents=1, **settings)
+    with pytest.raises(ConfigurationError, match="extra_parents=-1"):
+        plan(extra_parents=-1)
 
 
 # -- repeats ----------------------------------------------------------------------------------------

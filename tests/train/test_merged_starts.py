@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.runs import finish
+
+from train.start import pool_of
 
 QUICK = ("trainer.max_steps=2", "trainer.learning_rate=3e-2", "evaluate_test=false")
 DELTAS = {
@@ -95,6 +98,35 @@ def test_a_score_weighs_the_lineage_and_one_source_is_taken_as_it_is(
         torch.testing.assert_close(value, products(source)[key], rtol=0, atol=1e-6)
 
 
+def test_a_beam_gives_its_own_deltas_once_each_and_none_of_another_base(
+    chain: Any, make: Any, tmp_path: Path, caplog: Any
+) -> None:
+    own, root = chain
+    first = ("delta.first=full", "task=sentiment")
+    finish(make(*own, *first), tmp_path / "whole")
+    finish(
+        make(*own, "task=parity", f"init_from={tmp_path / 'whole/checkpoint'}"), tmp_path / "other"
+    )
+    for place in "12":  # with its parent
+        shutil.copytree(root / place, tmp_path / place)
+    places = [root / "2", tmp_path / "2", tmp_path / "other", root / "1"]
+    beam = [f"{place}/checkpoint" for place in places]
+    more = (f"init_from={beam[0]}", f"merge.sources=[{','.join(beam)}]", "merge.pool=beam", STILL)
+    with caplog.at_level(logging.INFO, logger="train.start"):
+        pool = pool_of(make(*own, "task=arithmetic", *more))
+    assert pool == {"parity_1": beam[0], "sentiment_4": beam[3]}  # a copy counts once
+    assert "other/checkpoint is for another base model" in caplog.text
+    assert pool_of(make(*own, "task=parity", *more)) == {"sentiment_4": beam[3]}
+    # An extra start is the merge; any other job of the same sweep goes on from its parent.
+    extra = (*own, "task=arithmetic", *more, "merge.init=[random,average]", "merge.extra_parents=2")
+    told = finish(make(*extra, "merge.extra=2"), tmp_path / "merged")
+    assert told["weight_parity_1"] == told["weight_sentiment_4"] == 0.5
+    told = finish(make(*extra), tmp_path / "parents")
+    assert "merge_ess" not in told
+    start, parent = state(tmp_path / "parents", 3), state(root / "2", 2)
+    assert all(torch.equal(value, parent[key]) for key, value in start.items())
+
+
 def test_given_weights_are_evaluated_without_training(
     chain: Any, make: Any, tmp_path: Path
 ) -> None:
@@ -154,7 +186,7 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
 
     def refused(*more: str) -> None:
         run = make(*own, *more)
-        run.merge.refuse_for_a_job(run.delta.kind, run.delta.start_from)
+        run.merge.refuse_for_a_job(run.delta.kind, run.delta.start_from, has_parent=True)
 
     own = of(folders, "adapter")
 
@@ -167,6 +199,20 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
         ((average, "delta=seqft"), r"merge.init=average: delta._name=seqft goes on"),
         ((average, "delta.start_from=x"), r"delta.start_from=x says the start as well"),
         (("merge.init=loss",), r"merge.init=loss: a temperature has to be given"),
+        (("merge.extra_parents=1",), r"merge.extra_parents=1: merge.init=None says what 0 of them"),
+        (
+            ("merge.init=[last,random]",),
+            r"merge.extra_parents=0: merge.init=.* says what 2 of them",
+        ),
+        ((average, "merge.extra=1"), r"merge.extra=1: there are merge.extra_parents=0 in all"),
+        (
+            (average, "merge.pool=beam"),
+            r"merge.pool=beam: merge.sources has .*handover.merge.sources",
+        ),
+        (
+            ("merge.init=manual", "merge.pool=beam", "merge.sources=[x]"),
+            r"merge.init=manual: .* are all of one task",
+        ),
         (("merge.density=0.5",), r"merge.density=0.5: has no effect on a job without merge.init"),
     ):
         with pytest.raises(SettingsError, match=words):

@@ -34,13 +34,25 @@ Rule = Literal[
 class MergeSettings:
     """Deltas of several tasks as one: sources, weights, the rule, and jobs that start from a merge."""
 
-    init: Init | None = option(
+    init: Init | list[Init] | None = option(
         None,
         "what the delta of a job starts as: last (the parent's), random, or a merge of merge.pool by "
-        "average, manual, best_single, given or a score; null: as the method in delta has it",
+        "average, manual, best_single, given or a score; null: as the method in delta has it; a list: one "
+        "for each of merge.extra_parents",
     )
-    pool: Literal["lineage", "library"] = option(
-        "lineage", "of merge.init: deltas of the chain's earlier tasks, or those in merge.sources"
+    extra_parents: int = option(
+        0,
+        "of a sweep: so many starts by merge.init run with every suggestion beside the parents' own, which "
+        "begin as the method in delta has it",
+        least=0,
+    )
+    extra: int | None = option(
+        None, "which of the extra parents a job starts from, from 1; a sweep hands it over", least=1
+    )
+    pool: Literal["lineage", "beam", "library"] = option(
+        "lineage",
+        "of merge.init: deltas of the chain's earlier tasks; the last ones of the chains in merge.sources, "
+        "which a sweep hands over (hydra.sweeper.handover.merge.sources=sources); or those in merge.sources",
     )
 
     target: str | None = option(None, "the task the merge is for; its own delta never takes part")
@@ -117,12 +129,48 @@ class MergeSettings:
                 f"merge.rank={self.rank}, or this"
             )
 
-    def refuse_for_a_job(self, delta: str, start_from: str | None) -> None:
+    @property
+    def inits(self) -> list[Init]:
+        """All that `init` names."""
+        if isinstance(self.init, list):
+            return self.init
+        return [] if self.init is None else [self.init]
+
+    @property
+    def start(self) -> Init | None:
+        """What the delta of this very job starts as."""
+        if not self.extra_parents:
+            return self.inits[0] if self.inits else None
+        return None if self.extra is None else self.inits[self.extra - 1]
+
+    def refuse_for_a_job(self, delta: str, start_from: str | None, has_parent: bool) -> None:
         """Refuse what has no effect on, or contradicts, a job with delta `delta._name`.
 
         Raises SettingsError.
         """
-        wanted = self.init
+        self._refuse_extra()
+        if self.pool == "beam" and has_parent and self.sources is None:
+            raise SettingsError(
+                "merge.pool=beam: merge.sources has the checkpoints of the beam, and it is null; a sweep "
+                "gives them with +hydra.sweeper.handover.merge.sources=sources"
+            )
+        wanted: list[Init | None] = [*self.inits]
+        for one in wanted or [None]:
+            self._refuse_start(one, delta, start_from)
+
+    def _refuse_extra(self) -> None:
+        m, inits = self.extra_parents, self.inits
+        if m != len(inits) and (m or isinstance(self.init, list)):
+            raise SettingsError(
+                f"merge.extra_parents={m}: merge.init={self.init} says what {len(inits)} of them start as; "
+                "it must name as many, for instance merge.extra_parents=2 merge.init=[average,loss]"
+            )
+        if self.extra is not None and self.extra > m:
+            raise SettingsError(
+                f"merge.extra={self.extra}: there are merge.extra_parents={m} in all; a sweep sets both"
+            )
+
+    def _refuse_start(self, wanted: Init | None, delta: str, start_from: str | None) -> None:
         if wanted is None:
             for key, one in options(MergeSettings).items():
                 if getattr(self, one.name) != default_of(one):
@@ -140,6 +188,11 @@ class MergeSettings:
             raise SettingsError(
                 f"merge.init={wanted}: delta.start_from={start_from} says the start as well; remove one of "
                 "them"
+            )
+        if wanted == "manual" and self.pool == "beam":
+            raise SettingsError(
+                "merge.init=manual: merge.groups are of tasks, and the deltas of merge.pool=beam are all of one "
+                "task; take average or a score, or merge.pool=lineage"
             )
         unscored = ("last", "random", "average", "manual", "best_single", "given")
         if wanted not in unscored and self.temperature is None and self.target_ess is None:
