@@ -110,7 +110,7 @@ def charts(runs: Mapping[str, Measured]) -> dict[str, Chart]:
         if one.memory_count:
             chart = Chart(f"{name}: memory against size", "tokens of a sequence", "peak, GiB")
             pairs = [(size, peak / GIB) for size, own in one.memory_count.items() for peak in own]
-            chart.add("peak allocated", *zip(*pairs, strict=True))
+            chart.add("peak allocated", [x for x, _ in pairs], [y for _, y in pairs])
             if one.budget_gib is not None:
                 chart.level("cap", one.budget_gib)
                 if one.margin_gib:
@@ -125,8 +125,8 @@ def charts(runs: Mapping[str, Measured]) -> dict[str, Chart]:
             )
             ends = [end(n for pair in one.predictions for n in pair) / GIB for end in (min, max)]
             chart.add("equal", ends, ends, "line")
-            found = [(real / GIB, wanted / GIB) for wanted, real in one.predictions]
-            chart.add("micro-batch", *zip(*found, strict=True))
+            measured = [real / GIB for _, real in one.predictions]
+            chart.add("micro-batch", measured, [wanted / GIB for wanted, _ in one.predictions])
             made[f"predicted_{part}"] = chart
         if one.recomputed:
             whole = one.blocks
@@ -135,8 +135,8 @@ def charts(runs: Mapping[str, Measured]) -> dict[str, Chart]:
             chart = Chart(f"{name}: share checkpointed", "micro-batch", y_name)
             chart.add("micro-batch", range(1, len(shares) + 1), shares)
             made[f"share_{part}"] = chart
-    if chart := _overhead_chart(runs):
-        made["overhead"] = chart
+    if times := _overhead_chart(runs):
+        made["overhead"] = times
     return made
 
 

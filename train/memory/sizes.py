@@ -229,7 +229,7 @@ class Sizes:
             marks = [
                 *(["largest"] if one is self.largest and not self.is_bound else []),
                 *(["bound"] if not one.first else []),
-                *(["extrapolated"] if one.extrapolated else []),
+                *(["wider margin"] if one.extrapolated else []),
                 *([] if one.fits else ["does not fit"]),
             ]
             recomputed = f"{len(one.blocks)} of {self.blocks}"
