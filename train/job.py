@@ -35,6 +35,7 @@ from train.memory.meter import GpuMeter
 from train.model.checkpoints import delta_name, load, save
 from train.model.family import Meeting, family_of
 from train.model.fit import check_loaded, fitted
+from train.sizes import dry_run
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     elif parent is not None:
         model.requires_grad_(True)
     check_loaded(model, settings, plans.values())
+    trained, replayed = _trainings(run, tasks, rows, seed, to_replay)
+    if run.memory.mode == "sizes":
+        evaluated = {n: (tasks[n], rows[n]) for t in run.seen_tasks if plans[n := t.name].is_scored}
+        return dry_run(run, model, delta, trained, replayed, evaluated, folder)
     recompute = recomputing(run.memory, model, folder, GpuMeter())
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
@@ -115,26 +120,6 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         )
     cut = ranks.on_first(lambda: count_cut(tasks, rows))
     train_start = time.perf_counter()
-    trained = [
-        Training(
-            tasks[task.name],
-            rows[task.name],
-            micro_batch_size(task, run.trainer),
-            update_freq(task, run.trainer),
-            seed + TASK_SEEDS * i,
-        )
-        for i, task in enumerate(run.tasks)
-    ]
-    replayed = [
-        Training(
-            tasks[name],
-            kept(rows[name], run.delta.replay_rows, run.seed),
-            trained[0].micro_batch_size,
-            (1,),
-            seed + TASK_SEEDS * i,
-        )
-        for i, name in enumerate(to_replay, start=len(trained))
-    ]
     if run.extras.do_train:
         with tracked(run.trainer.get("report_to"), folder) as name:
             callbacks = [] if recompute is None else [recompute]
@@ -192,6 +177,37 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         return results
 
     return ranks.on_first(keep_and_score)
+
+
+def _trainings(
+    run: Run,
+    tasks: Mapping[str, Meeting],
+    rows: Mapping[str, Rows],
+    seed: int,
+    earlier: Sequence[str],
+) -> tuple[list[Training], list[Training]]:
+    """The tasks that are trained, and those earlier ones of which rows are mixed in."""
+    trained = [
+        Training(
+            tasks[task.name],
+            rows[task.name],
+            micro_batch_size(task, run.trainer),
+            update_freq(task, run.trainer),
+            seed + TASK_SEEDS * i,
+        )
+        for i, task in enumerate(run.tasks)
+    ]
+    replayed = [
+        Training(
+            tasks[name],
+            kept(rows[name], run.delta.replay_rows, run.seed),
+            trained[0].micro_batch_size,
+            (1,),
+            seed + TASK_SEEDS * i,
+        )
+        for i, name in enumerate(earlier, start=len(trained))
+    ]
+    return trained, replayed
 
 
 def replayed_tasks(run: Run, nodes: Sequence[Node]) -> list[str]:

@@ -26,6 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from autocl_sweeper.errors import InfeasibleError
 from autocl_sweeper.private import private_folder
 from train.config.env import LEASED, VISIBLE, EnvSettings
 from train.config.sections import Run
@@ -94,6 +95,11 @@ def start(run: Run, env: EnvSettings, folder: Path, here: Callable[[], Any]) -> 
 
     Raises SettingsError, what `here` raises, or WorkerFailed; a worker's `sys.exit(3)` is ours.
     """
+    if run.memory.mode == "sizes" and env.processes > 1:
+        raise SettingsError(
+            f"memory.mode=sizes: looks at the batches of one process, and env asks for {env.processes}. "
+            "Set env.nproc_per_node=1 and env.nnodes=1"
+        )
     with _devices(env):
         if env.processes == 1:
             return here()
@@ -242,6 +248,8 @@ def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> B
         failed = WorkerFailed(f"rank {first['rank']} of {env.processes}: {first['error']}")
         if first["error"].startswith("MemoryError"):  # told by its kind alone
             failed.__cause__ = MemoryError()
+        if first["error"].startswith("InfeasibleError"):
+            failed.__cause__ = InfeasibleError(first["error"])
         return failed
     who = f"rank {', '.join(map(str, silent))}" if silent else "torch.distributed.run"
     failed = WorkerFailed(

@@ -49,7 +49,7 @@ TRAIN_FLOORS = [
     {"data", "merge"},
     {"model", "delta"},
     {"loop", "memory"},
-    {"job", "check", "info", "processes", "score", "start"},
+    {"job", "check", "info", "processes", "score", "sizes", "start"},
     {"main", "worker", "pieces", "export", "final", "models", "sample", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
@@ -75,7 +75,7 @@ TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
     "model": {"delta"},  # a checkpoint is a base and its deltas
     "start": {"score"},
-    "job": {"start"},
+    "job": {"start", "sizes"},
 }
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {

@@ -22,6 +22,9 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):
         limit_memory(MemorySettings(budget_mib=512))
+    with pytest.raises(SettingsError, match=r"memory\.mode=sizes plans for this one here"):
+        limit_memory(MemorySettings(budget_mib=512))
+    limit_memory(MemorySettings(budget_mib=512, mode="sizes"))
     limit_memory(MemorySettings())
 
     class Device:

@@ -20,10 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.outcome import cause_of
+from autocl_sweeper.types import Cause
 from train.config.memory import MemorySettings
 from train.config.typed import SettingsError
 from train.memory.blocks import Blocks
-from train.memory.checkpointing import InfeasibleBudget, PlannedBlocks, recomputing
+from train.memory.checkpointing import PlannedBlocks, recomputing
 from train.memory.collector import Collector
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -219,20 +222,23 @@ def test_peaks_of_a_step_are_predicted_and_stay_below_the_budget(tmp_path: Path)
     assert callback.planner.hits == 2 == sum(one["cache_hit"] for one in records)
 
 
+@pytest.mark.parametrize("margin", [0.0, "auto"])
 def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budget_that_runs(
-    tmp_path: Path,
+    tmp_path: Path, margin: Any
 ) -> None:
     lengths = [64, 96, 128, 80, 128]
-    settings = {"method": "plan", "collect_steps": 4, "margin_gib": 0.0}
-    model = bert()
+    settings = {"method": "plan", "collect_steps": 4, "margin_gib": margin}
     make = planned(tmp_path, PeakOnTheCpu(10e6), budget_gib=16e6 / GIB, **settings)
     with pytest.raises(
-        InfeasibleBudget, match=r"no plan fits a batch of 4 x 128 in update 5"
+        InfeasibleError, match=r"no plan fits a batch of 4 x 128 in update 5"
     ) as bad:
-        trained(tmp_path, make, lengths, model=model)
+        trained(tmp_path, make, lengths)
+    assert cause_of(bad.value) is Cause.INFEASIBLE
+    for part in ("predicted peak", "of it static", "a margin of"):
+        assert part in str(bad.value)
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
     kept = (tmp_path / "memory_records.jsonl").read_text().splitlines()
-    assert len(kept) == 4  # of the steps before
+    assert len(kept) == 4 and (tmp_path / "memory_model.json").exists()  # of the steps before
     (tmp_path / "memory_records.jsonl").unlink()
     make = planned(tmp_path, PeakOnTheCpu(10e6), budget_gib=least + 0.0005, **settings)
     trained(tmp_path, make, lengths)
@@ -279,8 +285,17 @@ def test_a_model_without_blocks_and_an_index_that_is_no_block_are_refused(tmp_pa
         planned(tmp_path, NoMeter(), method="fixed", blocks=(6,))(bert())
 
 
-def test_a_budget_below_the_parameters_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    make = planned(tmp_path, NoMeter(), method="plan", budget_mib=1)
-    with pytest.raises(InfeasibleBudget, match=r"memory\.budget_mib=1: the parameters alone take"):
-        trained(tmp_path, make)
-    assert isinstance(make(bert()), PlannedBlocks)
+def test_a_budget_below_the_static_part_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = bert()
+    parameters = sum(p.numel() for p in model.parameters())
+    static = (4 + 4 + 8) * parameters  # in fp32: parameters, gradients, AdamW
+    below = {"method": "plan", "margin_gib": 0.0, "budget_gib": (static - 1) / GIB}
+    with pytest.raises(InfeasibleError, match=r"is below the static part of any batch") as bad:
+        trained(tmp_path, planned(tmp_path, NoMeter(), **below))
+    assert f"{4 * parameters / GIB:.3f} GiB gradients" in str(bad.value)
+    assert (
+        cause_of(bad.value) is Cause.INFEASIBLE and not (tmp_path / "memory_records.jsonl").exists()
+    )
+    enough = {**below, "budget_gib": static / GIB, "on_infeasible": "warn", "collect_steps": 1}
+    trained(tmp_path, planned(tmp_path, NoMeter(), **enough), [16])
+    assert isinstance(planned(tmp_path, NoMeter(), **enough)(model), PlannedBlocks)

@@ -114,7 +114,7 @@ def chain(tmp_path: Path, experiment: str, *more: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "model", "epochs", "dev_rows", "movies"),
-    [("text_t5", "t5", 2, 40, 0.65), ("text_llama", "smollm2", 1, 20, 0.5)],
+    [("text_t5", "t5", 2, 40, 0.65), ("text_llama", "smollm2", 2, 20, 0.65)],
 )
 def test_a_chain_of_two_tasks_learns_both(
     fetched: Callable[[str], Path],

@@ -27,6 +27,11 @@ class MemorySettings:
     planner: Literal["prefix", "bucket_greedy"] = option(
         "prefix", "of plan and static: our planner, or that of Mimose's code, for comparison"
     )
+    mode: Literal["train", "sizes"] = option(
+        "train",
+        "sizes: do not train; write the sizes of all batches and the plan of each into the job folder, "
+        "also on the CPU",
+    )
     budget_gib: float | None = option(
         None, "GPU memory of a process; null: no limit", unit="GiB of 2^30 bytes", least=0
     )
@@ -59,6 +64,12 @@ class MemorySettings:
     blocks: tuple[int, ...] | None = option(
         None, "of fixed: indices of recomputed blocks, the first is 0"
     )
+    sizes_steps: int = option(
+        20000,
+        "of mode sizes: micro-batches whose size is looked at; the largest of a longer run is a bound",
+        unit="micro-batches",
+        least=1,
+    )
     n: int = option(2, "of every_n: the first, then every n-th block is recomputed", least=1)
 
     def __post_init__(self) -> None:
@@ -77,10 +88,10 @@ class MemorySettings:
                 f"memory.margin_gib={self.margin_gib}: leaves nothing of a budget of "
                 f"{budget / 2**30:g} GiB. It must be below memory.budget_gib"
             )
-        if self.method == "static" and self.max_size is None:
+        if self.method == "static" and self.max_size is None and self.mode == "train":
             raise SettingsError(
                 "memory.method=static: plans for the largest batch alone. Set its length in "
-                "memory.max_size"
+                "memory.max_size; memory.mode=sizes finds it"
             )
         if (self.method == "fixed") != (self.blocks is not None):
             raise SettingsError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,19 +73,13 @@ def predict(
     evaluation of a row is alike.
     """
     plan, device = task.plan, next(model.parameters()).device
-    seed = plan.task.dataset.fixed_validation_seed or 0
-    size = plan.task.dataset.micro_valid_batch_size or BATCH
-    chosen = rows.dev if part == "dev" else rows.test
-    chosen = chosen if max_batches is None else chosen[: size * max_batches]
+    chosen: list[Row] = []
     answers: list[str] = []
     loss, counted = 0.0, 0
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(chosen), size):
-            examples = []
-            for i, row in enumerate(chosen[start : start + size], start=start):
-                where = f"task {plan.name}, {part} row {i + 1}"
-                examples.append(task.example(row, np.random.default_rng([seed, i]), False, where))
+        for some, examples in in_batches(task, rows, part, max_batches):
+            chosen += some
             answers += task.answers(model, examples, device)
             if with_loss:
                 batch = {k: v.to(device) for k, v in task.batch(examples).items()}
@@ -105,6 +99,24 @@ def predict(
         (loss, counted) if with_loss else None,
         lengths,
     )
+
+
+def in_batches(
+    task: Meeting, rows: Rows, part: Part, max_batches: int | None = None
+) -> Iterator[tuple[Sequence[Row], list[Any]]]:
+    """Rows and examples of each batch of a part, in its order."""
+    plan = task.plan
+    seed = plan.task.dataset.fixed_validation_seed or 0
+    size = plan.task.dataset.micro_valid_batch_size or BATCH
+    chosen = rows.dev if part == "dev" else rows.test
+    chosen = chosen if max_batches is None else chosen[: size * max_batches]
+    for start in range(0, len(chosen), size):
+        some = chosen[start : start + size]
+        examples = []
+        for i, row in enumerate(some, start=start):
+            where = f"task {plan.name}, {part} row {i + 1}"
+            examples.append(task.example(row, np.random.default_rng([seed, i]), False, where))
+        yield some, examples
 
 
 def scored(plan: TaskPlan, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:

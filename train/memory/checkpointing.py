@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
+from autocl_sweeper.errors import InfeasibleError
 from train.config.memory import PLANNED, MemorySettings
 from train.memory.blocks import Blocks, check_indices
 from train.memory.collector import Collector
@@ -22,11 +23,8 @@ from train.memory.records import Record, Records, write_model
 
 log = logging.getLogger(__name__)
 
-STATE_BYTES = 8  # of AdamW in fp32, for each trainable parameter
-
-
-class InfeasibleBudget(RuntimeError):
-    """No plan of a batch fits the budget; found before its step ran."""
+STATE_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0}  # of a trainable parameter
+OTHER_STATES = 8  # assumed in plans for optimizers that are not among them
 
 
 class RecomputedBlocks(TrainerCallback):
@@ -81,6 +79,7 @@ class PlannedBlocks(TrainerCallback):
         self.records = Records(folder)
         self.has_decoder = bool(getattr(self.blocks.owner.config, "is_encoder_decoder", False))
         self.step = 0  # updates done
+        self.states = 0.0  # bytes of the optimizer's, which the first update allocates
         self.running: _Running | None = None
         self.collector: Collector | None = None
         self.hook: Any = None
@@ -89,12 +88,16 @@ class PlannedBlocks(TrainerCallback):
     # -- what the Trainer calls ------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        parameters = [p for p in self.model.parameters() if p.device.type != "meta"]
-        static = sum(p.numel() * p.element_size() for p in parameters)
-        if static > self.budget:
-            raise InfeasibleBudget(
-                f"{self.settings.named_budget}: the parameters alone take {_gib(static)}. Set a "
-                "larger budget"
+        optimizer = str(getattr(args.optim, "value", args.optim))
+        self.states = STATE_BYTES.get(optimizer, OTHER_STATES) * trainable(self.model)
+        static = Static.of(self.model, STATE_BYTES.get(optimizer, 0))
+        if static.total + self.planner.margin(False) > self.budget:
+            raise InfeasibleError(
+                f"{self.settings.named_budget}: is below the static part of any batch, "
+                f"{gib(static.total)} ({static}), and a margin of {gib(self.planner.margin(False))}. "
+                f"No smaller budget than {gib(self.planner.least_budget(static.total, False))} is "
+                "feasible; memory.mode=sizes finds the one that is. Set a larger one, or take a smaller "
+                "model or delta"
             )
         self.step = state.global_step
         self.records.writes = state.is_world_process_zero
@@ -113,11 +116,15 @@ class PlannedBlocks(TrainerCallback):
         self.hook.remove()
         self._stop_collecting()
         self.blocks.disable()
-        self.records.flush()
-        if self.planner.rows and self.records.writes:
-            write_model(self.folder, self.planner, _made_with())
+        self.leave()
         for line in self.records.mimose_lines():
             log.info("%s", line)
+
+    def leave(self) -> None:
+        """Write what is known by now into the job folder."""
+        self.records.flush()
+        if self.planner.rows and self.records.writes:
+            write_model(self.folder, self.planner, made_with())
 
     # -- one micro-batch -------------------------------------------------------------------------
 
@@ -148,28 +155,27 @@ class PlannedBlocks(TrainerCallback):
         if self.settings.method == "static" and self.settings.max_size is not None:
             planned = replace(shape, length=max(shape.length, self.settings.max_size))
         if not self.step:  # states of the optimizer come with the first update
-            trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-            static += STATE_BYTES * trainable
+            static += self.states
         choice = self.planner.plan(planned.features(), planned.length, static, fresh)
         if choice.blocks not in self.logged:
             self.logged.add(choice.blocks)
             log.info(
                 "batches like %d x %d: %d of %d blocks are recomputed, predicted peak %s",
                 *(shape.rows, shape.length, len(choice.blocks), len(self.blocks.layers)),
-                _gib(choice.predicted),
+                gib(choice.predicted),
             )
         if not choice.fits:
             message = (
                 f"{self.settings.named_budget}: no plan fits a batch of {shape.rows} x {shape.length}"
-                f" in update {self.step + 1}: predicted peak {_gib(choice.predicted)} with "
-                f"{len(choice.blocks)} blocks recomputed, {_gib(static)} of it static, and a margin of "
-                f"{_gib(choice.margin)}. The smallest feasible budget is "
-                f"{_gib(choice.least_budget)}; or make batches smaller, or set "
+                f" in update {self.step + 1}: predicted peak {gib(choice.predicted)} with "
+                f"{len(choice.blocks)} blocks recomputed, {gib(static)} of it static, and a margin of "
+                f"{gib(choice.margin)}. The smallest feasible budget is "
+                f"{gib(choice.least_budget)}; or make batches smaller, or set "
                 "memory.on_infeasible=warn"
             )
             if self.settings.on_infeasible == "raise":
-                self.records.flush()
-                raise InfeasibleBudget(message)
+                self.leave()
+                raise InfeasibleError(message)
             log.warning("%s", message)
         return choice
 
@@ -237,10 +243,41 @@ def recomputing(
     return RecomputedBlocks(settings, model)
 
 
-def _gib(value: float) -> str:
+def gib(value: float) -> str:
     return f"{value / 2**30:.3f} GiB"
 
 
-def _made_with() -> dict[str, str]:
+@dataclass(frozen=True)
+class Static:
+    """Bytes that every step of a training needs, whatever its batch."""
+
+    parameters: float
+    gradients: float
+    states: float  # of the optimizer
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, states: int) -> Static:
+        """states: bytes of the optimizer for each trainable parameter."""
+        own = [p for p in model.parameters() if p.device.type != "meta"]
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in own]
+        gradients = sum(n for n, trained in sizes if trained)
+        return cls(sum(n for n, _ in sizes), gradients, states * trainable(model))
+
+    @property
+    def total(self) -> float:
+        return self.parameters + self.gradients + self.states
+
+    def __str__(self) -> str:
+        return (
+            f"{gib(self.parameters)} parameters, {gib(self.gradients)} gradients, "
+            f"{gib(self.states)} optimizer states"
+        )
+
+
+def trainable(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def made_with() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {"torch": torch.__version__, "transformers": transformers.__version__, "gpu": gpu}

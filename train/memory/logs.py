@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.memory.records import RECORDS
+import yaml
+
+from train.memory.records import MODEL, RECORDS
+
+RESULTS = "all_results.json"
+METHODS = {"none": "None", "gc": "GC", "plan": "DC", "static": "DCS", "fixed": "PC"}  # Mimose's
 
 
 class LogError(ValueError):
@@ -30,7 +35,11 @@ class Measured:
     seconds: float | None = None  # of the training
     method: str | None = None  # of the command line: None, GC, DC, DCS or PC
     budget_gib: float | None = None
+    margin_gib: float | None = None  # of the budget, left free by plans
     overheads: Mapping[str, Any] | None = None  # detection: seconds of collector and estimator
+    recomputed: tuple[int, ...] = ()  # blocks, of each micro-batch
+    blocks: int | None = None  # of the model
+    predictions: tuple[tuple[float, float], ...] = ()  # predicted and measured peak, bytes
 
 
 NAMES = (
@@ -46,13 +55,46 @@ OPTION = re.compile(r"--(\w+)(?:[= ]([^\s-]\S*))?")
 def read(path: Path) -> Measured:
     """The training of a job folder, a file of records or a log. Raises LogError."""
     file = path / RECORDS if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / RESULTS).exists():
+        return _of_job(Measured({}, {}), path)  # its method records nothing
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise LogError(
             f"{path}: {error.strerror}. Give a job folder with {RECORDS}, or a log"
         ) from error
-    return from_records(text, str(file)) if file.suffix == ".jsonl" else from_log(text, str(file))
+    if file.suffix != ".jsonl":
+        return from_log(text, str(file))
+    return _of_job(from_records(text, str(file)), file.parent)
+
+
+def _of_job(found: Measured, folder: Path) -> Measured:
+    """With what else the folder of a job says: method, budget, margin, blocks, seconds of training."""
+    memory = _loaded(folder / ".hydra" / "resolved.yaml").get("memory", {})
+    model, results = _loaded(folder / MODEL), _loaded(folder / RESULTS)
+    budget = memory.get("budget_gib")
+    if memory.get("budget_mib") is not None:
+        budget = memory["budget_mib"] / 1024
+    margin = model.get("margin_bytes")
+    method = memory.get("method")
+    return replace(
+        found,
+        seconds=results.get("seconds_train", found.seconds),
+        method=METHODS.get(method, method),
+        budget_gib=budget,
+        margin_gib=None if margin is None else margin / 2**30,
+        blocks=len(model["kinds"]) if "kinds" in model else found.blocks,
+    )
+
+
+def _loaded(path: Path) -> Mapping[str, Any]:
+    """A mapping in YAML or JSON; empty where the file is missing. Raises LogError."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
+        raise LogError(f"{path}: cannot be read: {error}. Remove it, or give the log") from error
 
 
 def from_records(text: str, name: str) -> Measured:
@@ -61,6 +103,9 @@ def from_records(text: str, name: str) -> Measured:
     order: list[int] = []
     strategy: dict[int, tuple[int, ...]] = {}
     reserved, seconds = 0.0, 0.0
+    recomputed: list[int] = []
+    predictions: list[tuple[float, float]] = []
+    blocks: int | None = None
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             one = json.loads(line)
@@ -68,14 +113,24 @@ def from_records(text: str, name: str) -> Measured:
             peaks.setdefault(size, []).append(float(one["peak_allocated_bytes"]))
             reserved = max(reserved, float(one["peak_reserved_bytes"]))
             seconds += float(one["step_s"])
+            recomputed.append(len(one["blocks"]))
             if one["phase"] == "plan":
                 strategy[size] = tuple(one["blocks"])
+                pair = (float(one["predicted_bytes"]), float(one["peak_allocated_bytes"]))
+                predictions.append(pair)
+            else:
+                blocks = len(one["blocks"]) + 1  # all but the probe
         except (ValueError, KeyError, TypeError) as error:
             raise LogError(_broken(name, number, line)) from error
         order.append(size)
     count = dict(Counter(order))
     measured = {size: tuple(own) for size, own in peaks.items()}
-    return Measured(count, measured, tuple(order), strategy, reserved, seconds)
+    return Measured(
+        *(count, measured, tuple(order), strategy, reserved, seconds),
+        recomputed=tuple(recomputed),
+        blocks=blocks,
+        predictions=tuple(predictions),
+    )
 
 
 def from_log(text: str, name: str) -> Measured:
@@ -87,7 +142,7 @@ def from_log(text: str, name: str) -> Measured:
     found: dict[str, Any] = {}
     overheads: dict[str, Any] = {}
     bars: list[tuple[int, float]] = []
-    chosen: tuple[str | None, float | None] = (None, None)
+    chosen: tuple[str | None, float | None, float | None] = (None, None, None)
     for number, line in _lines(text):
         if bar := BAR.search(line):
             steps, hours, minutes, seconds = (int(group or 0) for group in bar.groups())
@@ -112,6 +167,7 @@ def from_log(text: str, name: str) -> Measured:
         )
     memory = found.get("memory_count") or found.get("shape_memory") or {}
     order = found.get("shape_order", ())
+    strategy = found.get("strategy") or {}
     count = found.get("shape_count") or {size: len(own) for size, own in memory.items()}
     own = [seconds for steps, seconds in bars if steps == len(order)]
     made = Measured(count, memory, order, found.get("strategy"), found.get("max_memory_used"))
@@ -120,6 +176,8 @@ def from_log(text: str, name: str) -> Measured:
         seconds=own[-1] if own else (bars[-1][1] if bars else overheads.get("training time")),
         method=chosen[0],
         budget_gib=chosen[1],
+        margin_gib=chosen[2],
+        recomputed=tuple(len(strategy[size]) for size in order if size in strategy),
         overheads=overheads or None,
     )
 
@@ -142,10 +200,13 @@ _VALUES: Mapping[str, Any] = {
 }
 
 
-def _chosen(command: str) -> tuple[str, float | None]:
-    """Method and budget of a command line of Mimose's scripts."""
+def _chosen(command: str) -> tuple[str, float | None, float | None]:
+    """Method, budget and margin of a command line of Mimose's scripts."""
     given = dict(OPTION.findall(command))
-    budget = float(given["memory_threshold"]) if given.get("memory_threshold") else None
+    budget, margin = (
+        float(given[name]) if given.get(name) else None
+        for name in ("memory_threshold", "memory_buffer")
+    )
     for name, method in (
         ("prev_checkpoint", "PC"),
         ("static_checkpoint", "DCS"),
@@ -153,8 +214,8 @@ def _chosen(command: str) -> tuple[str, float | None]:
         ("gradient_checkpointing", "GC"),
     ):
         if name in given and given[name].lower() not in ("false", "0"):
-            return method, budget
-    return "None", budget
+            return method, budget, margin
+    return "None", budget, margin
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -147,6 +147,14 @@ class Planner:
             found = max(MARGIN * self.budget, self.fragmented, self.missed)
         return found * (WIDER if extrapolated else 1.0)
 
+    def least_budget(self, peak: float, extrapolated: bool) -> float:
+        """The smallest budget that leaves its margin free above a peak, bytes."""
+        times = WIDER if extrapolated else 1.0
+        if self.given_margin is not None:
+            return peak + self.given_margin * times
+        share = peak / (1 - MARGIN * times)  # the margin grows with the budget
+        return max(share, peak + max(self.fragmented, self.missed) * times)
+
     def plan(self, features: Features, size: int, static: float, fresh: bool = False) -> Choice:
         """The plan of a batch with these features. static: bytes allocated before the step.
 
@@ -193,7 +201,8 @@ class Planner:
         else:
             k = fitting[0] if fitting else peaks.index(least)
             blocks, peak, fits = tuple(range(k)), peaks[k], bool(fitting)
-        return Choice(blocks, peak, margin, least + margin, fits, unsure, fresh=fresh)
+        enough = self.least_budget(least, unsure)
+        return Choice(blocks, peak, margin, enough, fits, unsure, fresh=fresh)
 
     def _greedy(
         self, features: Features, size: int, static: float, margin: float

@@ -1,0 +1,178 @@
+"""Tables and pictures of trainings under a memory budget, from job folders and logs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import median
+
+from train.memory.logs import Measured
+from train.memory.pictures import Chart
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training in the table; None: not measured, or not in the log."""
+
+    run: str
+    method: str | None
+    budget_gib: float | None
+    batches: int
+    sizes: str
+    peak_gib: float | None  # allocated
+    reserved_gib: float | None
+    over_budget: int | None  # micro-batches with a higher peak
+    recomputed: float | None  # blocks, mean over micro-batches
+    blocks: int | None
+    error_percent: float | None  # largest miss of a prediction, of the measured peak
+    seconds: float | None
+    overhead_percent: float | None  # of the time, against method None
+
+
+def overhead(runs: Mapping[str, Measured], seconds: float | None) -> float | None:
+    """Per cent more time than the median of the runs that recompute nothing."""
+    plain = [one.seconds for one in runs.values() if one.method == "None" and one.seconds]
+    if not plain or seconds is None:
+        return None
+    return 100.0 * (seconds / median(plain) - 1.0)
+
+
+def rows(runs: Mapping[str, Measured]) -> list[Row]:
+    made = []
+    for name, one in runs.items():
+        peaks = [peak for own in one.memory_count.values() for peak in own]
+        budget = one.budget_gib
+        counts = one.recomputed
+        errors = [abs(wanted / found - 1.0) for wanted, found in one.predictions if found]
+        low_high = [*{min(one.shape_count), max(one.shape_count)}] if one.shape_count else []
+        made.append(
+            Row(
+                run=name,
+                method=one.method,
+                budget_gib=budget,
+                batches=sum(one.shape_count.values()),
+                sizes="-".join(str(size) for size in sorted(low_high)),
+                peak_gib=max(peaks) / GIB if peaks else None,
+                reserved_gib=None if one.max_memory_used is None else one.max_memory_used / GIB,
+                over_budget=None if budget is None else sum(p > budget * GIB for p in peaks),
+                recomputed=sum(counts) / len(counts) if counts else None,
+                blocks=one.blocks,
+                error_percent=100.0 * max(errors) if errors else None,
+                seconds=one.seconds,
+                overhead_percent=overhead(runs, one.seconds),
+            )
+        )
+    return made
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [one.name for one in fields(Row)]
+    writer.writerow(names)
+    for row in table:
+        values = [getattr(row, name) for name in names]
+        writer.writerow(["" if value is None else value for value in values])
+    return text.getvalue()
+
+
+def as_text(table: Sequence[Row]) -> str:
+    names = [one.name for one in fields(Row)]
+    cells = [names, *([_shown(getattr(row, name)) for name in names] for row in table)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def charts(runs: Mapping[str, Measured]) -> dict[str, Chart]:
+    """File name without its end -> picture. Left out is what there are no numbers for."""
+    made: dict[str, Chart] = {}
+    for name, one in runs.items():
+        part = re.sub(r"[^\w.-]+", "_", name)
+        if one.memory_count:
+            chart = Chart(f"{name}: memory against size", "tokens of a sequence", "peak, GiB")
+            pairs = [(size, peak / GIB) for size, own in one.memory_count.items() for peak in own]
+            chart.add("peak allocated", [x for x, _ in pairs], [y for _, y in pairs])
+            if one.budget_gib is not None:
+                chart.level("cap", one.budget_gib)
+                if one.margin_gib:
+                    chart.level("budget of plans", one.budget_gib - one.margin_gib)
+            made[f"memory_{part}"] = chart
+            chart = Chart(f"{name}: sizes", "tokens of a sequence", "micro-batches")
+            chart.add("micro-batches", [*one.shape_count], [*one.shape_count.values()], "bars")
+            made[f"sizes_{part}"] = chart
+        if one.predictions:
+            chart = Chart(
+                f"{name}: predicted against measured", "measured peak, GiB", "predicted, GiB"
+            )
+            ends = [end(n for pair in one.predictions for n in pair) / GIB for end in (min, max)]
+            chart.add("equal", ends, ends, "line")
+            measured = [real / GIB for _, real in one.predictions]
+            chart.add("micro-batch", measured, [wanted / GIB for wanted, _ in one.predictions])
+            made[f"predicted_{part}"] = chart
+        if one.recomputed:
+            whole = one.blocks
+            y_name = "blocks recomputed" if whole is None else f"recomputed, % of {whole} blocks"
+            shares = [n if whole is None else 100.0 * n / whole for n in one.recomputed]
+            chart = Chart(f"{name}: share checkpointed", "micro-batch", y_name)
+            chart.add("micro-batch", range(1, len(shares) + 1), shares)
+            made[f"share_{part}"] = chart
+    if times := _overhead_chart(runs):
+        made["overhead"] = times
+    return made
+
+
+def _overhead_chart(runs: Mapping[str, Measured]) -> Chart | None:
+    """Time against budget, a line per method; None and GC as levels. None: too few numbers."""
+    times: dict[str, dict[float, list[float]]] = {}
+    full: list[float] = []
+    for one in runs.values():
+        more = overhead(runs, one.seconds)
+        if more is None or one.method is None:
+            continue
+        if one.method == "GC":
+            full.append(more)
+        elif one.budget_gib is not None and one.method != "None":
+            times.setdefault(one.method, {}).setdefault(one.budget_gib, []).append(more)
+    if not times:
+        return None
+    chart = Chart("overhead against budget", "budget, GiB", "time above None, %")
+    for method, by_budget in times.items():
+        chart.add(
+            method, sorted(by_budget), [median(by_budget[b]) for b in sorted(by_budget)], "line"
+        )
+    chart.level("None", 0.0)
+    if full:
+        chart.level("GC", median(full))
+    return chart
+
+
+def write(runs: Mapping[str, Measured], folder: Path) -> list[Path]:
+    """table.txt, table.csv and the pictures; what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = rows(runs)
+    written = [folder / "table.txt", folder / "table.csv"]
+    written[0].write_text(as_text(table), encoding="utf-8")
+    written[1].write_text(as_csv(table), encoding="utf-8")
+    for name, chart in charts(runs).items():
+        chart.save(folder / f"{name}.png")
+        written.append(folder / f"{name}.png")
+    return written
