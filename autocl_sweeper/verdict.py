@@ -120,7 +120,7 @@ class Verdict:
         """Stop before a trial starts from a checkpoint that was removed. Raises SweepFolderError."""
         if not os.path.exists(checkpoint):
             raise SweepFolderError(
-                f"The checkpoint of trial {trial.parent} is gone: '{checkpoint}'.\n"
+                f"The checkpoint of trial {trial.parent} is missing: '{checkpoint}'.\n"
                 f"  Trial {trial.number} (task '{trial.task}') starts from it"
                 f" ({self.checkpoint_key}=<checkpoint>).\n"
                 "  Restore it, then rerun the same command; or begin anew in another"

@@ -182,7 +182,7 @@ def test_a_folder_of_leases_that_others_may_write_is_refused(chain: Bench) -> No
     chain.leases.chmod(0o777)
     output = chain.run(*OURS, "task=a", status=1)
     assert "DeviceError: the folder of device leases" in output
-    assert "chmod 700 mends that" in output
+    assert "chmod 700 fixes that" in output
     assert not chain.sweep.exists()
 
 
