@@ -185,8 +185,10 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    typed = config.hydra.overrides.hydra
-    named = any(text.startswith("hydra.sweeper.sequence=") for text in typed)
+    # Their texts may hold `${...}` of jobs, which nothing here resolves.
+    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    assert isinstance(typed, list)
+    named = any(str(text).lstrip("+").startswith("hydra.sweeper.sequence=") for text in typed)
     return make_plan(settings, arguments, compose, config_loader, knows_folders, own, named)
 
 
