@@ -39,7 +39,7 @@ setup(
             "ray = hydra_plugins.hydra_autocl_sweeper.launcher:RayLauncher",
         ],
     },
-    # The lowest versions that pass the tests: README.md says why each package is there, and
+    # The lowest versions that pass the tests: docs/dependencies.md says why each package is there, and
     # constraints-oldest.txt holds the bounds of these and of the extra `test` for `make test-oldest`.
     install_requires=[
         "cloudpickle>=2.1.0",

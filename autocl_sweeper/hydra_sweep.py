@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from autocl_sweeper.display.dry_run import print_plan
 from autocl_sweeper.display.progress import watch
 from autocl_sweeper.display.screen import patient_screen, screen
-from autocl_sweeper.display.summary import print_summary
+from autocl_sweeper.display.summary import print_best, print_summary
 from autocl_sweeper.errors import AutoCLError, ConfigurationError
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.local import LocalExecutor
@@ -119,6 +119,8 @@ def run_sweep(
         in_rounds = plan.settings.parents != BEAM and len(plan.tasks) < 2  # shown as they ended
         if plan.ranked and not in_rounds:
             print_summary(plan, history, folder, screen())
+        if not plan.tasks and plan.settings.parents == BEAM:
+            print_best(plan, history, folder, screen())
         if sweep.stopped is not None:
             _say_how_to_go_on(sweep.stopped, sweep, len(plan.stages), folder)
         if not plan.ranked:
@@ -183,7 +185,11 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    return make_plan(settings, arguments, compose, config_loader, knows_folders, own)
+    # Their texts may hold `${...}` of jobs, which nothing here resolves.
+    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    assert isinstance(typed, list)
+    named = any(str(text).lstrip("+").startswith("hydra.sweeper.sequence=") for text in typed)
+    return make_plan(settings, arguments, compose, config_loader, knows_folders, own, named)
 
 
 def _exporter(plan: Plan, folder: Path) -> Exporter:

@@ -375,6 +375,8 @@ def write_best(
     best = next(iter(final_lineages(plan, history)), None)
     told: dict[str, Any] = {
         "name": "autocl",
+        "best_value": best.score if best else None,
+        "best_params": dict(best.trials[-1].suggestion.params) if best else {},
         "best_score": best.score if best else None,
         "direction": plan.settings.direction,
         "stages_finished": len(history.beams),

@@ -59,7 +59,7 @@ class Retries(Generic[Item]):
         """The seconds until this job runs again; None: its end counts.
 
         A lost attempt says nothing about the job: it runs again at once and is no retry. A retry
-        comes after a while, in which others run: what broke may mend by itself.
+        comes after a while, in which others run: what broke may recover by itself.
         """
         if outcome.lost:
             if outcome.cause is Cause.DEVICE_MEMORY:

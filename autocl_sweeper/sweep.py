@@ -286,7 +286,7 @@ class Sweep:
         try:
             self._finish(Job(trial.number, ()), outcome)
         except (ConfigurationError, JobContractError) as error:
-            # It may be what stopped the sweep, and mended since: the next job will tell.
+            # It may be what stopped the sweep, and be fixed since: the next job shows it.
             self._again(trial, Outcome(State.FAIL, str(error).partition("\n")[0], lost=True))
 
     def _wait_out(self, trial: Trial) -> None:

@@ -30,7 +30,7 @@ class Cause(str, Enum):
 
     NONE = ""  # nothing did, or a journal of an earlier version that does not say
     EXCEPTION = "exception"  # its function raised
-    CONFIGURATION = "configuration"  # it never composed, which no repetition can mend
+    CONFIGURATION = "configuration"  # it never composed, which no repetition can fix
     DEVICE_MEMORY = "device_memory"  # a device had no memory left for it
     HOST_MEMORY = "host_memory"  # the machine, or its control group, had none
     INFEASIBLE = "infeasible"  # it said that its settings cannot be trained
@@ -40,7 +40,7 @@ class Cause(str, Enum):
     STALL = "stall"  # it wrote nothing for too long
     DISK = "disk"  # a file system was full or broken
     RESULT = "result"  # what it returned cannot be ranked
-    CANCELLED = "cancelled"  # nobody needs it any more
+    CANCELLED = "cancelled"  # it is not needed any more
     STOPPED = "stopped"  # its sweep was stopped
     DEVICE = "device"  # the device it ran on is lost or cannot be asked
     EARLY_STOPPED = "early_stopped"  # what it reported was not good enough to go on
@@ -283,7 +283,7 @@ class History:
         return self._change(trial)
 
     def give_up(self, number: int, reason: str) -> Trial:
-        """A trial that is over before its time, or over in vain: PRUNED, and never ranked.
+        """A trial that is over before its time, or given up: PRUNED, and never ranked.
 
         A running one is `ending` until `finish` tells how long its job took.
         """

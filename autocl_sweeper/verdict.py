@@ -20,7 +20,29 @@ from autocl_sweeper.errors import (
 )
 from autocl_sweeper.objective import CURRENT, MEAN, WORST, Objective
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME
+from autocl_sweeper.plain import masked
 from autocl_sweeper.types import Cause, Outcome, State, Trial
+
+
+def alike(failed: Iterable[Trial]) -> list[list[Trial]]:
+    """Failed trials by kind, the most frequent, then the latest first.
+
+    Reasons that differ in their numbers alone are one kind.
+    """
+    kinds: dict[tuple[str, str], list[Trial]] = {}
+    for trial in failed:
+        outcome = trial.outcome
+        assert outcome is not None
+        kinds.setdefault((outcome.cause.value, masked(outcome.reason)), []).append(trial)
+    return sorted(kinds.values(), key=lambda kind: (len(kind), kind[-1].number), reverse=True)
+
+
+def named(kind: Sequence[Trial]) -> str:
+    """`trial 3`, or `4 trials (3, 5, 6, ...)`."""
+    if len(kind) == 1:
+        return f"trial {kind[0].number}"
+    numbers = ", ".join(str(trial.number) for trial in kind[:3])
+    return f"{len(kind)} trials ({numbers}{', ...' * (len(kind) > 3)})"
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ class Verdict:
         """Stop before a trial starts from a checkpoint that was removed. Raises SweepFolderError."""
         if not os.path.exists(checkpoint):
             raise SweepFolderError(
-                f"The checkpoint of trial {parent} is gone: '{checkpoint}'.\n"
+                f"The checkpoint of trial {parent} is missing: '{checkpoint}'.\n"
                 f"  Trial {trial.number} (task '{trial.task}') starts from it"
                 f" ({self.checkpoint_key}=<checkpoint>).\n"
                 "  Restore it, then rerun the same command; or begin anew in another"
@@ -151,7 +173,7 @@ class Verdict:
         return TooManyFailuresError(
             f"{failures} trials failed (hydra.sweeper.max_failures={limit}).\n"
             f"{self._failures(trials)}\n"
-            "  What finished is kept. Mend the cause, then rerun the same command; with a higher"
+            "  What finished is kept. Fix the cause, then rerun the same command; with a higher"
             "\n  hydra.sweeper.retries the failed ones run again too."
         )
 
@@ -159,7 +181,7 @@ class Verdict:
         return NoSurvivorError(
             f"No trial of task '{task}' survived, so there is nothing to go on from.\n"
             f"{self._failures(trials)}\n"
-            "  What finished is kept. Mend the cause, then rerun the same command with\n"
+            "  What finished is kept. Fix the cause, then rerun the same command with\n"
             f"  hydra.sweeper.retries={retries + 1} to run them again."
         )
 
@@ -167,7 +189,7 @@ class Verdict:
         return NoSurvivorError(
             f"All trials of round {number} failed.\n"
             f"{self._failures(trials)}\n"
-            "  What finished is kept. Mend the cause, then rerun the same command with\n"
+            "  What finished is kept. Fix the cause, then rerun the same command with\n"
             f"  hydra.sweeper.retries={retries + 1} to run them again; or set"
             " hydra.sweeper.max_failures, which then\n  alone decides how many may fail (autocl"
             f" finetune: --retries={retries + 1}, --keep_going)."
@@ -175,15 +197,17 @@ class Verdict:
 
     def _failures(self, trials: Iterable[Trial]) -> str:
         failed = [trial for trial in trials if trial.state is State.FAIL]
+        kinds = alike(failed)
         lines = []
-        for trial in failed[-3:]:
+        for kind in kinds[:3]:
+            trial = kind[-1]
             outcome = trial.outcome
             assert outcome is not None
-            lines.append(f"  trial {trial.number}: {outcome.reason}")
+            lines.append(f"  {named(kind)}: {outcome.reason}")
             lines += [f"    | {line}" for line in outcome.log_tail[-5:]]
             lines.append(self._where(trial).removeprefix("\n"))
-        if len(failed) > 3:
-            lines.append(f"  and {len(failed) - 3} more, in {self.folder / self.list_file}")
+        if others := sum(map(len, kinds[3:])):
+            lines.append(f"  and {others} more, in {self.folder / self.list_file}")
         return "\n".join(lines)
 
     def _where(self, trial: Trial) -> str:

@@ -128,7 +128,7 @@ class LeaseFolder:
         if found.st_uid != os.geteuid():
             raise self._unusable(f"it belongs to uid {found.st_uid}, and we are {os.geteuid()}")
         if found.st_mode & stat.S_IWOTH:
-            raise self._unusable("everybody may write into it; chmod 700 mends that")
+            raise self._unusable("every account may write into it; chmod 700 fixes that")
 
     def _unusable(self, why: str) -> DeviceError:
         return DeviceError(
@@ -161,7 +161,7 @@ class LeaseFolder:
             if reason := objection(self._occupied(device_id)):
                 return reason
             lease = self._locked(device_id, claim)
-            return lease or f"is leased by {self.holder(device_id) or 'somebody'}"
+            return lease or f"is leased by {self.holder(device_id) or 'another process'}"
 
     def announce(self, lease: Lease) -> bool:
         """Lock a lease of ours anew if its files were deleted. False: others have the device by now."""
@@ -368,7 +368,7 @@ def lease_free(
 
     def unfit(device: Device | None, occupied: Occupied) -> str:
         if device is None:
-            return "is gone"
+            return "has disappeared"
         reason = refusal(
             device, occupied.claims, claim, free_memory, allow_processes, unknown=unknown
         )
@@ -480,7 +480,7 @@ def refuse_too_few(
         f"(hydra.launcher.devices_per_job={count}, max_devices={max_devices}):\n"
         + ("\n".join(seen) or "  no device is there")
         + (
-            "\n  What finished is kept. Mend those out of service, or leave them out"
+            "\n  What finished is kept. Repair the devices out of service, or leave them out"
             " (CUDA_VISIBLE_DEVICES), then rerun the same command."
             if retired
             else "\n  Ask for fewer, or show the sweep more (max_devices, CUDA_VISIBLE_DEVICES)."

@@ -168,8 +168,8 @@ def refusal(
             return f"is shared by memory with {claim}: a job that reserves none cannot join"
     if unknown and device.total_mib is not None and any(c.holder == ours.holder for c in claims):
         return (
-            "has a job of this sweep, and nobody knows yet what memory such jobs need: another one"
-            " joins when it has shown that or is over (memory_per_job_mib tells it at once)"
+            "has a job of this sweep, and it is not known yet what memory such jobs need: another one"
+            " joins when that is measured or the job is over (memory_per_job_mib sets it at once)"
         )
     use = use_of(device, [claim.job for claim in claims if claim.job is not None], related)
     if use.strangers and not allow_processes:

@@ -330,8 +330,11 @@ def _counts(running: int, queued: int, done: int, failed: int) -> list[Any]:
     return [*counts, Text(f"{failed} failed", "red" if failed else "")]
 
 
-def _times(gone_s: float, left_s: float | None) -> list[str]:
-    return [f"{clock(gone_s)} gone", f"about {clock(left_s)} left" if left_s is not None else ""]
+def _times(elapsed_s: float, left_s: float | None) -> list[str]:
+    return [
+        f"{clock(elapsed_s)} elapsed",
+        f"about {clock(left_s)} left" if left_s is not None else "",
+    ]
 
 
 def settings_text(trial: Trial) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocl_sweeper import results
-from autocl_sweeper.display.progress import short_key, value_text
+from autocl_sweeper.display.progress import settings_text, short_key, value_text
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.types import History, Suggestion, Trial
+from autocl_sweeper.types import History, State, Suggestion, Trial
+from autocl_sweeper.verdict import alike, named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +58,29 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
         files.append(outcome.checkpoint)
     for name in files:
         console.print(f"  {folder / name}", soft_wrap=True, highlight=False)
+
+
+def print_best(plan: Plan, history: History, folder: Path, console: Console) -> None:
+    """The best trial of a sweep without a sequence, its failures by kind, and where the table is."""
+    failed = [trial for trial in history if trial.state is State.FAIL]
+    chains = results.final_lineages(plan, history)
+    if not chains and not failed:  # jobs without a score: there is nothing to compare
+        return
+    lines = []
+    if chains:
+        best = chains[0].trials[-1]
+        settings = settings_text(best)
+        lines.append(
+            f"Best of {len(history)} trials: {best.score:.4f}, trial {best.number} ({settings})"
+        )
+    if failed:
+        lines.append(f"{len(failed)} of {len(history)} trials failed:")
+    lines += [
+        f"  {named(kind)}: {kind[0].outcome.reason}" for kind in alike(failed) if kind[0].outcome
+    ]
+    lines.append(f"All trials: {folder / results.TABLE_FILE}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:

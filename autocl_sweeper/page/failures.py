@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.words import shown
+from autocl_sweeper.plain import masked
 from autocl_sweeper.types import State
 
 MOST_TRIALS = 12  # named of one kind
@@ -46,12 +46,12 @@ def failures(sweep: Overview) -> list[Failure]:
         outcome = trial.outcome
         if trial.state is not State.FAIL or outcome is None:
             continue
-        key = (outcome.cause.value, _masked(outcome.reason))
+        key = (outcome.cause.value, masked(shown(outcome.reason)))
         found.setdefault(key, []).append(trial.number)
         first.setdefault(key, (outcome.reason, tail_of(outcome.log_tail)))
     for record in sweep.records:
         if record["event"] == "attempt_failed" and not record["lost"]:
-            key = (record.get("cause", ""), _masked(record["reason"]))
+            key = (record.get("cause", ""), masked(shown(record["reason"])))
             attempts[key] = attempts.get(key, 0) + 1
             first.setdefault(key, (record["reason"], ()))
             found.setdefault(key, [])
@@ -66,7 +66,3 @@ def failures(sweep: Overview) -> list[Failure]:
 def tail_of(lines: Sequence[str]) -> list[str]:
     """The last lines of a log, fit to be shown."""
     return [line for text in lines[-TAIL_LINES:] for line in shown(text).split("\n")]
-
-
-def _masked(reason: str) -> str:
-    return re.sub(r"\d+", "#", shown(reason))

@@ -40,10 +40,12 @@ def make_plan(
     config_loader: Any,
     knows_folders: bool,
     own: Compose | None = None,
+    names_sequence: bool = False,
 ) -> Plan:
     """Check everything that can be checked before a job starts. Raises ConfigurationError.
 
     own: composes too, with the chosen groups and the values that only the app's code knows.
+    names_sequence: the command line sets `hydra.sweeper.sequence`.
     """
     settings = settled(replace(settings, handover=dict(flat_keys(settings.handover))))
     check_settings(settings)
@@ -65,7 +67,7 @@ def make_plan(
         given[argument.key] = argument.text if argument.distribution is None else None
         if argument.distribution is not None:
             space[argument.key] = argument.distribution
-    tasks = sequence_of(settings.sequence, space, typed, config_loader)
+    tasks = sequence_of(settings.sequence, space, typed, config_loader, names_sequence)
     if settings.sequence is not None:
         for key in [key for key in space if bare(key) == bare(settings.sequence)]:
             del space[key]

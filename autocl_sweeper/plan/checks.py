@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ ORDINARY: Mapping[str, Any] = {
     "init": True,
     "extra_parents": 0,
     "transfer": True,
+}
+
+MEANT = {
+    "checkpoint": "A job that gets a folder there starts from the checkpoint in it.",
+    "seen_tasks": "A job gets the names of the tasks so far there.",
+    "stage": "A job gets the number of its stage there, from 1.",
+    "trial": "A job gets its trial number there.",
+    "parent": "A job gets the number of its parent trial there.",
+    "seed": "A job gets its seed there.",
 }
 
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
@@ -71,10 +81,12 @@ def compose_all(
         handed = plan.handed(
             stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
         )
-        config = compose(plan.command(stage.task, params, handed, ""), named)
-        for extra in range(1, stage.extra + 1):
-            beside = {**handed, "extra": extra}
-            compose(plan.command(stage.task, params, beside, ""), f"{named} (extra parent {extra})")
+        with _missing_handover(plan, named):
+            config = compose(plan.command(stage.task, params, handed, ""), named)
+            for extra in range(1, stage.extra + 1):
+                beside = {**handed, "extra": extra}
+                told = f"{named} (extra parent {extra})"
+                compose(plan.command(stage.task, params, beside, ""), told)
         if stage.round:
             continue
         configs[stage.task] = config
@@ -90,6 +102,27 @@ def compose_all(
                 key: value for key, value in config.items() if configs[stage.task].get(key) != value
             }
     return configs, variants
+
+
+@contextmanager
+def _missing_handover(plan: Plan, named: str) -> Iterator[None]:
+    """Explain a handover to a key that the app does not have: Hydra's advice, `+key=...`, is none here."""
+    try:
+        yield
+    except ConfigurationError as error:
+        for key, value in handover_of(plan.settings).items():
+            if value is None or f"Could not override '{bare(key)}'" not in str(error):
+                continue
+            group, _, own = key.rpartition(".")
+            raise ConfigurationError(
+                f"{named} cannot be composed: the app's configuration has no key '{key}'"
+                f" (hydra.sweeper.handover.{key}={value}).\n"
+                f"  Add `{own}: null` to it{f' below `{group}`' * bool(group)}. {MEANT[value]}\n"
+                f"  If the app has another name for it: hydra.sweeper.handover.{key}=null"
+                f" +hydra.sweeper.handover.NAME={value}.\n"
+                f"  If it needs none: hydra.sweeper.handover.{key}=null. No job was started."
+            ) from error
+        raise
 
 
 def each_choice(space: Space, params: Mapping[str, Value]) -> list[dict[str, Value]]:

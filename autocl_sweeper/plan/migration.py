@@ -90,11 +90,13 @@ def _direction(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     elif direction is None and theirs:
         yield (
             f"hydra.sweeper.{next(iter(theirs))} is a key of hydra-optuna-sweeper, which minimizes"
-            " unless told otherwise;\n  this sweeper maximizes, and hydra.sweeper.direction is not"
+            " by default;\n  this sweeper maximizes, and hydra.sweeper.direction is not"
             " given.\n  Set hydra.sweeper.direction=minimize (what it was there) or maximize."
         )
     elif direction is None:
         own["direction"] = "maximize"
+    else:
+        own["direction"] = {"max": "maximize", "min": "minimize"}.get(direction, direction)
 
 
 def _refused(theirs: Mapping[str, Any]) -> Iterator[str]:

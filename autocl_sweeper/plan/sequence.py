@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from autocl_sweeper.distributions import Distribution, Interval
@@ -10,14 +11,21 @@ from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.space import Argument, bare, parse_space
 from autocl_sweeper.types import Value
 
+DEFAULT = "task"
+
 
 def sequence_of(
     key: str | None,
     space: Mapping[str, Distribution],
     typed: Sequence[Argument],
     config_loader: Any,
+    named: bool = False,
 ) -> dict[str, Value]:
-    """Task name -> value, in order; empty when the sequence override was not given."""
+    """Task name -> value, in order; empty when the default sequence override was not given.
+
+    named: the user set `hydra.sweeper.sequence`. Then its override has to be given.
+    Raises ConfigurationError.
+    """
     if key is None:
         return {}
     given = {bare(name): distribution for name, distribution in space.items()}
@@ -28,6 +36,8 @@ def sequence_of(
             text = argument.text.partition("=")[2]
             given |= parse_space({bare(key): text}, config_loader, "the command line")
     if bare(key) not in given:
+        if named or key != DEFAULT:
+            raise _not_given(key, [*given, *(bare(one.key) for one in typed if not one.merges)])
         return {}
     distribution = given[bare(key)]
     if isinstance(distribution, Interval):
@@ -49,6 +59,18 @@ def sequence_of(
             )
         tasks[name] = value
     return tasks
+
+
+def _not_given(key: str, given: Sequence[str]) -> ConfigurationError:
+    close = get_close_matches(bare(key), given, n=1)
+    near = (
+        f"  Did you mean hydra.sweeper.sequence={close[0]}? {close[0]} is given.\n" if close else ""
+    )
+    return ConfigurationError(
+        f"hydra.sweeper.sequence={key}, but {key} is not given.\n{near}"
+        f"  List the tasks in their order: {bare(key)}=first,second,third. For a search without tasks"
+        " set\n  hydra.sweeper.sequence=null."
+    )
 
 
 def _task_name(value: Value) -> str:

@@ -319,7 +319,7 @@ class _Standing:
                 raise SearchError(
                     f"The search of task '{self.stage.task}' waits for a running trial (Later), but"
                     " none runs.\n  A search without another suggestion answers None. It is a"
-                    f" {type(search).__name__}; set another hydra/sweeper/search, or mend it."
+                    f" {type(search).__name__}; set another hydra/sweeper/search, or fix it."
                 )
             return Wait()
         if suggestion is None:
@@ -335,7 +335,7 @@ class _Standing:
             raise SearchError(
                 f"The search of task '{self.stage.task}' names trial {parent} as a parent, but the"
                 f" beam is {list(parents)}.\n  A suggestion names one of its stage's parents, or"
-                f" none. It is a {type(search).__name__}; set another hydra/sweeper/search, or mend"
+                f" none. It is a {type(search).__name__}; set another hydra/sweeper/search, or fix"
                 " it."
             )
         return Start(self.stage, suggestion, parent)

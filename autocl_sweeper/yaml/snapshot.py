@@ -191,7 +191,7 @@ class Snapshot:
             try:
                 found = now.get(path) or _hash(_read(path))
             except (OSError, UnicodeDecodeError):
-                changes.append(f"{path}: is gone")
+                changes.append(f"{path}: was deleted")
                 continue
             if found != digest:
                 changes.append(f"{path}: was edited")

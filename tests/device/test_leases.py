@@ -395,7 +395,7 @@ def test_the_folder_is_ours_alone(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="not a folder"):
         LeaseFolder(tmp_path / "file")
     folder.path.chmod(0o777)
-    with pytest.raises(DeviceError, match="everybody may write"):
+    with pytest.raises(DeviceError, match="every account may write"):
         LeaseFolder(folder.path)
 
 

@@ -251,7 +251,7 @@ def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(make_pool: P
     probe = FakeProbe.gpus(2, 80 * GIB)
     first = make_pool(probe, seen=False, jobs_per_device=4)
     assert numbers(taken(first)) == ["0", "1"]
-    assert "nobody knows yet what memory such jobs need" in first.refusal
+    assert "it is not known yet what memory such jobs need" in first.refusal
     other = make_pool(probe, "other", seen=False, jobs_per_device=4)
     assert numbers(taken(other)) == ["0", "1"]  # else it might wait for ever: one of each sweep
     first.expect(30 * GIB)  # 33 with the margin, and one of its own on each counts as much

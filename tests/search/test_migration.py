@@ -42,6 +42,7 @@ def test_without_their_keys_the_direction_is_ours_and_nothing_else_changes() -> 
     assert (settings.direction, settings.jobs, settings.seed) == ("maximize", 7, 0)
     assert {field.name for field in fields(Settings)}.isdisjoint(THEIRS)
     assert settings_of(direction="minimize").direction == "minimize"
+    assert [settings_of(direction=d).direction for d in ("max", "min")] == ["maximize", "minimize"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ REQUIRES = (
     "rich",
     "scipy",
 )
-"""All that the core may need; each is explained in the README. setup.py is compared with this."""
+"""All that the core may need; each is explained in docs/dependencies.md. setup.py is compared with this."""
 
 # Another machine's GPUs are none of our business here: jobs run on CPU slots.
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HYDRA"))}

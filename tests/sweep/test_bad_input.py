@@ -52,7 +52,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a misspelt setting": (["task=a", f"{S}.topk=3"], ["topk"]),
     "a handover to a key the app does not have": (
         ["task=a,b", f"+{S}.handover.start_from=checkpoint"],
-        ["Task 'b' cannot be composed", "start_from"],
+        ["Task 'b' cannot be composed", "no key 'start_from'", "Add `start_from: null`",
+         f"{S}.handover.start_from=null"],
     ),
     "a value Hydra cannot read": (
         ["task=a", f"+{S}.params.lr='choice(1'"],
@@ -78,13 +79,25 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a", f"+{S}.budget.hours=3"],
         [f"{S}.budget has no key 'hours'", "jobs, device_hours, wall_clock"],
     ),
+    "a sequence that is not given": (
+        [f"{S}.sequence=tsk", "task=a,b", "lr=1,2"],
+        [f"{S}.sequence=tsk, but tsk is not given", f"Did you mean {S}.sequence=task?"],
+    ),
+    "the default sequence, named and not given": (
+        [f"{S}.sequence=task", "lr=1,2"],
+        [f"{S}.sequence=task, but task is not given", f"{S}.sequence=null"],
+    ),
+    "a direction of another library": (
+        ["task=a", f"{S}.direction=descending"],
+        [f"{S}.direction='descending' is not one of: maximize, minimize"],
+    ),
     "repeats whose seed no key gets": (
         ["task=a", "lr=1,2", f"{S}.seeds=3"],
         [f"{S}.seeds=3", "would be the same", "+hydra.sweeper.handover.KEY=seed"],
     ),
     "repeats whose seed goes to a key the app does not have": (
         ["task=a", "lr=1,2", f"{S}.seeds=3", f"+{S}.handover.trainer.seed=seed"],
-        ["Task 'a' cannot be composed", "trainer.seed"],
+        ["Task 'a' cannot be composed", "Add `seed: null` to it below `trainer`"],
     ),
     "an unknown launcher setting": (["task=a", "hydra.launcher.cpus=2"], ["cpus"]),
 }  # fmt: skip
@@ -169,7 +182,7 @@ def test_a_folder_of_leases_that_others_may_write_is_refused(chain: Bench) -> No
     chain.leases.chmod(0o777)
     output = chain.run(*OURS, "task=a", status=1)
     assert "DeviceError: the folder of device leases" in output
-    assert "chmod 700 mends that" in output
+    assert "chmod 700 fixes that" in output
     assert not chain.sweep.exists()
 
 
@@ -239,3 +252,67 @@ def test_a_stage_without_survivors_stops_the_sweep_with_the_reasons(
     assert f"{S}.retries=1 to run them again" in output
     assert bench.results()["chain"] == []
     assert not (bench.sweep / "2_b").exists()
+
+
+def test_failures_alike_are_printed_once_with_their_count(chain: Bench) -> None:
+    fails = chain.folder / "fails"
+    fails.write_text("[1, 2, 3, 4]")
+    output = chain.run(*WARM, "task=a", "lr=1,2,3,4", status=1, FAILS=str(fails))
+    assert "4 trials (0, 1, 2, ...): RuntimeError: lr=4 is not for today\n" in output
+    assert output.count("full log:") == 1
+
+
+def test_without_a_sequence_the_best_value_and_the_failures_are_printed(chain: Bench) -> None:
+    fails = chain.folder / "fails"
+    fails.write_text("[3, 4]")
+    several = (*WARM, "lr=1,2,3,4", f"{S}.max_failures=4")
+    lines = chain.run(*several, FAILS=str(fails)).splitlines()
+    assert "Best of 4 trials: 2.0000, trial 1 (lr=2)" in lines
+    assert "2 of 4 trials failed:" in lines
+    assert "  2 trials (2, 3): RuntimeError: lr=3 is not for today" in lines
+    assert f"All trials: {chain.sweep / 'trials.csv'}" in lines
+    assert (chain.results()["best_value"], chain.results()["best_params"]) == (2, {"lr": 2})
+
+
+NO_INIT_FROM = """
+import pathlib
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(cfg):
+    print("starts from", cfg.get("init_from", cfg.start))
+    pathlib.Path(HydraConfig.get().runtime.output_dir, "checkpoint").mkdir()
+    return cfg.lr
+
+main()
+"""
+
+
+@pytest.mark.parametrize("advice", ["add the key", "another name", "none"])
+def test_what_the_message_of_a_missing_init_from_advises_works(tmp_path: Path, advice: str) -> None:
+    bench = Bench(tmp_path, tmp_path / "app.py")
+    bench.app.write_text(NO_INIT_FROM)
+    config = tmp_path / "conf" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text("task: a\nlr: 1\nstart: null\n")
+    tried = (*WARM, "task=a,b", "lr=1,2")
+    output = bench.run(*tried, status=1)
+    assert "no key 'init_from' (hydra.sweeper.handover.init_from=checkpoint)" in output
+    added = ()
+    if advice == "add the key":
+        assert "Add `init_from: null` to it." in output
+        config.write_text(config.read_text() + "init_from: null\n")
+    elif advice == "another name":
+        named = f"{S}.handover.init_from=null +{S}.handover.NAME=checkpoint"
+        assert named in output
+        added = tuple(named.replace("NAME", "start").split())
+    else:
+        assert f"If it needs none: {S}.handover.init_from=null." in output
+        added = (f"{S}.handover.init_from=null",)
+    bench.run(*tried, *added)
+    job = bench.events("start")[-1]
+    said = (bench.sweep / job["folder"] / "job.log").read_text()
+    given = "None" if advice == "none" else f"{bench.sweep}/1_a/{job['parent']}/checkpoint"
+    assert f"starts from {given}\n" in said
+    bench.close()

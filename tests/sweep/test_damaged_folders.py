@@ -125,7 +125,7 @@ def test_a_parents_checkpoint_that_is_gone_is_named_before_a_trial_starts_from_i
     for checkpoint in tmp_path.glob("1_a/*/checkpoint"):
         (checkpoint / "model").unlink()
         checkpoint.rmdir()
-    with pytest.raises(SweepFolderError, match=r"checkpoint of trial \d is gone: '.*1_a/"):
+    with pytest.raises(SweepFolderError, match=r"checkpoint of trial \d is missing: '.*1_a/"):
         run(tmp_path)
 
 

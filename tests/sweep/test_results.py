@@ -117,7 +117,8 @@ def test_the_result_file_can_be_rebuilt_from_the_journal(finished):
 def test_the_best_chain_has_one_entry_per_stage(finished):
     _, _, folder = finished
     told = yaml.safe_load((folder / "optimization_results.yaml").read_text())
-    assert told["best_score"] == 0.6
+    assert told["best_score"] == told["best_value"] == 0.6
+    assert told["best_params"] == {"lr": 1}
     assert [entry["trial"] for entry in told["chain"]] == [1, 2]
     assert told["chain"][1]["folder"] == "2_b/2"
     assert told["chain"][1]["params"] == {"lr": 1}

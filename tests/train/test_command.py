@@ -49,7 +49,7 @@ def test_a_group_chosen_by_null_is_refused_before_hydra_starts() -> None:
 
     with pytest.raises(CommandLineError, match=r"task=null: .* ~task chooses none of them"):
         refuse_nameless(["-m", "task=null"])
-    refuse_nameless(["seed=null", "task.a.dataset=null", "~task", "memory=null"])
+    refuse_nameless(["seed=null", "task.a.dataset=null", "~task"])
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def test_what_became_of_recorded_files(tmp_path: Path) -> None:
     written(conf, {"edited.yaml": "edited: 2"})
     (conf / "gone.yaml").unlink()
     changes = taken(conf, "kept.yaml", "edited.yaml").changes(recorded)
-    assert changes == [f"{conf}/edited.yaml: was edited", f"{conf}/gone.yaml: is gone"]
+    assert changes == [f"{conf}/edited.yaml: was edited", f"{conf}/gone.yaml: was deleted"]
 
 
 def test_an_edit_is_reported_once_and_a_touch_is_none(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class TextAnswer:
         if not self.cut and is_cut(made, plan, self.vocabulary):
             self.cut = True
             log.warning(
-                "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
+                "%s: the text is cut to task.%s.max_src_length=%d ids; later rows are cut without a warning",
                 *(where, plan.name, plan.max_src_length),
             )
         if training and not any(made.learned):
@@ -91,8 +91,8 @@ class TextAnswer:
         if training and not self.cut_answer and made.decoder[-1] != self.vocabulary.eos:
             self.cut_answer = True
             log.warning(
-                "%s: the answer is cut to task.%s.max_tgt_length=%d ids and learned without its end; of "
-                "later rows this is not told",
+                "%s: the answer is cut to task.%s.max_tgt_length=%d ids and learned without its end; "
+                "later rows are cut without a warning",
                 *(where, plan.name, plan.max_tgt_length),
             )
         return made

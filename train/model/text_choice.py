@@ -44,7 +44,7 @@ class TextChoice:
         if not self.cut and is_cut(made, self.plan, self.vocabulary):
             self.cut = True
             log.warning(
-                "%s: the text is cut to task.%s.max_src_length=%d ids; of later rows this is not told",
+                "%s: the text is cut to task.%s.max_src_length=%d ids; later rows are cut without a warning",
                 *(where, self.plan.name, self.plan.max_src_length),
             )
         truth = row.get(self.plan.templates[0].target.name)

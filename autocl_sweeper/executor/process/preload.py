@@ -87,8 +87,8 @@ def flaw_of_forks(known_fds: set[str]) -> str:
         time.sleep(0.02)
     if threads:
         return (
-            f"it leaves {len(threads)} thread(s) running ({', '.join(threads)}), which forked jobs would"
-            " wait for in vain"
+            f"it leaves {len(threads)} thread(s) running ({', '.join(threads)}); forked jobs would"
+            " wait for them without end"
         )
     with suppress(ChildProcessError):
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

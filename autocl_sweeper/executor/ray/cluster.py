@@ -243,7 +243,7 @@ class RayExecutor:
             if not agents.answered and time.monotonic() - agents.begin > LATE_S:
                 agents.answered = True
                 log.warning(
-                    f"the agent on {agents.name} has not started for {LATE_S:g} s: somebody may"
+                    f"the agent on {agents.name} has not started for {LATE_S:g} s: another program may"
                     " hold what Ray counts there (see `ray status`)"
                 )
 

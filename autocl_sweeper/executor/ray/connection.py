@@ -16,7 +16,7 @@ AUTH_MODE, AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 
 def connect(address: str) -> Any:
-    """Ray, connected to a cluster. Raises ConfigurationError with the command that mends it."""
+    """Ray, connected to a cluster. Raises ConfigurationError with the command that fixes it."""
     if address == "local":
         _close_to_others()
     try:

@@ -1,0 +1,81 @@
+"""What the README says to type does what it says: its blocks, copied and run as real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.installed import CLEAN, ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+
+
+def block(kind: str) -> str:
+    (found,) = (text for one, text in BLOCKS if one == kind)
+    return found
+
+
+def typed(line: str, cwd: Path) -> str:
+    """What a command of the README prints in this folder, with this interpreter."""
+    words = shlex.split(line)
+    program = {"python": [sys.executable], "autocl": [sys.executable, "-m", "autocl_sweeper"]}
+    argv = [*program[words[0]], *words[1:]]
+    environment = CLEAN | {"PYTHONPATH": str(ROOT), "AUTOCL_LEASE_DIR": str(cwd / "leases")}
+    done = subprocess.run(
+        argv, cwd=cwd, env=environment, text=True, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_the_first_sweep_of_the_readme_prints_what_it_shows_and_can_be_looked_at(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("vl_convert")
+    first = next(line for line in COMMANDS if line.startswith("python "))
+    assert first.startswith("python examples/minimal/")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    printed = [line.rstrip() for line in typed(first, tmp_path).splitlines() if line.strip()]
+    (shown,) = (text for _, text in BLOCKS if text.startswith("Best chain"))
+    shown_lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
+    begin = printed.index(shown_lines[0])
+    assert printed[begin : begin + len(shown_lines)] == shown_lines
+    looks = [line for line in COMMANDS if line.startswith("autocl ")]
+    assert looks[0] == "autocl report"
+    for line in looks:
+        assert typed(line, tmp_path).strip()
+    assert len(list(tmp_path.glob("multirun/*/*/report.html"))) == 1
+
+
+def test_the_own_app_of_the_readme_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "my_app.py").write_text(block("python"))
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/config.yaml").write_text(block("yaml"))
+    typed("python my_app.py", tmp_path)  # a Hydra app of its own
+    (command,) = (line for line in COMMANDS if line.startswith("python my_app.py"))
+    printed = typed(command, tmp_path)
+    assert "average accuracy" in printed and "Best chain: score" in printed
+    assert (tmp_path / "runs/first/optimization_results.yaml").exists()
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"\bmake ([\w-]+)", README))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_every_page_and_picture_that_the_readme_links_exists() -> None:
+    linked = re.findall(r"\]\(([^)#:]+)[)#]", README) + re.findall(
+        r"(?:src|srcset)=\"(.*?)\"", README
+    )
+    missing = [path for path in linked if not os.path.exists(ROOT / path)]
+    assert linked and not missing
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(linked), "each page of the documentation is linked"
