@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+MOST_KINDS = 5  # of failures, each a line
+
 
 def print_summary(plan: Plan, history: History, folder: Path, console: Console) -> None:
     """The beam of each stage, the best chain with its matrix and metrics, and where the files are."""
@@ -75,9 +77,9 @@ def print_best(plan: Plan, history: History, folder: Path, console: Console) -> 
         )
     if failed:
         lines.append(f"{len(failed)} of {len(history)} trials failed:")
-    lines += [
-        f"  {named(kind)}: {kind[0].outcome.reason}" for kind in alike(failed) if kind[0].outcome
-    ]
+    for kind in alike(failed)[:MOST_KINDS]:
+        assert kind[0].outcome is not None
+        lines.append(f"  {named(kind)}: {kind[0].outcome.reason.partition(chr(10))[0]}")
     lines.append(f"All trials: {folder / results.TABLE_FILE}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -96,7 +96,7 @@ def _direction(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     elif direction is None:
         own["direction"] = "maximize"
     else:
-        own["direction"] = {"max": "maximize", "min": "minimize"}.get(direction, direction)
+        own["direction"] = {"max": "maximize", "min": "minimize"}.get(str(direction), direction)
 
 
 def _refused(theirs: Mapping[str, Any]) -> Iterator[str]:
