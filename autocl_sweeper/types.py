@@ -211,11 +211,10 @@ class History:
         return self._stages.get(stage, ())
 
     def place(self, trial: Trial) -> tuple[int, int, int]:
-        """Where a trial stands in its stage, whenever it ran: suggestion, rank of its parent
-        and extra starts behind all parents.
+        """Where a trial stands in its stage, whenever it ran: suggestion, rank of its parent.
 
-        Sorts the trials of a stage as they start when one waits for the other. Parents outside
-        the beam come last; before it is known the number decides.
+        Sorts the trials of a stage as they start when one waits for the other. Extra starts come
+        behind the parents, parents outside the beam last; before it is known the number decides.
         """
         beam = self.beams.get(trial.stage - 1, ())
         rank = beam.index(trial.parent) if trial.parent in beam else len(beam)

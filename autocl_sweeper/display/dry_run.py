@@ -98,7 +98,8 @@ def _jobs(stage: Stage, parents: int, jobs: int) -> str:
     if stage.number == 1 or stage.parents == "init":
         return f"{told} from the initial model"
     pairing = "each suggestion with every one" if stage.pairing == "every" else "one each"
-    return f"{told} from up to {parents} parents" + (f" ({pairing})" if parents > 1 else "")
+    told += f" from up to {parents} parents" + (f" ({pairing})" if parents > 1 else "")
+    return told + (f", and from {stage.extra} extra starts" if stage.extra else "")
 
 
 def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Iterator[str]:

@@ -12,6 +12,7 @@ from support.bench import Bench
 from support.lineages import Simulated, completes, landscape
 from support.plans import RANDOM, plan_of
 
+from autocl_sweeper.display.dry_run import lines
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan import refuse_moved
 from autocl_sweeper.search.listed import ListedSearch
@@ -195,11 +196,8 @@ def test_a_sweep_goes_on_from_every_line_of_its_journal(protocol, settings, tmp_
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-@pytest.mark.parametrize("pairing", ["every", "one"])
-@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("learns, pairing", [(False, "every"), (True, "every"), (True, "one")])
 def test_every_suggestion_runs_with_the_extra_starts_too(learns, pairing, seeds, tmp_path):
-    if pairing == "one" and not learns:
-        pytest.skip("a search that is indexed runs with every parent")
     search = {**TEACHER, "pairing": pairing} if learns else RANDOM
     made = plan(
         jobs=None, popsize=3, tasks=TASKS[:3], search=search, extra_parents=2, seeds=seeds,
@@ -213,6 +211,8 @@ def test_every_suggestion_runs_with_the_extra_starts_too(learns, pairing, seeds,
         3: 3 * (pairs + 2) * seeds,
     }
     assert len(run.history) == made.size
+    told = "".join(lines(made, History()))
+    assert told.count("and from 2 extra starts") == 2
     for stage in (2, 3):
         best, second = run.history.beams[stage - 1]
         starts = Counter((t.parent, t.extra) for t in run.history.stage(stage))
