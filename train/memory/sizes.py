@@ -52,11 +52,12 @@ def largest_of(shapes: Sequence[Shape]) -> Shape:
 
 
 def to_measure(shapes: Sequence[Shape], steps: int) -> list[Shape]:
-    """The smallest, the largest, and others evenly between them; at most `steps`, the large ones last."""
+    """The smallest, the largest, then others evenly between them; at most `steps`."""
     ordered = sorted(set(shapes), key=lambda one: one.features())
     last = len(ordered) - 1
     n = min(steps, len(ordered))
-    return [ordered[round(i * last / max(1, n - 1))] for i in range(n)]
+    spread = [ordered[round(i * last / max(1, n - 1))] for i in range(n)]
+    return [*spread[:1], *spread[:0:-1]]
 
 
 @dataclass(frozen=True)
