@@ -20,7 +20,7 @@ from train.loop.evaluation import Part, in_batches
 from train.memory.checkpointing import OTHER_STATES, STATE_BYTES
 from train.memory.features import Shape
 from train.memory.meter import meter_of
-from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen
+from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen, to_measure
 from train.model.family import Meeting
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,16 @@ def dry_run(
         largest_of([*batches, *(_longest(t, seen) for t in updates.tasks)]) if is_bound else None
     )
     longest = max(one.length for one in [*batches, *([bound] if bound else [])])
+    if len(set(dry.blocks.kinds)) > 1:  # a first value, which peaks under plans have to correct
+        for shape in to_measure([*batches], memory.collect_steps):
+            dry.correct(shape, batches[shape], longest)
     most = max(batches, key=dry.kept_all)
     measured = dry.correct(most, batches[most], longest)
+    for _ in range(len(batches)):  # corrected, another one may be the largest
+        before, most = most, max(batches, key=dry.kept_all)
+        if most == before:
+            break
+        measured = dry.correct(most, batches[most], longest)
     model.zero_grad(set_to_none=True)
     counts = Counter(order)
     planned = {s: dry.plan(s, longest, counts[s], firsts[s]) for s in batches}

@@ -197,6 +197,22 @@ def test_batches_of_one_number_of_rows_determine_a_fit_and_another_number_is_ext
     assert found.extrapolates(Shape(4, 49).features())
 
 
+def test_answers_of_one_length_determine_a_fit_and_another_length_is_extrapolated() -> None:
+    sizes = [(4, 16), (4, 32), (2, 48), (8, 24)]
+
+    def measured(shape: Shape) -> float:
+        return 7.0 * shape.rows * shape.length**2 + 5.0 * shape.rows * shape.target + 100.0
+
+    shapes = [Shape(b, n, 6) for b, n in sizes]
+    found = fit([one.features() for one in shapes], [measured(one) for one in shapes])
+    inside = Shape(4, 24, 6)
+    assert found.exact and not found.extrapolates(inside.features())
+    assert found.predict(inside.features()) == pytest.approx(measured(inside))
+    other = Shape(4, 24, 8).features()  # each feature is between those measured
+    assert all(low <= f <= high for low, f, high in zip(found.low, other, found.high, strict=True))
+    assert found.extrapolates(other)
+
+
 def test_sizes_that_leave_a_choice_are_fitted_without_negative_bytes() -> None:
     rows = [Shape(4, 16).features(), Shape(4, 32).features()]
     found = fit(rows, [100.0, 90.0])

@@ -20,6 +20,9 @@ class Fit:
     exact: bool  # the rows determine every coefficient
     low: Features
     high: Features
+    ties: tuple[
+        tuple[int, int, float], ...
+    ] = ()  # i, j, ratio: feature j was ratio times feature i
 
     def predict(self, features: Features) -> float:
         """Bytes, never below 0."""
@@ -27,9 +30,11 @@ class Fit:
         return max(0.0, sum(c * f for c, f in pairs))
 
     def extrapolates(self, features: Features) -> bool:
-        """Whether a feature lies outside of all that was measured."""
+        """Whether a feature lies outside of all that was measured, or breaks a ratio that all had."""
         box = zip(self.low, features, self.high, strict=True)
-        return any(not low <= f <= high for low, f, high in box)
+        outside = any(not low <= f <= high for low, f, high in box)
+        free = (abs(features[j] - r * features[i]) > SAME * features[j] for i, j, r in self.ties)
+        return outside or any(free)
 
 
 def fit(rows: Sequence[Features], measured: Sequence[float]) -> Fit:
@@ -52,6 +57,7 @@ def fit(rows: Sequence[Features], measured: Sequence[float]) -> Fit:
         exact,
         tuple(table.min(axis=0).tolist()),
         tuple(table.max(axis=0).tolist()),
+        tuple(ties(table)),
     )
 
 
@@ -59,7 +65,8 @@ def determined(rows: Sequence[Features]) -> bool:
     """Whether the rows determine a coefficient for each feature.
 
     A feature with the same value in all rows, such as a fixed number of rows in a batch, counts as
-    part of the constant: another value of it is extrapolated.
+    part of the constant: another value of it is extrapolated. So is a feature that is always the same
+    multiple of another, such as the tokens of answers of one length.
     """
     if not rows:
         return False
@@ -74,6 +81,29 @@ def determined(rows: Sequence[Features]) -> bool:
 CONSTANT = 3  # index of the feature 1
 
 
+SAME = 1e-9  # relative difference of ratios that count as one
+
+
 def varying(table: np.ndarray) -> list[int]:
-    """Columns that are not the same in all rows, and the constant."""
-    return [i for i in range(table.shape[1]) if i == CONSTANT or np.ptp(table[:, i]) > 0]
+    """Columns that are not the same in all rows nor a multiple of one before, and the constant."""
+    tied = {j for _, j, _ in ties(table)}
+    n = range(table.shape[1])
+    return [i for i in n if i == CONSTANT or (np.ptp(table[:, i]) > 0 and i not in tied)]
+
+
+def ties(table: np.ndarray) -> list[tuple[int, int, float]]:
+    """Pairs of columns that vary with one ratio in all rows: first, later, later / first."""
+    found: list[tuple[int, int, float]] = []
+    for j in range(table.shape[1]):
+        for i in range(j):
+            if (
+                np.ptp(table[:, i]) == 0
+                or not table[:, i].all()
+                or any(i == k for _, k, _ in found)
+            ):
+                continue
+            ratios = table[:, j] / table[:, i]
+            if np.ptp(ratios) <= SAME * abs(ratios).max():
+                found.append((i, j, float(ratios[0])))
+                break
+    return found

@@ -20,7 +20,7 @@ from train.memory.meter import Meter
 from train.memory.planner import Collected, Planner
 
 JSON, TABLE = "memory_sizes.json", "memory_sizes.txt"
-CORRECTIONS = 4  # of the fits, at most
+CORRECTIONS = 4  # of the fits for one size, at most
 UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
@@ -52,11 +52,12 @@ def largest_of(shapes: Sequence[Shape]) -> Shape:
 
 
 def to_measure(shapes: Sequence[Shape], steps: int) -> list[Shape]:
-    """The smallest, the largest, and others evenly between them; at most `steps`, the large ones last."""
+    """The smallest, the largest, then others evenly between them; at most `steps`."""
     ordered = sorted(set(shapes), key=lambda one: one.features())
     last = len(ordered) - 1
     n = min(steps, len(ordered))
-    return [ordered[round(i * last / max(1, n - 1))] for i in range(n)]
+    spread = [ordered[round(i * last / max(1, n - 1))] for i in range(n)]
+    return [*spread[:1], *spread[:0:-1]]
 
 
 @dataclass(frozen=True)
@@ -162,16 +163,21 @@ class DryRun:
         )
 
     def correct(self, shape: Shape, batch: Any, longest: int) -> float:
-        """Run a batch under its plan until it is predicted well; its peak, with the static part."""
+        """Run a batch under its plan until its peak is not above what is predicted; that peak.
+
+        Predictions that are too high stay: of blocks that differ, each plan is off by another amount.
+        """
         self.blocks.enable()
         try:
-            while True:
+            for _ in range(CORRECTIONS):
                 choice = self.planner.plan(shape.features(), longest, self.static_bytes, self.fresh)
                 tries = self.planner.refits
                 peak = self.static_bytes + self._run(batch, choice.blocks)
-                self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
-                if self.planner.refits == tries or tries >= CORRECTIONS:
-                    return peak
+                if peak > choice.predicted:
+                    self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
+                if self.planner.refits == tries:
+                    break
+            return peak
         finally:
             self.blocks.disable()
 
