@@ -294,6 +294,8 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
     run = attempt(read_run, written, CONF / "task", values)
     if run is not None and begun and launcher is not None:
         run = replace(run, init_from=Path(str(begun)))
+    if run is not None and env is not None:
+        attempt(run.memory.refuse_processes, env.processes)
     if run is not None:
         attempt(run.merge.refuse_for_a_job, run.delta.kind, run.delta.start_from, bool(begun))
     plans = run and attempt(plan_run, run)

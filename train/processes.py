@@ -95,11 +95,6 @@ def start(run: Run, env: EnvSettings, folder: Path, here: Callable[[], Any]) -> 
 
     Raises SettingsError, what `here` raises, or WorkerFailed; a worker's `sys.exit(3)` is ours.
     """
-    if run.memory.mode == "sizes" and env.processes > 1:
-        raise SettingsError(
-            f"memory.mode=sizes: looks at the batches of one process, and env asks for {env.processes}. "
-            "Set env.nproc_per_node=1 and env.nnodes=1"
-        )
     with _devices(env):
         if env.processes == 1:
             return here()

@@ -12,9 +12,11 @@ from autocl_sweeper.script.config import BASE, register
 from autocl_sweeper.script.job import run_command
 
 register()
+# Hydra 1.3 behaves like 1.1 unless told; Hydra 1.4 warns when told.
+VERSION_BASE: dict[str, Any] = {"version_base": None} if hydra.__version__ < "1.4" else {}
 
 
-@hydra.main(version_base=None, config_path=None, config_name=BASE)
+@hydra.main(**VERSION_BASE, config_path=None, config_name=BASE)
 def main(config: Any) -> dict[str, Any]:
     """Run the command of one job and return its score, checkpoint and numbers."""
     try:

@@ -300,6 +300,13 @@ def test_what_an_earlier_job_hands_over_need_not_be_there_yet(composed: Compose)
         checked(config, config.hydra)
 
 
+def test_a_dry_run_of_the_memory_is_refused_in_several_processes(composed: Compose) -> None:
+    words = ["task=digits_23", "memory=plan", "memory.budget_gib=1", "env.nproc_per_node=2"]
+    config = compose("base", [*words, "+memory.mode=sizes"], return_hydra_config=True)
+    with pytest.raises(Refused, match=r"memory\.mode=sizes: looks at .* and env asks for 2"):
+        checked(config, config.hydra)
+
+
 def test_jobs_of_a_sweep_are_held_against_what_the_launcher_leases(
     composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,14 +13,11 @@ from support.runs import finish
 from test_memory_trainer import GIB, batches, bert, collated
 
 from autocl_sweeper.errors import InfeasibleError
-from train.config.env import EnvSettings
 from train.config.memory import MemorySettings
-from train.config.typed import SettingsError
 from train.memory.features import Shape
 from train.memory.meter import CpuMeter
 from train.memory.sizes import DryRun, to_measure
 from train.model.text_answer import TextAnswer
-from train.processes import start
 
 TEXT = ["task=boolqa", "model=unify_tiny", "trainer.max_steps=3"]
 SIZES = [*TEXT, "memory=plan", "memory.mode=sizes"]
@@ -119,9 +116,3 @@ def test_a_budget_that_the_largest_batch_does_not_fit_is_refused_with_the_table_
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
     returned = finish(make_job(*SIZES, f"memory.budget_gib={least + 0.001}"), tmp_path)
     assert returned["infeasible_steps"] == 0
-
-
-def test_several_processes_are_refused(make_job: Callable[..., Any], tmp_path: Path) -> None:
-    run = make_job(*SIZES, "memory.budget_gib=1")
-    with pytest.raises(SettingsError, match=r"memory\.mode=sizes: looks at the batches of one"):
-        start(run, EnvSettings(nproc_per_node=2), tmp_path, lambda: None)

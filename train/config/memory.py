@@ -105,6 +105,14 @@ class MemorySettings:
                 f"memory.blocks={list(self.blocks)}: must be different indices, 0 or more"
             )
 
+    def refuse_processes(self, count: int) -> None:
+        """Raise SettingsError where a job of `count` processes cannot do what `mode` asks for."""
+        if self.mode == "sizes" and count > 1:
+            raise SettingsError(
+                f"memory.mode=sizes: looks at the batches of one process, and env asks for {count}. "
+                "Set env.nproc_per_node=1 and env.nnodes=1"
+            )
+
     @property
     def budget_bytes(self) -> float | None:
         """The budget in bytes; None: no limit."""
