@@ -102,4 +102,8 @@ def _lost_partner(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    status = main(Path(sys.argv[1]))
+    logging.shutdown()
+    # A plain exit now and then aborts in a thread of gloo's ("terminate called without an active exception"),
+    # which would fail a job whose result is written.
+    os._exit(status)
