@@ -265,7 +265,7 @@ def failure(
 
 
 def cause_of(error: BaseException, folder: Path | None = None) -> Cause:
-    """Memory, the disk or the settings, as the error says or one that led to it; else an exception.
+    """The cause that the error, or one that led to it, names: memory, disk, settings; else an exception.
 
     By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
     the name of the class, the rest by what the libraries write. A disk that is broken or read-only

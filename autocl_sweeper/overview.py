@@ -133,13 +133,13 @@ class Overview:
 
     @property
     def elapsed_s(self) -> float:
-        """Of all sessions; of a running one until now."""
+        """Wall clock of all sessions; a running session counts until now."""
         since = time.time() - self.as_of if self.status == "running" else 0.0
         return self.spent.wall_clock_s + max(0.0, since)
 
     @cached_property
     def left_s(self) -> float | None:
-        """What is left at the pace so far: mean duration of a trial, jobs that ran side by side."""
+        """Estimated from the mean duration of a trial and from how many jobs run side by side."""
         took = [trial.outcome.seconds for trial in self.history if trial.outcome is not None]
         if self.planned is None or not took or not self.lanes or self.status == "finished":
             return None

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     best = commands.add_parser(
         "best",
         help="the best chain: a trial per stage, its parameters and checkpoint",
-        description="The best chain of a sweep; of one that is not finished, so far.",
+        description="The best chain of a sweep. While the sweep runs: the best chain so far.",
     )
     json_option(best)
     best.add_argument(

@@ -127,7 +127,7 @@ class LogProgress:
         return next(iter(self._plan.selection(trials)), None)
 
     def time_left_s(self) -> float | None:
-        """What is left at the pace so far: mean duration of a trial, trials that ran side by side."""
+        """Estimated from the mean duration of a trial and from how many ran side by side."""
         left = self._plan.size - len(self._history) + len(self._history.running())
         left += len(self._history.given_up)
         if not self._ended or left <= 0:

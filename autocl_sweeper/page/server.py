@@ -50,7 +50,7 @@ class ReportServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}/{token}"
 
     def size(self) -> int:
-        """Of the journal, which only grows."""
+        """Bytes of the journal: it only grows, so another size means news."""
         return self.journal.stat().st_size
 
     def body(self, kind: str) -> bytes:

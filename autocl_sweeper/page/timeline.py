@@ -9,7 +9,7 @@ from autocl_sweeper.page.words import clean
 from autocl_sweeper.types import State
 
 PARTED = 4  # pixels from which on a job has an edge
-MOST_SPOKEN = 2000  # jobs that screen readers are told of one by one
+MOST_SPOKEN = 2000  # at most so many jobs get a label of their own for screen readers
 UNITS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 

@@ -17,7 +17,7 @@ from autocl_sweeper.types import Value
 
 BEAM, INIT, POPULATION = PARENTS = ("beam", "init", "population")
 HANDED = "checkpoint"  # the value of `handover` that is a parent's checkpoint
-SOURCES = "sources"  # the one that is the checkpoints of all survivors of the stage before
+SOURCES = "sources"  # handover value: checkpoints of the whole beam of the stage before
 
 
 @dataclass(frozen=True)

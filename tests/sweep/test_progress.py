@@ -148,7 +148,10 @@ def test_on_a_terminal_the_panel_is_drawn_and_elsewhere_no_escape_is_written(
 
     reader = threading.Thread(target=read)
     reader.start()
-    process = chain.start(*command, "lr=1,2", terminal=theirs, TERM="xterm", COLUMNS="150")
+    # Longer than a redraw takes to come, so that one of them shows a job that runs.
+    process = chain.start(
+        *command, "lr=1,2", terminal=theirs, TERM="xterm", COLUMNS="150", LASTS_S="0.6"
+    )
     os.close(theirs)
     process.wait(60)
     reader.join()

@@ -1,4 +1,4 @@
-"""Ray, connected to a cluster, or to one of this machine alone that nobody else reaches."""
+"""The connection to a Ray cluster, or to a private one on this machine's loopback address."""
 
 from __future__ import annotations
 
