@@ -36,7 +36,7 @@ FILES = {
     "other": "kept: 1\nleft: 1",
     "more/db/far": "port: 9",
     "conf/swept": "defaults: [config, _self_]\nhydra:\n  sweeper:\n    params:\n      lr: 1,2",
-    "conf/tasks": "defaults: [config, _self_]\nhydra:\n  sweeper:\n    task_params:\n      a: [{lr: 5},\n        {lr: 6}]",
+    "conf/tasks": "defaults: [config, _self_]\nhydra: {sweeper: {task_params: {\n\n\na: [{lr: 5},\n{lr: 6}]}}}",
 }
 
 
