@@ -31,10 +31,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from episode import MODES, OURS, Episode, Tally, a_tree, no_traceback
 from killed import kills, ray
 from support.bench import Gpus, wait_until
+from support.broken_disk.breaking import Breaking
 from support.damaged import Killed, damage, run
 from support.endings import FAULTS
 from support.fake_nvml import build as fake
 
+from autocl_sweeper.disk import BROKEN
 from autocl_sweeper.errors import AutoCLError, JournalDamagedError
 from autocl_sweeper.journal import NAME, read
 
@@ -80,6 +82,27 @@ def disks(episode: Episode) -> None:
     for number in done:  # a job that ended may run again only if its model did not fit
         lost = [e for e in bench.events("attempt_failed") if e["trial"] == number]
         assert lost and all(e["lost"] for e in lost), (number, lost)
+
+
+def breaks(episode: Episode) -> None:
+    """A disk on which every change fails from some moment on, with any error that disks have."""
+    dice = episode.dice
+    tree, command = a_tree(episode)
+    command += (*OURS, *MODES[dice.choice(["fresh", "warm"])])
+    bench = episode.bench("chain")
+    disk = Breaking(episode.folder, bench.sweep)
+    bench.environment |= disk.environment
+    for _ in range(dice.randint(1, 4)):
+        disk.after(int(10 ** dice.uniform(0, 2.8)), dice.choice(BROKEN))
+        output = bench.finish(process := bench.start(*command))
+        no_traceback(output)
+        if process.returncode:
+            assert "DiskError" in output and str(bench.sweep) in output, output
+            episode.tally["stops by a broken disk"] += 1
+            wait_until(bench.nothing_is_left, "nothing is left")
+    disk.repair()
+    bench.run(*command)
+    tree.check(bench)
 
 
 def _fill(path: Path, delay_s: float, leave: int, over: threading.Event) -> None:
@@ -188,6 +211,7 @@ KINDS: dict[str, tuple[Callable[[Episode], None], int]] = {  # and how often, of
     "kills": (kills, 8),
     "ray": (ray, 2),
     "disks": (disks, 4),
+    "breaks": (breaks, 2),
     "damages": (damages, 2),
     "flips": (flips, 1),
     "endings": (endings, 3),
