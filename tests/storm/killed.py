@@ -113,6 +113,9 @@ def _again_and_again(episode: Episode, tree: Tree, place: Here, command: tuple[s
     while True:
         starts = len(bench.ledger("start"))
         process = bench.start(*command, LASTS_S=lasts)
+        waits = left and dice.random() < 0.7  # else it may well be killed before it has jobs
+        while waits and process.poll() is None and len(bench.ledger("start")) == starts:
+            time.sleep(0.05)
         while left and process.poll() is None:
             time.sleep(dice.uniform(0.0, place.pause_s))
             found = place.victims(process.pid)
