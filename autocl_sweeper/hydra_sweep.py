@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
 from autocl_sweeper.sweep import Progress, Sweep
-from autocl_sweeper.types import History, Job, Outcome
+from autocl_sweeper.types import Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
@@ -105,7 +105,7 @@ def run_sweep(
             if plan.settings.parents != BEAM:
                 progress = RoundsProgress(watch(executor), folder)
             sweep = Sweep(folder, plan, executor, files, progress, snapshot, exporter=exporter)
-            learn_from(sweep.history, executor)
+            learn_from(sweep.known_jobs(), executor)
             if not (folder / "multirun.yaml").exists():
                 text = OmegaConf.to_yaml(config)
                 write_whole(folder / "multirun.yaml", text.encode("utf-8", "backslashreplace"))
@@ -252,12 +252,11 @@ def app_check(name: str | None, config: DictConfig) -> Check | None:
     return check
 
 
-def learn_from(history: History, executor: Executor) -> None:
+def learn_from(jobs: Iterable[tuple[Job, Outcome]], executor: Executor) -> None:
     """A sweep that is continued knows what its jobs need, on this machine or on a cluster's."""
     if isinstance(executor, LocalExecutor | RayExecutor):
-        for trial in history:
-            if trial.outcome is not None:
-                executor.learn(trial.stage, trial.outcome)
+        for job, outcome in jobs:
+            executor.learn(job, outcome)
 
 
 def _batch_size(plan: Plan, launcher: Any) -> int | None:
