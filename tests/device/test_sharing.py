@@ -398,9 +398,10 @@ def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
             "LEDGER": str(one.ledger_file),
             "HOLD": str(hold),
         }
-    first = one.start(*WARM, "lr=1", "hydra.launcher.jobs_per_device=2")
+    memory = "hydra.launcher.memory_per_job_mib=100"  # known, so that number decides
+    first = one.start(*WARM, "lr=1", "hydra.launcher.jobs_per_device=2", memory)
     wait_until(lambda: one.ledger("start"), "a job of the one")
-    second = other.start(*WARM, choices(3), "hydra.launcher.jobs_per_device=3")
+    second = other.start(*WARM, choices(3), "hydra.launcher.jobs_per_device=3", memory)
     wait_until(lambda: len(one.ledger("start")) == 2, "a job of the other joins it")
     hold.unlink()
     for bench, process in ((one, first), (other, second)):
