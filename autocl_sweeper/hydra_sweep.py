@@ -34,6 +34,7 @@ from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.overview import look
 from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.plan.memory import MemoryChecks
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.protocols import Executor
@@ -64,7 +65,8 @@ def run_sweep(
     sources = config.hydra.runtime.config_sources
     snapshot = Snapshot([source.path for source in sources if source.schema == "file"])
     with patient_screen(), errors_for_hydra(), signals_stop_it(), install(snapshot):
-        plan = _plan(settings, arguments, hydra_context.config_loader, config)
+        memory = MemoryChecks()
+        plan = _plan(settings, arguments, hydra_context.config_loader, config, memory)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         snapshot.complete(folder)
         name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
@@ -95,12 +97,15 @@ def run_sweep(
         pipeline = plan.settings.pipeline and streams
         strategy = plan.strategy.scheduled(pipeline, work_of(launching, plan.configs))
         plan = replace(plan, strategy=strategy)
+        memory.refuse_unknown(launching.get("memory_keys"))
         executor: Executor
         if streams:
             executor = launcher.executor(returns=not plan.ranked, files=files)
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
         with folder_errors(folder), closing(exporter), closing(executor):
+            if isinstance(executor, LocalExecutor):
+                memory.refuse_budgets(executor.refuse_budget)
             progress: Progress = watch(executor)
             if plan.settings.parents != BEAM:
                 progress = RoundsProgress(watch(executor), folder)
@@ -165,7 +170,11 @@ def _edited(folder: Path, snapshot: Snapshot) -> list[str]:
 
 
 def _plan(
-    given: Mapping[str, Any], arguments: Sequence[str], config_loader: Any, config: DictConfig
+    given: Mapping[str, Any],
+    arguments: Sequence[str],
+    config_loader: Any,
+    config: DictConfig,
+    memory: MemoryChecks,
 ) -> Plan:
     choices = plain(config.hydra.runtime.choices)
     # Hydra resolved what it gives once already, which takes the escape off `\${...}`.
@@ -176,7 +185,9 @@ def _plan(
     check = app_check(settings.check, config)
 
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
-        return flat_configuration(composer, overrides, meant_for, check)[0]
+        found = flat_configuration(composer, overrides, meant_for, check)[0]
+        memory.note(found, meant_for)
+        return found
 
     def own(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
         composed, besides = flat_configuration(composer, overrides, meant_for, check)

@@ -54,6 +54,8 @@ class Grant:
     @property
     def reserved(self) -> tuple[int | None, str]:
         """MiB of the job on each of its devices, the most of them, and where the figure is from."""
+        if self.alone:
+            return None, "alone"
         claims = [lease.claim for lease in self.leases]
         most = max(claims, key=lambda claim: claim.reserved_mib or 0)
         return most.reserved_mib, most.source
@@ -239,6 +241,8 @@ class Pool:
     def _claim(self, claim: Claim, device: Device, stage: int, need: Need) -> Claim:
         """A claim to share a device with what such a job reserves there."""
         reservation = self.reservation(need, stage, device.name)
+        if not self.probe.measured:  # CPU slots are shared by number alone
+            return replace(claim, stage=stage)
         return replace(
             claim,
             reserved_mib=reservation.mib,

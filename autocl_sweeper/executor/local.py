@@ -174,10 +174,16 @@ class LocalExecutor:
         """What the devices say of themselves now, by id."""
         return {device.id: device for device in self._pool.probe.devices()}
 
+    def refuse_budget(self, need: Need) -> None:
+        """Raises InfeasibleBudgetError for a memory budget that no device here has."""
+        self._pool.refuse_budget(need)
+
     def reserved(self) -> dict[int, tuple[int | None, str]]:
         """Trial number -> MiB it reserves on each of its devices, and where the figure is from."""
         found = {n: running.grant for n, running in list(self._running.items())}
-        return {n: grant.reserved for n, grant in found.items() if grant and not grant.alone}
+        if not (self._pool.shares and self._pool.probe.measured):
+            return {}
+        return {n: grant.reserved for n, grant in found.items() if grant is not None}
 
     def submit(self, job: Job) -> None:
         """Start it now, or as soon as it fits on a device: alone, where it has to be."""
