@@ -48,14 +48,18 @@ class WaitingRoom:
         run: Callable[[Waiting, Grant], None],
     ) -> bool:
         """Run those for which there is room now; whether jobs that come later may start too."""
-        for one in list(self._jobs):
+        place = 0
+        while place < len(self._jobs):
+            one = self._jobs[place]
             grant = acquire(one)
             if grant is not None:
-                for before in self._jobs[: self._jobs.index(one)]:
+                for before in self._jobs[:place]:
                     before.passed += 1
-                self._jobs.remove(one)
+                del self._jobs[place]
                 run(one, grant)
-            elif one.is_next:
+            else:
+                place += 1
+            if any(before.is_next for before in self._jobs[:place]):
                 return False
         return len(self._jobs) < MOST
 

@@ -200,7 +200,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     assert ended["outcome"]["reason"] == "cancelled"  # type: ignore[index]
     ask(slots=True)
     hear("slots")
-    ask(submit=8, order=order, alone=False, stage=1, needs=[])
+    ask(submit=8, order=order, alone=False, stage=1, needs=[], memory={})
     wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
     patience.cancel()
     with agent:  # closes its pipes
