@@ -112,7 +112,7 @@ def test_who_runs_out_of_memory_beside_others_runs_once_more_alone_and_its_like_
     assert told[-1] == (2, 53_025, "reported"), "by what one had that was alone"
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm", "submitit_local", "basic"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm"])
 def test_launchers_that_do_not_lease_devices_refuse_the_keys_of_packing(
     bench: Bench, launcher: str
 ) -> None:
@@ -127,7 +127,6 @@ def test_launchers_that_do_not_lease_devices_refuse_the_keys_of_packing(
     [
         (["memory.budget_gib=80"], "memory budget of 81920 MiB (memory.budget_gib) is more than"),
         (["hydra.launcher.memory_keys=[modle]"], "memory_keys has 'modle', which is no key"),
-        (["hydra.launcher.keep_free_mib=-1"], "hydra.launcher.keep_free_mib=-1: the memory of a"),
     ],
 )  # fmt: skip
 def test_what_can_never_fit_is_refused_before_any_job(
