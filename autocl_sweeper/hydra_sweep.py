@@ -46,6 +46,7 @@ from autocl_sweeper.yaml.snapshot import Snapshot, install
 log = logging.getLogger(__name__)
 
 DEFAULT_SUBDIR = "${hydra.job.num}"
+SEEN = "seen_tasks"  # handed over unasked to an app that has this key
 
 
 def run_sweep(
@@ -172,6 +173,8 @@ def _plan(
     as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
     keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
+    if SEEN in list(config) and SEEN not in {*settings.handover, *settings.handover.values()}:
+        settings = replace(settings, handover={**settings.handover, SEEN: SEEN})
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 

@@ -174,8 +174,7 @@ def test_real_sweeps_of_two_protocols_are_compared(benches, capsys) -> None:
     bench: Bench = benches(REPOSITORY / "examples/minimal/app.py")
     common = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.warm=true",
               "hydra.launcher.cpu_slots=2", "hydra/sweeper/search=random", "hydra.sweeper.jobs=2",
-              "task=low,high", "rate=interval(0.1,1)",
-              "+hydra.sweeper.handover.seen_tasks=seen_tasks")  # fmt: skip
+              "task=low,high", "rate=interval(0.1,1)")  # fmt: skip
     for protocol in ("greedy", "fixed"):
         folder = bench.folder / protocol
         bench.run(*common, f"hydra.sweeper.protocol={protocol}", f"hydra.sweep.dir={folder}",
