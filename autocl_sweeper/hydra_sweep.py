@@ -36,6 +36,7 @@ from autocl_sweeper.overview import look
 from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
+from autocl_sweeper.plan.stages import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
 from autocl_sweeper.sweep import Progress, Sweep
@@ -173,8 +174,9 @@ def _plan(
     as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
     keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
-    if SEEN in list(config) and SEEN not in {*settings.handover, *settings.handover.values()}:
-        settings = replace(settings, handover={**settings.handover, SEEN: SEEN})
+    handed = dict(flat_keys(settings.handover))
+    if SEEN in list(config) and SEEN not in [*handed, *handed.values()]:
+        settings = replace(settings, handover={**handed, SEEN: SEEN})
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 

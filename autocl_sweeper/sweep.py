@@ -293,7 +293,7 @@ class Sweep:
         gone_s = self._clock.time() - self._failed_at.get(trial.number, -math.inf)
         left_s = rest_s(self._restart.pause_s(trial.number), gone_s)
         if left_s:
-            self._progress.again(trial, f"the rest of its pause goes by first (in {left_s:.0f} s)")
+            self._progress.again(trial, f"the rest of its pause comes first ({left_s:.0f} s)")
         self._restart.add(replace(trial, attempt=trial.attempt + 1), left_s)
 
     # -- the steps of a trial --
@@ -553,8 +553,8 @@ class Sweep:
     def _append(self, event: str, **fields: Any) -> None:
         for path in self._snapshot.edits():
             log.warning(
-                f"'{path}' changed while the sweep runs. Its jobs go on with the copy from its"
-                f" start, in '{copy_of(self._folder, path)}'; the change takes a new hydra.sweep.dir"
+                f"'{path}' was edited during the sweep. No job sees the edit: jobs read the copy"
+                f" '{copy_of(self._folder, path)}'. To use the edit, set another hydra.sweep.dir"
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)

@@ -108,7 +108,7 @@ def test_an_unfinished_sweep_is_named_and_in_no_mean(tmp_path, capsys):
     assert main(["compare", str(whole), str(part)]) == 0
     told = capsys.readouterr().out
     assert (
-        f"'{part}' is not finished and in no mean: its best chain has 1 of 2 tasks (dev 0.9000 so far)"
+        f"'{part}' is not finished, so no mean includes it: its best chain has 1 of 2 tasks (dev 0.9000 so far)"
         in told
     )
     assert main(["compare", str(part)]) == 0
