@@ -67,7 +67,7 @@ class DatasetSettings:
         None, "of few_shot: the name before _train.tsv; null: the only one there is"
     )
     image_dir: str | None = option(
-        None, "of object_detection: folder of the images; null: that of the annotations"
+        None, "of object_detection: folder of the images; null: beside the annotations"
     )
     shortest_edges: list[int] = option(
         [],

@@ -51,7 +51,7 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
 
 def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
     """The right ending has a friendly word, the others unfriendly ones."""
-    rows = []
+    rows: list[Row] = []
     for number, length in enumerate(LENGTHS.draw(n, rng)):
         inside = length // 2
         right = int(rng.integers(4))

@@ -1,6 +1,7 @@
 """Object detection as COCO: boxes of objects in images of many sizes.
 
-A file is COCO's instances JSON: images, annotations and categories. Images lie in dataset.image_dir.
+A file is COCO's instances JSON: images, annotations and categories. Images lie in dataset.image_dir or, of
+instances_train2017.json, in train2017 there; without that key beside the file, or in ../train2017.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
                     f"{path}, line {line} and on: number {number} of {key} has no '{missing[0]}'"
                 )
     names_of = {category["id"]: str(category["name"]) for category in whole["categories"]}
-    folder = Path(task.dataset.image_dir) if task.dataset.image_dir else path.parent
+    folder = _folder(path, task, whole["images"])
     objects: dict[Any, list[dict[str, Any]]] = {}
     for image in whole["images"]:
         file = folder / str(image["file_name"])
@@ -85,7 +86,7 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
             line = line_of(text, json.dumps(image["file_name"]), '"images"')
             raise SettingsError(
                 f"{path}, line {line}: there is no image {file}; task.{task.name}.dataset.image_dir is the "
-                "folder they are in"
+                "folder of the images"
             )
         objects[image["id"]] = []
     empty = 0
@@ -112,6 +113,14 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
         _row(str(folder / str(image["file_name"])), objects[image["id"]], str(path), task, image["id"])
         for image in whole["images"]
     ]  # fmt: skip
+
+
+def _folder(path: Path, task: Task, images: Sequence[Mapping[str, Any]]) -> Path:
+    """Where the images of a file are; where the first one is missing, where they should be."""
+    split, root = path.stem.removeprefix("instances_"), task.dataset.image_dir
+    places = [Path(root), Path(root) / split] if root else [path.parent, path.parent.parent / split]
+    there = (one for one in places for image in images[:1] if (one / image["file_name"]).is_file())
+    return next(there, places[0])
 
 
 def _wrong(one: Mapping[str, Any], images: Mapping[Any, Any], names: Mapping[Any, str]) -> str:
