@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from train.chain import base_of, walk
 from train.config.sections import ModelSettings, Run
+from train.config.text_data import HEADED
 from train.config.typed import SettingsError
 from train.data.rows import Rows
 from train.data.tables import Row
@@ -116,6 +117,12 @@ def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
             "delta.first=full, or a pretrained model (model=pretrained model.path=<folder>)"
         )
     begun = run.init_from
+    for plan in plans.values():
+        if plan.task.kind in HEADED and run.model.kind != "headed":
+            raise SettingsError(
+                f"task.{plan.name}: class {plan.task.kind} takes model=headed, with model.path for the model; "
+                f"model._name is {run.model.kind}"
+            )
     adapts = run.delta.first is None and run.delta.kind != "seqft"
     if run.model.kind == "headed" and run.model.is_pretrained and begun is None and adapts:
         raise SettingsError(

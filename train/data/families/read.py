@@ -104,7 +104,8 @@ def _labels(task: Task, parts: dict[str, list[Row]]) -> tuple[str, ...]:
                 )
     if len(labels) < 2:
         raise SettingsError(
-            f"task.{task.name}: all training rows have the label '{labels[0]}'; there is nothing to learn"
+            f"{parts['train'][-1]['place']}: all training rows have the label '{labels[0]}'; there is "
+            "nothing to learn"
         )
     return labels
 
