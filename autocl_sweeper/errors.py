@@ -1,4 +1,4 @@
-"""Everything this package raises on purpose, in one tree.
+"""Everything this package raises on purpose, in one tree::
 
     AutoCLError
     |-- ConfigurationError      the configuration is wrong; found before a device is touched

@@ -37,6 +37,7 @@ from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.plan.memory import MemoryChecks
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
+from autocl_sweeper.plan.stages import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
 from autocl_sweeper.sweep import Progress, Sweep
@@ -47,6 +48,7 @@ from autocl_sweeper.yaml.snapshot import Snapshot, install
 log = logging.getLogger(__name__)
 
 DEFAULT_SUBDIR = "${hydra.job.num}"
+SEEN = "seen_tasks"  # handed over unasked to an app that has this key
 
 
 def run_sweep(
@@ -181,6 +183,9 @@ def _plan(
     as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
     keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
+    handed = dict(flat_keys(settings.handover))
+    if SEEN in list(config) and SEEN not in [*handed, *handed.values()]:
+        settings = replace(settings, handover={**handed, SEEN: SEEN})
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 

@@ -32,7 +32,7 @@ from autocl_sweeper.errors import DeviceError
 
 DOOR_S = 0.2  # how long a look or a take may last; who stops in the middle holds nobody up for long
 WANTED_S = 5.0  # how long a wish for a whole device holds unless repeated; sweeps ask every second
-BUSY = "is being looked at by another sweep"
+BUSY = "is being checked by another sweep"
 
 
 class Lease:
@@ -427,10 +427,10 @@ def lease_free(
                     leases.unwant(device.id, claim.pid)
             given_back.pop_all()
             return list(held.values())
-    reasons |= dict.fromkeys(held, "is free, but does not suffice")
+    reasons |= dict.fromkeys(held, "is free, but one alone is not enough")
     for device in untried:
         reason = unfit(device, Occupied())
-        reasons[device.id] = reason or "was not tried: it could not suffice"
+        reasons[device.id] = reason or "was not tried: it would not be enough"
     # A device that this sweep has will free, and nobody has to make room for a second one.
     has_one = any(other.pid == claim.pid for there in seen.values() for other in there.claims)
     if insist or (wants_all and not has_one):

@@ -275,8 +275,8 @@ class Pool:
             if not self.leases.announce(lease) and lease.device_id not in self._contested:
                 self._contested.add(lease.device_id)
                 log.warning(
-                    "%s: its lock file was deleted, and another sweep has it too by now. Leave the"
-                    " files in '%s' alone", short(lease.device_id), self.leases.path,
+                    "%s: its lock file was deleted, and another sweep uses the device too. Do not"
+                    " delete files in '%s'", short(lease.device_id), self.leases.path,
                 )  # fmt: skip
 
     def take_over(self, ids: Sequence[str]) -> Grant | None:

@@ -74,7 +74,7 @@ class Ends:
         names = " ".join(short(device) for device in running.devices)
         if not running.alone:
             return replace(failed, lost=True, reason=f"{failed.reason} [shared {names}]")
-        once = f"[alone on {names}: once more would end the same]"
+        once = f"[alone on {names}: another attempt would end the same way]"
         # The second time the setting is to blame, and not what it shared its device with.
         cause = Cause.INFEASIBLE if running.job.alone else failed.cause
         return replace(failed, reason=f"{failed.reason} {once}", cause=cause)
@@ -83,7 +83,7 @@ class Ends:
 def _without_result(running: Running, status: int | None) -> Outcome:
     lost = status is None and running.ended_by is None
     if status == UNWRITTEN:
-        reason, cause = "the disk did not take its outcome", Cause.DISK
+        reason, cause = "its outcome could not be written to the disk", Cause.DISK
     elif status is None:
         reason, cause = (STATUS_LOST if running.adopted else FORKSERVER_DIED), Cause.SIGNAL
     elif status == -signal.SIGKILL and running.ended_by is None:

@@ -19,7 +19,7 @@ class SearchConf:
 
 @dataclass
 class RelayConf(SearchConf):
-    """The constants of hydra/sweeper/search=relay: docs/search.md explains them."""
+    """The constants of hydra/sweeper/search=relay: docs/searches.md explains them."""
 
     factory: str = "autocl_sweeper.search.relay.RelaySearch"
     startup: int = 8

@@ -242,7 +242,7 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         executor.submit(Job(1, (), alone=True))
         outcome = ends(executor, 1)[1]
         assert (outcome.cause, outcome.lost) == (Cause.INFEASIBLE, False)
-        assert "alone on cpu-0: once more would end the same" in outcome.reason
+        assert "alone on cpu-0: another attempt would end the same way" in outcome.reason
         assert executor.free_slots() == 1
     finally:
         executor.close()

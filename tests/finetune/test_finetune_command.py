@@ -306,7 +306,7 @@ def test_card_named_twice_has_two_trials(tmp_path: Path) -> None:
         (["model_path", "x"], "'model_path' is set by the evaluator"),
         (["--epochs_name=size"], "entry 2 (size): 'size' is set by the evaluator"),
         (["--gpu=0, 1"], "separated by commas, without spaces"),
-        (["--gpu=0,0,1"], "names its cards differently often (0: 2 times, 1: 1 times)"),
+        (["--gpu=0,0,1"], "lists its cards unequally often (0: 2 times, 1: 1 times)"),
         (["--override=lr=3"], "sets a key of hydra.sweeper or hydra.launcher"),
         (["--replay=none.yaml"], "'none.yaml' cannot be read"),
     ],
