@@ -35,7 +35,7 @@ from autocl_sweeper.job.package import Order, command
 from autocl_sweeper.job.pickles import dumps
 from autocl_sweeper.journal import fold, outcome_to_json
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import DeviceUse, Job, Outcome, Report, State
+from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, Report, State
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
@@ -235,6 +235,7 @@ class FakeAgent:
         self.executor = SimulatedExecutor(devices, run, grace_s=0.1)
         self.messages: list[Mapping[str, Any]] = []
         self.learned: list[tuple[int, int]] = []
+        self.short: list[tuple[int, str]] = []
         self.cancelled: list[int] = []
         self.options = lambda **_: self
         self.tell = SimpleNamespace(remote=self.hear)
@@ -255,6 +256,8 @@ class FakeAgent:
             self.executor.cancel(Job(request["cancel"], ()))
         elif "learn" in request:
             self.learned += [(used["stage"], used["sampled_mib"]) for used in request["learn"]]
+        elif "short" in request:
+            self.short.append((request["short"], request["memory"]["key"]))
         elif "close" in request:
             self.messages.append({"gone": 0})
 
@@ -262,7 +265,7 @@ class FakeAgent:
         self.executor.clock_s = clock_s
         for job, outcome in self.executor.wait(0.0):
             told = outcome_to_json(outcome)
-            self.messages.append({"ended": job.number, "outcome": told, "lost": False})
+            self.messages.append({"ended": job.number, "outcome": told, "lost": outcome.lost})
 
 
 class FakeRay:
@@ -312,14 +315,15 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., R
         monkeypatch.setitem(sys.modules, name, strategies)
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
-    def make(*devices: int, run: Callable[[Job], Outcome]) -> RayExecutor:
+    def make(*devices: int, run: Callable[[Job], Outcome], **keys: Any) -> RayExecutor:
         monkeypatch.setattr(rays, "connect", lambda address: FakeRay(*devices, run=run))
         package = SimpleNamespace(
             files=JobFiles.of(tmp_path / "sweep"),
             write=lambda: None,
             order=lambda job, returns: json.dumps(job.overrides).encode(),
         )
-        return RayExecutor("auto", launcher_keys(), package, False, {})  # type: ignore[arg-type]
+        keys = {**launcher_keys(), **keys}
+        return RayExecutor("auto", keys, package, False, {})  # type: ignore[arg-type]
 
     return make
 
@@ -379,6 +383,25 @@ def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_
     ray.alive, executor._met = 3, -rays.POLL_S
     executor.free_slots()
     assert third.learned == [*told, (1, 7000)]
+    executor.close()
+
+
+def test_a_job_that_ran_out_of_memory_on_one_node_keeps_its_kind_alone_on_all(
+    fake_ray: Callable[..., RayExecutor],
+) -> None:
+    """The other node hears of it, one that joins later too, and what the job needs goes along."""
+    short = Outcome(State.FAIL, "no room", seconds=1.0, cause=Cause.DEVICE_MEMORY, lost=True)
+    executor = fake_ray(1, 1, 1, run=lambda job: short, jobs_per_device=2)
+    executor._ray.alive = 2
+    wait_until(executor.free_slots, "a slot")
+    executor.submit(Job(5, (), params={"model": "large", "lr": 1}))
+    ((job, outcome),) = wait_until(lambda: executor.wait(None), "it ends")
+    assert (job.number, outcome.lost) == (5, True)
+    told = [agent.short for agent in executor._ray.agents[:2]]
+    assert sorted(told) == [[], [(5, 'model="large"')]], "who ran it knows it by itself"
+    executor._ray.alive, executor._met = 3, -rays.POLL_S
+    executor.free_slots()
+    assert executor._ray.agents[2].short == [(5, 'model="large"')]
     executor.close()
 
 
