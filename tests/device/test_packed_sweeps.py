@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -135,3 +136,17 @@ def test_what_can_never_fit_is_refused_before_any_job(
     output = bench.run(*PACKED, "lr=1", *arguments, status=1)
     assert expected in output and "No job was started." in output
     assert bench.ledger() == [] and not bench.sweep.joinpath("journal.jsonl").exists()
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")
+@pytest.mark.slow
+def test_on_a_ray_node_siblings_share_a_gpu_by_what_the_first_one_reported(bench: Bench) -> None:
+    bench.environment["HOLDS"] = json.dumps([2, 3, 4])
+    ray = ("hydra/sweeper=autocl", "hydra/launcher=ray", "hydra.launcher.address=local", "task=a")
+    process = bench.start_held(4, *ray, "hydra.launcher.jobs_per_device=4", choices(5))
+    wait_until(lambda: len(bench.events("running")) == 4, "they are in the journal")
+    bench.release(process)
+    first, *others = reservations(bench)
+    assert first == (0, None, "unknown")
+    assert sorted(others) == [(n, RESERVED, "reported") for n in (1, 2, 3, 4)]
+    assert {job["MIB"] for job in bench.ledger("start")} == {None, str(RESERVED)}
