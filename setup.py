@@ -73,6 +73,7 @@ setup(
             "torchmetrics>=1.9",
             "transformers>=5.23",
         ],
+        "families": ["pycocotools>=2.0.11", "seqeval>=1.2.2"],  # metrics of boxes and of names
         "models": ["gguf>=0.19", "onnx>=1.23"],  # python -m train.models
         "test": [
             "hydra-submitit-launcher>=1.2.0",

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from autocl_sweeper import results
 from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
-from autocl_sweeper.display.progress import Watched
+from autocl_sweeper.display.progress import Packing, Watched
 from autocl_sweeper.errors import (
     ConfigurationError,
     DiskError,
@@ -35,7 +35,7 @@ from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.retention import Retention
-from autocl_sweeper.retries import Retries, rest_s
+from autocl_sweeper.retries import Retries, is_infeasible, rest_s
 from autocl_sweeper.strategy.decisions import Again, Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import Cause, History, Job, Outcome, Report, State, Trial, is_stopped
 from autocl_sweeper.verdict import Verdict
@@ -248,10 +248,11 @@ class Sweep:
             if trial.number not in self.history.given_up:  # by what one before it had become
                 self._take_up(trial)
         for trial in self.history:
-            if trial.state is State.FAIL and not self._restart.left(trial.number):
+            left = self._restart.left(trial.number) and not is_infeasible(trial)
+            if trial.state is State.FAIL and not left:
                 self._refuse_failed_round(trial)
             open_stage = trial.stage not in self.history.beams
-            if trial.state is State.FAIL and open_stage and self._restart.left(trial.number):
+            if trial.state is State.FAIL and open_stage and left:
                 self._restart.failed[trial.number] += 1
                 self._restart.add(replace(trial, attempt=trial.attempt + 1, outcome=None))
 
@@ -344,19 +345,33 @@ class Sweep:
         if not waiting or not isinstance(self._executor, Watched):
             return
         where = self._executor.devices()
+        shares = self._executor.reserved() if isinstance(self._executor, Packing) else {}
         self._placed |= (found := waiting & where.keys())
-        self._journal.extend(
-            (
-                "running",
-                {"trial": n, "attempt": self.history[n].attempt, "device": list(where[n])},
-            )
-            for n in sorted(found)
-        )
+
+        def placed(number: int) -> dict[str, Any]:
+            fields = {"trial": number, "attempt": self.history[number].attempt}
+            mib, source = shares.get(number, (None, ""))
+            share = {"reserved_mib": mib, "reserved_by": source} if source else {}
+            return {**fields, "device": list(where[number]), **share}
+
+        self._journal.extend(("running", placed(number)) for number in sorted(found))
 
     def _job(self, trial: Trial) -> Job:
         number = trial.number
         overrides = tuple(self._overrides[number])
-        return Job(number, overrides, number in self._restart.alone, trial.stage)
+        folder = str(self._folder / trial.folder) if trial.folder else ""
+        params = trial.suggestion.params
+        alone = number in self._restart.alone
+        return Job(number, overrides, alone, trial.stage, params=params, folder=folder)
+
+    def known_jobs(self) -> Iterator[tuple[Job, Outcome]]:
+        """Jobs of earlier sessions that say what memory such jobs need, with their outcomes."""
+        shortage = Outcome(State.FAIL, lost=True, cause=Cause.DEVICE_MEMORY)
+        for trial in self.history:
+            if trial.number in self._restart.alone:
+                yield self._job(trial), shortage
+            if trial.outcome is not None:
+                yield self._job(trial), trial.outcome
 
     def _bounded(self, timeout_s: float | None) -> float | None:
         if not self._submitted:
