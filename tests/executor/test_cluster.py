@@ -82,6 +82,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.close()
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
     chain: Bench, cluster: Cluster

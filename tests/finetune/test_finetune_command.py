@@ -201,6 +201,7 @@ def test_search_whose_round_fails_ends_with_an_error(bench: Finetune) -> None:
     assert [row["state"] for row in bench.table()] == ["COMPLETE"] * 4
 
 
+@pytest.mark.slow
 def test_two_searches_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     benches = [Finetune(tmp_path / name) for name in ("one", "other")]
     command = (FILE, CARDS, "--popsize=3", "--round=2", "--evaluator=fulltrail")
