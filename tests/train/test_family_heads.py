@@ -20,21 +20,6 @@ Make = Callable[..., Any]
 RNG = np.random.default_rng(0)
 CONTEXT = "the house of anna adams was old and the water there was very long"
 WORDS = CONTEXT.split()
-    "the",
-    "house",
-    "of",
-    "anna",
-    "adams",
-    "was",
-    "old",
-    "and",
-    "the",
-    "water",
-    "there",
-    "was",
-    "very",
-    "long",
-]
 START = CONTEXT.index("anna")
 ASKED = {
     "id": "q",
