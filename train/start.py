@@ -29,6 +29,7 @@ from train.model.family import Family
 from train.score import formulas
 from train.score.holder import Holder
 from train.score.scoring import score
+from train.score.temperature import dev_losses
 
 log = logging.getLogger(__name__)
 
@@ -159,4 +160,8 @@ def _plan(
     by_source = found.by_method[scored.method]
     hashes = {one.name: one.sha256 for one in sources}
     sign = formulas.SIGNS[scored.method]
-    return make_plan(asked, Scores(scored.method, settings.reduction, sign, by_source, hashes))[0]
+    scores = Scores(scored.method, settings.reduction, sign, by_source, hashes, found.blocks)
+    if isinstance(settings.temperature, list):
+        losses = dev_losses(task, rows[target], holder, asked, scores)
+        scores = replace(scores, dev_losses=losses)
+    return make_plan(asked, scores)[0]
