@@ -10,6 +10,7 @@
     |   `-- JournalLostError    its journal was removed or replaced while the sweep ran
     |-- DeviceError             no device can serve a job
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
+    |-- SkippedError            a job would do what another one does; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
@@ -61,6 +62,10 @@ class DeviceError(AutoCLError):
 
 class InfeasibleError(AutoCLError):
     """A job's settings cannot be trained, however often it runs. Apps raise it in their jobs."""
+
+
+class SkippedError(AutoCLError):
+    """A job would repeat another one: its trial is over, and neither failed nor ranked. Apps raise it."""
 
 
 class SweepStoppedError(AutoCLError):

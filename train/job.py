@@ -66,7 +66,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     torch.manual_seed(seed)
     whole = delta.trains_whole(parent is None, run.model.is_pretrained)
     model = family.build() if parent is None else parent.model
-    begun: dict[str, float] = {}
+    begun: dict[str, Any] = {}
     if not whole:
         ancestors = parent.deltas if parent else ()
         is_merged = start.is_asked_for(run, delta)
