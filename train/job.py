@@ -152,6 +152,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "train_loss": training.train_loss,
             **training.delta,
             **begun,
+            **start.lorahub(run, begun, [dev[n].logged["loss"] for n in scored]),
             **untrained,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - began,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from train.data.task_plan import TaskPlan
 from train.delta.delta import Delta
 from train.delta.start import begin_as
 from train.merge.plan import PLAN, MergePlan, Scores, make_plan, write_whole
-from train.merge.rules import MergeError
+from train.merge.rules import MergeError, lorahub_objective
 from train.merge.sources import Source, located, read_all, read_source
 from train.model.family import Family
 from train.score import formulas
@@ -146,6 +146,17 @@ def merged_start(
         "merged_from": by_trial,
         "seconds_merge": time.perf_counter() - begun,
     }
+
+
+def lorahub(run: Run, begun: Mapping[str, Any], dev_losses: Sequence[float]) -> dict[str, float]:
+    """LoraHub's objective of a job with merge.init=given, to be minimised; nothing of other jobs.
+
+    dev_losses: of the job's own tasks, per token.
+    """
+    if run.merge.start != "given" or not begun or not dev_losses:
+        return {}
+    weights = [*begun["merged_from"].values()]
+    return {"lorahub": lorahub_objective(sum(dev_losses) / len(dev_losses), weights)}
 
 
 def _skip_what_is_no_merge(run: Run, pool: Mapping[str, str]) -> None:

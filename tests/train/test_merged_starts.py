@@ -160,6 +160,9 @@ def test_given_weights_are_evaluated_without_training(
         tmp_path / "3",
     )  # fmt: skip
     assert told["steps"] == 0 and told["weight_parity"] == 1.2
+    results = json.loads((tmp_path / "3/all_results.json").read_text())
+    loss = results["metrics"]["arithmetic"]["loss"]
+    assert told["lorahub"] == pytest.approx(loss + 0.05 * (0.5 + 1.2) / 2)
     start = products(state(tmp_path / "3", 1))
     one, two = (products(state(root / str(n), n)) for n in (1, 2))
     factor = 2 if any("lora" in key for key in start) else 1
