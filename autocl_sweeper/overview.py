@@ -18,7 +18,7 @@ from autocl_sweeper.budget import Spent, spent
 from autocl_sweeper.compare import best_chain
 from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
-from autocl_sweeper.types import History, State, Trial
+from autocl_sweeper.types import History, State, Trial, is_skipped
 
 S = "hydra.sweeper."
 RESERVED = ("reserved_mib", "reserved_by")  # of the event `running`
@@ -119,7 +119,8 @@ class Overview:
         """Trials by state, those given up apart."""
         history = self.history
         return Counter(
-            "given up" if t.number in history.given_up else t.state.value for t in history
+            "given up" if t.number in history.given_up or is_skipped(t) else t.state.value
+            for t in history
         )
 
     @cached_property

@@ -22,8 +22,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, alive, wait_until
+from support.bench import DEADLINE_S, REPOSITORY, Bench, alive, wait_until
 from support.pipelined import COMMAND, check_the_tree, started
+from support.two_nodes import ON_LOOPBACK, TwoNodes
 from support.virtual import Run, World
 
 from autocl_sweeper.device.reservations import Used
@@ -40,44 +41,12 @@ from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, Report, State
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
 )
-# Ray asks for the machine's own address and listens there; this makes it the loopback's.
-ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 OURS = ("hydra/sweeper=autocl", "hydra/launcher=ray")
 
 
-class Cluster:
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(APPS / "ray_cluster.py"), str(folder)],
-            env={
-                **os.environ,
-                **ON_LOOPBACK,
-                "HOME": str(folder),  # Ray keeps a token there
-                "PYTHONPATH": str(REPOSITORY),
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-        assert self.address, "the cluster did not start"
-
-    def lose_a_node(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def close(self) -> None:
-        with self.process:  # closes the pipes, which ends it
-            pass
-
-
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+def cluster(tmp_path: Path) -> Iterator[TwoNodes]:
+    made = TwoNodes(tmp_path)
     yield made
     made.close()
 
@@ -85,7 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.mark.slow
 @needs_ray
 def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
-    chain: Bench, cluster: Cluster
+    chain: Bench, cluster: TwoNodes
 ) -> None:
     command = (
         *OURS,
@@ -104,7 +73,7 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
     wait_until(lambda: len(chain.events("report")) == 4, "and have reported")
     assert chain.printed(sweep).count("starting an agent on node 127.0.0.1/") == 2
     pids = [event["pid"] for event in chain.ledger("start")[4:]]
-    cluster.lose_a_node()
+    cluster.switch_second_node()
     wait_until(lambda: sum(map(alive, pids)) == 2, "the jobs of the lost node are gone")
     chain.release(sweep)
 
@@ -409,7 +378,7 @@ def test_a_job_that_ran_out_of_memory_on_one_node_keeps_its_kind_alone_on_all(
 @needs_ray
 @pytest.mark.slow
 def test_jobs_that_began_early_on_two_nodes_are_kept_or_ended(
-    chain: Bench, cluster: Cluster
+    chain: Bench, cluster: TwoNodes
 ) -> None:
     """The tree of test_pipeline's real jobs; one of a losing parent would run for ever."""
     names = "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,FOREVER]"
