@@ -233,7 +233,7 @@ def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budge
         InfeasibleBudgetError, match=r"no plan fits a batch of 4 x 128 in update 5"
     ) as bad:
         trained(tmp_path, make, lengths)
-    assert cause_of(bad.value) is Cause.INFEASIBLE
+    assert cause_of(bad.value) is Cause.INFEASIBLE_BUDGET
     for part in ("predicted peak", "of it static", "a margin of"):
         assert part in str(bad.value)
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
