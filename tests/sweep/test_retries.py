@@ -12,7 +12,7 @@ from support.bench import Bench
 from support.plans import plan_of
 
 from autocl_sweeper.display.progress import LogProgress
-from autocl_sweeper.errors import ConfigurationError, TooManyFailuresError
+from autocl_sweeper.errors import ConfigurationError, NoSurvivorError, TooManyFailuresError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, read
 from autocl_sweeper.outcome import JobFiles
@@ -79,6 +79,20 @@ def test_a_sweep_continued_with_more_retries_runs_no_infeasible_trial_again(
         run(max_failures=0)
     run(max_failures=1, retries=2)
     assert ran.count(0) == (2 if cause is Cause.EXIT else 1) and ran.count(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [(Cause.EXIT, "hydra.sweeper.retries=1 to run them again"),
+     (Cause.INFEASIBLE_BUDGET, "they never run again: give a larger budget")],
+)  # fmt: skip
+def test_a_task_without_a_survivor_says_what_would_help(
+    tmp_path: Path, cause: Cause, advice: str
+) -> None:
+    executor = SimulatedExecutor(1, lambda job: Outcome(State.FAIL, "no", seconds=1.0, cause=cause))
+    plan = plan_of("task=a,b", "lr=1,2")
+    with pytest.raises(NoSurvivorError, match=advice):
+        Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress()).run()
 
 
 class VirtualTime(SimulatedExecutor):
