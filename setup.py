@@ -88,6 +88,7 @@ setup(
         ],  # benchmarks/launchers/overhead.py
         "test14": ["hydra-optuna-sweeper>=1.4.0rc3"],  # those for Hydra 1.3 need an Optuna before 3
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
+        "docs": ["furo>=2025.12.19", "myst-parser>=5.2", "sphinx>=9.0.4"],  # make docs
     },
     classifiers=[
         "Framework :: Hydra",

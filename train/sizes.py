@@ -39,7 +39,7 @@ def dry_run(
 ) -> dict[str, float]:
     """Write sizes and plans of all batches of `run` into `folder`; the numbers of the job.
 
-    evaluated: tasks whose dev and, if wanted, test are scored. Raises InfeasibleError, SettingsError.
+    evaluated: tasks whose dev and, if wanted, test are scored. Raises InfeasibleBudgetError, SettingsError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
