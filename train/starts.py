@@ -6,7 +6,7 @@ A row is a kind of start of a task: the parent's own, or what `merge.init` made.
 the first update, after 50 and after 200 (where the jobs validated there: trainer.eval_on_start=true
 trainer.eval_strategy=steps trainer.eval_steps=50) and at the end, each that of the start's best trial; updates
 until it was as good as the best trial that goes on from its parent; forward transfer, the score before
-the first update minus that of a random start; seconds of jobs, and of them those that merging took. Also written as
+the first update minus that of a random start; seconds of jobs, and of them those of merging. Also written as
 starts.json into the folder.
 """
 
