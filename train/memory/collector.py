@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+
+from train.memory.planner import Collected, Planner
 
 
 class Collector:
     """Counts the saved bytes of one kept block, and what recomputed ones hold, in a forward pass.
 
     The blocks' own forward hooks do it: nothing is run twice. `close` takes them away.
+    mark: called when the backward pass comes to the first block, which is the last of the model.
     """
 
-    def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:
+    def __init__(
+        self, blocks: Iterable[torch.nn.Module], mark: Callable[[], None] | None = None
+    ) -> None:
         self.blocks = list(blocks)
+        self.mark = mark
+        self.is_marked = False
         self.probe = -1
         self.alive: list[torch.Tensor] = []  # so that no storage is reused while it is counted
         self.own: dict[int, int] = {}  # storage -> bytes, of what the probe saves
@@ -34,6 +41,7 @@ class Collector:
         """Begin a forward pass in which block `probe` is kept and all others are recomputed."""
         self.probe = probe
         self.own, self.inputs, self.others = {}, {}, {}
+        self.is_marked = False
         self.fixed = {p.untyped_storage().data_ptr() for p in self.blocks[probe].parameters()}
 
     def close(self) -> None:
@@ -78,7 +86,10 @@ class Collector:
         return hook
 
     def _after(self, i: int) -> Any:
-        def hook(*_: Any) -> None:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            first = next(_tensors(output), None)
+            if self.mark is not None and first is not None and first.requires_grad:
+                first.register_hook(self._mark)  # type: ignore[no-untyped-call]
             if i == self.probe and self.counting is not None:
                 self.counting.__exit__(None, None, None)
                 self.counting = None
@@ -86,12 +97,39 @@ class Collector:
 
         return hook
 
+    def _mark(self, gradient: torch.Tensor) -> None:
+        if not self.is_marked and self.mark is not None:
+            self.is_marked = True
+            self.mark()
+
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         place = tensor.untyped_storage().data_ptr()
         if place not in self.fixed:
             self.own[place] = _bytes(tensor)
             self.alive.append(tensor.detach())
         return tensor.detach()  # the tensor itself would keep its own graph alive
+
+
+def collected(
+    found: Collector, planner: Planner, peak: float, head: float | None, fresh: bool
+) -> Collected:
+    """What a step under collection has shown. Peaks are without the static part.
+
+    head: the peak up to the mark; None: it was not measured. fresh: the step allocated its gradients.
+    """
+    kind = planner.kinds[found.probe]
+    kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
+    return Collected(
+        kind=kind,
+        kept=kept,
+        stash=stashes[found.probe],
+        largest=float(found.largest),
+        shared=shared,
+        outside=planner.outside(kind, stashes, kept, shared, peak, fresh),
+        peak=peak,
+        fresh=fresh,
+        head=None if head is None else planner.head(kind, stashes, kept, shared, head),
+    )
 
 
 def _bytes(tensor: torch.Tensor) -> int:
