@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from train.memory.planner import Collected, Planner
+from train.memory.selective import Outputs, detached, tensors
 
 
 class Collector:
@@ -16,13 +17,21 @@ class Collector:
 
     The blocks' own forward hooks do it: nothing is run twice. `close` takes them away.
     mark: called when the backward pass comes to the first block, which is the last of the model.
+    counts_outputs: count what tiers would keep of the probe, too.
     """
 
     def __init__(
-        self, blocks: Iterable[torch.nn.Module], mark: Callable[[], None] | None = None
+        self,
+        blocks: Iterable[torch.nn.Module],
+        mark: Callable[[], None] | None = None,
+        counts_outputs: bool = False,
     ) -> None:
         self.blocks = list(blocks)
         self.mark = mark
+        self.counts_outputs = counts_outputs
+        self.outputs: Outputs | None = None  # of the probe
+        self.call: Any = None  # arguments of the probe, where `keeps_call` was set
+        self.keeps_call = False
         self.is_marked = False
         self.probe = -1
         self.alive: list[torch.Tensor] = []  # so that no storage is reused while it is counted
@@ -76,21 +85,28 @@ class Collector:
 
     def _before(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first, *rest = [*_tensors(args), *_tensors(kwargs)]
+            first, *rest = [*tensors(args), *tensors(kwargs)]
             self.inputs[i] = _bytes(first)
             self.others |= {t.untyped_storage().data_ptr(): _bytes(t) for t in rest}
             if i == self.probe:
                 self.counting = saved_tensors_hooks(self._pack, lambda packed: packed)
                 self.counting.__enter__()
+                if self.keeps_call:
+                    self.call = detached((args, kwargs))
+                if self.counts_outputs:
+                    self.outputs = Outputs()
+                    self.outputs.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
     def _after(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-            first = next(_tensors(output), None)
+            first = next(tensors(output), None)
             if self.mark is not None and first is not None and first.requires_grad:
                 first.register_hook(self._mark)  # type: ignore[no-untyped-call]
             if i == self.probe and self.counting is not None:
+                if self.outputs is not None:
+                    self.outputs.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 self.counting.__exit__(None, None, None)
                 self.counting = None
                 self.alive = []  # the backward pass frees them as ever
@@ -119,12 +135,14 @@ def collected(
     """
     kind = planner.kinds[found.probe]
     kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
+    outputs = {} if found.outputs is None else found.outputs.bytes
     return Collected(
         kind=kind,
         kept=kept,
         stash=stashes[found.probe],
         largest=float(found.largest),
         shared=shared,
+        partly={tier: stashes[found.probe] + n for tier, n in outputs.items()},
         outside=planner.outside(kind, stashes, kept, shared, peak, fresh),
         peak=peak,
         fresh=fresh,
@@ -134,14 +152,3 @@ def collected(
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _tensors(one)
