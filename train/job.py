@@ -125,9 +125,23 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     if run.extras.do_train:
         with tracked(run.trainer.get("report_to"), folder) as name:
             callbacks = [] if recompute is None else [recompute]
-            training = train(
-                model, trained, delta, run, seed, folder, validate, keep, name, replayed, callbacks
-            )
+            try:
+                training = train(
+                    model,
+                    trained,
+                    delta,
+                    run,
+                    seed,
+                    folder,
+                    validate,
+                    keep,
+                    name,
+                    replayed,
+                    callbacks,
+                )
+            finally:  # also where a loss was NaN, or memory ran out: what was measured says why
+                if recompute is not None:
+                    recompute.leave()
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)  # type: ignore[arg-type]  # torch's overloads

@@ -64,6 +64,10 @@ def test_mimoses_names_work_on_the_command_line(composed: Compose) -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
+        (
+            {"method": "gc", "dynamic_checkpoint": True},
+            r"memory\.dynamic_checkpoint chooses memory\.method=plan, and memory\.method=gc is set",
+        ),
         ({"use_dtr": True}, r"memory\.use_dtr=true is not taken over: it needs a patched torch"),
         ({"memory_threshold": "x"}, r"memory\.memory_threshold=x: must be a number"),
         (
@@ -84,6 +88,7 @@ def test_mimoses_names_that_cannot_be_taken_are_refused(
     [
         ({"method": "plan"}, r"memory\.method=plan: plans need a budget"),
         ({"method": "static", "budget_gib": 8}, r"memory\.max_size"),
+        ({"method": "gc", "selective": "linear"}, r"memory\.selective=linear: is for plans"),
         ({"method": "fixed"}, r"memory\.blocks=null: is the list"),
         ({"blocks": (0,)}, r"memory\.blocks=\[0\]: .* the method is none"),
         ({"method": "fixed", "blocks": (0, 0)}, r"must be different indices"),
@@ -105,6 +110,17 @@ def test_a_trainer_option_that_works_against_a_method_is_refused_beside_it(
     make_job(f"trainer.{key}=true")
     with pytest.raises(SettingsError, match=rf"trainer\.{key}=true: .* memory\.method=gc is set"):
         make_job("memory=gc", f"trainer.{key}=true")
+
+
+def test_a_prefix_is_refused_beside_a_method_and_no_budget_is_zero(
+    make_job: Callable[..., Any],
+) -> None:
+    with pytest.raises(SettingsError, match=r"delta\._name=prefix: .* memory\.method=gc is set"):
+        make_job("memory=gc", "delta=prefix")
+    with pytest.raises(
+        SettingsError, match=r"memory\.budget_gib=0(\.0)?: must be a finite number above"
+    ):
+        make_job("memory.budget_gib=0")
 
 
 # The command lines of Mimose's scripts, without the name of the script.
