@@ -44,9 +44,14 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     limit_memory(MemorySettings(budget_mib=512))
     limit_memory(MemorySettings(budget_gib=4))
     limit_memory(MemorySettings(budget_gib=1, hard_cap=False))
+    assert shares == [(0.25, 0), (1.0, 0)]
+    # Beside other jobs of a sweep: the smaller of its budget and of what it reserves.
+    monkeypatch.setenv("AUTOCL_MEMORY_FRACTION", "0.4")
+    limit_memory(MemorySettings(budget_mib=512))
+    limit_memory(MemorySettings(budget_gib=4))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    limit_memory(MemorySettings(budget_gib=1))
-    assert shares == [(0.25, 0), (1.0, 0), (0.5, 1)]
+    limit_memory(MemorySettings())
+    assert shares[2:] == [(0.25, 0), (0.4, 0), (0.4, 1)]
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 

@@ -22,6 +22,8 @@ from train.config.text_data import (
     DEFAULTS,
     FEW_SHOT,
     FEW_SHOT_DEFAULTS,
+    HEADED,
+    HEADED_DEFAULTS,
     TextData,
     config_root,
     few_shot_names,
@@ -102,7 +104,11 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
     (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
-DEFAULTS_OF = {CL_BENCHMARK: DEFAULTS, FEW_SHOT: FEW_SHOT_DEFAULTS}
+DEFAULTS_OF = {
+    CL_BENCHMARK: DEFAULTS,
+    FEW_SHOT: FEW_SHOT_DEFAULTS,
+    **dict.fromkeys(HEADED, HEADED_DEFAULTS),
+}
 
 
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
