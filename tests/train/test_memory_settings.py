@@ -191,11 +191,17 @@ def test_options_of_scripts_that_are_not_taken_name_the_key_to_use(typed: str, s
 
 
 @pytest.mark.slow
-def test_a_command_line_of_mimoses_runs(tmp_path: Path) -> None:
-    ours = ("task=sentiment", "model=unify_tiny", "--only_input_size", "--dynamic_checkpoint")
-    theirs = SWAG.replace("/tmp/swag", "out").replace("--model_name_or_path bert-base-uncased", "")
-    done = train(tmp_path, *ours, *theirs.split(), "--max_steps", "2")
+@pytest.mark.parametrize(
+    "typed, rows", [(f"experiment=memory_swag {SWAG}", 64), (SQUAD, 12)], ids=["swag", "squad"]
+)
+def test_a_command_line_of_mimoses_runs_on_made_up_rows(
+    tmp_path: Path, typed: str, rows: int
+) -> None:
+    here = typed.replace("--model_name_or_path bert-base-uncased ", "").replace("/tmp/", "")
+    more = ("--only_input_size", "--dynamic_checkpoint", "--max_steps", "2")
+    done = train(tmp_path, *here.split(), *more)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "memory_sizes.json").read_text())
+    (written,) = tmp_path.glob("s*/memory_sizes.json")
+    found = json.loads(written.read_text())
     assert (found["method"], found["budget_gib"]) == ("plan", 8.0)
-    assert found["largest"]["shape"]["rows"] == 16
+    assert found["largest"]["shape"]["rows"] == rows  # multiple choice: 16 questions of 4 answers
