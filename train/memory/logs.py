@@ -114,11 +114,12 @@ def from_records(text: str, name: str) -> Measured:
             reserved = max(reserved, float(one["peak_reserved_bytes"]))
             seconds += float(one["step_s"])
             recomputed.append(len(one["blocks"]))
-            if one["phase"] == "plan":
+            if one["phase"] != "collect":
                 strategy[size] = tuple(one["blocks"])
+            if one["phase"] == "plan":
                 pair = (float(one["predicted_bytes"]), float(one["peak_allocated_bytes"]))
                 predictions.append(pair)
-            else:
+            if one["phase"] == "collect":
                 blocks = len(one["blocks"]) + 1  # all but the probe
         except (ValueError, KeyError, TypeError) as error:
             raise LogError(_broken(name, number, line)) from error
