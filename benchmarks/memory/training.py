@@ -1,0 +1,186 @@
+"""One training of some steps with transformers' own Trainer, and what it took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from autocl_sweeper.errors import InfeasibleError
+from benchmarks.memory.families import Family, Size, batches, model
+from train.config.memory import PLANNED, MemorySettings
+from train.memory.checkpointing import STATE_BYTES, Static, recomputing
+from train.memory.meter import CpuMeter, GpuMeter, Meter
+from train.memory.records import RECORDS
+
+SEED = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: the same for all methods that are compared."""
+
+    family: Family
+    rows: int
+    lengths: tuple[int, ...]
+    size: Size
+    attention: str = "eager"
+    bf16: bool = False
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.size == "base"
+
+
+@dataclass
+class Steps:
+    """What each step took; bytes are those of the process with its static part."""
+
+    seconds: list[float] = field(default_factory=list)
+    flops: list[int] = field(default_factory=list)
+    allocated: list[float] = field(default_factory=list)
+    reserved: list[float] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)  # of methods that plan
+    training_s: float | None = (
+        None  # the whole training by the Trainer's own clock; None: it broke off
+    )
+    ended: str = ""  # "out of memory" or the message of an infeasible budget
+
+
+class StaticMeter:
+    """The profiler's peaks on top of parameters and optimizer states, as a GPU would count them.
+
+    What it measured is kept, so that the same training can run again without the profiler's cost.
+    """
+
+    def __init__(self, static: float, known: Sequence[tuple[float, float]] | None = None) -> None:
+        self.static, self.inner = static, CpuMeter()
+        self.known = None if known is None else iter(known)
+        self.seen: list[tuple[float, float]] = []
+
+    def start(self) -> float:
+        if self.known is None:
+            self.inner.start()
+        return self.static
+
+    def read(self) -> tuple[float, float]:
+        if self.known is not None:
+            return next(self.known)
+        allocated, reserved = self.inner.read()
+        self.seen.append((self.static + allocated, self.static + reserved))
+        return self.seen[-1]
+
+
+class _Clock(TrainerCallback):
+    """Seconds and FLOPs of each step; peaks where no method measures them itself."""
+
+    def __init__(self, steps: Steps, meter: Meter | None, flops: bool, on_gpu: bool) -> None:
+        self.steps, self.meter, self.on_gpu = steps, meter, on_gpu
+        self.counter = FlopCounterMode(display=False) if flops else None
+        self.began = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.meter is not None:
+            self.meter.start()
+        if self.counter is not None:
+            self.counter.__enter__()
+        self.began = self._now()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.counter is not None:
+            self.counter.__exit__(None, None, None)
+            self.steps.flops.append(self.counter.get_total_flops())
+        if self.meter is not None:
+            allocated, reserved = self.meter.read()
+            self.steps.allocated.append(allocated)
+            self.steps.reserved.append(reserved)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps.seconds.append(self._now() - self.began)
+
+    def _now(self) -> float:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def run(setting: Setting, memory: MemorySettings, folder: Path, timed: bool = True) -> Steps:
+    """Train by a method. On the CPU once for peaks, and again as it was for FLOPs and for the time.
+
+    The counter of FLOPs keeps tensors alive and the profiler takes time, so each has a pass of its own.
+    """
+    if setting.on_gpu:
+        return _once(setting, memory, folder, GpuMeter(), flops=False)
+    static = Static.of(model(setting.family, setting.size), STATE_BYTES["adamw_torch"])
+    held = static.total - static.gradients  # those are freed before each step
+    measured = StaticMeter(held)
+    found = _once(setting, memory, folder / "peaks", measured, flops=False)
+    found.seconds, found.training_s = [], None
+    if found.ended:
+        return found
+    again = StaticMeter(held, measured.seen)
+    found.flops = _once(setting, memory, folder / "flops", again, flops=True).flops
+    if timed:
+        again = StaticMeter(held, measured.seen)
+        clocked = _once(setting, memory, folder / "time", again, flops=False)
+        found.seconds, found.training_s = clocked.seconds, clocked.training_s
+        found.records = clocked.records
+    return found
+
+
+def _once(
+    setting: Setting, memory: MemorySettings, folder: Path, meter: Meter, flops: bool
+) -> Steps:
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = Steps()
+    device = torch.device("cuda" if setting.on_gpu else "cpu")
+    made = model(setting.family, setting.size, setting.attention)
+    method = recomputing(memory, made, folder, meter)
+    own_meter = meter if memory.method not in PLANNED else None
+    vocabulary = getattr(made.config, "vocab_size", 0)
+    data = batches(setting.family, setting.rows, setting.lengths, vocabulary)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,  # an item of the data is a batch
+        num_train_epochs=1,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        use_cpu=device.type == "cpu",
+        bf16=setting.bf16,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        optim="adamw_torch",
+        seed=SEED,
+        train_sampling_strategy="sequential",
+    )
+    trainer = Trainer(
+        model=made,
+        args=arguments,
+        train_dataset=data,  # type: ignore[arg-type]
+        data_collator=lambda items: items[0],
+        callbacks=[
+            *([] if method is None else [method]),
+            _Clock(steps, own_meter, flops, setting.on_gpu),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        steps.training_s = float(trainer.train().metrics["train_runtime"])
+    except InfeasibleError as error:
+        steps.ended = str(error)
+    except torch.OutOfMemoryError as error:
+        steps.ended = f"out of memory: {str(error).splitlines()[0]}"
+    if memory.method in PLANNED and (folder / RECORDS).exists():
+        lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
+        steps.records = [json.loads(line) for line in lines]
+        steps.allocated = [one["peak_allocated_bytes"] for one in steps.records]
+        steps.reserved = [one["peak_reserved_bytes"] for one in steps.records]
+    return steps
