@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autocl_sweeper.device.packing import Relatives, relatives, use_of
+from autocl_sweeper.device.packing import relatives, use_of
 from autocl_sweeper.device.probe import Device, Probe, find_probe, short
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,21 +42,14 @@ class Card:
     temperature_c: int | None
     utilisation: int | None  # per cent
     free_mib: int | None
-    foreign: tuple[int, ...]  # processes that are not ours; a number of the host may stand there
+    foreign: tuple[int, ...]  # processes that are neither this one nor started by it
+    hidden: tuple[
+        int, ...
+    ]  # numbers of the host's, in a container: one of them may be this process
     problem: str = ""
 
 
 STEADY = ("memory_mib", "driver", "pcie", "max_clock_mhz", "power_limit_w")
-
-
-def foreign(device: Device, related: Relatives = relatives) -> tuple[int, ...]:
-    """Processes on a card that are neither this one nor started by it.
-
-    In a container the driver may say numbers of the host: the first of those is taken for our own.
-    """
-    pids = [*(device.processes or {})]
-    hidden = [pid for pid in pids if related(pid) is None]
-    return (*use_of(device, [os.getpid()], related).strangers, *hidden[1:])
 
 
 def cards(probe: Probe | None = None) -> list[Card]:
@@ -91,6 +84,7 @@ def _read(device: Device) -> Card:
         except nvml.NVMLError:
             return None
 
+    pids = [*(device.processes or {})]
     handle = ask("nvmlDeviceGetHandleByUUID", device.id)
     pcie = [
         ask(f"nvmlDeviceGet{when}PcieLink{what}", handle)
@@ -113,7 +107,8 @@ def _read(device: Device) -> Card:
         temperature_c=device.temperature_c,
         utilisation=device.utilisation,
         free_mib=device.free_mib,
-        foreign=foreign(device),
+        foreign=tuple(use_of(device, [os.getpid()]).strangers),
+        hidden=tuple(pid for pid in pids if relatives(pid) is None),
         problem=device.problem,
     )
 
@@ -138,7 +133,7 @@ def table(found: Sequence[Card]) -> str:
         lines.append(f"{one.id}  {one.name}")
         for field in fields(Card)[2:]:
             value = getattr(one, field.name)
-            if field.name == "foreign":
+            if isinstance(value, tuple):
                 value = ", ".join(map(str, value)) or "none"
             if value not in (None, ""):
                 lines.append(f"  {field.name:18}{value}")
@@ -215,8 +210,8 @@ class Watch:
 
     @property
     def foreign(self) -> list[int]:
-        """Processes of others that were seen at any look."""
-        return sorted({pid for one in self.looks for pid in one.foreign})
+        """Processes of others that were seen at any look; one hidden process is this one."""
+        return sorted({pid for one in self.looks for pid in (*one.foreign, *one.hidden[1:])})
 
     @property
     def void(self) -> str:

@@ -10,10 +10,9 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.memory.discipline import Job
-from benchmarks.memory.training import Setting, Steps, run
+from benchmarks.memory.training import COLLECT, Setting, Steps, run
 from train.config.memory import MemorySettings
 
-COLLECT = 8  # first steps, which no step time counts
 GIB = 2.0**30
 UNPLANNED: Mapping[str, MemorySettings] = {
     "none": MemorySettings(),
@@ -156,6 +155,6 @@ def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) ->
         "hit_us": median(hits) if hits else None,
         "miss_us": median(misses) if misses else None,
         "plan_us": mean(hits + misses) if planned else None,
-        "flops": sum(steps.flops[COLLECT:]) or None,
+        "flops": sum(steps.flops) or None,
     }
     return made

@@ -74,9 +74,10 @@ def choose(asked: str | None) -> Card | None:
             ids = "\n".join(f"  {one.id}  {one.name}" for one in there)
             raise NoCard(f"there are {len(there)} GPUs. Choose one for all runs by --card:\n{ids}")
         (found,) = there
-    if found.foreign or (found.utilisation or 0) > BUSY:
+    others = [*found.foreign, *found.hidden]  # nothing of ours is there yet
+    if others or (found.utilisation or 0) > BUSY:
         raise NotSettled(
-            f"{found.id} is in use before the first run: processes {list(found.foreign)}, "
+            f"{found.id} is in use before the first run: processes {others}, "
             f"{found.utilisation} % busy. Wait, or choose another by --card"
         )
     return found
@@ -131,9 +132,9 @@ def facts(given: argparse.Namespace, chosen: Card | None) -> dict[str, Any]:
 
 def protocol(given: argparse.Namespace, on_gpu: bool) -> list[Job]:
     """Synthetic batches of the families by every method."""
-    from benchmarks.memory.contestants import COLLECT, Budget, jobs, share_of
+    from benchmarks.memory.contestants import Budget, jobs, share_of
     from benchmarks.memory.families import FAMILIES, lengths
-    from benchmarks.memory.training import Setting
+    from benchmarks.memory.training import COLLECT, Setting
 
     shares = given.shares or ([] if on_gpu else [25, 50, 75])
     steps = COLLECT + (given.steps or (200 if on_gpu else 16))

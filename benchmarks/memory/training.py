@@ -21,6 +21,7 @@ from train.memory.meter import CpuMeter, GpuMeter, Meter
 from train.memory.records import RECORDS
 
 SEED = 3
+COLLECT = 8  # first steps, which neither step times nor FLOPs count
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Steps:
     """What each step took; bytes are those of the process with its static part."""
 
     seconds: list[float] = field(default_factory=list)
-    flops: list[int] = field(default_factory=list)
+    flops: list[int] = field(default_factory=list)  # of steps after collection
     allocated: list[float] = field(default_factory=list)
     reserved: list[float] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)  # of methods that plan
@@ -89,12 +90,12 @@ class _Clock(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.meter is not None:
             self.meter.start()
-        if self.counter is not None:
+        if self.counter is not None and state.global_step >= COLLECT:
             self.counter.__enter__()
         self.began = self._now()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.counter is not None:
+        if self.counter is not None and state.global_step >= COLLECT:
             self.counter.__exit__(None, None, None)
             self.steps.flops.append(self.counter.get_total_flops())
         if self.meter is not None:
