@@ -10,7 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.memory.discipline import Job
-from benchmarks.memory.training import COLLECT, Setting, Steps, run
+from benchmarks.memory.training import Setting, Steps, run
 from train.config.memory import MemorySettings
 
 GIB = 2.0**30
@@ -109,7 +109,7 @@ def settings_of(
         return MemorySettings(method="fixed", blocks=blocks or ())
     longest = max(setting.lengths) ** (1 if setting.family.median else 2)  # an image has pixels
     planned = MemorySettings(
-        method="plan", budget_gib=limit / GIB, collect_steps=COLLECT, on_infeasible="warn"
+        method="plan", budget_gib=limit / GIB, collect_steps=setting.collect, on_infeasible="warn"
     )
     if method == "static":
         return replace(planned, method="static", max_size=longest)
@@ -128,7 +128,7 @@ def _cap(limit: float | None) -> None:
 
 def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) -> dict[str, Any]:
     """What a run's line holds; the collected steps are only in `collect_s`."""
-    after = steps.seconds[COLLECT:]
+    after = steps.seconds[setting.collect :]
     tokens = [setting.rows * n for n in setting.lengths]
     planned = [one for one in steps.records if one["phase"] == "plan"]
     errors = [
@@ -144,11 +144,13 @@ def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) ->
         "training_s": steps.training_s,
         "step_s": median(after) if after else None,
         "steps_s": sum(after) if after else None,
-        "collect_s": sum(steps.seconds[:COLLECT]) if planned else None,
-        "tokens_per_s": sum(tokens[COLLECT:]) / sum(after) if after else None,
+        "collect_s": sum(steps.seconds[: setting.collect]) if planned else None,
+        "tokens_per_s": sum(tokens[setting.collect :]) / sum(after) if after else None,
         "peak_allocated_gib": max(steps.allocated, default=0.0) / GIB,
         "peak_reserved_gib": max(steps.reserved, default=0.0) / GIB,
-        "over_budget": None if limit is None else sum(n > limit for n in steps.allocated[COLLECT:]),
+        "over_budget": None
+        if limit is None
+        else sum(n > limit for n in steps.allocated[setting.collect :]),
         "infeasible": sum(one["infeasible"] for one in planned) if planned else None,
         "error": max(errors, default=None),
         "hits": len(hits),

@@ -35,11 +35,11 @@ FAMILIES: Mapping[str, Family] = {
         Family("question-answering", "SQuAD", 12, 2, 160, 0.35, 146, 512, 8.0),
         Family("text-classification", "QQP", 32, 4, 28, 0.45, 30, 332, 6.0),
         Family("token-classification", "CoNLL-2003", 64, 8, 18, 0.65, 20, 180, 6.0),
-        Family("object-detection", "COCO", 2, 2, 0, 0, 64, 160),  # pixels of a side
+        Family("object-detection", "COCO", 2, 2, 0, 0, 96, 256),  # pixels of a side
     )
 }
 CHOICES = 4  # of a question; rows count all of them
-CELL = 32  # pixels: sides of images are multiples of it
+CELL = 16  # pixels of a patch: sides of images are multiples of it
 
 
 def lengths(family: Family, steps: int, seed: int = 0, rows: int | None = None) -> list[int]:
@@ -100,24 +100,14 @@ def model(family: Family, size: Size, attention: str = "eager") -> torch.nn.Modu
     import transformers as hf
 
     torch.manual_seed(0)
+    small = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
     if family.name == "object-detection":
-        backbone = hf.ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 1, 1],
-            layer_type="basic", out_features=["stage4"],
+        yolos = hf.YolosConfig(
+            **(small if size == "tiny" else {}), num_labels=2, num_detection_tokens=20,
+            image_size=[family.longest] * 2, patch_size=CELL, attn_implementation=attention,
         )  # fmt: skip
-        detr = hf.DetrConfig(
-            use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone,
-            d_model=64, encoder_layers=6, decoder_layers=6, encoder_attention_heads=1,
-            decoder_attention_heads=1, encoder_ffn_dim=256, decoder_ffn_dim=256, num_queries=20,
-            num_labels=2, attn_implementation=attention,
-        )  # fmt: skip
-        return hf.DetrForObjectDetection(detr)
-    small = {
-        "hidden_size": 64,
-        "num_attention_heads": 1,
-        "intermediate_size": 256,
-        "vocab_size": 128,
-    }
+        return hf.YolosForObjectDetection(yolos)
+    small["vocab_size"] = 128
     config = hf.BertConfig(
         **(small if size == "tiny" else {}), num_labels=2, attn_implementation=attention
     )

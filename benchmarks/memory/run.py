@@ -134,10 +134,10 @@ def protocol(given: argparse.Namespace, on_gpu: bool) -> list[Job]:
     """Synthetic batches of the families by every method."""
     from benchmarks.memory.contestants import Budget, jobs, share_of
     from benchmarks.memory.families import FAMILIES, lengths
-    from benchmarks.memory.training import COLLECT, Setting
+    from benchmarks.memory.training import Setting
 
     shares = given.shares or ([] if on_gpu else [25, 50, 75])
-    steps = COLLECT + (given.steps or (200 if on_gpu else 16))
+    steps = Setting.collect + (given.steps or (200 if on_gpu else 16))
     made = []
     for name in given.tasks or (PROTOCOL if on_gpu else tuple(FAMILIES)):
         family = FAMILIES[name]

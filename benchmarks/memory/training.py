@@ -21,7 +21,6 @@ from train.memory.meter import CpuMeter, GpuMeter, Meter
 from train.memory.records import RECORDS
 
 SEED = 3
-COLLECT = 8  # first steps, which neither step times nor FLOPs count
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Setting:
     size: Size
     attention: str = "eager"
     bf16: bool = False
+    collect: int = 8  # first steps, which neither step times nor FLOPs count
 
     @property
     def on_gpu(self) -> bool:
@@ -82,20 +82,20 @@ class StaticMeter:
 class _Clock(TrainerCallback):
     """Seconds and FLOPs of each step; peaks where no method measures them itself."""
 
-    def __init__(self, steps: Steps, meter: Meter | None, flops: bool, on_gpu: bool) -> None:
-        self.steps, self.meter, self.on_gpu = steps, meter, on_gpu
+    def __init__(self, steps: Steps, meter: Meter | None, flops: bool, setting: Setting) -> None:
+        self.steps, self.meter, self.setting = steps, meter, setting
         self.counter = FlopCounterMode(display=False) if flops else None
         self.began = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.meter is not None:
             self.meter.start()
-        if self.counter is not None and state.global_step >= COLLECT:
+        if self.counter is not None and state.global_step >= self.setting.collect:
             self.counter.__enter__()
         self.began = self._now()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.counter is not None and state.global_step >= COLLECT:
+        if self.counter is not None and state.global_step >= self.setting.collect:
             self.counter.__exit__(None, None, None)
             self.steps.flops.append(self.counter.get_total_flops())
         if self.meter is not None:
@@ -107,7 +107,7 @@ class _Clock(TrainerCallback):
         self.steps.seconds.append(self._now() - self.began)
 
     def _now(self) -> float:
-        if self.on_gpu:
+        if self.setting.on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -169,7 +169,7 @@ def _once(
         data_collator=lambda items: items[0],
         callbacks=[
             *([] if method is None else [method]),
-            _Clock(steps, own_meter, flops, setting.on_gpu),
+            _Clock(steps, own_meter, flops, setting),
         ],
     )
     trainer.remove_callback(PrinterCallback)
