@@ -100,7 +100,7 @@ def model(family: Family, size: Size, attention: str = "eager") -> torch.nn.Modu
     import transformers as hf
 
     torch.manual_seed(0)
-    small = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
+    small: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
     if family.name == "object-detection":
         yolos = hf.YolosConfig(
             **(small if size == "tiny" else {}), num_labels=2, num_detection_tokens=20,

@@ -84,7 +84,7 @@ class _Clock(TrainerCallback):
 
     def __init__(self, steps: Steps, meter: Meter | None, flops: bool, setting: Setting) -> None:
         self.steps, self.meter, self.setting = steps, meter, setting
-        self.counter = FlopCounterMode(display=False) if flops else None
+        self.counter: Any = FlopCounterMode(display=False) if flops else None
         self.began = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -165,7 +165,7 @@ def _once(
     trainer = Trainer(
         model=made,
         args=arguments,
-        train_dataset=data,  # type: ignore[arg-type]
+        train_dataset=data,
         data_collator=lambda items: items[0],
         callbacks=[
             *([] if method is None else [method]),
