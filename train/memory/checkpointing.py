@@ -15,10 +15,10 @@ from transformers import TrainerCallback
 from autocl_sweeper.errors import InfeasibleError
 from train.config.memory import PLANNED, MemorySettings
 from train.memory.blocks import Blocks, check_indices
-from train.memory.collector import Collector
+from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
-from train.memory.planner import Choice, Collected, Planner
+from train.memory.planner import Choice, Planner
 from train.memory.records import Record, Records, write_model
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ class PlannedBlocks(TrainerCallback):
         self.step = state.global_step
         self.records.writes = state.is_world_process_zero
         self.blocks.enable()
-        self.collector = Collector(self.blocks.layers)
+        self.collector = Collector(
+            self.blocks.layers, self.meter.mark if len(set(self.blocks.kinds)) > 1 else None
+        )
         self.hook = self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -189,20 +191,10 @@ class PlannedBlocks(TrainerCallback):
         if one.choice is None:
             found = self.collector
             assert found is not None
-            kind = self.planner.kinds[found.probe]
-            kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
+            marked = self.meter.marked
+            head = None if marked is None else marked - one.static
             peak = allocated - one.static
-            self.planner.collect(
-                features,
-                Collected(
-                    kind=kind,
-                    kept=kept,
-                    stash=stashes[found.probe],
-                    largest=float(found.largest),
-                    shared=shared,
-                    outside=self.planner.outside(kind, stashes, kept, shared, peak, one.fresh),
-                ),
-            )
+            self.planner.collect(features, collected(found, self.planner, peak, head, one.fresh))
             blocks = tuple(i for i in range(len(self.blocks.layers)) if i != found.probe)
         else:
             blocks = one.choice.blocks

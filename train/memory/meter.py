@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
+
+MARK = "the head is through"  # event in a profile
 
 
 class Meter(Protocol):
@@ -18,16 +22,30 @@ class Meter(Protocol):
     def start(self) -> float:
         """Forget the peak so far; bytes allocated now."""
 
+    def mark(self) -> None:
+        """The head of the model is through, in the middle of the step."""
+
     def read(self) -> tuple[float, float]:
         """Peaks since the start: bytes allocated and bytes reserved."""
+
+    @property
+    def marked(self) -> float | None:
+        """The peak up to the mark, once the meter was read; None: there was none."""
 
 
 class GpuMeter:
     """torch's own count of this process's GPU."""
 
+    def __init__(self) -> None:
+        self.marked: float | None = None
+
     def start(self) -> float:
+        self.marked = None
         torch.cuda.reset_peak_memory_stats()
         return float(torch.cuda.memory_allocated())
+
+    def mark(self) -> None:
+        self.marked = float(torch.cuda.max_memory_allocated())
 
     def read(self) -> tuple[float, float]:
         return float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
@@ -38,12 +56,17 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self.running: Any = None
+        self.marked: float | None = None
 
     def start(self) -> float:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints two lines for each step
         self.running = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.running.__enter__()
         return 0.0
+
+    def mark(self) -> None:
+        with record_function(MARK):
+            pass
 
     def read(self) -> tuple[float, float]:
         self.running.__exit__(None, None, None)
@@ -52,11 +75,16 @@ class CpuMeter:
             self.running.export_chrome_trace(str(path))
             events = json.loads(path.read_text())["traceEvents"]
         moves = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
-        now = peak = 0
-        for _, moved in sorted(moves, key=lambda one: one[0]):  # as they happened
-            now += moved
-            peak = max(peak, now)
-        return float(peak), float(peak)
+        marks = [e["ts"] for e in events if e.get("name") == MARK]
+        self.marked = _peak(m for m in moves if m[0] <= marks[0]) if marks else None
+        peak = _peak(moves)
+        return peak, peak
+
+
+def _peak(moves: Iterable[tuple[float, float]]) -> float:
+    """The largest sum of moves as they happened."""
+    ordered = sorted(moves, key=lambda one: one[0])
+    return float(max(accumulate(moved for _, moved in ordered), default=0))
 
 
 def meter_of(device: torch.device) -> Meter:
