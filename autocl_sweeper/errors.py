@@ -10,6 +10,8 @@
     |   `-- JournalLostError    its journal was removed or replaced while the sweep ran
     |-- DeviceError             no device can serve a job
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
+    |   `-- InfeasibleBudgetError   a batch of it does not fit its memory budget
+    |-- EvaluationMemoryError   a device had no memory left for an evaluation; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
@@ -61,6 +63,14 @@ class DeviceError(AutoCLError):
 
 class InfeasibleError(AutoCLError):
     """A job's settings cannot be trained, however often it runs. Apps raise it in their jobs."""
+
+
+class InfeasibleBudgetError(InfeasibleError):
+    """A batch of a job does not fit its memory budget under any plan."""
+
+
+class EvaluationMemoryError(AutoCLError):
+    """A device had no memory left for an evaluation, which training alone may have had."""
 
 
 class SweepStoppedError(AutoCLError):

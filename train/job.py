@@ -30,8 +30,8 @@ from train.loop.batches import Training
 from train.loop.evaluation import evaluate, means, predict
 from train.loop.trainer import TrainingReport, row_losses, train
 from train.memory.budget import limit_memory
-from train.memory.checkpointing import PlannedBlocks, recomputing
-from train.memory.meter import GpuMeter
+from train.memory.checkpointing import recomputing
+from train.memory.meter import CpuMeter, GpuMeter
 from train.model.checkpoints import delta_name, load, save
 from train.model.family import Meeting, family_of
 from train.model.fit import check_loaded, fitted
@@ -85,7 +85,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     if run.memory.mode == "sizes":
         evaluated = {n: (tasks[n], rows[n]) for t in run.seen_tasks if plans[n := t.name].is_scored}
         return dry_run(run, model, delta, trained, replayed, evaluated, folder)
-    recompute = recomputing(run.memory, model, folder, GpuMeter())
+    recompute = recomputing(
+        run.memory, model, folder, GpuMeter() if torch.cuda.is_available() else CpuMeter()
+    )
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
     scored = [name for name in own if plans[name].is_scored]
@@ -156,8 +158,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - began,
         }
-        if isinstance(recompute, PlannedBlocks):
-            results |= recompute.records.numbers(recompute.budget)
+        if recompute is not None:
+            results |= recompute.numbers()
         if any(plan.rows is not None and plan.rows.selects_on_test for plan in plans.values()):
             results["selected_on_test"] = 1
         runtime = train_end - train_start

@@ -17,10 +17,10 @@ from train.delta.delta import Delta
 from train.loop.batches import Training, Updates
 from train.loop.criterion import loss_sum, sample_size
 from train.loop.evaluation import Part, in_batches
-from train.memory.checkpointing import OTHER_STATES, STATE_BYTES
 from train.memory.features import Shape
 from train.memory.meter import meter_of
 from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen, to_measure
+from train.memory.static import OTHER_STATES, STATE_BYTES
 from train.model.family import Meeting
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def dry_run(
 ) -> dict[str, float]:
     """Write sizes and plans of all batches of `run` into `folder`; the numbers of the job.
 
-    evaluated: tasks whose dev and, if wanted, test are scored. Raises InfeasibleError, SettingsError.
+    evaluated: tasks whose dev and, if wanted, test are scored. Raises InfeasibleBudgetError, SettingsError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()

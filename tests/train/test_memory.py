@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,47 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     class Device:
         total_memory = 2048 * 2**20
 
-    shares: list[float] = []
+    shares: list[tuple[float, int]] = []
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *one: shares.append(one)
+    )
     limit_memory(MemorySettings(budget_mib=512))
     limit_memory(MemorySettings(budget_gib=4))
     limit_memory(MemorySettings(budget_gib=1, hard_cap=False))
-    assert shares == [0.25, 1.0]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    limit_memory(MemorySettings(budget_gib=1))
+    assert shares == [(0.25, 0), (1.0, 0), (0.5, 1)]
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    "before, name, after",
+    [
+        ({}, "PYTORCH_ALLOC_CONF", "expandable_segments:True"),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+            "PYTORCH_CUDA_ALLOC_CONF",
+            "max_split_size_mb:64,expandable_segments:True",
+        ),
+        (
+            {"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+            "PYTORCH_ALLOC_CONF",
+            "expandable_segments:False",
+        ),
+    ],
+)
+def test_segments_of_the_allocator_grow_unless_the_environment_says_otherwise(
+    before: dict[str, str], name: str, after: str
+) -> None:
+    from train.memory.budget import use_expandable_segments
+
+    environ = dict(before)
+    use_expandable_segments(environ)
+    assert environ == {**before, name: after}
 
 
 @pytest.mark.parametrize("task", ["digits_01", "sentiment"])

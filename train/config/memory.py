@@ -54,9 +54,23 @@ class MemorySettings:
     hard_cap: bool = option(
         True, "more than the budget is an out-of-memory error; false: the budget is for plans alone"
     )
-    on_infeasible: Literal["raise", "warn"] = option(
+    on_infeasible: Literal["raise", "warn", "offload"] = option(
         "raise",
-        "where no plan of a batch fits: end the job before the step, or go on with the smallest peak",
+        "where no plan of a batch fits: end the job before the step; warn: go on with the smallest peak; "
+        "offload: inputs of recomputed blocks wait in the machine's memory",
+    )
+    selective: Literal["auto", "none", "linear", "attention"] = option(
+        "auto",
+        "of plan: blocks may be recomputed in part, with the outputs of their linear layers kept, or of all"
+        " matrix products (attention); auto: whichever a GPU is seen to be faster with, if any",
+    )
+    records: Literal["auto"] | bool = option(
+        "auto",
+        "write memory_records.jsonl: peaks and seconds of each micro-batch; auto: on a GPU. On the CPU a"
+        " profiler measures them, which is slow; plan and static always write it",
+    )
+    empty_cache: bool = option(
+        False, "give cached GPU memory back before each micro-batch, which costs time"
     )
     max_size: int | None = option(
         None, "of static: length of the largest batch", unit="tokens", least=1
@@ -104,6 +118,11 @@ class MemorySettings:
             raise SettingsError(
                 f"memory.blocks={list(self.blocks)}: must be different indices, 0 or more"
             )
+
+    @property
+    def measures(self) -> bool | None:
+        """Whether micro-batches are recorded whatever the method; None: where there is a GPU."""
+        return None if self.records == "auto" else self.records
 
     def refuse_processes(self, count: int) -> None:
         """Raise SettingsError where a job of `count` processes cannot do what `mode` asks for."""
@@ -168,6 +187,7 @@ class Row:
 
     type: Any
     to: str = ""  # our key
+    value: Any = None  # of it when true; None: the value given
     method: Method | None = None  # what it chooses when true or given
     why: str = ""  # it is not taken, or has no effect
 
@@ -185,8 +205,9 @@ ROWS: Mapping[str, Row] = {
     "memory_predict_test": Row(bool, why="predicted and measured bytes are always recorded"),
     "use_sublinear": Row(bool, why="there are no segments of blocks; memory=every_n is the static baseline"),
     "use_dtr": Row(bool, why="it needs a patched torch; memory=plan does without"),
-    "profile_memory": Row(bool, why="the cache is never emptied; peaks are measured as they are"),
-    "offload": Row(bool, why="parameters stay on the device"),
+    "only_input_size": Row(bool, "mode", "sizes"),
+    "profile_memory": Row(bool, "empty_cache", True),
+    "offload": Row(bool, "on_infeasible", "offload"),
 }
 # fmt: on
 HARMLESS = ("min_input_size", "memory_predict_test")
@@ -243,7 +264,7 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
         if row.method:
             methods.append(row.method)
         if row.to:
-            other = made.get(row.to)
+            other, given = made.get(row.to), given if row.value is None else row.value
             if other is not None and other != given and (row.to, other) not in UNSET:
                 problems.append(
                     Problem(

@@ -78,9 +78,8 @@ class Blocks:
         for i, block in enumerate(self.layers):
             block.gradient_checkpointing = i in recomputed or i in selective
             # The one place where transformers takes the function of a single layer.
-            block._gradient_checkpointing_func = (  # type: ignore[assignment]
-                partly if i in selective else whole
-            )
+            chosen: Any = partly if i in selective else whole
+            block._gradient_checkpointing_func = chosen
 
     def disable(self) -> None:
         """The model as it was."""
@@ -92,7 +91,7 @@ WHOLE = partial(checkpoint, use_reentrant=False)
 
 def offloading(function: Callable[..., Any], *args: Any) -> Any:
     """`function` is recomputed, and what is saved for it lies in the machine's memory until then."""
-    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+    with save_on_cpu(pin_memory=True):
         return WHOLE(function, *args)
 
 

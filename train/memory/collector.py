@@ -9,7 +9,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from train.memory.planner import Collected, Planner
-from train.memory.selective import Outputs, detached, tensors
+from train.memory.selective import Outputs, call_of, tensors
 
 
 class Collector:
@@ -92,7 +92,7 @@ class Collector:
                 self.counting = saved_tensors_hooks(self._pack, lambda packed: packed)
                 self.counting.__enter__()
                 if self.keeps_call:
-                    self.call = detached((args, kwargs))
+                    self.call = call_of(args, kwargs)
                 if self.counts_outputs:
                     self.outputs = Outputs()
                     self.outputs.__enter__()  # type: ignore[no-untyped-call]

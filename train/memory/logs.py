@@ -114,11 +114,12 @@ def from_records(text: str, name: str) -> Measured:
             peaks.setdefault(size, []).append(float(one["peak_allocated_bytes"]))
             reserved = max(reserved, float(one["peak_reserved_bytes"]))
             recomputed.append(len(one["blocks"]))
-            if one["phase"] == "plan":
+            if one["phase"] != "collect":
                 strategy[size] = tuple(one["blocks"])
+            if one["phase"] == "plan":
                 pair = (float(one["predicted_bytes"]), float(one["peak_allocated_bytes"]))
                 predictions.append(pair)
-            else:
+            if one["phase"] == "collect":
                 blocks = len(one["blocks"]) + 1  # all but the probe
                 collected += 1
         except (ValueError, KeyError, TypeError) as error:

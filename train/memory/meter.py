@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
+
+log = logging.getLogger(__name__)
 
 MARK = "the head is through"  # event in a profile
 
@@ -38,8 +41,10 @@ class GpuMeter:
 
     def __init__(self) -> None:
         self.marked: float | None = None
+        self.most = (0.0, 0.0)  # of what was forgotten
 
     def start(self) -> float:
+        self.most = self.whole()
         self.marked = None
         torch.cuda.reset_peak_memory_stats()
         return float(torch.cuda.memory_allocated())
@@ -49,6 +54,11 @@ class GpuMeter:
 
     def read(self) -> tuple[float, float]:
         return float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
+
+    def whole(self) -> tuple[float, float]:
+        """The peaks of the whole job so far."""
+        allocated, reserved = self.read()
+        return max(self.most[0], allocated), max(self.most[1], reserved)
 
 
 class CpuMeter:
@@ -79,6 +89,22 @@ class CpuMeter:
         self.marked = _peak(m for m in moves if m[0] <= marks[0]) if marks else None
         peak = _peak(moves)
         return peak, peak
+
+
+def used_bytes() -> float | None:
+    """Bytes of this process on its GPU, context included, as NVML has them; None: it does not say."""
+    import pynvml  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    except pynvml.NVMLError as error:
+        log.info("memory of the context is not known: NVML says %s", error)
+        return None
+    own = [one.usedGpuMemory for one in running if one.pid == os.getpid()]
+    return float(own[0]) if own and own[0] is not None else None
 
 
 def _peak(moves: Iterable[tuple[float, float]]) -> float:

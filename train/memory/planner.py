@@ -56,6 +56,7 @@ class Choice:
     cached: bool = False
     fresh: bool = False  # the step allocates its gradients
     selective: tuple[int, ...] = ()  # indices of those that are recomputed in part
+    offload: bool = False  # inputs of recomputed blocks wait in the machine's memory
 
 
 @dataclass(frozen=True)
@@ -337,6 +338,27 @@ class Planner:
     def _at(lengths: Sequence[float], measured: Sequence[float], size: int) -> float:
         second, first, constant = quadratic(lengths, measured)
         return second * size**2 + first * size + constant
+
+    def held_by(self, block: int, tiers: Sequence[str]) -> dict[str, float]:
+        """Bytes of a block in the last collected step: `kept`, recomputed `whole`, or in a tier."""
+        parts = {"kept": "kept", "whole": "stash", **{tier: tier for tier in tiers}}
+        kind = self.kinds[block]
+        return {name: [*self.rows[f"{part} {kind}"].values()][-1] for name, part in parts.items()}
+
+    def offloaded(self, choice: Choice, features: Features, static: float, fresh: bool) -> Choice:
+        """The plan of the smallest peak with its blocks' inputs on the machine, if that fits; else as is."""
+        n = len(self.kinds)
+        blocks = tuple(range(max(0, n - 1)))
+        parts = self._parts(features)
+        most, behind = parts.kept[-1], 0.0  # blocks one at a time, behind them their gradients
+        for j in reversed(range(n)):
+            again = parts.stash[j] + parts.largest[j] if j < n - 1 else 0.0
+            most = max(most, parts.kept[j] + again + behind)
+            behind += self.gradients[j] if fresh and self.gradients else 0.0
+        peak = static + parts.outside + parts.shared + most
+        if peak > self.budget - choice.margin:
+            return replace(choice, predicted=peak)
+        return replace(choice, blocks=blocks, selective=(), predicted=peak, offload=True)
 
     # -- correcting --------------------------------------------------------------------------------
 

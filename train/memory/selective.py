@@ -65,14 +65,16 @@ def timed(
 ) -> dict[str, float]:
     """Seconds of a forward and a backward pass of `block` with each function that checkpoints; None: none.
 
-    call: its arguments and keyword arguments. Gradients, random states and hooks stay as they are.
+    call: what `call_of` gave. Gradients, random states and hooks stay as they are.
     """
-    args, kwargs = call
+    args, kwargs, precision = call
     device = next(block.parameters()).device
     before = block.gradient_checkpointing, block.__dict__.get("_gradient_checkpointing_func")
     parameters = [p for p in block.parameters() if p.requires_grad]
     found = {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+    mixed = torch.autocast(device.type, precision, enabled=precision is not None)
+    fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with fork, torch.enable_grad(), mixed:
         for name, function in functions.items():
             block.gradient_checkpointing = function is not None  # type: ignore[assignment]
             block._gradient_checkpointing_func = function  # type: ignore[assignment]
@@ -111,14 +113,20 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors(one)
 
 
-def detached(value: Any) -> Any:
-    """Arguments of a block, cut off from what made them."""
+def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Arguments of a block, cut off from what made them, and the dtype of autocast; None: it is off."""
+    kind = next(tensors(args or kwargs)).device.type
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return _detached(args), _detached(kwargs), precision
+
+
+def _detached(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().requires_grad_(value.requires_grad)
     if isinstance(value, dict):
-        return {key: detached(one) for key, one in value.items()}
+        return {key: _detached(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(detached(one) for one in value)
+        return type(value)(_detached(one) for one in value)
     return value
 
 
