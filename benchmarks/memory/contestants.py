@@ -20,7 +20,14 @@ UNPLANNED: Mapping[str, MemorySettings] = {
     "every_2": MemorySettings(method="every_n", n=2),
     "every_4": MemorySettings(method="every_n", n=4),
 }
-PLANNED = ("prefix", "static", "bucket_greedy", "fixed", "none_capped")  # each under a budget
+PLANNED = (
+    "prefix",
+    "tiered",
+    "static",
+    "bucket_greedy",
+    "fixed",
+    "none_capped",
+)  # each under a budget
 
 
 @dataclass
@@ -109,8 +116,14 @@ def settings_of(
         return MemorySettings(method="fixed", blocks=blocks or ())
     longest = max(setting.lengths) ** (1 if setting.family.median else 2)  # an image has pixels
     planned = MemorySettings(
-        method="plan", budget_gib=limit / GIB, collect_steps=setting.collect, on_infeasible="warn"
+        method="plan",
+        budget_gib=limit / GIB,
+        collect_steps=setting.collect,
+        on_infeasible="warn",
+        selective="none",
     )
+    if method == "tiered":  # by time on a GPU, by work on the CPU
+        return replace(planned, selective="auto" if setting.on_gpu else "attention")
     if method == "static":
         return replace(planned, method="static", max_size=longest)
     return replace(planned, planner="bucket_greedy" if method == "bucket_greedy" else "prefix")

@@ -100,17 +100,16 @@ def model(family: Family, size: Size, attention: str = "eager") -> torch.nn.Modu
     import transformers as hf
 
     torch.manual_seed(0)
+    common: dict[str, Any] = {"num_labels": 2, "attn_implementation": attention}
     small: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 256}
     if family.name == "object-detection":
         yolos = hf.YolosConfig(
-            **(small if size == "tiny" else {}), num_labels=2, num_detection_tokens=20,
-            image_size=[family.longest] * 2, patch_size=CELL, attn_implementation=attention,
+            **(small if size == "tiny" else {}), **common, num_detection_tokens=20,
+            image_size=[family.longest] * 2, patch_size=CELL,
         )  # fmt: skip
         return hf.YolosForObjectDetection(yolos)
     small["vocab_size"] = 128
-    config = hf.BertConfig(
-        **(small if size == "tiny" else {}), num_labels=2, attn_implementation=attention
-    )
+    config = hf.BertConfig(**(small if size == "tiny" else {}), **common)
     made: torch.nn.Module = {
         "multiple-choice": hf.BertForMultipleChoice,
         "question-answering": hf.BertForQuestionAnswering,

@@ -18,7 +18,17 @@ from benchmarks.memory.discipline import Job, NotSettled, cool, measure, warm
 from benchmarks.memory.tables import report
 
 PROTOCOL = ("multiple-choice", "question-answering")
-METHODS = ("none", "gc", "prefix", "static", "bucket_greedy", "fixed", "every_2", "every_4")
+METHODS = (
+    "none",
+    "gc",
+    "prefix",
+    "tiered",
+    "static",
+    "bucket_greedy",
+    "fixed",
+    "every_2",
+    "every_4",
+)
 ON_CPU = ("none", "gc", "prefix", "static", "bucket_greedy")
 BUSY = 5  # per cent of a card before the first run that somebody else must cause
 LIMIT_S = 900  # until a card has come to the start of a run
@@ -28,7 +38,8 @@ OVERRIDES: Mapping[str, tuple[str, ...]] = {
     "gc": ("memory=gc",),
     "every_2": ("memory=every_n", "memory.n=2"),
     "every_4": ("memory=every_n", "memory.n=4"),
-    "prefix": ("memory=plan",),
+    "prefix": ("memory=plan", "memory.selective=none"),
+    "tiered": ("memory=plan",),
     "bucket_greedy": ("memory=plan", "memory.planner=bucket_greedy"),
     "static": ("memory=static",),
 }
@@ -167,7 +178,7 @@ def whole_trainings(given: argparse.Namespace) -> list[Job]:
     """train.py with an experiment by every method, each job in a process of its own."""
     made = []
     for method in given.methods or ("none", "gc"):
-        planned = method in ("prefix", "bucket_greedy", "static")
+        planned = method in ("prefix", "tiered", "bucket_greedy", "static")
         for gib in given.budgets if planned else [None]:
             more = [] if gib is None else [f"memory.budget_gib={gib:g}"]
             overrides = [*OVERRIDES[method], *more, *given.overrides]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from benchmarks.memory.families import Family, Size, batches, model
-from train.config.memory import PLANNED, MemorySettings
-from train.memory.checkpointing import STATE_BYTES, Static, recomputing
+from train.config.memory import MemorySettings
+from train.memory.checkpointing import recomputing
 from train.memory.meter import CpuMeter, GpuMeter, Meter
 from train.memory.records import RECORDS
+from train.memory.static import STATE_BYTES, Static
 
 SEED = 3
 
@@ -48,48 +49,58 @@ class Steps:
     flops: list[int] = field(default_factory=list)  # of steps after collection
     allocated: list[float] = field(default_factory=list)
     reserved: list[float] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)  # of methods that plan
+    records: list[dict[str, Any]] = field(default_factory=list)  # of each step
     training_s: float | None = (
         None  # the whole training by the Trainer's own clock; None: it broke off
     )
     ended: str = ""  # "out of memory" or the message of an infeasible budget
 
 
+Reading = tuple[float, float, float | None]  # allocated, reserved, up to the mark
+
+
 class StaticMeter:
     """The profiler's peaks on top of parameters and optimizer states, as a GPU would count them.
 
-    What it measured is kept, so that the same training can run again without the profiler's cost.
+    What it read is kept. known: readings of the same training, given again without a profiler.
     """
 
-    def __init__(self, static: float, known: Sequence[tuple[float, float]] | None = None) -> None:
+    def __init__(self, static: float, known: Sequence[Reading] | None = None) -> None:
         self.static, self.inner = static, CpuMeter()
         self.known = None if known is None else iter(known)
-        self.seen: list[tuple[float, float]] = []
+        self.seen: list[Reading] = []
 
     def start(self) -> float:
         if self.known is None:
             self.inner.start()
         return self.static
 
+    def mark(self) -> None:
+        if self.known is None:
+            self.inner.mark()
+
     def read(self) -> tuple[float, float]:
         if self.known is not None:
-            return next(self.known)
-        allocated, reserved = self.inner.read()
-        self.seen.append((self.static + allocated, self.static + reserved))
-        return self.seen[-1]
+            self.seen.append(next(self.known))
+        else:
+            peak, marked = self.inner.read()[0] + self.static, self.inner.marked
+            self.seen.append((peak, peak, None if marked is None else marked + self.static))
+        return self.seen[-1][:2]
+
+    @property
+    def marked(self) -> float | None:
+        return self.seen[-1][2]
 
 
 class _Clock(TrainerCallback):
-    """Seconds and FLOPs of each step; peaks where no method measures them itself."""
+    """Seconds and FLOPs of each step."""
 
-    def __init__(self, steps: Steps, meter: Meter | None, flops: bool, setting: Setting) -> None:
-        self.steps, self.meter, self.setting = steps, meter, setting
+    def __init__(self, steps: Steps, flops: bool, setting: Setting) -> None:
+        self.steps, self.setting = steps, setting
         self.counter: Any = FlopCounterMode(display=False) if flops else None
         self.began = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.meter is not None:
-            self.meter.start()
         if self.counter is not None and state.global_step >= self.setting.collect:
             self.counter.__enter__()
         self.began = self._now()
@@ -98,10 +109,6 @@ class _Clock(TrainerCallback):
         if self.counter is not None and state.global_step >= self.setting.collect:
             self.counter.__exit__(None, None, None)
             self.steps.flops.append(self.counter.get_total_flops())
-        if self.meter is not None:
-            allocated, reserved = self.meter.read()
-            self.steps.allocated.append(allocated)
-            self.steps.reserved.append(reserved)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps.seconds.append(self._now() - self.began)
@@ -143,8 +150,8 @@ def _once(
     steps = Steps()
     device = torch.device("cuda" if setting.on_gpu else "cpu")
     made = model(setting.family, setting.size, setting.attention)
-    method = recomputing(memory, made, folder, meter)
-    own_meter = meter if memory.method not in PLANNED else None
+    method = recomputing(replace(memory, records=True), made, folder, meter)
+    assert method is not None
     vocabulary = getattr(made.config, "vocab_size", 0)
     data = batches(setting.family, setting.rows, setting.lengths, vocabulary)
     arguments = TrainingArguments(
@@ -168,18 +175,18 @@ def _once(
         train_dataset=data,
         data_collator=lambda items: items[0],
         callbacks=[
-            *([] if method is None else [method]),
-            _Clock(steps, own_meter, flops, setting),
+            method,
+            _Clock(steps, flops, setting),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     try:
         steps.training_s = float(trainer.train().metrics["train_runtime"])
-    except InfeasibleError as error:
+    except InfeasibleBudgetError as error:
         steps.ended = str(error)
     except torch.OutOfMemoryError as error:
         steps.ended = f"out of memory: {str(error).splitlines()[0]}"
-    if memory.method in PLANNED and (folder / RECORDS).exists():
+    if (folder / RECORDS).exists():
         lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
         steps.records = [json.loads(line) for line in lines]
         steps.allocated = [one["peak_allocated_bytes"] for one in steps.records]

@@ -40,6 +40,7 @@ class Measured:
     recomputed: tuple[int, ...] = ()  # blocks, of each micro-batch
     blocks: int | None = None  # of the model
     predictions: tuple[tuple[float, float], ...] = ()  # predicted and measured peak, bytes
+    partly: tuple[int, ...] = ()  # blocks recomputed in part, of each micro-batch
     collected: int = 0  # first micro-batches, which ran before there was a plan
 
 
@@ -105,6 +106,7 @@ def from_records(text: str, name: str) -> Measured:
     strategy: dict[int, tuple[int, ...]] = {}
     reserved, collected = 0.0, 0
     recomputed: list[int] = []
+    partly: list[int] = []
     predictions: list[tuple[float, float]] = []
     blocks: int | None = None
     for number, line in enumerate(text.splitlines(), start=1):
@@ -114,6 +116,7 @@ def from_records(text: str, name: str) -> Measured:
             peaks.setdefault(size, []).append(float(one["peak_allocated_bytes"]))
             reserved = max(reserved, float(one["peak_reserved_bytes"]))
             recomputed.append(len(one["blocks"]))
+            partly.append(len(one.get("selective", ())))
             if one["phase"] != "collect":
                 strategy[size] = tuple(one["blocks"])
             if one["phase"] == "plan":
@@ -132,6 +135,7 @@ def from_records(text: str, name: str) -> Measured:
         recomputed=tuple(recomputed),
         blocks=blocks,
         predictions=tuple(predictions),
+        partly=tuple(partly),
         collected=collected,
     )
 

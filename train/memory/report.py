@@ -178,7 +178,8 @@ def _share_chart(name: str, one: Measured) -> Chart | None:
         return None
     whole = one.blocks
     y_name = "blocks recomputed" if whole is None else f"recomputed, % of {whole} blocks"
-    shares = [n if whole is None else 100.0 * n / whole for n in one.recomputed]
+    scale = 1.0 if whole is None else 100.0 / whole
+    shares = [n * scale for n in one.recomputed]
     chart = Chart(f"{name}: share checkpointed", "micro-batch", y_name)
     places = range(1, len(shares) + 1)
     if one.collected < len(shares):
@@ -186,6 +187,8 @@ def _share_chart(name: str, one: Measured) -> Chart | None:
         chart.add(label, places[one.collected :], shares[one.collected :])
     if one.collected:
         chart.add("collecting", places[: one.collected], shares[: one.collected])
+    if any(one.partly):
+        chart.add("in part", places, [n * scale for n in one.partly])
     return chart
 
 
