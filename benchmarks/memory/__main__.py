@@ -5,6 +5,7 @@
                                                          on the CPU: small models, profiler and FLOPs
     python -m benchmarks.memory run --out runs/swag --experiment memory_swag --methods none gc prefix \\
         --budgets 6 -- trainer.num_train_epochs=3        whole trainings of train.py
+    python -m benchmarks.memory planning                 what a plan takes, the planner alone
     python -m benchmarks.memory table runs/memory        method x budget x time, published numbers beside it
 """
 
@@ -21,10 +22,14 @@ from benchmarks.memory.tables import show_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = _parser().parse_args(argv)
+    given = command_line().parse_args(argv)
     try:
         if given.command == "gpus":
             print(show_gpus(given.time))
+        elif given.command == "planning":
+            from benchmarks.memory.planning import planning
+
+            print(planning())
         elif given.command == "table":
             print(show_table(given.folders))
         else:
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.memory",
         description=__doc__,
@@ -60,12 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         *("--shares",), nargs="+", type=float, default=[],
         help="budgets in per cent of the way from the peak of gc to that of none; on the CPU 25 50 75",
     )  # fmt: skip
-    run.add_argument("--steps", type=int, help="after collection; on a GPU 200, on the CPU 16")
+    run.add_argument("--steps", type=int, help="after collection; on a GPU 200, on the CPU 12")
     run.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
     run.add_argument("--bf16", action="store_true", help="else fp32, TF32 off")
     run.add_argument("--no-times", action="store_true", help="on the CPU: only peaks and FLOPs")
     run.add_argument("--experiment", help="of conf/experiment: train.py trains it whole")
     run.add_argument("overrides", nargs="*", help="after --: of train.py")
+    commands.add_parser("planning", help="what a plan takes, the planner alone")
     table = commands.add_parser("table", help="the tables of what was run")
     table.add_argument("folders", nargs="*", type=Path, help="of `run`; none: published numbers")
     return parser

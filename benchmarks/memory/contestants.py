@@ -10,6 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.memory.discipline import Job
+from benchmarks.memory.families import BLOCKS
 from benchmarks.memory.training import Setting, Steps, run
 from train.config.memory import MemorySettings
 
@@ -36,6 +37,7 @@ class Known:
 
     peaks: dict[str, float]  # method -> bytes
     plans: dict[str, tuple[int, ...]]  # budget's name -> what static recomputes
+    flops: dict[str, list[float]]  # none and gc -> of each step after collection
 
 
 Budget = Callable[[Known], float]  # bytes
@@ -62,7 +64,7 @@ def jobs(
 
     capped: the device refuses more than the budget.
     """
-    known = Known({}, {})
+    known = Known({}, {}, {})
     made = [
         Job(setting.family.name, method, _act(setting, method, None, None, known, capped, timed))
         for method in methods
@@ -93,9 +95,16 @@ def _act(
             memory = settings_of(method, limit, setting, known.plans.get(name))
         if capped:
             _cap(limit)
-        steps = run(setting, memory, folder, timed)
+        counted = not setting.on_gpu and method in ("none", "gc", "tiered")
+        steps = run(setting, memory, folder, counted, timed)
         if method in UNPLANNED and steps.allocated:
             known.peaks[method] = max(steps.allocated)
+        if method in UNPLANNED and steps.flops:
+            known.flops[method] = steps.flops
+        if not steps.flops and {"none", "gc"} <= known.flops.keys():
+            steps.flops = flops_of(
+                known, [one["blocks"] for one in steps.records[setting.collect :]]
+            )
         if method == "static" and steps.records and name is not None:
             known.plans[name] = tuple(steps.records[-1]["blocks"])
         return {
@@ -104,6 +113,12 @@ def _act(
         }
 
     return act
+
+
+def flops_of(known: Known, blocks: Sequence[Sequence[int]]) -> list[float]:
+    """FLOPs of steps that recompute these blocks of BLOCKS alike ones, each by as much as gc does."""
+    steps = zip(known.flops["none"], known.flops["gc"], blocks, strict=False)  # or it broke off
+    return [plain + len(own) * (full - plain) / BLOCKS for plain, full, own in steps]
 
 
 def settings_of(

@@ -148,7 +148,7 @@ def protocol(given: argparse.Namespace, on_gpu: bool) -> list[Job]:
     from benchmarks.memory.training import Setting
 
     shares = given.shares or ([] if on_gpu else [25, 50, 75])
-    steps = Setting.collect + (given.steps or (200 if on_gpu else 16))
+    steps = Setting.collect + (given.steps or (200 if on_gpu else 12))
     made = []
     for name in given.tasks or (PROTOCOL if on_gpu else tuple(FAMILIES)):
         family = FAMILIES[name]

@@ -154,7 +154,15 @@ def step_table(lines: Sequence[Line]) -> str:
     """Per method: step time without collection, peaks against the budget, planning."""
     head = (
         *("task", "method", "step, ms", "above None, %", "tokens/s", "allocated, GiB"),
-        *("reserved, GiB", "steps above", "infeasible", "largest miss, %", "planning, us", "ended"),
+        *(
+            "reserved, GiB",
+            "steps above",
+            "infeasible",
+            "largest miss, %",
+            "planning, us",
+            "collection, s",
+        ),
+        "ended",
     )
     rows = []
     found = counted(lines)
@@ -173,6 +181,7 @@ def step_table(lines: Sequence[Line]) -> str:
                 _number(middle(own, "infeasible"), ".0f"),
                 _number(middle(own, "error"), ".2f", 100),
                 _number(middle(own, "plan_us"), ".0f"),
+                _number(middle(own, "collect_s"), ".1f"),
                 own[-1]["ended"][:60],
             )
         )

@@ -46,7 +46,7 @@ class Steps:
     """What each step took; bytes are those of the process with its static part."""
 
     seconds: list[float] = field(default_factory=list)
-    flops: list[int] = field(default_factory=list)  # of steps after collection
+    flops: list[float] = field(default_factory=list)  # of steps after collection
     allocated: list[float] = field(default_factory=list)
     reserved: list[float] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)  # of each step
@@ -119,28 +119,42 @@ class _Clock(TrainerCallback):
         return time.perf_counter()
 
 
-def run(setting: Setting, memory: MemorySettings, folder: Path, timed: bool = True) -> Steps:
+def run(
+    setting: Setting, memory: MemorySettings, folder: Path, flops: bool = False, timed: bool = True
+) -> Steps:
     """Train by a method. On the CPU once for peaks, and again as it was for FLOPs and for the time.
 
     The counter of FLOPs keeps tensors alive and the profiler takes time, so each has a pass of its own.
     """
     if setting.on_gpu:
-        return _once(setting, memory, folder, GpuMeter(), flops=False)
+        found = _once(setting, memory, folder, GpuMeter(), flops=False)
+        leave(folder, memory, found)
+        return found
     static = Static.of(model(setting.family, setting.size), STATE_BYTES["adamw_torch"])
     held = static.total - static.gradients  # those are freed before each step
     measured = StaticMeter(held)
     found = _once(setting, memory, folder / "peaks", measured, flops=False)
     found.seconds, found.training_s = [], None
-    if found.ended:
-        return found
-    again = StaticMeter(held, measured.seen)
-    found.flops = _once(setting, memory, folder / "flops", again, flops=True).flops
-    if timed:
+    if flops and not found.ended:
+        again = StaticMeter(held, measured.seen)
+        found.flops = _once(setting, memory, folder / "flops", again, flops=True).flops
+    if timed and not found.ended:
         again = StaticMeter(held, measured.seen)
         clocked = _once(setting, memory, folder / "time", again, flops=False)
         found.seconds, found.training_s = clocked.seconds, clocked.training_s
         found.records = clocked.records
+    leave(folder / "peaks", memory, found)
     return found
+
+
+def leave(folder: Path, memory: MemorySettings, steps: Steps) -> None:
+    """Write what `python -m train.memory report` asks of the folder of a job."""
+    (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+    own = {"method": memory.method, "budget_gib": memory.budget_gib}
+    (folder / ".hydra" / "resolved.yaml").write_text(json.dumps({"memory": own}), encoding="utf-8")
+    if steps.training_s is not None:
+        results = json.dumps({"seconds_train": steps.training_s})
+        (folder / "all_results.json").write_text(results, encoding="utf-8")
 
 
 def _once(

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from support.machine import EIGHT, UUIDS, Machine
 
-from benchmarks.memory.__main__ import main
+from benchmarks.memory.__main__ import command_line, main
 from benchmarks.memory.cards import Card, verdict
-from benchmarks.memory.contestants import Known, jobs, numbers, settings_of, share_of
+from benchmarks.memory.contestants import Known, flops_of, jobs, numbers, settings_of, share_of
 from benchmarks.memory.discipline import Job, NotSettled, cool, interleaved, measure, warm
 from benchmarks.memory.families import CHOICES, FAMILIES, lengths
-from benchmarks.memory.tables import PUBLISHED, SOURCE, bars, notes, seed_table, shares
+from benchmarks.memory.planning import planning
+from benchmarks.memory.run import protocol
+from benchmarks.memory.tables import PUBLISHED, SOURCE, bars, notes, seed_table, shares, step_table
 from benchmarks.memory.training import Setting, Steps, run
 from train.config.memory import MemorySettings
 
@@ -202,8 +204,23 @@ def test_the_protocol_measures_levels_first_and_fixed_after_static() -> None:
     ]
 
 
+def test_the_gpu_protocol_is_swag_and_squad_at_the_published_budgets_with_200_timed_steps() -> None:
+    made = protocol(command_line().parse_args(["run", "--out", "x"]), on_gpu=True)
+    tasks = {job.task: [one.method for one in made if one.task == job.task] for job in made}
+    assert [*tasks] == ["multiple-choice", "question-answering"]
+    levels = ["none", "gc", "every_2", "every_4"]
+    planned = ["prefix", "tiered", "static", "bucket_greedy", "none_capped", "fixed"]
+    assert tasks["multiple-choice"] == [*levels, *(f"{method}@6" for method in planned)]
+    assert tasks["question-answering"] == [*levels, *(f"{method}@8" for method in planned)]
+
+
+def test_a_plan_is_solved_once_for_each_size_of_an_epoch() -> None:
+    sizes = lengths(SWAG, 4597)[8:]
+    assert f"4589 batches, {len(set(sizes))} sizes: a cached plan takes" in planning()
+
+
 def test_budgets_by_share_lie_between_the_peaks_of_gc_and_none() -> None:
-    known = Known({"gc": 2 * GIB, "none": 6 * GIB}, {})
+    known = Known({"gc": 2 * GIB, "none": 6 * GIB}, {}, {})
     assert share_of(0.25)(known) == 3 * GIB
     setting = Setting(SWAG, 8, (40, 142), "base")
     static = settings_of("static", 3 * GIB, setting, None)
@@ -230,19 +247,20 @@ def test_step_times_leave_collection_out_and_steps_above_the_budget_are_counted(
     assert found["error"] == pytest.approx(0.02)
 
 
-def test_full_checkpointing_on_the_cpu_lowers_the_peak_and_adds_a_third_of_the_flops(
-    tmp_path: Path,
-) -> None:
-    family = FAMILIES["text-classification"]
-    setting = Setting(family, 2, (32,) * 3, "tiny", collect=1)
-    plain, full = (
-        run(setting, MemorySettings(method=method), tmp_path / method, timed=False)
-        for method in ("none", "gc")
-    )
-    assert len(plain.allocated) == 3 and len(plain.flops) == 2  # one was collection
-    assert max(full.allocated) < max(plain.allocated)
+def test_each_recomputed_block_adds_the_same_part_of_a_third_of_the_flops(tmp_path: Path) -> None:
+    setting = Setting(FAMILIES["text-classification"], 2, (32,) * 3, "tiny", collect=1)
+    own = MemorySettings(method="fixed", blocks=(0, 5, 6))
+    methods = {"none": MemorySettings(), "gc": MemorySettings(method="gc"), "fixed": own}
+    ran = {
+        name: run(setting, memory, tmp_path / name, flops=True, timed=False)
+        for name, memory in methods.items()
+    }
+    assert len(ran["none"].allocated) == 3 and len(ran["none"].flops) == 2  # one was collection
+    assert max(ran["gc"].allocated) < max(ran["fixed"].allocated) < max(ran["none"].allocated)
     # A backward pass has twice the products of a forward pass, nearly all of them in blocks.
-    assert full.flops[0] / plain.flops[0] == pytest.approx(4 / 3, rel=0.01)
+    assert ran["gc"].flops[0] / ran["none"].flops[0] == pytest.approx(4 / 3, rel=0.01)
+    known = Known({}, {}, {name: ran[name].flops for name in ("none", "gc")})
+    assert ran["fixed"].flops == pytest.approx(flops_of(known, [(0, 5, 6)] * 2), rel=1e-9)
 
 
 # -- tables -----------------------------------------------------------------------------------------
@@ -293,3 +311,16 @@ def test_what_is_recomputed_is_a_share_of_what_full_checkpointing_adds() -> None
     )
     assert [said.rsplit(": ", 1)[1] for said in bars([*made(106)])] == ["holds", "holds"]
     assert [said.rsplit(": ", 1)[1] for said in bars([*made(109)])] == ["FAILS", "FAILS"]
+
+
+def test_steps_of_a_gpu_are_compared_by_the_sum_of_their_times() -> None:
+    def timed(method: str, seconds: float, **values: Any) -> dict[str, Any]:
+        measured = {"steps_s": seconds, "step_s": seconds / 200, "peak_reserved_gib": 5.8}
+        return line(method, **measured, **values)
+
+    lines = [timed("none", 20.0), timed("prefix@6", 20.5, budget_gib=6.0, error=0.004, plan_us=7.0)]
+    lines.append(line("none_capped@6", ended="out of memory: CUDA out of memory. Tried"))
+    none, planned, capped = step_table(lines).splitlines()[2:]
+    assert "| None | 100.0 | +0.00 |" in none
+    assert "| DC-6 | 102.5 | +2.50 |" in planned and "| 0.40 | 7 |" in planned
+    assert capped.endswith("| out of memory: CUDA out of memory. Tried |")
