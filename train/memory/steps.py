@@ -81,8 +81,8 @@ class MeasuredSteps(TrainerCallback):
         """What the job returns of it; peaks are those of the whole job, evaluation included."""
         if self.meter is None:
             return {}
-        if not isinstance(self.meter, GpuMeter):
-            return self.records.numbers(self.settings.budget_bytes)
+        if not isinstance(self.meter, GpuMeter):  # peaks on the CPU are no memory to reserve
+            return {"infeasible_steps": self.records.infeasible}
         found = self.records.numbers(self.settings.budget_bytes, *self.meter.whole())
         used = used_bytes()  # of the process: what is not reserved is its context
         reserved = torch.cuda.memory_reserved()
