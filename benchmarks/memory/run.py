@@ -30,6 +30,14 @@ METHODS = (
     "every_4",
 )
 ON_CPU = ("none", "gc", "prefix", "static", "bucket_greedy")
+# Experiment -> the task whose published times stand beside it.
+TASKS = {
+    "memory_swag": "multiple-choice",
+    "memory_squad": "question-answering",
+    "memory_glue": "text-classification",
+    "memory_ner": "token-classification",
+    "memory_coco": "object-detection",
+}
 BUSY = 5  # per cent of a card before the first run that somebody else must cause
 LIMIT_S = 900  # until a card has come to the start of a run
 # Method -> what train.py is given for it.
@@ -183,7 +191,8 @@ def whole_trainings(given: argparse.Namespace) -> list[Job]:
             more = [] if gib is None else [f"memory.budget_gib={gib:g}"]
             overrides = [*OVERRIDES[method], *more, *given.overrides]
             name = method if gib is None else f"{method}@{gib:g}"
-            made.append(Job(given.experiment, name, _train(given.experiment, overrides, gib)))
+            task = TASKS.get(given.experiment, given.experiment)
+            made.append(Job(task, name, _train(given.experiment, overrides, gib)))
     return made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,7 +278,14 @@ def test_published_times_and_overheads_are_those_of_the_golden_table_and_marked(
 
 
 def line(method: str, **values: Any) -> dict[str, Any]:
-    own = {"task": "multiple-choice", "method": method, "repeat": 1, "steps": 24, "ended": ""}
+    own = {
+        "task": "multiple-choice",
+        "method": method,
+        "repeat": 1,
+        "steps": 24,
+        "ended": "",
+        "steps_s": None,
+    }
     measured = {"budget_gib": None, "peak_allocated_gib": 1.0, "device": "x", "model": "small"}
     return {**own, **measured, "over_budget": 0, "error": None, "miss_us": None, **values}
 
@@ -300,17 +307,27 @@ def test_measured_rows_stand_below_the_published_ones_as_measured_here() -> None
 
 
 def test_what_is_recomputed_is_a_share_of_what_full_checkpointing_adds() -> None:
-    def made(prefix: int) -> Iterator[dict[str, Any]]:
-        flops = {"none": 100, "gc": 130, "prefix@50%": prefix, "static@50%": 115}
-        yield from (line(method, flops=n) for method, n in flops.items())
-        yield line("bucket_greedy@50%", flops=108)
-
-    found = shares([*made(106)], "multiple-choice")
+    flops = {"none": 100, "gc": 130, "prefix@50%": 106, "static@50%": 115, "every_2": 115}
+    found = shares([line(method, flops=n) for method, n in flops.items()], "multiple-choice")
     assert found == pytest.approx(
-        {"none": 0, "gc": 1, "prefix@50%": 0.2, "static@50%": 0.5, "bucket_greedy@50%": 8 / 30}
+        {"none": 0, "gc": 1, "prefix@50%": 0.2, "static@50%": 0.5, "every_2": 0.5}
     )
-    assert [said.rsplit(": ", 1)[1] for said in bars([*made(106)])] == ["holds", "holds"]
-    assert [said.rsplit(": ", 1)[1] for said in bars([*made(109)])] == ["FAILS", "FAILS"]
+
+
+def test_bars_compare_step_by_step_and_leave_out_those_where_the_reference_is_above_the_budget() -> (
+    None
+):
+    def said(ours: list[int], flops: int) -> list[str]:
+        levels = [line("none", flops=100), line("gc", flops=130), line("static@50%", flops=112)]
+        theirs = line("bucket_greedy@50%", blocks=[2, 1, 0], above=[False, True, False])
+        return bars([*levels, theirs, line("prefix@50%", flops=flops, blocks=ours)])
+
+    assert said([2, 3, 0], 106) == [
+        "- multiple-choice, 50%: 2 blocks recomputed in 2 steps, 2 by bucket_greedy, which is above the "
+        "budget in 1 more; more in 0 steps: holds",
+        "- multiple-choice, 50%: 20.0 % of full checkpointing, static 40.0 %; at most half of it: holds",
+    ]
+    assert [text.rsplit(": ", 1)[1] for text in said([1, 3, 1], 107)] == ["FAILS", "FAILS"]
 
 
 def test_steps_of_a_gpu_are_compared_by_the_sum_of_their_times() -> None:
