@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,16 @@ def facts(given: argparse.Namespace, chosen: Card | None) -> dict[str, Any]:
 
 def protocol(given: argparse.Namespace, on_gpu: bool) -> list[Job]:
     """Synthetic batches of the families by every method."""
-    from benchmarks.memory.contestants import Budget, jobs, share_of
+    from benchmarks.memory.contestants import PLANNED, UNPLANNED, Budget, jobs, share_of
     from benchmarks.memory.families import FAMILIES, lengths
     from benchmarks.memory.training import Setting
 
     shares = given.shares or ([] if on_gpu else [25, 50, 75])
+    methods = given.methods or ((*METHODS, "none_capped") if on_gpu else ON_CPU)
+    if shares:  # which lie between their peaks
+        methods = tuple(dict.fromkeys(("none", "gc", *methods)))
+    known("--tasks", given.tasks or (), FAMILIES)
+    known("--methods", methods, (*UNPLANNED, *PLANNED))
     steps = Setting.collect + (given.steps or (200 if on_gpu else 12))
     made = []
     for name in given.tasks or (PROTOCOL if on_gpu else tuple(FAMILIES)):
@@ -173,9 +178,14 @@ def protocol(given: argparse.Namespace, on_gpu: bool) -> list[Job]:
             f"{gib:g}": _of_gib(gib) for gib in given.budgets or published
         }
         budgets |= {f"{share:g}%": share_of(share / 100) for share in shares}
-        methods = given.methods or ((*METHODS, "none_capped") if on_gpu else ON_CPU)
         made += jobs(setting, methods, budgets, on_gpu, not given.no_times)
     return made
+
+
+def known(option: str, values: Iterable[str], names: Collection[str]) -> None:
+    """Raise SystemExit for a value that is none of these names."""
+    if wrong := [value for value in values if value not in names]:
+        raise SystemExit(f"{option} {wrong[0]}: must be among {', '.join(names)}")
 
 
 def _of_gib(gib: float) -> Callable[[Any], float]:
@@ -185,6 +195,7 @@ def _of_gib(gib: float) -> Callable[[Any], float]:
 def whole_trainings(given: argparse.Namespace) -> list[Job]:
     """train.py with an experiment by every method, each job in a process of its own."""
     made = []
+    known("--methods", given.methods or (), OVERRIDES)
     for method in given.methods or ("none", "gc"):
         planned = method in ("prefix", "tiered", "bucket_greedy", "static")
         for gib in given.budgets if planned else [None]:
