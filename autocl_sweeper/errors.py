@@ -1,4 +1,4 @@
-"""Everything this package raises on purpose, in one tree.
+"""Everything this package raises on purpose, in one tree::
 
     AutoCLError
     |-- ConfigurationError      the configuration is wrong; found before a device is touched
@@ -10,7 +10,7 @@
     |   `-- JournalLostError    its journal was removed or replaced while the sweep ran
     |-- DeviceError             no device can serve a job
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
-    |   `-- InfeasibleBudgetError   a batch of it does not fit its memory budget
+    |   `-- InfeasibleBudgetError   no plan of it fits its memory budget
     |-- EvaluationMemoryError   a device had no memory left for an evaluation; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
@@ -66,7 +66,7 @@ class InfeasibleError(AutoCLError):
 
 
 class InfeasibleBudgetError(InfeasibleError):
-    """A batch of a job does not fit its memory budget under any plan."""
+    """No plan of a job fits its memory budget. Training code raises it before the step."""
 
 
 class EvaluationMemoryError(AutoCLError):

@@ -24,7 +24,7 @@ from autocl_sweeper.errors import AutoCLError, DiskError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptForkServer
 from autocl_sweeper.executor.ray.cluster import RayExecutor
-from autocl_sweeper.executor.settings import from_settings
+from autocl_sweeper.executor.settings import from_settings, needs_of
 from autocl_sweeper.folder import folder_errors
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.job.task import ReportingTask, Terminated
@@ -48,7 +48,8 @@ def local_executor(
 ) -> LocalExecutor:
     """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
     package = _package(hydra_context, task_function, config, files)
-    return from_settings(settings, package, files, str(files.folder.parent), returns, kept)
+    needs, holder = needs_of(settings, package), str(files.folder.parent)
+    return from_settings(settings, package, files, holder, returns, kept, needs=needs)
 
 
 def ray_executor(
@@ -64,7 +65,8 @@ def ray_executor(
     keys = {key: plain(value) for key, value in settings.items()}
     # What Hydra copies for jobs elsewhere is there from their start, as it is on this machine.
     copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
-    return RayExecutor(keys["address"], keys, package, returns, copied)
+    needs = needs_of(keys, package)
+    return RayExecutor(keys["address"], keys, package, returns, copied, needs)
 
 
 def _package(

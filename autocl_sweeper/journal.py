@@ -168,7 +168,7 @@ class Journal:
                 told = f"what it said is in '{saved}': rename that to go on"
         raise JournalLostError(
             f"'{self.path}' was removed or replaced while its sweep runs; {told}.\n"
-            "  Without it nothing that finishes would be known, so the sweep stops here.\n"
+            "  Without it no result would be recorded, so the sweep stops here.\n"
             "  Leave the folder of a running sweep as it is, or stop the sweep first (Ctrl-C)."
         )
 
@@ -211,8 +211,8 @@ class Journal:
             # A line that was being written at a crash never took effect; one that was damaged
             # afterwards did, so it is said what is left out.
             log.warning(
-                "the last line of '%s' is torn or damaged and left out, so what it said is done again:"
-                " %r", self.path, data[whole:][:80],
+                "the last line of '%s' is torn or damaged: it is ignored, and what it recorded is done"
+                " again: %r", self.path, data[whole:][:80],
             )  # fmt: skip
             self._file.truncate(whole)
             os.fsync(self._file.fileno())

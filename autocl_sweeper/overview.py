@@ -274,7 +274,7 @@ def look(folder: Path) -> Overview:
     except OSError as error:
         raise SweepFolderError(
             f"'{folder}' holds no sweep: {error.strerror or error} ('{NAME}').\n"
-            "  Name the folder a sweep ran in, as hydra.sweep.dir had it."
+            "  Name the sweep's own folder, its hydra.sweep.dir: autocl status runs/first."
         ) from error
     setup = next((record for record in records if record["event"] == "sweep"), None)
     if setup is None:
@@ -307,7 +307,7 @@ def newest(home: Path = Path("multirun")) -> Path:
     if not found:
         raise SweepFolderError(
             f"No sweep folder is named, and there is none here or below '{home}'.\n"
-            "  Name the folder a sweep ran in, as hydra.sweep.dir had it."
+            "  Name it as the last word, as hydra.sweep.dir had it: autocl status runs/first."
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent
 

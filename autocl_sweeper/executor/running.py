@@ -14,7 +14,7 @@ from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, signal_group
 from autocl_sweeper.executor.process.last_write import LastWrite
-from autocl_sweeper.types import Cause, Job
+from autocl_sweeper.types import Cause, Job, Need
 
 
 class Process(Protocol):
@@ -54,6 +54,7 @@ class Running:
     started: float = field(default_factory=time.monotonic)
     # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
     base_mib: Mapping[str, int | None] = field(default_factory=dict)
+    need: Need = field(default_factory=Need)
     grant: Grant | None = None  # our copy of its leases; none of an adopted job that has its own
     oom_kills: OomKills = field(default_factory=OomKills.now)
     ended_by: tuple[str, Cause] | None = None  # why we ended it

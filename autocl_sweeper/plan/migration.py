@@ -242,8 +242,8 @@ def _slots(n_jobs: int, launcher: str | None) -> str:
             " hydra/launcher=gpu has slots"
         )
     return (
-        f"hydra.sweeper.n_jobs={n_jobs} is ignored: how many jobs run at once is for the launcher to"
-        f" say ({slots})"
+        f"hydra.sweeper.n_jobs={n_jobs} is ignored: the launcher decides how many jobs run at once"
+        f" ({slots})"
     )
 
 

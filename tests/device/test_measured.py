@@ -22,7 +22,7 @@ from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Need, Outcome, State
 
 GIB = 1024
 
@@ -129,7 +129,7 @@ def test_a_job_is_measured_beside_others_and_its_peak_sets_the_next_reservation(
     assert use is not None
     assert (use.ids, use.peak_mib) == ((here.ids[0],), 9000)
     assert (use.mean_utilisation, use.max_temperature_c) == (80.0, 61)
-    assert here.pool.reservation_mib(1) == 9900
+    assert here.pool.reservation(Need(), 1).mib == 9900
     here.shell.end(1)
     assert (ended := here.end_of(1).device) is not None and ended.peak_mib == 700
 
@@ -146,7 +146,7 @@ def test_the_second_job_joins_when_the_first_has_shown_its_memory_and_not_while_
     here.uses(0, processes={mine: 30 * GIB})
     wait_until(here.executor.free_slots, "it is level")
     here.executor.submit(Job(1, (), stage=1))
-    assert here.pool.reservation_mib(1) == 33 * GIB
+    assert here.pool.reservation(Need(), 1).mib == 33 * GIB
     assert here.executor.free_slots() == 0  # 66 of 79.5
 
 

@@ -26,6 +26,7 @@ from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, alive, wait_until
 from support.pipelined import COMMAND, check_the_tree, started
 from support.virtual import Run, World
 
+from autocl_sweeper.device.reservations import Used
 from autocl_sweeper.executor.ray import cluster as rays
 from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor
 from autocl_sweeper.executor.simulated import SimulatedExecutor
@@ -34,7 +35,7 @@ from autocl_sweeper.job.package import Order, command
 from autocl_sweeper.job.pickles import dumps
 from autocl_sweeper.journal import fold, outcome_to_json
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import DeviceUse, History, Job, Outcome, Report, State, Suggestion, Trial
+from autocl_sweeper.types import DeviceUse, Job, Outcome, Report, State
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
@@ -81,6 +82,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.close()
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
     chain: Bench, cluster: Cluster
@@ -184,14 +186,14 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
                 return message
         raise AssertionError(f"the agent left without a word about {key}")
 
-    ask(learn=1, peak_mib=5000, finished=2)
-    told = "jobs of stage 1 reserve 5500 MiB from now on: the largest of 2 used 5000"
+    ask(learn=[Used(stage=1, sampled_mib=5000).to_json()])
+    told = "jobs of stage 1 reserve 5500 MiB from now on: the largest of 1 used 5000"
     assert hear("log")["log"] == [logging.INFO, told]
     order = b64encode(order_of(chain.app, f"hydra.sweep.dir={folder.parent}", "lr=5")).decode()
     ask(slots=True)
     assert hear("slots")["slots"] == 1
-    ask(submit=7, order=order, alone=False, stage=1, needs=[])
-    assert hear("on") == {"on": 7, "devices": ["cpu-0"]}
+    ask(submit=7, order=order, alone=False, stage=1, needs=[], memory={})
+    assert hear("on") == {"on": 7, "devices": ["cpu-0"], "reserved": [None, ""]}
     wait_until(lambda: len(chain.ledger("start")) == 2, "the agent's job runs")
     ask(cancel=7)
     ended = hear("ended")
@@ -199,7 +201,7 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     assert ended["outcome"]["reason"] == "cancelled"  # type: ignore[index]
     ask(slots=True)
     hear("slots")
-    ask(submit=8, order=order, alone=False, stage=1, needs=[])
+    ask(submit=8, order=order, alone=False, stage=1, needs=[], memory={})
     wait_until(lambda: len(chain.ledger("start")) == 3, "another job runs")
     patience.cancel()
     with agent:  # closes its pipes
@@ -233,7 +235,7 @@ class FakeAgent:
     def __init__(self, devices: int, run: Callable[[Job], Outcome]) -> None:
         self.executor = SimulatedExecutor(devices, run, grace_s=0.1)
         self.messages: list[Mapping[str, Any]] = []
-        self.learned: list[tuple[int, int, int]] = []
+        self.learned: list[tuple[int, int]] = []
         self.cancelled: list[int] = []
         self.options = lambda **_: self
         self.tell = SimpleNamespace(remote=self.hear)
@@ -253,7 +255,7 @@ class FakeAgent:
             self.cancelled.append(request["cancel"])
             self.executor.cancel(Job(request["cancel"], ()))
         elif "learn" in request:
-            self.learned.append((request["learn"], request["peak_mib"], request["finished"]))
+            self.learned += [(used["stage"], used["sampled_mib"]) for used in request["learn"]]
         elif "close" in request:
             self.messages.append({"gone": 0})
 
@@ -358,11 +360,9 @@ def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_
     files = executor._package.files
     ray = executor._ray
     ray.alive = 2
-    history = History()  # of a sweep that is continued
-    for number, (stage, peak_mib) in enumerate([(1, 5000), (1, 4000), (2, 300), (2, None)]):
-        history.start(Trial(number, stage, "a", Suggestion(number, {}), None))
-        history.finish(number, finished_with(peak_mib))
-    learn_from(history, executor)
+    before = [(1, 5000), (1, 4000), (2, 300), (2, None)]  # of a sweep that is continued
+    learn_from(((Job(n, (), stage=s), finished_with(mib)) for n, (s, mib) in enumerate(before)),
+               executor)  # fmt: skip
     for number in ends:
         wait_until(executor.free_slots, "a slot")
         executor.submit(Job(number, (), stage=1))
@@ -373,13 +373,13 @@ def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_
         assert executor.reports() == [Report(number, 1, 0.5)] and executor.reports() == []
     first, second, third = ray.agents
     on_first = first.executor.busy[0].number == 0
-    told = [(1, 5000, 2), (2, 300, 1)]
+    told = [(1, 5000), (1, 4000), (2, 300)]
     # Who ran job 0 knows it by itself.
     assert (first if on_first else second).learned == told
-    assert (second if on_first else first).learned == [*told, (1, 7000, 1)]
+    assert (second if on_first else first).learned == [*told, (1, 7000)]
     ray.alive, executor._met = 3, -rays.POLL_S
     executor.free_slots()
-    assert third.learned == [(1, 7000, 3), (2, 300, 1)]
+    assert third.learned == [*told, (1, 7000)]
     executor.close()
 
 

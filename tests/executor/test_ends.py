@@ -27,9 +27,10 @@ from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.executor.settings import check
+from autocl_sweeper.executor.waiting import Waiting
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Need, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")
 
@@ -233,15 +234,15 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         executor.submit(Job(0, (), alone=True))
         assert set(executor.devices()) == {2}, "it started beside another"
         assert executor.free_slots() == 0, "the place it waits for would go to another"
-        executor._wants_to_be_alone.append(Job(3, (), alone=True))
+        executor._waiting.add(Waiting(Job(3, (), alone=True), Need(), alone=True))
         executor.cancel(Job(3, ("known=by its number",)))
         assert ends(executor, 1)[3].cause is Cause.CANCELLED
         hold.unlink()
         assert ends(executor, 2)[0].reason.startswith("exit status 0")
         executor.submit(Job(1, (), alone=True))
         outcome = ends(executor, 1)[1]
-        assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, False)
-        assert "alone on cpu-0: once more would end the same" in outcome.reason
+        assert (outcome.cause, outcome.lost) == (Cause.INFEASIBLE, False)
+        assert "alone on cpu-0: another attempt would end the same way" in outcome.reason
         assert executor.free_slots() == 1
     finally:
         executor.close()

@@ -64,6 +64,10 @@ def test_mimoses_names_work_on_the_command_line(composed: Compose) -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
+        (
+            {"method": "gc", "dynamic_checkpoint": True},
+            r"memory\.dynamic_checkpoint chooses memory\.method=plan, and memory\.method=gc is set",
+        ),
         ({"use_dtr": True}, r"memory\.use_dtr=true is not taken over: it needs a patched torch"),
         ({"memory_threshold": "x"}, r"memory\.memory_threshold=x: must be a number"),
         (
@@ -84,6 +88,7 @@ def test_mimoses_names_that_cannot_be_taken_are_refused(
     [
         ({"method": "plan"}, r"memory\.method=plan: plans need a budget"),
         ({"method": "static", "budget_gib": 8}, r"memory\.max_size"),
+        ({"method": "gc", "selective": "linear"}, r"memory\.selective=linear: is for plans"),
         ({"method": "fixed"}, r"memory\.blocks=null: is the list"),
         ({"blocks": (0,)}, r"memory\.blocks=\[0\]: .* the method is none"),
         ({"method": "fixed", "blocks": (0, 0)}, r"must be different indices"),
@@ -105,6 +110,17 @@ def test_a_trainer_option_that_works_against_a_method_is_refused_beside_it(
     make_job(f"trainer.{key}=true")
     with pytest.raises(SettingsError, match=rf"trainer\.{key}=true: .* memory\.method=gc is set"):
         make_job("memory=gc", f"trainer.{key}=true")
+
+
+def test_a_prefix_is_refused_beside_a_method_and_no_budget_is_zero(
+    make_job: Callable[..., Any],
+) -> None:
+    with pytest.raises(SettingsError, match=r"delta\._name=prefix: .* memory\.method=gc is set"):
+        make_job("memory=gc", "delta=prefix")
+    with pytest.raises(
+        SettingsError, match=r"memory\.budget_gib=0(\.0)?: must be a finite number above"
+    ):
+        make_job("memory.budget_gib=0")
 
 
 # The command lines of Mimose's scripts, without the name of the script.
@@ -175,11 +191,17 @@ def test_options_of_scripts_that_are_not_taken_name_the_key_to_use(typed: str, s
 
 
 @pytest.mark.slow
-def test_a_command_line_of_mimoses_runs(tmp_path: Path) -> None:
-    ours = ("task=sentiment", "model=unify_tiny", "--only_input_size", "--dynamic_checkpoint")
-    theirs = SWAG.replace("/tmp/swag", "out").replace("--model_name_or_path bert-base-uncased", "")
-    done = train(tmp_path, *ours, *theirs.split(), "--max_steps", "2")
+@pytest.mark.parametrize(
+    "typed, rows", [(f"experiment=memory_swag {SWAG}", 64), (SQUAD, 12)], ids=["swag", "squad"]
+)
+def test_a_command_line_of_mimoses_runs_on_made_up_rows(
+    tmp_path: Path, typed: str, rows: int
+) -> None:
+    here = typed.replace("--model_name_or_path bert-base-uncased ", "").replace("/tmp/", "")
+    more = ("--only_input_size", "--dynamic_checkpoint", "--max_steps", "2")
+    done = train(tmp_path, *here.split(), *more)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "memory_sizes.json").read_text())
+    (written,) = tmp_path.glob("s*/memory_sizes.json")
+    found = json.loads(written.read_text())
     assert (found["method"], found["budget_gib"]) == ("plan", 8.0)
-    assert found["largest"]["shape"]["rows"] == 16
+    assert found["largest"]["shape"]["rows"] == rows  # multiple choice: 16 questions of 4 answers

@@ -33,7 +33,11 @@ class MemorySettings:
         "also on the CPU",
     )
     budget_gib: float | None = option(
-        None, "GPU memory of a process; null: no limit", unit="GiB of 2^30 bytes", least=0
+        None,
+        "GPU memory of a process; null: no limit",
+        unit="GiB of 2^30 bytes",
+        check=lambda v: v is None or 0 < v < float("inf"),
+        rule="must be a finite number above 0, or null",
     )
     budget_mib: int | None = option(None, "the same in MiB; give one of them", unit="MiB", least=1)
     margin_gib: Literal["auto"] | float = option(
@@ -112,6 +116,13 @@ class MemorySettings:
                 f"memory.blocks={shown(self.blocks)}: is the list of recomputed blocks of "
                 f"memory.method=fixed, and the method is {self.method}. Set both or none"
             )
+        if self.selective in ("linear", "attention") and (
+            self.method not in PLANNED or self.planner != "prefix"
+        ):
+            raise SettingsError(
+                f"memory.selective={self.selective}: is for plans of memory.planner=prefix, and the method "
+                f"is {self.method} with planner {self.planner}. Set memory=plan, or leave it at auto"
+            )
         if self.blocks is not None and (
             len(set(self.blocks)) < len(self.blocks) or min(self.blocks, default=0) < 0
         ):
@@ -161,10 +172,15 @@ BESIDE: Mapping[str, str] = {
 }
 
 
-def refuse_beside(memory: MemorySettings, trainer: Mapping[str, Any]) -> None:
-    """Raise SettingsErrors for options of `trainer` that a memory method cannot work with."""
+def refuse_beside(memory: MemorySettings, trainer: Mapping[str, Any], delta: str) -> None:
+    """Raise SettingsErrors for options of `trainer`, and kinds of delta, that no method can work with."""
     if memory.method == "none":
         return
+    if delta == "prefix":
+        raise SettingsError(
+            f"delta._name=prefix: its keys and values arrive through past_key_values, which a recomputed "
+            f"block drops, and memory.method={memory.method} is set. Use another delta, or memory=none"
+        )
     problems = [
         Problem(
             f"trainer.{key}",
@@ -274,9 +290,19 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
                     )
                 )
             made[row.to] = given
-    if methods and made.get("method", "none") == "none":
-        # Mimose's scripts give static_checkpoint beside dynamic_checkpoint, as a kind of it.
-        made["method"] = next(m for m in ("fixed", "static", "plan") if m in methods)
+    # Mimose's scripts give static_checkpoint beside dynamic_checkpoint, as a kind of it.
+    chosen = next((m for m in ("fixed", "static", "plan") if m in methods), None)
+    method = made.get("method", "none")
+    if chosen is not None and method == "none":
+        made["method"] = chosen
+    elif chosen is not None and method != chosen and (method, chosen) != ("static", "plan"):
+        names = ", ".join(f"memory.{key}" for key, row in ROWS.items() if row.method == chosen)
+        problems.append(
+            Problem(
+                f"memory.{names.partition('.')[2]}",
+                f"{names} chooses memory.method={chosen}, and memory.method={method} is set. Remove one",
+            )
+        )
     if problems:
         raise SettingsErrors(problems)
     return made

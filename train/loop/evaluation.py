@@ -16,7 +16,7 @@ from train.data.rows import Rows
 from train.data.tables import Row
 from train.data.task_metrics import compute
 from train.data.task_plan import TaskPlan
-from train.loop.criterion import loss_sum, sample_size
+from train.loop.criterion import sample_size, task_loss
 from train.model.family import Meeting
 
 BATCH = 256
@@ -118,9 +118,8 @@ def _of_batch(
     if not with_loss:
         return answers, 0.0, 0
     batch = {k: v.to(device) for k, v in task.batch(examples).items()}
-    settings = task.plan.loss
-    loss = float(loss_sum(task.logits(model, batch), batch["labels"], settings, 0))
-    return answers, loss, sample_size(batch["labels"], settings, 0)
+    loss = float(task_loss(task, model, batch, 0)[0])
+    return answers, loss, sample_size(batch["labels"], task.plan.loss, 0)
 
 
 def in_batches(

@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 
 import torch
 
+from autocl_sweeper.device.pool import SHARE
 from train.config.memory import MemorySettings
 from train.config.typed import SettingsError
 
@@ -17,27 +18,30 @@ EXPANDABLE = "expandable_segments"
 def limit_memory(memory: MemorySettings) -> None:
     """Hold this process to its share of the GPU. Raises SettingsError where there is none.
 
-    Before the first tensor is on the GPU: the allocator reads its settings once.
+    The smaller of two counts: its own budget, and what it reserves beside other jobs of a sweep. To be
+    called before the first tensor is on the GPU: the allocator reads its settings once.
     """
-    budget = memory.budget_bytes
     if memory.mode == "sizes":
         return
-    if budget is None:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            # An earlier job of this process may have had a limit.
-            torch.cuda.set_per_process_memory_fraction(1.0)
-        return
+    budget, leased = memory.budget_bytes, float(os.environ.get(SHARE, 1.0))
     if not torch.cuda.is_available():
+        if budget is None:
+            return
         raise SettingsError(
             f"{memory.named_budget}: limits the memory of a GPU, and this job has none. Leave it null "
             "on the CPU, where memory=gc, fixed and every_n need no budget; memory.mode=sizes plans for "
             "this one here, without training"
         )
-    if memory.hard_cap:
+    device = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a GPU
+    own = 1.0
+    if budget is not None and memory.hard_cap:
+        own = budget / torch.cuda.get_device_properties(device).total_memory
+    is_limited = leased < 1.0 or (budget is not None and memory.hard_cap)
+    if is_limited:
         use_expandable_segments(os.environ)
-        own = int(os.environ.get("LOCAL_RANK", "0"))  # of several processes each has a GPU
-        total = torch.cuda.get_device_properties(own).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), own)
+    # An earlier job of this process may have had a limit.
+    if is_limited or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.set_per_process_memory_fraction(min(own, leased, 1.0), device)
 
 
 def use_expandable_segments(environ: MutableMapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -282,16 +282,29 @@ class Planner:
             )
         return found * (1 + UNLIKE) if len(set(self.kinds)) > 1 else found
 
-    def _prefixes(self) -> Iterator[tuple[float, Levels]]:
-        """Cost and levels of all plans: first blocks whole, the next in part, the last always kept."""
-        n = len(self.kinds)
+    def _plans(
+        self, peak_of: Callable[[Levels], float], available: float
+    ) -> Iterator[tuple[float, float, Levels]]:
+        """Cost, peak and levels of plans: first blocks whole, the next in part, the last always kept.
+
+        In part are as few as fit beside those that are whole; more of them would only cost more.
+        """
+        n, tier = len(self.kinds), self.tier
+
+        def at(full: int, partly: int) -> tuple[float, float, Levels]:
+            levels = (RECOMPUTED,) * full + (PARTLY,) * partly + (KEPT,) * (n - full - partly)
+            cost = float(full) if tier is None else full * tier.full_cost + partly * tier.cost
+            return cost, peak_of(levels), levels
+
+        partly = 0 if tier is None else n - 1
         for full in range(max(1, n)):
-            for partly in range(max(1, n - full) if self.tier is not None else 1):
-                levels = (RECOMPUTED,) * full + (PARTLY,) * partly + (KEPT,) * (n - full - partly)
-                if self.tier is None:
-                    yield float(full), levels
-                else:
-                    yield full * self.tier.full_cost + partly * self.tier.cost, levels
+            partly = max(0, min(partly, n - 1 - full))
+            one = at(full, partly)
+            yield one
+            while partly and one[1] <= available:
+                one = at(full, partly - 1)
+                yield one
+                partly -= one[1] <= available
 
     def _solve(self, features: Features, size: int, static: float, fresh: bool) -> Choice:
         used = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
@@ -300,18 +313,23 @@ class Planner:
         )
         margin = self.margin(unsure)
         parts = self._parts(features)
+        available = self.budget - margin
         plans = [
-            (cost, static + self._peak(features, parts, levels, fresh), levels)
-            for cost, levels in self._prefixes()
+            *self._plans(
+                lambda levels: static + self._peak(features, parts, levels, fresh), available
+            )
         ]
         least = min(plans, key=lambda one: one[1])
-        fitting = [one for one in plans if one[1] <= self.budget - margin]
+        fitting = [one for one in plans if one[1] <= available]
         if self.planner == "bucket_greedy":
             blocks = self._greedy(features, rounded_up(size), static, margin)
             peak = static + self.predicted(features, blocks, fresh)
             fits, selective = peak <= self.budget, tuple[int, ...]()
         else:
-            _, peak, levels = min(fitting) if fitting else least
+            fewest = min(  # of equal costs
+                fitting or [least], key=lambda one: (one[0], sum(n != KEPT for n in one[2]), one[1])
+            )
+            _, peak, levels = fewest
             blocks, selective = (
                 tuple(i for i, own in enumerate(levels) if own == level)
                 for level in (RECOMPUTED, PARTLY)

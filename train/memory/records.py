@@ -73,7 +73,7 @@ class Records:
 
     def flush(self) -> None:
         """Write the waiting lines."""
-        if self.writes:
+        if self.writes and self.waiting:
             with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
                 file.writelines(one.as_json() + "\n" for one in self.waiting)
         self.waiting = []

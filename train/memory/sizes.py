@@ -255,7 +255,17 @@ class Sizes:
         (folder / TABLE).write_text(self.table(settings), encoding="utf-8")
 
     def refuse_unfit(self, settings: MemorySettings) -> None:
-        """Raise InfeasibleBudgetError where the largest batch has no plan."""
+        """Raise InfeasibleBudgetError where the largest batch, of training or evaluation, does not fit."""
+        for name, found in self.evaluation.items():
+            needed = self.static.parameters + self.static.states + found["bytes"]
+            if settings.budget_bytes is not None and needed > settings.budget_bytes:
+                raise InfeasibleBudgetError(
+                    f"{settings.named_budget}: the largest batch of the evaluation of {name}, "
+                    f"{found['rows']:g} x {found['length']:g}, needs {gib(needed)} with parameters and "
+                    "optimizer states, and plans are for training alone. Set micro_valid_batch_size of "
+                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget. All sizes are "
+                    f"in {TABLE}"
+                )
         one = self.largest
         if one.fits:
             return
