@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocl_sweeper.device.packing import use_of
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import Device
+from autocl_sweeper.device.samples import SampleFile
 from autocl_sweeper.types import DeviceUse
 
 PERIOD_S = 2.0  # memory of training jobs levels off within seconds, and a look costs milliseconds
@@ -22,6 +24,7 @@ class _Watched:
     session: int
     ids: tuple[str, ...]
     base_mib: Mapping[str, int | None]
+    file: SampleFile
     grown: float  # when its peak last grew by a twentieth, or it began
     level_mib: int = 0  # its peak then
     peak_mib: int | None = None  # as NVML tells it of the job's own processes
@@ -53,16 +56,23 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def add(
-        self, number: int, session: int, ids: Sequence[str], base_mib: Mapping[str, int | None]
+        self,
+        number: int,
+        session: int,
+        ids: Sequence[str],
+        base_mib: Mapping[str, int | None],
+        path: Path,
     ) -> None:
         """A job began. Without GPUs there is nothing to sample.
 
         `base_mib`: what was in use on a device before it or those it shares with came.
+        `path`: the file that gets the samples of its devices.
         """
         if not self._pool.probe.measured:
             return
         with self._changed:
-            self._jobs[number] = _Watched(session, tuple(ids), base_mib, time.monotonic())
+            file = SampleFile(path, time.time())
+            self._jobs[number] = _Watched(session, tuple(ids), base_mib, file, time.monotonic())
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -94,10 +104,10 @@ class Sampler:
             for device_id in job.ids:
                 sessions.setdefault(device_id, []).append(job.session)
         for number, job in jobs.items():
-            for device_id in job.ids:
-                device = found.get(device_id)
-                if device is not None and not device.error:
-                    self._note(job, device, sessions[device_id])
+            seen = [found[name] for name in job.ids if name in found and not found[name].error]
+            for device in seen:
+                self._note(job, device, sessions[device.id])
+            job.file.add(time.time(), seen)
             reasons = [self._pool.retired[name] for name in job.ids if name in self._pool.lost]
             if reasons and not job.told:
                 job.told = True

@@ -327,7 +327,8 @@ class LocalExecutor:
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
         self._running[number] = running
-        self._sampler.add(number, running.process.pid, running.devices, running.base_mib)
+        samples = self._files.samples(number)
+        self._sampler.add(number, running.process.pid, running.devices, running.base_mib, samples)
         running.thread.start()
         running.keep_limits()
 
