@@ -78,6 +78,7 @@ setup(
         "test": [
             "hydra-submitit-launcher>=1.2.0",
             "hypothesis>=6.100",
+            "pyte>=0.8.2",
             "pytest>=8.2",
             "pytest-xdist>=3.6.1",
             "setuptools>=77.0.1",

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from autocl_sweeper import results
 from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
 from autocl_sweeper.device import samples
-from autocl_sweeper.display.progress import Watched
+from autocl_sweeper.display.panel import Watched
 from autocl_sweeper.errors import (
     ConfigurationError,
     DiskError,
