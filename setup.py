@@ -74,6 +74,7 @@ setup(
             "torchmetrics>=1.9",
             "transformers>=5.23",
         ],
+        "families": ["pycocotools>=2.0.11", "seqeval>=1.2.2"],  # metrics of boxes and of names
         "models": ["gguf>=0.19", "onnx>=1.23"],  # python -m train.models
         "test": [
             "hydra-submitit-launcher>=1.2.0",
@@ -89,6 +90,7 @@ setup(
         ],  # benchmarks/launchers/overhead.py
         "test14": ["hydra-optuna-sweeper>=1.4.0rc3"],  # those for Hydra 1.3 need an Optuna before 3
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
+        "docs": ["furo>=2025.12.19", "myst-parser>=5.2", "sphinx>=9.0.4"],  # make docs
     },
     classifiers=[
         "Framework :: Hydra",

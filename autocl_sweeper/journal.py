@@ -167,7 +167,7 @@ class Journal:
                 told = f"what it said is in '{saved}': rename that to go on"
         raise JournalLostError(
             f"'{self.path}' was removed or replaced while its sweep runs; {told}.\n"
-            "  Without it nothing that finishes would be known, so the sweep stops here.\n"
+            "  Without it no result would be recorded, so the sweep stops here.\n"
             "  Leave the folder of a running sweep as it is, or stop the sweep first (Ctrl-C)."
         )
 
@@ -210,8 +210,8 @@ class Journal:
             # A line that was being written at a crash never took effect; one that was damaged
             # afterwards did, so it is said what is left out.
             log.warning(
-                "the last line of '%s' is torn or damaged and left out, so what it said is done again:"
-                " %r", self.path, data[whole:][:80],
+                "the last line of '%s' is torn or damaged: it is ignored, and what it recorded is done"
+                " again: %r", self.path, data[whole:][:80],
             )  # fmt: skip
             self._file.truncate(whole)
             os.fsync(self._file.fileno())
@@ -403,6 +403,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         "checkpoint": outcome.checkpoint,
         "eval": _numbers_to_json(outcome.evaluations),
         "test": _numbers_to_json(outcome.tests),
+        **({"merged_from": _numbers_to_json(merged)} if (merged := outcome.merged_from) else {}),
         "numbers": _numbers_to_json(outcome.numbers),
         "returned": outcome.returned,
         "seconds": round(outcome.seconds, 3),
@@ -420,6 +421,7 @@ def outcome_from_json(record: Record) -> Outcome:
         state=State(record["state"]),
         evaluations=_numbers_from_json(record["eval"]),
         tests=_numbers_from_json(record["test"]),
+        merged_from=_numbers_from_json(record.get("merged_from", {})),
         numbers=_numbers_from_json(record["numbers"]),
         seconds=float(record["seconds"]),
         log_tail=tuple(record["log_tail"]),

@@ -33,7 +33,8 @@ class Cause(str, Enum):
     CONFIGURATION = "configuration"  # it never composed, which no repetition can fix
     DEVICE_MEMORY = "device_memory"  # a device had no memory left for it
     HOST_MEMORY = "host_memory"  # the machine, or its control group, had none
-    INFEASIBLE = "infeasible"  # it said that its settings cannot be trained
+    INFEASIBLE = "infeasible"  # it said that its settings cannot be trained, or did not fit alone
+    INFEASIBLE_BUDGET = "infeasible budget"  # no plan of it fits its memory budget
     EXIT = "exit"  # it exited before its function returned
     SIGNAL = "signal"  # a signal that was not ours
     TIMEOUT = "timeout"
@@ -43,6 +44,7 @@ class Cause(str, Enum):
     CANCELLED = "cancelled"  # it is not needed any more
     STOPPED = "stopped"  # its sweep was stopped
     DEVICE = "device"  # the device it ran on is lost or cannot be asked
+    SKIPPED = "skipped"  # it said that it would repeat another job
     EARLY_STOPPED = "early_stopped"  # what it reported was not good enough to go on
 
 
@@ -94,6 +96,7 @@ class DeviceUse:
     # Per cent, the mean of all samples; of the whole device, if the job shared it.
     mean_utilisation: float | None = None
     max_temperature_c: int | None = None
+    gpu: str = ""  # the model of the device, as NVML names it
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Outcome:
     `score` is None when not ranked; that of an early-stopped trial is its last report.
 
     `evaluations` are the scores on selection (dev) data by task, `tests` those on test data: they
-    are reported and never ranked. `numbers` holds whatever else the job returned.
+    are reported and never ranked. `merged_from`: what the job's start was merged from, a weight for each
+    (trial numbers where they are of this sweep). `numbers` holds whatever else the job returned.
     """
 
     state: State
@@ -112,6 +116,7 @@ class Outcome:
     checkpoint: str | None = None
     evaluations: Mapping[str, float] = field(default_factory=dict)
     tests: Mapping[str, float] = field(default_factory=dict)
+    merged_from: Mapping[str, float] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     log_tail: Sequence[str] = ()
@@ -148,6 +153,11 @@ class Trial:
         return None if self.outcome is None else self.outcome.score
 
 
+def is_skipped(trial: Trial) -> bool:
+    """Whether its job ended by saying that it would repeat another one."""
+    return trial.outcome is not None and trial.outcome.cause is Cause.SKIPPED
+
+
 def is_stopped(trial: Trial) -> bool:
     """Whether it was stopped early for what it reported, and did not run again or fall since."""
     return trial.outcome is not None and trial.outcome.cause is Cause.EARLY_STOPPED
@@ -162,6 +172,21 @@ class Job:
     alone: bool = False  # it ran out of device memory beside others: no other on its devices now
     stage: int = 0  # jobs of one stage are alike in what they need; 0: all there are
     reported: int = 0  # of a job to adopt: how many of its reports are known already
+    # What tells it from its siblings: override key -> value; None: its overrides do.
+    params: Mapping[str, Value] | None = None
+    folder: str = ""  # its own, absolute; empty: known to the job alone
+
+
+@dataclass(frozen=True)
+class Need:
+    """What decides how much device memory a job takes. Jobs with equal keys take the same."""
+
+    key: str = ""
+    family: str = ""  # the same without micro-batch and length limit
+    batch: float | None = None  # sequences of a micro-batch; None: not among its settings
+    length: float | None = None  # the length limit, tokens
+    budget_mib: int | None = None  # what it plans for
+    capped: bool = False  # whether the job itself holds to that budget
 
 
 class History:

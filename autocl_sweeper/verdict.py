@@ -106,7 +106,7 @@ class Verdict:
         found = outcome.checkpoint
         if found is None or not os.path.exists(self.folder / found):
             told = (
-                "saved no checkpoint" if found is None else f"named '{found}', which is not there"
+                "saved no checkpoint" if found is None else f"named '{found}', which does not exist"
             )
             raise JobContractError(
                 f"{name} {told}, but the next stage starts from it"

@@ -149,7 +149,7 @@ def _of_task(name: Any, task: Any, tasks: Mapping[Any, Any]) -> list[Problem]:
 
 def _unknown_section(name: str, node: Any, known: Iterable[str]) -> Problem:
     told = f"{name}: there is no section or key of this name"
-    if name.partition(".")[0] in known:
+    if name.partition(".")[0] in (*known, "hydra"):
         return Problem(name, f"{told}: {nested(name, node)}")
     near = nearest(name, [*known, INCLUDE])
     return Problem(name, told + (near or ". python train.py --info lists those there are"))

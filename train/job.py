@@ -33,7 +33,7 @@ from train.memory.budget import limit_memory
 from train.memory.checkpointing import PlannedBlocks, recomputing
 from train.memory.meter import GpuMeter
 from train.model.checkpoints import delta_name, load, save
-from train.model.family import Meeting, family_of
+from train.model.family import Meeting, Spreads, family_of
 from train.model.fit import check_loaded, fitted
 from train.sizes import dry_run
 
@@ -58,6 +58,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     settings = fitted(run.model, plans.values())
     family, delta = family_of(settings, base), delta_of(run.delta)
     tasks = {name: family.meeting(plan) for name, plan in plans.items()}
+    rows = {n: t.spread(rows[n]) if isinstance(t, Spreads) else rows[n] for n, t in tasks.items()}
     parent = None if run.init_from is None else load(run.init_from, family, delta)
 
     place = 1 if parent is None else len(parent.nodes) + 1
@@ -66,7 +67,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     torch.manual_seed(seed)
     whole = delta.trains_whole(parent is None, run.model.is_pretrained)
     model = family.build() if parent is None else parent.model
-    begun: dict[str, float] = {}
+    begun: dict[str, Any] = {}
     if not whole:
         ancestors = parent.deltas if parent else ()
         is_merged = start.is_asked_for(run, delta)
@@ -135,7 +136,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     train_end = time.perf_counter()
 
     def keep_and_score() -> dict[str, Any]:
-        save(model, save_dir, own, parent, family, None if whole else delta)
+        if run.extras.save_model:
+            save(model, save_dir, own, parent, family, None if whole else delta)
         asked = [name for name in seen if plans[name].is_scored]
         dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}
         tested = [
@@ -145,13 +147,14 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
         by_task = {name: found.score for name, found in dev.items()}
         results = {
             "score": score_by(run.evaluation.score, by_task, own),
-            "checkpoint": str(save_dir),
+            "checkpoint": str(save_dir) if run.extras.save_model else None,
             "eval": by_task,
             "test": {name: found.score for name, found in test.items()},
             "steps": training.steps,
             "train_loss": training.train_loss,
             **training.delta,
             **begun,
+            **start.lorahub(run, begun, [dev[n].logged["loss"] for n in scored]),
             **untrained,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - began,

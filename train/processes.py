@@ -26,7 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError, InfeasibleError
 from autocl_sweeper.private import private_folder
 from train.config.env import LEASED, VISIBLE, EnvSettings
 from train.config.sections import Run
@@ -243,8 +243,9 @@ def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> B
         failed = WorkerFailed(f"rank {first['rank']} of {env.processes}: {first['error']}")
         if first["error"].startswith("MemoryError"):  # told by its kind alone
             failed.__cause__ = MemoryError()
-        if first["error"].startswith("InfeasibleError"):
-            failed.__cause__ = InfeasibleError(first["error"])
+        for kind in (InfeasibleError, InfeasibleBudgetError):
+            if first["error"].startswith(f"{kind.__name__}:"):
+                failed.__cause__ = kind(first["error"])
         return failed
     who = f"rank {', '.join(map(str, silent))}" if silent else "torch.distributed.run"
     failed = WorkerFailed(

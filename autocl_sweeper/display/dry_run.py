@@ -67,7 +67,7 @@ def lines(plan: Plan, history: History) -> Iterator[str]:
         jobs = stage.jobs(parents) or 0
         yield f"stage {stage.number}  {stage.task}: {_search(stage)}, {_jobs(stage, parents, jobs)}"
         if stage.number in history.beams:
-            yield f"    over: trials {list(history.beams[stage.number])} survived"
+            yield f"    done: trials {list(history.beams[stage.number])} survived"
         else:
             yield from _first(plan, stage, view, history)
         parents = min(stage.survivors or plan.settings.top_k, jobs // stage.seeds)
@@ -152,7 +152,7 @@ def estimate_text(plan: Plan, folder: Path) -> str:
         if found is not None:
             return f"estimate: {found}"
     return (
-        "estimate: there is none, for no trial has finished yet; run the first one, or set"
+        "estimate: none, because no trial has finished yet; run the first one, or set"
         " hydra.sweeper.carry_from"
     )
 

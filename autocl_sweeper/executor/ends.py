@@ -74,14 +74,16 @@ class Ends:
         names = " ".join(short(device) for device in running.devices)
         if not running.alone:
             return replace(failed, lost=True, reason=f"{failed.reason} [shared {names}]")
-        once = f"[alone on {names}: once more would end the same]"
-        return replace(failed, reason=f"{failed.reason} {once}")
+        once = f"[alone on {names}: another attempt would end the same way]"
+        # The second time the setting is to blame, and not what it shared its device with.
+        cause = Cause.INFEASIBLE if running.job.alone else failed.cause
+        return replace(failed, reason=f"{failed.reason} {once}", cause=cause)
 
 
 def _without_result(running: Running, status: int | None) -> Outcome:
     lost = status is None and running.ended_by is None
     if status == UNWRITTEN:
-        reason, cause = "the disk did not take its outcome", Cause.DISK
+        reason, cause = "its outcome could not be written to the disk", Cause.DISK
     elif status is None:
         reason, cause = (STATUS_LOST if running.adopted else FORKSERVER_DIED), Cause.SIGNAL
     elif status == -signal.SIGKILL and running.ended_by is None:
@@ -98,10 +100,3 @@ def not_composed(job: Job, error: Exception, returns: bool) -> tuple[Job, Outcom
     return job, replace(
         outcome, job_return=failed_return(job.overrides, error) if returns else None
     )
-
-
-def peak_of(outcome: Outcome) -> int | None:
-    """MiB that a finished job had at most on one device; None: it failed, or nobody could tell."""
-    use = outcome.device
-    # One that never showed in NVML was too short to be measured.
-    return (use.peak_mib or None) if use is not None and outcome.state is State.COMPLETE else None

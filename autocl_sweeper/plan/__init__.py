@@ -17,7 +17,6 @@ from autocl_sweeper.plan.checks import (
     refuse_changes,
     refuse_lower,
     refuse_moved,
-    with_seen_tasks,
 )
 from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
@@ -94,8 +93,6 @@ def make_plan(
     names = list(tasks) or ["sweep"]
     spaces = spaces_of(settings, names, space, config_loader)
     stages, described = stages_of(settings, names, spaces, initial)
-    settings = with_seen_tasks(draft, spaces, compose)
-    draft = replace(draft, settings=settings)
     stages = in_chains(settings, stages, spaces)
     stages[1:] = [replace(stage, extra=settings.extra_parents) for stage in stages[1:]]
     refuse_useless(settings, older, stages, spaces)

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from autocl_sweeper.distributions import Choice, Space, same
 from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
 from autocl_sweeper.plan.plan import Plan
 from autocl_sweeper.plan.rounds import BEAM, POPULATION, handover_of, rounds_told
-from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare
 from autocl_sweeper.strategy.decisions import Stage, views
@@ -48,7 +46,6 @@ MEANT = {
     "seed": "A job gets its seed there.",
 }
 
-SEEN = "seen_tasks"  # the value of `handover`, and the key of an app that gets it unasked
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
 
 
@@ -153,42 +150,6 @@ def initial_of(plan: Plan, own: Compose, task: str) -> Mapping[str, Value]:
         return {}
 
 
-def with_seen_tasks(plan: Plan, spaces: Mapping[str, Space], compose: Compose) -> Settings:
-    """The settings, with the tasks so far handed to an app that has a list or null at `seen_tasks`.
-
-    Not where `handover` names that value or that key itself (null: the app gets nothing there), the
-    user sets the key, or stages do not build on each other.
-    """
-    settings = plan.settings
-    handover = dict(settings.handover)
-    if SEEN in handover and handover[SEEN] is None:
-        del handover[SEEN]  # as if there was no such default
-        return replace(settings, handover=handover)
-    taken = {*map(bare, handover_of(settings)), *map(bare, plan.given), *handover.values()}
-    taken |= {
-        bare(key) for space in spaces.values() for axis in space for key in space.keys_of(axis)
-    }
-    listed = [own for own in settings.task_params.values() if isinstance(own, (list, tuple))]
-    taken |= {bare(str(key)) for own in listed for params in own for key in params}
-    if SEEN in taken or not plan.tasks or plan.checkpoint_key is None:
-        return settings
-    task = next(iter(plan.tasks))
-    if (space := spaces.get(task)) is not None:
-        first = space.params({axis: one.at(0) for axis, one in space.items()})
-    else:
-        first = dict(settings.task_params[task][0])
-    handed = plan.handed(1, 0, None, None, [])
-    try:
-        config = compose(plan.command(task, first, handed, ""), f"Task '{task}'")
-    except (
-        ConfigurationError
-    ) as error:  # which is raised again, and explained, when all is composed
-        log.debug("no look at the app's key '%s': %s", SEEN, error)
-        return settings
-    has_it = SEEN in config and (config[SEEN] is None or isinstance(config[SEEN], list))
-    return replace(settings, handover={**handover, SEEN: SEEN}) if has_it else settings
-
-
 def fingerprint_of(
     plan: Plan,
     searches: Mapping[str, Any],
@@ -241,7 +202,7 @@ def refuse_changes(
         more += f"\n  The files as they were: '{folder / CONFIGURATION}'."
     raise ChangedSweepError(
         f"'{folder}' holds a sweep with another configuration:\n{listed}{more}\n"
-        "  Trials of both together could not be compared.\n"
+        "  Trials of the two could not be compared.\n"
         "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
     )
 

@@ -33,7 +33,7 @@ CORE_FLOORS = [
     {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
     {"search", "prune", "selection", "order", "executor", "budget", "folder"},
     {"strategy", "retention", "verdict", "compare", "overview"},
-    {"plan", "results", "display", "rounds", "export", "page"},
+    {"plan", "results", "display", "rounds", "export", "page", "notices"},
     {"sweep"},
     {
         "hydra_sweep",

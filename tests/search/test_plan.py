@@ -176,7 +176,7 @@ def test_every_task_and_every_choice_is_composed_before_a_job():
     [
         (["task="], {}, ["'task' is empty", "task=first,second,third"]),
         (["task=[]"], {}, ["'task' is empty"]),
-        (["task=a,b,a"], {}, ["'a' stands twice in the sequence 'task'", "a name of its own"]),
+        (["task=a,b,a"], {}, ["'a' is listed twice in the sequence 'task'", "a name of its own"]),
         (["task=interval(0,1)"], {}, ["'task' is an interval"]),
         (["task=a"], {"task_params": {"b": []}}, ["for ['b']", "are: a", "Correct the name"]),
         (["lr=1,2"], {"task_params": {"b": []}}, ["task_params", "there is no sequence"]),

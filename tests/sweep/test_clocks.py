@@ -65,6 +65,24 @@ def test_a_sweep_that_was_stopped_while_its_jobs_ended_goes_on(chain: Bench) -> 
     assert [event["state"] for event in chain.finished().values()] == ["COMPLETE"] * 3, output
 
 
+@pytest.mark.slow
+def test_a_sweep_that_was_suspended_with_its_jobs_for_longer_than_any_limit_goes_on(
+    chain: Bench,
+) -> None:
+    limits = ("hydra.launcher.timeout_s=25", "hydra.launcher.stall_s=25")
+    process = chain.start_held(2, *OURS, *limits, "task=a", "lr=1,2,3")
+    stopped = chain.processes()
+    assert len(stopped) >= 3 and process.pid in stopped
+    for signal_number, pause_s in ((signal.SIGSTOP, 40), (signal.SIGCONT, 0)):
+        for pid in stopped:
+            os.kill(pid, signal_number)
+        time.sleep(pause_s)
+    time.sleep(8)  # time enough to end those whose time is over
+    output = chain.release(process)
+    assert [event["state"] for event in chain.finished().values()] == ["COMPLETE"] * 3, output
+    assert not chain.events("attempt_failed")
+
+
 def test_a_folder_that_moved_while_its_sweep_was_open_is_continued(chain: Bench) -> None:
     command = (*OURS, "task=a,b", "lr=1,2")
     process = chain.start_held(2, *command, HOLDS="[1, 2]")

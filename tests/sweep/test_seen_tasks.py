@@ -2,82 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.bench import REPOSITORY, Bench
-from support.plans import plan_of
 
-from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.types import Suggestion, Trial
-
-APP = {"task": "a", "lr": 0.1, "init_from": None, "seen_tasks": None}
+COMMAND = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "task=low,high", "rate=0.5")
 
 
-def last_words(*arguments: str, app: Any = APP, **settings: Any) -> tuple[str, ...]:
-    """The overrides of a job of the second stage."""
-    plan = plan_of(
-        "task=a,b,c", *arguments, compose=lambda overrides, meant_for: app, knows_folders=False,
-        **settings,
-    )  # fmt: skip
-    return plan.overrides(Trial(9, 2, "b", Suggestion(0, {}), 3), "c")
+@pytest.fixture
+def smallest(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path, REPOSITORY / "examples/minimal/app.py")
+    yield bench
+    bench.close()
 
 
-def test_an_app_with_the_key_gets_the_tasks_up_to_its_own() -> None:
-    assert last_words() == ("task=b", "init_from=c", "seen_tasks=[a,b]")
-    assert last_words(app={**APP, "seen_tasks": ["a"]})[-1] == "seen_tasks=[a,b]"
+def second(bench: Bench) -> tuple[list[str], str]:
+    """What the second job evaluated, and the override of its tasks so far."""
+    words = [text for text in bench.events("start")[1]["overrides"] if "seen_tasks=" in text]
+    assert len(words) < 2
+    return list(bench.finished()[1]["eval"]), "".join(words)
+
+
+def test_the_smallest_app_measures_every_task_so_far(smallest: Bench) -> None:
+    smallest.run(*COMMAND)
+    assert second(smallest) == (["low", "high"], "seen_tasks=[low,high]")
+    fingerprint = smallest.events("sweep")[0]["fingerprint"]
+    handover = {"init_from": "checkpoint", "seen_tasks": "seen_tasks"}
+    assert fingerprint["hydra.sweeper.handover"] == handover
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings"),
+    ("more", "evaluated", "word"),
     [
-        ([], {"app": {"task": "a", "init_from": None}}),
-        ([], {"app": {**APP, "seen_tasks": 3}}),  # it means something else there
-        (["seen_tasks=[b]"], {}),
-        (["+seen_tasks=[a],[b]"], {}),
-        ([], {"handover": {"init_from": "checkpoint", "seen_tasks": None}}),
-        ([], {"handover": {"init_from": None}}),
-        ([], {"parents": "init", "popsize": 1}),
+        ("+hydra.sweeper.handover.seen_tasks=null", ["high"], ""),
+        ("seen_tasks=[high,low]", ["high", "low"], "seen_tasks=[high,low]"),
+        ("hydra.sweeper.handover.init_from=null", ["high"], ""),
     ],
-    ids=["no key", "a number", "the user's", "searched", "off", "no chain", "no parents"],
+    ids=["switched off", "the user's", "no checkpoints"],
 )
-def test_otherwise_nothing_changes(arguments: list[str], settings: dict[str, Any]) -> None:
-    try:
-        words = last_words(*arguments, **settings)
-    except ConfigurationError as error:  # of parse: no loader in these plans
-        pytest.fail(str(error))
-    assert "seen_tasks=[a,b]" not in words
-
-
-def test_a_key_with_another_name_is_the_only_one_that_gets_them() -> None:
-    words = last_words(handover={"init_from": "checkpoint", "so_far": "seen_tasks"})
-    assert words == ("task=b", "init_from=c", "so_far=[a,b]")
-
-
-def test_switched_off_a_sweep_is_the_one_that_it_was_before_there_was_a_default() -> None:
-    def fingerprint(app: Any, **handover: Any) -> Any:
-        plan = plan_of(
-            "task=a,b",
-            compose=lambda overrides, meant_for: app,
-            handover={"init_from": "checkpoint", **handover},
-        )
-        return plan.fingerprint
-
-    older = fingerprint({"task": "a", "init_from": None})
-    assert older["hydra.sweeper.handover"] == {"init_from": "checkpoint"}
-    assert fingerprint(APP, seen_tasks=None)["hydra.sweeper.handover"] == {
-        "init_from": "checkpoint"
-    }
-    now = fingerprint(APP)
-    assert now["hydra.sweeper.handover"] == {"init_from": "checkpoint", "seen_tasks": "seen_tasks"}
-    assert "seen_tasks" not in now["configuration"]["a"]
-
-
-def test_a_real_sweep_of_the_smallest_app_measures_every_task_so_far(tmp_path: Path) -> None:
-    bench = Bench(tmp_path, REPOSITORY / "examples/minimal/app.py")
-    bench.run("hydra/sweeper=autocl", "hydra/launcher=gpu", "task=low,high", "rate=0.5")
-    evaluated = {trial: list(event["eval"]) for trial, event in bench.finished().items()}
-    assert evaluated == {0: ["low"], 1: ["low", "high"]}
-    assert "seen_tasks=[low,high]" in bench.events("start")[1]["overrides"]
-    bench.close()
+def test_otherwise_nothing_changes(
+    smallest: Bench, more: str, evaluated: list[str], word: str
+) -> None:
+    smallest.run(*COMMAND, more)
+    assert second(smallest) == (evaluated, word)
+    fingerprint = smallest.events("sweep")[0]["fingerprint"]
+    assert "seen_tasks" not in fingerprint["hydra.sweeper.handover"]

@@ -46,7 +46,8 @@ def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path
             "config", ["task=digits_01", f"experiment={file.stem}"], return_hydra_config=True
         )
         sweeper = cfg.hydra.sweeper
-        assert sweeper.handover == {"init_from": "checkpoint", "merge": {"extra": "extra"}}
+        handover = {"seen_tasks": None, "merge": {"extra": "extra"}}
+        assert sweeper.handover == {"init_from": "checkpoint", **handover}
         assert all((CONF / "task" / f"{task}.yaml").is_file() for task in sweeper.task_params)
         own = sweeper.task_params.values()
         listed = {str(s): s for found in own if OmegaConf.is_list(found) for s in found}

@@ -38,6 +38,12 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     limit_memory(MemorySettings(budget_gib=4))
     limit_memory(MemorySettings(budget_gib=1, hard_cap=False))
     assert shares == [0.25, 1.0]
+    # Beside other jobs of a sweep: the smaller of its budget and of what it reserves.
+    monkeypatch.setenv("AUTOCL_MEMORY_FRACTION", "0.4")
+    limit_memory(MemorySettings(budget_mib=512))
+    limit_memory(MemorySettings(budget_gib=4))
+    limit_memory(MemorySettings())
+    assert shares[2:] == [0.25, 0.4, 0.4]
 
 
 @pytest.mark.parametrize("task", ["digits_01", "sentiment"])

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from autocl_sweeper.outcome import cause_of
 from autocl_sweeper.types import Cause
 from train.config.memory import MemorySettings
@@ -230,7 +230,7 @@ def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budge
     settings = {"method": "plan", "collect_steps": 4, "margin_gib": margin}
     make = planned(tmp_path, PeakOnTheCpu(10e6), budget_gib=16e6 / GIB, **settings)
     with pytest.raises(
-        InfeasibleError, match=r"no plan fits a batch of 4 x 128 in update 5"
+        InfeasibleBudgetError, match=r"no plan fits a batch of 4 x 128 in update 5"
     ) as bad:
         trained(tmp_path, make, lengths)
     assert cause_of(bad.value) is Cause.INFEASIBLE
@@ -290,7 +290,9 @@ def test_a_budget_below_the_static_part_is_refused_before_the_first_step(tmp_pat
     parameters = sum(p.numel() for p in model.parameters())
     static = (4 + 4 + 8) * parameters  # in fp32: parameters, gradients, AdamW
     below = {"method": "plan", "margin_gib": 0.0, "budget_gib": (static - 1) / GIB}
-    with pytest.raises(InfeasibleError, match=r"is below the static part of any batch") as bad:
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"is below the static part of any batch"
+    ) as bad:
         trained(tmp_path, planned(tmp_path, NoMeter(), **below))
     assert f"{4 * parameters / GIB:.3f} GiB gradients" in str(bad.value)
     assert (

@@ -15,7 +15,7 @@ from train.data.rows import Rows
 from train.data.tables import Row
 from train.data.task_metrics import compute
 from train.data.task_plan import TaskPlan
-from train.loop.criterion import loss_sum, sample_size
+from train.loop.criterion import sample_size, task_loss
 from train.model.family import Meeting
 
 BATCH = 256
@@ -84,8 +84,7 @@ def predict(
             if with_loss:
                 batch = {k: v.to(device) for k, v in task.batch(examples).items()}
                 counted += sample_size(batch["labels"], plan.loss, 0)
-                logits = task.logits(model, batch)
-                loss += float(loss_sum(logits, batch["labels"], plan.loss, 0))
+                loss += float(task_loss(task, model, batch, 0)[0])
     if plan.task.evaluation.output_dir is not None:
         _keep_answers(plan, Path(plan.task.evaluation.output_dir), part, chosen, answers)
     vocabulary = getattr(task, "vocabulary", None)  # of families that answer in text

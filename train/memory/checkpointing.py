@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import PLANNED, MemorySettings
 from train.memory.blocks import Blocks, check_indices
 from train.memory.collector import Collector
@@ -92,7 +92,7 @@ class PlannedBlocks(TrainerCallback):
         self.states = STATE_BYTES.get(optimizer, OTHER_STATES) * trainable(self.model)
         static = Static.of(self.model, STATE_BYTES.get(optimizer, 0))
         if static.total + self.planner.margin(False) > self.budget:
-            raise InfeasibleError(
+            raise InfeasibleBudgetError(
                 f"{self.settings.named_budget}: is below the static part of any batch, "
                 f"{gib(static.total)} ({static}), and a margin of {gib(self.planner.margin(False))}. "
                 f"No smaller budget than {gib(self.planner.least_budget(static.total, False))} is "
@@ -175,7 +175,7 @@ class PlannedBlocks(TrainerCallback):
             )
             if self.settings.on_infeasible == "raise":
                 self.leave()
-                raise InfeasibleError(message)
+                raise InfeasibleBudgetError(message)
             log.warning("%s", message)
         return choice
 

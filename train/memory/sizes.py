@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import MemorySettings
 from train.memory.blocks import Blocks
 from train.memory.checkpointing import Static, gib, made_with
@@ -263,11 +263,11 @@ class Sizes:
         (folder / TABLE).write_text(self.table(settings), encoding="utf-8")
 
     def refuse_unfit(self, settings: MemorySettings) -> None:
-        """Raise InfeasibleError where the largest batch has no plan."""
+        """Raise InfeasibleBudgetError where the largest batch has no plan."""
         one = self.largest
         if one.fits:
             return
-        raise InfeasibleError(
+        raise InfeasibleBudgetError(
             f"{settings.named_budget}: no plan fits {'a bound of all batches, ' if self.is_bound else ''}"
             f"{one.shape.rows} x {one.shape.length}: predicted peak {gib(one.predicted)} with "
             f"{len(one.blocks)} blocks recomputed, {gib(self.static.total)} of it static, and a margin of "
