@@ -97,6 +97,10 @@ class JobFiles:
         """Scores that a running job reports, a JSON line each."""
         return self.folder / f"{number}.reports"
 
+    def samples(self, number: int) -> Path:
+        """What a running job's devices said of themselves; in the job's folder when it is over."""
+        return self.folder / f"{number}.devices.csv"
+
     def final(self, number: int) -> Path:
         """The score that a running job reported as its final result."""
         return self.folder / f"{number}.reports{FINAL}"
@@ -119,7 +123,7 @@ class JobFiles:
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
         kinds = (self.outcome, self.job_return, self.group, self.output, self.reports, self.begun)
-        for path in (*kinds, self.final, self.room):
+        for path in (*kinds, self.final, self.room, self.samples):
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:
