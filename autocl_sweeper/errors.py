@@ -11,6 +11,7 @@
     |-- DeviceError             no device can serve a job
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
     |   `-- InfeasibleBudgetError   no plan of it fits its memory budget
+    |-- SkippedError            a job would do what another one does; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
@@ -66,6 +67,10 @@ class InfeasibleError(AutoCLError):
 
 class InfeasibleBudgetError(InfeasibleError):
     """No plan of a job fits its memory budget. Training code raises it before the step."""
+
+
+class SkippedError(AutoCLError):
+    """A job would repeat another one: its trial is over, and neither failed nor ranked. Apps raise it."""
 
 
 class SweepStoppedError(AutoCLError):

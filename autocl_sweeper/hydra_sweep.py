@@ -43,6 +43,7 @@ from autocl_sweeper.rounds.watch import RoundsProgress
 from autocl_sweeper.sweep import Progress, Sweep
 from autocl_sweeper.types import Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
+from autocl_sweeper.yaml.origins import layers_of, sets
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def run_sweep(
     # All that composes from here on, jobs included, reads the files as they are now.
     sources = config.hydra.runtime.config_sources
     snapshot = Snapshot([source.path for source in sources if source.schema == "file"])
-    with patient_screen(), errors_for_hydra(), signals_stop_it(), install(snapshot):
+    with patient_screen(), errors_for_hydra(config.hydra), signals_stop_it(), install(snapshot):
         memory = MemoryChecks()
         plan = _plan(settings, arguments, hydra_context.config_loader, config, memory)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -201,10 +202,7 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    # Their texts may hold `${...}` of jobs, which nothing here resolves.
-    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    assert isinstance(typed, list)
-    named = any(str(text).lstrip("+").startswith("hydra.sweeper.sequence=") for text in typed)
+    named = sets(layers_of(config.hydra), "hydra.sweeper.sequence")
     return make_plan(settings, arguments, compose, config_loader, knows_folders, own, named)
 
 

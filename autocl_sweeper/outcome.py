@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.disk import BROKEN, FULL, disk_errors, is_disk_trouble
-from autocl_sweeper.errors import InfeasibleBudgetError, InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError, InfeasibleError, SkippedError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
@@ -182,12 +182,13 @@ def write_whole(path: Path, data: bytes) -> None:
 def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
     """The outcome of a task function that returned `value`: a number, or a mapping.
 
-    A mapping holds numbers; `eval` and `test` map tasks to scores, `checkpoint` names the folder of
+    A mapping holds numbers; `eval` and `test` map tasks to scores, `merged_from` what the start was merged
+    from to weights, `checkpoint` names the folder of
     the model (default: `checkpoint/` in the job's folder, if it is there). Whether the score will
     do is judged by the sweep, which knows if anybody has to be ranked.
     """
     found: dict[str, float] = {}
-    scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}}
+    scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}, "merged_from": {}}
     checkpoint: str | None = None
     if isinstance(value, Mapping):
         checkpoint = _path(value.get("checkpoint"))
@@ -206,6 +207,7 @@ def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
         checkpoint=None if checkpoint is None else str(output_dir / checkpoint),
         evaluations=scores["eval"],
         tests=scores["test"],
+        merged_from=scores["merged_from"],
         numbers=found,
         returned=type(value).__name__,
         seconds=seconds,
@@ -254,6 +256,8 @@ def failure(
     if folder is not None and whole == ERROR_NAME and len(text) > LONGEST_LINE:
         with suppress(OSError):
             (folder / whole).write_text(text, "utf-8", "backslashreplace")
+    if cause is None and isinstance(error, SkippedError):
+        return Outcome(State.PRUNED, shortened(text, whole), seconds=seconds, cause=Cause.SKIPPED)
     lines = "".join(traceback.format_exception(error)).splitlines()
     return Outcome(
         state=State.FAIL,

@@ -70,8 +70,9 @@ class Sampler:
         if not self._pool.probe.measured:
             return
         with self._changed:
+            gpu = self._pool.known(ids[0]).name
             self._jobs[number] = _Watched(
-                session, tuple(ids), base_mib, time.monotonic(), need or Need()
+                session, tuple(ids), base_mib, time.monotonic(), need or Need(), gpu
             )
             self._changed.notify()
         if self._thread is None:
@@ -123,7 +124,6 @@ class Sampler:
             self._pool.expect(seen_mib, job.need, job.gpu)
 
     def _note(self, job: _Watched, device: Device, ours: list[int]) -> None:
-        job.gpu = device.name
         by_job = use_of(device, ours).by_job
         if by_job is not None:
             job.peak_mib = max(by_job[job.session], job.peak_mib or 0)

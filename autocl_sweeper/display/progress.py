@@ -15,7 +15,7 @@ from autocl_sweeper.plain import plain
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results import origin_text, savings, waste
 from autocl_sweeper.strategy.decisions import Stage
-from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_stopped
+from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_skipped, is_stopped
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ class LogProgress:
             self._best = self._best_of([*filter(None, [self._best]), trial])
         if is_stopped(trial):
             self.say(f"{_name(trial)} has left its device after {outcome.seconds:.1f} s")
+        elif is_skipped(trial):
+            self.say(f"{_name(trial)} skipped: {outcome.reason}")
         elif trial.state is State.FAIL:
             self.say(f"{_name(trial)} FAILED after {outcome.seconds:.0f} s: {outcome.reason}")
         else:

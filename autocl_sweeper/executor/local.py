@@ -373,7 +373,7 @@ class LocalExecutor:
     def _running_of(
         self, job: Job, devices: tuple[str, ...], alone: bool, process: Process
     ) -> Running:
-        writing = LastWrite(self._files, job.number)
+        writing = LastWrite(self._files, job.number, self._deadlines.now)
         return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
     def _start(self, job: Job, need: Need, grant: Grant, order: bytes) -> Running:
@@ -416,7 +416,7 @@ class LocalExecutor:
 
     def _announce_again(self) -> None:
         self._announce()
-        self._deadlines.at(time.monotonic() + POLL_S, self._announce_again)
+        self._deadlines.at(self._deadlines.now() + POLL_S, self._announce_again)
 
     def _mark(self, job: Job) -> str:
         """The same for whichever controller has the job."""
@@ -472,7 +472,7 @@ class LocalExecutor:
         if (running := self._running.get(number)) is not None:
             reason = f"its device is lost: {reason}"
             running.end(reason, Cause.DEVICE)
-            due = time.monotonic() + self._limits.grace_s + UNKILLABLE_S
+            due = self._deadlines.now() + self._limits.grace_s + UNKILLABLE_S
             running.at(due, lambda: self._abandon(running, reason))
 
     def _abandon(self, running: Running, reason: str) -> None:

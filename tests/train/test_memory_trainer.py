@@ -233,7 +233,7 @@ def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budge
         InfeasibleBudgetError, match=r"no plan fits a batch of 4 x 128 in update 5"
     ) as bad:
         trained(tmp_path, make, lengths)
-    assert cause_of(bad.value) is Cause.INFEASIBLE
+    assert cause_of(bad.value) is Cause.INFEASIBLE_BUDGET
     for part in ("predicted peak", "of it static", "a margin of"):
         assert part in str(bad.value)
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
@@ -296,7 +296,8 @@ def test_a_budget_below_the_static_part_is_refused_before_the_first_step(tmp_pat
         trained(tmp_path, planned(tmp_path, NoMeter(), **below))
     assert f"{4 * parameters / GIB:.3f} GiB gradients" in str(bad.value)
     assert (
-        cause_of(bad.value) is Cause.INFEASIBLE and not (tmp_path / "memory_records.jsonl").exists()
+        cause_of(bad.value) is Cause.INFEASIBLE_BUDGET
+        and not (tmp_path / "memory_records.jsonl").exists()
     )
     enough = {**below, "budget_gib": static / GIB, "on_infeasible": "warn", "collect_steps": 1}
     trained(tmp_path, planned(tmp_path, NoMeter(), **enough), [16])
