@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.disk import BROKEN, FULL, disk_errors, is_disk_trouble
-from autocl_sweeper.errors import InfeasibleBudgetError, InfeasibleError, SkippedError
+from autocl_sweeper.errors import (
+    EvaluationMemoryError,
+    InfeasibleBudgetError,
+    InfeasibleError,
+    SkippedError,
+)
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
@@ -285,6 +290,8 @@ def cause_of(error: BaseException, folder: Path | None = None) -> Cause:
             return Cause.INFEASIBLE_BUDGET
         if isinstance(one, InfeasibleError):
             return Cause.INFEASIBLE
+        if isinstance(one, EvaluationMemoryError):
+            return Cause.EVALUATION_MEMORY
         text = headline(one)
         if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
             return Cause.DEVICE_MEMORY

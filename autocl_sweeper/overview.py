@@ -45,9 +45,10 @@ class Attempt:
     @property
     def reservation(self) -> str:
         """What it reserves, in words; empty where jobs do not share devices."""
-        if self.reserved_mib is None:
-            return f"alone ({self.reserved_by})" if self.reserved_by else ""
-        return f"{self.reserved_mib} MiB reserved ({self.reserved_by})"
+        if self.reserved_mib is not None:
+            return f"{self.reserved_mib} MiB reserved ({self.reserved_by})"
+        words = {"": "", "alone": "alone", "number": "shared by number"}
+        return words.get(self.reserved_by, f"alone ({self.reserved_by})")
 
 
 @dataclass(frozen=True)

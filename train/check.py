@@ -44,7 +44,7 @@ from train.config.typed import (
     shown,
 )
 from train.data.tables import DataError
-from train.data.task_plan import TaskPlan, plan_run, plan_task
+from train.data.task_plan import TaskPlan, plan_run, plan_task, refuse_processes
 from train.model.family import check_model
 
 HANDED = ("init_from", "seen_tasks")  # by an earlier job of a chain
@@ -296,6 +296,7 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
         run = replace(run, init_from=Path(str(begun)))
     if run is not None and env is not None:
         attempt(run.memory.refuse_processes, env.processes)
+        attempt(refuse_processes, run.tasks, env.processes)
     if run is not None:
         attempt(run.merge.refuse_for_a_job, run.delta.kind, run.delta.start_from, bool(begun))
     plans = run and attempt(plan_run, run)

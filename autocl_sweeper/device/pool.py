@@ -97,7 +97,7 @@ class Pool:
     # Stages and needs of the jobs started last, the newest last: the next one is most likely alike.
     _latest: list[tuple[int, Need]] = field(default_factory=lambda: [(0, Need())])
     _seen: dict[str, Device] = field(default_factory=dict)  # at the last reading
-    # Kinds of which one was over, or ran for long, and used nothing that anybody could see.
+    # Keys of jobs that were over, or ran for long, without memory that NVML could show.
     _unseen: set[str] = field(default_factory=set)
     _trouble: dict[str, float] = field(default_factory=dict)  # id -> when it began
     _contested: set[str] = field(default_factory=set)  # leased twice, after a lock file was deleted
@@ -244,14 +244,16 @@ class Pool:
         reservation = self.reservation(need, stage, device.name)
         if not self.probe.measured:  # CPU slots are shared by number alone
             return replace(claim, stage=stage)
+        unknown = reservation.mib is None and (reservation.alone or need.key not in self._unseen)
+        by_number = reservation.mib is None and not unknown
         return replace(
             claim,
             reserved_mib=reservation.mib,
             declared_mib=self.memory_per_job_mib,
             stage=stage,
             like=hashlib.sha256(need.key.encode()).hexdigest()[:12] if need.key else "",
-            unknown=reservation.mib is None and (reservation.alone or need.key not in self._unseen),
-            source=reservation.source,
+            unknown=unknown,
+            source="number" if by_number else reservation.source,
         )
 
     def suits(self, grant: Grant, stage: int, need: Need) -> bool:

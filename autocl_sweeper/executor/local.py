@@ -43,7 +43,7 @@ from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
-from autocl_sweeper.types import Cause, Job, Need, Outcome, Report, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +263,7 @@ class LocalExecutor:
     def learn(self, job: Job, outcome: Outcome) -> Used | None:
         """Let what an ended job used decide what the next ones reserve. Gives it, for other nodes."""
         need = self._needs.known(job)
-        if outcome.lost and outcome.cause is Cause.DEVICE_MEMORY:
+        if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
             self.learn_shortage(job.number, need)
         used = used_by(job.number, job.stage, need, outcome, self._folder_of(job))
         if used is not None:

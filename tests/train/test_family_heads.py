@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from support.runs import finish, meeting_of, planned
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
+from train.config.typed import SettingsError
 from train.data.head_metrics import head_metric
 from train.data.tables import DataError
+from train.export import export
 from train.model.family import IGNORED
 
 Make = Callable[..., Any]
@@ -202,16 +205,22 @@ def test_a_family_trains_and_the_next_task_goes_on_from_it(
     small = [] if task == "coco" else [SMALL]
     rows = [f"task.{task}.dataset.made_rows=6", "trainer.per_device_train_batch_size=3"]
     own = [f"task={task}", "model=headed", *QUICK, *rows, *small, "trainer.max_steps=2"]
+    keeps = task == "ner"  # what is saved and read again is the same for all texts
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
-    found = finish(make(*own, "delta=seqft"), first)
+    found = finish(make(*own, f"trainer.save_model={keeps}"), first)
     assert found["steps"] == 2 and 0 <= found["score"] <= 1 and np.isfinite(found["train_loss"])
-    assert (first / "checkpoint/base/config.json").is_file()
-    if task == "ner":
-        more = [f"init_from={first}/checkpoint", "delta=seqft", "trainer.save_model=false"]
-        found = finish(make(*own, *more), second)
-        assert found["checkpoint"] is None and not (second / "checkpoint").exists()
+    assert (first / "checkpoint").exists() == keeps == (found["checkpoint"] is not None)
+    if not keeps:
+        return
+    finish(make(*own, f"init_from={first}/checkpoint"), second)  # an adapter
+    export(second / "checkpoint", tmp_path / "merged", merged=True)
+    merged = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged")
+    assert [*merged.config.id2label.values()] == ["B-LOC", "B-ORG", "B-PER", "I-PER", "O"]
+    with pytest.raises(SettingsError, match=r"the head of the model of the chain in init_from has"):
+        other = "task.ner.preprocess.text.ans2label={O: 0, B-PER: 1, I-PER: 2, B-LOC: 3, B-ORG: 4}"
+        finish(make(*own, f"init_from={first}/checkpoint", other), second)
 
 
 def test_a_head_learns_what_its_rows_say(make: Make, tmp_path: Path) -> None:
@@ -225,10 +234,6 @@ def test_a_head_learns_what_its_rows_say(make: Make, tmp_path: Path) -> None:
 def test_weights_without_a_head_get_a_new_one_and_are_trained_whole(
     make: Make, tmp_path: Path
 ) -> None:
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    from train.config.typed import SettingsError
-
     shape = Path(__file__).resolve().parents[2] / "data/models/bert_tiny"
     AutoModel.from_config(AutoConfig.from_pretrained(shape)).save_pretrained(tmp_path / "bert")
     AutoTokenizer.from_pretrained(shape).save_pretrained(tmp_path / "bert")
@@ -243,6 +248,24 @@ def test_weights_without_a_head_get_a_new_one_and_are_trained_whole(
     (tmp_path / "job").mkdir()
     done = finish(make(*own, *QUICK, "delta.first=full", "trainer.max_steps=1"), tmp_path / "job")
     assert done["steps"] == 1
+
+
+@pytest.mark.slow  # a minute
+def test_a_detector_learns_the_same_with_its_blocks_recomputed(make: Make, tmp_path: Path) -> None:
+    losses = []
+    for method in ("none", "gc"):
+        (tmp_path / method).mkdir()
+        rows = ["task.coco.dataset.made_rows=8", "trainer.per_device_train_batch_size=2"]
+        own = [
+            "task=coco",
+            "model=headed",
+            *QUICK,
+            *rows,
+            f"memory={method}",
+            "trainer.max_steps=4",
+        ]
+        losses.append(finish(make(*own), tmp_path / method)["train_loss"])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("task", ["swag", pytest.param("coco", marks=pytest.mark.slow)])

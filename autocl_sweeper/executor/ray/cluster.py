@@ -29,7 +29,7 @@ from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
 from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
-from autocl_sweeper.types import Cause, Job, Need, Outcome, Report, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class RayExecutor:
 
     def _learn(self, job: Job, outcome: Outcome, known_to: _Node | None) -> None:
         need, told = self._needs.known(job), []
-        if outcome.lost and outcome.cause is Cause.DEVICE_MEMORY:
+        if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
             self._short.append({"short": job.number, "memory": asdict(need)})
             told.append(self._short[-1])
         folder = Path(job.folder) if job.folder else None
