@@ -9,6 +9,7 @@
 # make test-gpu     the tests that need an NVIDIA GPU
 # make test-models  the tests on what `make models` has fetched
 # make check        lint, format and types
+# make docs         the documentation site, in build/docs; a warning is an error
 # make dist         the wheel and the source distribution, built and checked, in dist/
 # make clean        remove what the other targets made
 #
@@ -43,7 +44,7 @@ SECONDS = 600
 
 DEMO = .venv/bin/python benchmarks/split_digits.py --folder demo
 
-.PHONY: demo models demo-text test test-hydra13 test-hydra14 test-newest test-oldest test-slow storm test-gpu test-models check dist clean
+.PHONY: demo models demo-text test test-hydra13 test-hydra14 test-newest test-oldest test-slow storm test-gpu test-models check docs dist clean
 .NOTPARALLEL:
 
 demo: .venv/.installed
@@ -89,6 +90,14 @@ check: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# The pages must load nothing from a network.
+docs: .venv/.installed
+	rm -rf build/docs
+	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going -j auto -d build/doctrees docs build/docs
+	@! grep -rnE '<(script|link|img|iframe|source)[^>]*(src|href|srcset)="(https?:)?//' build/docs --include=*.html
+	@! grep -rnE 'url\(.?(https?:)?//|@import' build/docs --include=*.css
+	@echo "The site: build/docs/index.html"
+
 dist:
 	@$(PYTHON) -m venv .venv-dist
 	@.venv-dist/$(PIP) build==1.6.1 twine==7.0.0
@@ -97,7 +106,7 @@ dist:
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 .venv/.installed: constraints.txt
-.venv/.installed: EXTRAS = train,models,report,completion,ray,gp,tensorboard,lightning,test,check
+.venv/.installed: EXTRAS = train,families,models,report,completion,ray,gp,tensorboard,mlflow,lightning,test,check,docs
 .venv-hydra14/.installed: constraints-hydra14.txt
 .venv-hydra14/.installed: EXTRAS = test,test14
 .venv-oldest/.installed: constraints-oldest.txt

@@ -56,6 +56,7 @@ setup(
     extras_require={
         "gp": ["torch>=2.13"],  # hydra/sweeper/search=gp
         "tensorboard": ["tensorboardX>=2.6.5"],  # hydra.sweeper.export.tensorboard
+        "mlflow": ["mlflow-skinny>=3.17"],  # hydra.sweeper.export.mlflow
         "lightning": ["pytorch-lightning>=2.6"],  # autocl_sweeper.integrations.lightning
         "ray": ["ray>=2.50"],
         "report": ["jinja2>=3.1", "vl-convert-python>=1.9"],  # autocl report, plot, serve
@@ -73,10 +74,12 @@ setup(
             "torchmetrics>=1.9",
             "transformers>=5.23",
         ],
+        "families": ["pycocotools>=2.0.11", "seqeval>=1.2.2"],  # metrics of boxes and of names
         "models": ["gguf>=0.19", "onnx>=1.23"],  # python -m train.models
         "test": [
             "hydra-submitit-launcher>=1.2.0",
             "hypothesis>=6.100",
+            "pyte>=0.8.2",
             "pytest>=8.2",
             "pytest-xdist>=3.6.1",
             "setuptools>=77.0.1",
@@ -87,6 +90,7 @@ setup(
         ],  # benchmarks/launchers/overhead.py
         "test14": ["hydra-optuna-sweeper>=1.4.0rc3"],  # those for Hydra 1.3 need an Optuna before 3
         "check": ["mypy>=2.4", "ruff>=0.17", "types-PyYAML"],
+        "docs": ["furo>=2025.12.19", "myst-parser>=5.2", "sphinx>=9.0.4"],  # make docs
     },
     classifiers=[
         "Framework :: Hydra",

@@ -84,7 +84,7 @@ def figures(folder: Path) -> Figures:
     except OSError as error:
         raise SweepFolderError(
             f"'{folder}' holds no sweep: {error.strerror or error} ('{folder / NAME}').\n"
-            "  Name folders that sweeps ran in, as hydra.sweep.dir had them."
+            "  Name sweep folders: the hydra.sweep.dir of each sweep."
         ) from error
     try:
         state = fold(records)

@@ -1,4 +1,4 @@
-"""Everything this package raises on purpose, in one tree.
+"""Everything this package raises on purpose, in one tree::
 
     AutoCLError
     |-- ConfigurationError      the configuration is wrong; found before a device is touched
@@ -10,7 +10,9 @@
     |   `-- JournalLostError    its journal was removed or replaced while the sweep ran
     |-- DeviceError             no device can serve a job
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
+    |   `-- InfeasibleBudgetError   no plan of it fits its memory budget
     |-- SkippedError            a job would do what another one does; raised by jobs
+    |-- EvaluationMemoryError   a device had no memory left for an evaluation; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
@@ -64,8 +66,16 @@ class InfeasibleError(AutoCLError):
     """A job's settings cannot be trained, however often it runs. Apps raise it in their jobs."""
 
 
+class InfeasibleBudgetError(InfeasibleError):
+    """No plan of a job fits its memory budget. Training code raises it before the step."""
+
+
 class SkippedError(AutoCLError):
     """A job would repeat another one: its trial is over, and neither failed nor ranked. Apps raise it."""
+
+
+class EvaluationMemoryError(AutoCLError):
+    """A device had no memory left for an evaluation, which training alone may have had."""
 
 
 class SweepStoppedError(AutoCLError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -34,18 +34,23 @@ from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.overview import look
 from autocl_sweeper.plan import Plan, Settings, make_plan
+from autocl_sweeper.plan.memory import MemoryChecks
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
+from autocl_sweeper.plan.stages import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
+from autocl_sweeper.space import bare
 from autocl_sweeper.sweep import Progress, Sweep
-from autocl_sweeper.types import History, Job, Outcome
+from autocl_sweeper.types import Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
+from autocl_sweeper.yaml.origins import layers_of, sets
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SUBDIR = "${hydra.job.num}"
+SEEN = "seen_tasks"  # handed over unasked to an app that has this key
 
 
 def run_sweep(
@@ -63,8 +68,9 @@ def run_sweep(
     # All that composes from here on, jobs included, reads the files as they are now.
     sources = config.hydra.runtime.config_sources
     snapshot = Snapshot([source.path for source in sources if source.schema == "file"])
-    with patient_screen(), errors_for_hydra(), signals_stop_it(), install(snapshot):
-        plan = _plan(settings, arguments, hydra_context.config_loader, config)
+    with patient_screen(), errors_for_hydra(config.hydra), signals_stop_it(), install(snapshot):
+        memory = MemoryChecks()
+        plan = _plan(settings, arguments, hydra_context.config_loader, config, memory)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         snapshot.complete(folder)
         name, groups = config.hydra.job.config_name or "", config.hydra.runtime.choices
@@ -95,17 +101,20 @@ def run_sweep(
         pipeline = plan.settings.pipeline and streams
         strategy = plan.strategy.scheduled(pipeline, work_of(launching, plan.configs))
         plan = replace(plan, strategy=strategy)
+        memory.refuse_unknown(launching.get("memory_keys"))
         executor: Executor
         if streams:
             executor = launcher.executor(returns=not plan.ranked, files=files)
         else:
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
         with folder_errors(folder), closing(exporter), closing(executor):
+            if isinstance(executor, LocalExecutor):
+                memory.refuse_budgets(executor.refuse_budget)
             progress: Progress = watch(executor)
             if plan.settings.parents != BEAM:
                 progress = RoundsProgress(watch(executor), folder)
             sweep = Sweep(folder, plan, executor, files, progress, snapshot, exporter=exporter)
-            learn_from(sweep.history, executor)
+            learn_from(sweep.known_jobs(), executor)
             if not (folder / "multirun.yaml").exists():
                 text = OmegaConf.to_yaml(config)
                 write_whole(folder / "multirun.yaml", text.encode("utf-8", "backslashreplace"))
@@ -165,18 +174,25 @@ def _edited(folder: Path, snapshot: Snapshot) -> list[str]:
 
 
 def _plan(
-    given: Mapping[str, Any], arguments: Sequence[str], config_loader: Any, config: DictConfig
+    given: Mapping[str, Any],
+    arguments: Sequence[str],
+    config_loader: Any,
+    config: DictConfig,
+    memory: MemoryChecks,
 ) -> Plan:
     choices = plain(config.hydra.runtime.choices)
     # Hydra resolved what it gives once already, which takes the escape off `\${...}`.
     as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
     keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
+    settings = replace(settings, handover=_with_seen_tasks(settings, arguments, config))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 
     def compose(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
-        return flat_configuration(composer, overrides, meant_for, check)[0]
+        found = flat_configuration(composer, overrides, meant_for, check)[0]
+        memory.note(found, meant_for)
+        return found
 
     def own(overrides: Sequence[str], meant_for: str) -> Mapping[str, Any]:
         composed, besides = flat_configuration(composer, overrides, meant_for, check)
@@ -185,11 +201,30 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    # Their texts may hold `${...}` of jobs, which nothing here resolves.
-    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    assert isinstance(typed, list)
-    named = any(str(text).lstrip("+").startswith("hydra.sweeper.sequence=") for text in typed)
+    named = sets(layers_of(config.hydra), "hydra.sweeper.sequence")
     return make_plan(settings, arguments, compose, config_loader, knows_folders, own, named)
+
+
+def _with_seen_tasks(
+    settings: Settings, arguments: Sequence[str], config: DictConfig
+) -> dict[str, str | None]:
+    """What is handed over: also the tasks so far, to an app that has null or a list at their key.
+
+    Not where the user names the key or the value, nor where jobs get no checkpoint. null is as if
+    there was no such default, so that a sweep begun without it goes on.
+    """
+    handed = dict(flat_keys(settings.handover))
+    if handed.get(SEEN, "") is None:
+        del handed[SEEN]
+        return handed
+    own = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(own, dict)
+    wanted = own.get(SEEN, "") is None or isinstance(own.get(SEEN), list)
+    typed = {bare(text.partition("=")[0]) for text in arguments}
+    taken = SEEN in {*map(bare, handed), *handed.values(), *typed}
+    if not wanted or taken or "checkpoint" not in handed.values():
+        return handed
+    return {**handed, SEEN: SEEN}
 
 
 def _exporter(plan: Plan, folder: Path) -> Exporter:
@@ -252,12 +287,11 @@ def app_check(name: str | None, config: DictConfig) -> Check | None:
     return check
 
 
-def learn_from(history: History, executor: Executor) -> None:
+def learn_from(jobs: Iterable[tuple[Job, Outcome]], executor: Executor) -> None:
     """A sweep that is continued knows what its jobs need, on this machine or on a cluster's."""
     if isinstance(executor, LocalExecutor | RayExecutor):
-        for trial in history:
-            if trial.outcome is not None:
-                executor.learn(trial.stage, trial.outcome)
+        for job, outcome in jobs:
+            executor.learn(job, outcome)
 
 
 def _batch_size(plan: Plan, launcher: Any) -> int | None:

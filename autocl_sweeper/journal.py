@@ -30,6 +30,7 @@ from autocl_sweeper.errors import (
     SweepLockedError,
 )
 from autocl_sweeper.types import (
+    OUT_OF_DEVICE_MEMORY,
     Carried,
     Cause,
     DeviceUse,
@@ -167,7 +168,7 @@ class Journal:
                 told = f"what it said is in '{saved}': rename that to go on"
         raise JournalLostError(
             f"'{self.path}' was removed or replaced while its sweep runs; {told}.\n"
-            "  Without it nothing that finishes would be known, so the sweep stops here.\n"
+            "  Without it no result would be recorded, so the sweep stops here.\n"
             "  Leave the folder of a running sweep as it is, or stop the sweep first (Ctrl-C)."
         )
 
@@ -210,8 +211,8 @@ class Journal:
             # A line that was being written at a crash never took effect; one that was damaged
             # afterwards did, so it is said what is left out.
             log.warning(
-                "the last line of '%s' is torn or damaged and left out, so what it said is done again:"
-                " %r", self.path, data[whole:][:80],
+                "the last line of '%s' is torn or damaged: it is ignored, and what it recorded is done"
+                " again: %r", self.path, data[whole:][:80],
             )  # fmt: skip
             self._file.truncate(whole)
             os.fsync(self._file.fileno())
@@ -359,7 +360,7 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.over.add(record["trial"])
                 if not record["lost"]:
                     state.failed_at[record["trial"]] = record["time"]
-                if record["lost"] and record.get("cause") == Cause.DEVICE_MEMORY.value:
+                if record["lost"] and record.get("cause") in OUT_OF_DEVICE_MEMORY:
                     state.alone.add(record["trial"])
             case unknown:
                 raise ValueError(f"a journal of this version has no event '{unknown}'")

@@ -7,7 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
 from autocl_sweeper.types import History, State, Trial, is_skipped
 
 S = "hydra.sweeper."
+RESERVED = ("reserved_mib", "reserved_by")  # of the event `running`
 SLACK_S = 5.0  # between the start of a process and its first line in the journal
 
 Status: TypeAlias = Literal["finished", "running", "stopped", "open"]
@@ -38,6 +39,16 @@ class Attempt:
     end: float | None
     devices: Sequence[str]  # empty: the journal does not say
     failed: str = ""  # why it ran again
+    reserved_mib: int | None = None  # on each of its devices
+    reserved_by: str = ""  # where that figure is from; empty: it could not share
+
+    @property
+    def reservation(self) -> str:
+        """What it reserves, in words; empty where jobs do not share devices."""
+        if self.reserved_mib is not None:
+            return f"{self.reserved_mib} MiB reserved ({self.reserved_by})"
+        words = {"": "", "alone": "alone", "number": "shared by number"}
+        return words.get(self.reserved_by, f"alone ({self.reserved_by})")
 
 
 @dataclass(frozen=True)
@@ -157,8 +168,7 @@ class Overview:
         def end(number: int, time_s: float, why: str = "") -> None:
             if (one := found.pop(number, None)) is not None:
                 end_s = max(one.began, time_s)
-                same = (one.trial, one.number, one.asked, one.began)
-                done.append(Attempt(*same, end_s, one.devices, why))
+                done.append(replace(one, end=end_s, failed=why))
 
         for record in self.records:
             match record["event"]:
@@ -172,16 +182,13 @@ class Overview:
                     )
                 case "running" if (one := found.get(record["trial"])) is not None:
                     devices, at = record["device"], record["time"]
-                    found[record["trial"]] = Attempt(
-                        one.trial, one.number, one.asked, at, None, devices
-                    )
+                    share = {key: record[key] for key in RESERVED if key in record}
+                    found[record["trial"]] = replace(one, began=at, devices=devices, **share)
                 case "finish":
                     used = (record.get("device") or {}).get("ids", ())
                     if (one := found.get(record["trial"])) is not None and not one.devices:
                         began = max(one.asked, record["time"] - record["seconds"])
-                        found[one.trial] = Attempt(
-                            one.trial, one.number, one.asked, began, None, used
-                        )
+                        found[one.trial] = replace(one, began=began, devices=used)
                     end(record["trial"], record["time"])
                 case "attempt_failed":
                     end(record["trial"], record["time"], record["reason"] or "lost")
@@ -275,7 +282,7 @@ def look(folder: Path) -> Overview:
     except OSError as error:
         raise SweepFolderError(
             f"'{folder}' holds no sweep: {error.strerror or error} ('{NAME}').\n"
-            "  Name the folder a sweep ran in, as hydra.sweep.dir had it."
+            "  Name the sweep's own folder, its hydra.sweep.dir: autocl status runs/first."
         ) from error
     setup = next((record for record in records if record["event"] == "sweep"), None)
     if setup is None:
@@ -308,7 +315,7 @@ def newest(home: Path = Path("multirun")) -> Path:
     if not found:
         raise SweepFolderError(
             f"No sweep folder is named, and there is none here or below '{home}'.\n"
-            "  Name the folder a sweep ran in, as hydra.sweep.dir had it."
+            "  Name it as the last word, as hydra.sweep.dir had it: autocl status runs/first."
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent
 

@@ -9,15 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from autocl_sweeper.types import Cause, Outcome, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Outcome, State, Trial
 
 LONGEST_DELAY_S = 600.0
-NO_TIME_MENDS = (
-    Cause.CONFIGURATION,
-    Cause.DEVICE_MEMORY,
-    Cause.CANCELLED,
-    Cause.INFEASIBLE,
-)
+INFEASIBLE = (Cause.INFEASIBLE, Cause.INFEASIBLE_BUDGET)  # the same settings would end the same
+NO_TIME_MENDS = (Cause.CONFIGURATION, *OUT_OF_DEVICE_MEMORY, Cause.CANCELLED, *INFEASIBLE)
 
 Item = TypeVar("Item")
 
@@ -33,6 +29,11 @@ def rest_s(pause_s: float, gone_s: float) -> float:
     Clocks are set, and those of two machines differ: never more than the pause, never less than 0.
     """
     return min(max(pause_s - gone_s, 0.0), pause_s)
+
+
+def is_infeasible(trial: Trial) -> bool:
+    """Whether its settings cannot be trained: it never runs again, whatever `retries` says."""
+    return trial.outcome is not None and trial.outcome.cause in INFEASIBLE
 
 
 class Retries(Generic[Item]):
@@ -62,7 +63,7 @@ class Retries(Generic[Item]):
         comes after a while, in which others run: what broke may recover by itself.
         """
         if outcome.lost:
-            if outcome.cause is Cause.DEVICE_MEMORY:
+            if outcome.cause in OUT_OF_DEVICE_MEMORY:
                 self.alone.add(number)
             return 0.0
         hopeless = outcome.state is not State.FAIL or outcome.cause in NO_TIME_MENDS

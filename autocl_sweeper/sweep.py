@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from autocl_sweeper import results
 from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
-from autocl_sweeper.display.progress import Watched
+from autocl_sweeper.device import samples
+from autocl_sweeper.display.panel import Packing, Watched
 from autocl_sweeper.errors import (
     ConfigurationError,
     DiskError,
@@ -28,13 +29,14 @@ from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.folder import folder_errors, make_way, refuse_lost_journal, tidy
 from autocl_sweeper.journal import VERSION, Fold, Journal, fold, outcome_to_json, trial_to_json
 from autocl_sweeper.made_with import command, versions
+from autocl_sweeper.notices import Notices
 from autocl_sweeper.outcome import LOG_NAME, JobFiles, link_log
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.plan.rounds import INIT
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.retention import Retention
-from autocl_sweeper.retries import Retries, rest_s
+from autocl_sweeper.retries import Retries, is_infeasible, rest_s
 from autocl_sweeper.strategy.decisions import Again, Done, GiveUp, Select, Stage, Start
 from autocl_sweeper.types import Cause, History, Job, Outcome, Report, State, Trial, is_stopped
 from autocl_sweeper.verdict import Verdict
@@ -107,9 +109,6 @@ class Sweep:
         self._restart: Retries[Trial] = Retries(
             plan.settings.retries, plan.settings.retry_delay_s, clock.monotonic
         )
-        self._distrust: dict[int, str | None] = {}  # stage -> why its reports decide nothing
-        self._beyond: set[int] = set()  # stages with a rung that no report reaches
-        self._warned: set[int] = set()  # trials whose reports were complained of
         self._submitted: set[int] = set()  # what the executor has not reported yet
         self._placed: set[int] = set()  # those of them whose devices are in the journal
         self.stopped: str | None = None  # which part of its budget was used up
@@ -131,7 +130,7 @@ class Sweep:
         self._progress.begin(self._plan, history)
         self._exporter.begin(self._journal.records, history)
         try:
-            self._refuse_rungs_beyond(history.open_stage)
+            self._notices.refuse_rungs_beyond(history.open_stage)
             self._take_up_the_rest()
             while True:
                 # First what has ended: jobs shorter than a start must not pile up unseen.
@@ -204,6 +203,7 @@ class Sweep:
             rules = {number: rule for number, rule in found.items() if rule is not None}
             loss = self._plan.selection.loss
             self._stopping = EarlyStopping(rules, pruning.max_steps, self.history, loss)
+        self._notices = Notices(self._stopping, self._plan.stages, self.history, self._verdict)
         self._overrides = state.overrides
         self._over = state.over
         self._failed_at = state.failed_at
@@ -249,10 +249,11 @@ class Sweep:
             if trial.number not in self.history.given_up:  # by what one before it had become
                 self._take_up(trial)
         for trial in self.history:
-            if trial.state is State.FAIL and not self._restart.left(trial.number):
+            left = self._restart.left(trial.number) and not is_infeasible(trial)
+            if trial.state is State.FAIL and not left:
                 self._refuse_failed_round(trial)
             open_stage = trial.stage not in self.history.beams
-            if trial.state is State.FAIL and open_stage and self._restart.left(trial.number):
+            if trial.state is State.FAIL and open_stage and left:
                 self._restart.failed[trial.number] += 1
                 self._restart.add(replace(trial, attempt=trial.attempt + 1, outcome=None))
 
@@ -294,7 +295,7 @@ class Sweep:
         gone_s = self._clock.time() - self._failed_at.get(trial.number, -math.inf)
         left_s = rest_s(self._restart.pause_s(trial.number), gone_s)
         if left_s:
-            self._progress.again(trial, f"the rest of its pause goes by first (in {left_s:.0f} s)")
+            self._progress.again(trial, f"the rest of its pause comes first ({left_s:.0f} s)")
         self._restart.add(replace(trial, attempt=trial.attempt + 1), left_s)
 
     # -- the steps of a trial --
@@ -345,19 +346,33 @@ class Sweep:
         if not waiting or not isinstance(self._executor, Watched):
             return
         where = self._executor.devices()
+        shares = self._executor.reserved() if isinstance(self._executor, Packing) else {}
         self._placed |= (found := waiting & where.keys())
-        self._journal.extend(
-            (
-                "running",
-                {"trial": n, "attempt": self.history[n].attempt, "device": list(where[n])},
-            )
-            for n in sorted(found)
-        )
+
+        def placed(number: int) -> dict[str, Any]:
+            fields = {"trial": number, "attempt": self.history[number].attempt}
+            mib, source = shares.get(number, (None, ""))
+            share = {"reserved_mib": mib, "reserved_by": source} if source else {}
+            return {**fields, "device": list(where[number]), **share}
+
+        self._journal.extend(("running", placed(number)) for number in sorted(found))
 
     def _job(self, trial: Trial) -> Job:
         number = trial.number
         overrides = tuple(self._overrides[number])
-        return Job(number, overrides, number in self._restart.alone, trial.stage)
+        folder = str(self._folder / trial.folder) if trial.folder else ""
+        params = trial.suggestion.params
+        alone = number in self._restart.alone
+        return Job(number, overrides, alone, trial.stage, params=params, folder=folder)
+
+    def known_jobs(self) -> Iterator[tuple[Job, Outcome]]:
+        """Jobs of earlier sessions that say what memory such jobs need, with their outcomes."""
+        shortage = Outcome(State.FAIL, lost=True, cause=Cause.DEVICE_MEMORY)
+        for trial in self.history:
+            if trial.number in self._restart.alone:
+                yield self._job(trial), shortage
+            if trial.outcome is not None:
+                yield self._job(trial), trial.outcome
 
     def _bounded(self, timeout_s: float | None) -> float | None:
         if not self._submitted:
@@ -385,7 +400,7 @@ class Sweep:
             if trial.number in self.history.ending and is_stopped(trial):
                 continue  # made before the job was ended: the one before it decided
             kept = self.history.report(report)
-            self._warn_of(trial, report, kept)
+            self._notices.of_report(trial, report, kept)
             score = report.score if math.isfinite(report.score) else None
             where = {"trial": report.number, "attempt": trial.attempt, "step": report.step}
             fields: dict[str, Any] = {**where, "score": score}
@@ -410,18 +425,6 @@ class Sweep:
     def _run_to_its_end(self, trial: Trial) -> None:
         self._progress.again(trial, "its stage has no other result, so it is not stopped this time")
         self._start(replace(trial, attempt=trial.attempt + 1, outcome=None))
-
-    def _warn_of(self, trial: Trial, report: Report, kept: bool) -> None:
-        """Say once for a trial that one of its reports was of no use; the trial goes on."""
-        if trial.number in self._warned or (kept and math.isfinite(report.score)):
-            return
-        self._warned.add(trial.number)
-        if kept:
-            what = f"a score that is not finite at step {report.step}: it ranks last there"
-        else:
-            last = self.history.reports(trial.number)[-1].step
-            what = f"step {report.step} after step {last}: a report whose step is not larger is dropped"
-        log.warning("trial %d (task '%s') reported %s", trial.number, trial.task, what)
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         trial = self.history[job.number]
@@ -452,34 +455,8 @@ class Sweep:
         self._refuse_too_many_failures()
         self._refuse_failed_round(trial)
         if trial.state is State.COMPLETE:
-            self._refuse_rungs_beyond(trial.stage)
-            self._say_whether_reports_decide(trial.stage)
-
-    def _refuse_rungs_beyond(self, stage: int) -> None:
-        """Stop where a completed trial shows that no report will ever reach a rung.
-
-        In a later stage a warning says so: its trials may be shorter, and they are still compared.
-        """
-        found = self._stopping.beyond(stage) if self._stopping else None
-        if found is None or stage in self._beyond:
-            return
-        self._beyond.add(stage)
-        text = self._verdict.rung_beyond(self._plan.stages[stage - 1].task, *found)
-        if stage > 1:
-            log.warning(text)
-        else:
-            raise JobContractError(text)
-
-    def _say_whether_reports_decide(self, stage: int) -> None:
-        """Say it when early stopping goes off for a stage, and when it is on again."""
-        why = self._stopping.distrust(stage) if self._stopping else None
-        was = self._distrust.get(stage)
-        self._distrust[stage] = why
-        task = self._plan.stages[stage - 1].task
-        if why is not None and was is None:
-            log.warning("early stopping is off for task '%s': %s", task, why)
-        elif why is None and was is not None:
-            log.info("early stopping is on again for task '%s'", task)
+            self._notices.refuse_rungs_beyond(trial.stage)
+            self._notices.whether_reports_decide(trial.stage)
 
     def _give_up_orphans(self) -> None:
         while isinstance(decision := self._plan.strategy.next(self.history), GiveUp):
@@ -522,7 +499,9 @@ class Sweep:
 
     def _link_log(self, trial: Trial) -> None:
         if trial.folder:
-            link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
+            folder = self._folder / trial.folder
+            link_log(self._files.log(trial.number), folder / LOG_NAME)
+            link_log(self._files.samples(trial.number), folder / samples.NAME)
 
     def _refuse_too_many_failures(self) -> None:
         limit = self._plan.settings.max_failures
@@ -592,8 +571,8 @@ class Sweep:
     def _append(self, event: str, **fields: Any) -> None:
         for path in self._snapshot.edits():
             log.warning(
-                f"'{path}' changed while the sweep runs. Its jobs go on with the copy from its"
-                f" start, in '{copy_of(self._folder, path)}'; the change takes a new hydra.sweep.dir"
+                f"'{path}' was edited during the sweep. No job sees the edit: jobs read the copy"
+                f" '{copy_of(self._folder, path)}'. To use the edit, set another hydra.sweep.dir"
             )
         self._journal.append(event, **fields)
         self._result_file.append(event, fields, self.history)

@@ -32,8 +32,12 @@ class Cause(str, Enum):
     EXCEPTION = "exception"  # its function raised
     CONFIGURATION = "configuration"  # it never composed, which no repetition can fix
     DEVICE_MEMORY = "device_memory"  # a device had no memory left for it
+    EVALUATION_MEMORY = (
+        "evaluation_memory"  # the same in an evaluation, which has batches of its own
+    )
     HOST_MEMORY = "host_memory"  # the machine, or its control group, had none
-    INFEASIBLE = "infeasible"  # it said that its settings cannot be trained
+    INFEASIBLE = "infeasible"  # it said that its settings cannot be trained, or did not fit alone
+    INFEASIBLE_BUDGET = "infeasible budget"  # no plan of it fits its memory budget
     EXIT = "exit"  # it exited before its function returned
     SIGNAL = "signal"  # a signal that was not ours
     TIMEOUT = "timeout"
@@ -45,6 +49,9 @@ class Cause(str, Enum):
     DEVICE = "device"  # the device it ran on is lost or cannot be asked
     SKIPPED = "skipped"  # it said that it would repeat another job
     EARLY_STOPPED = "early_stopped"  # what it reported was not good enough to go on
+
+
+OUT_OF_DEVICE_MEMORY = (Cause.DEVICE_MEMORY, Cause.EVALUATION_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class DeviceUse:
     # Per cent, the mean of all samples; of the whole device, if the job shared it.
     mean_utilisation: float | None = None
     max_temperature_c: int | None = None
+    gpu: str = ""  # the model of the device, as NVML names it
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,21 @@ class Job:
     alone: bool = False  # it ran out of device memory beside others: no other on its devices now
     stage: int = 0  # jobs of one stage are alike in what they need; 0: all there are
     reported: int = 0  # of a job to adopt: how many of its reports are known already
+    # What tells it from its siblings: override key -> value; None: its overrides do.
+    params: Mapping[str, Value] | None = None
+    folder: str = ""  # its own, absolute; empty: known to the job alone
+
+
+@dataclass(frozen=True)
+class Need:
+    """What decides how much device memory a job takes. Jobs with equal keys take the same."""
+
+    key: str = ""
+    family: str = ""  # the same without micro-batch and length limit
+    batch: float | None = None  # sequences of a micro-batch; None: not among its settings
+    length: float | None = None  # the length limit, tokens
+    budget_mib: int | None = None  # what it plans for
+    capped: bool = False  # whether the job itself holds to that budget
 
 
 class History:

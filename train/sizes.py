@@ -15,12 +15,12 @@ from train.config.sections import Run
 from train.data.rows import Rows
 from train.delta.delta import Delta
 from train.loop.batches import Training, Updates
-from train.loop.criterion import loss_sum, sample_size
+from train.loop.criterion import sample_size, task_loss
 from train.loop.evaluation import Part, in_batches
-from train.memory.checkpointing import OTHER_STATES, STATE_BYTES
 from train.memory.features import Shape
 from train.memory.meter import meter_of
 from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen, to_measure
+from train.memory.static import OTHER_STATES, STATE_BYTES
 from train.model.family import Meeting
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def dry_run(
 ) -> dict[str, float]:
     """Write sizes and plans of all batches of `run` into `folder`; the numbers of the job.
 
-    evaluated: tasks whose dev and, if wanted, test are scored. Raises InfeasibleError, SettingsError.
+    evaluated: tasks whose dev and, if wanted, test are scored. Raises InfeasibleBudgetError, SettingsError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
@@ -51,9 +51,8 @@ def dry_run(
     def step(micro: Mapping[str, Any]) -> None:
         task, batch = updates.tasks[micro["task"]].task, _on(device, micro["batch"])
         with precision(run, device):
-            logits = task.logits(model, batch)
+            loss, _ = task_loss(task, model, batch, 1)
         settings = task.plan.loss
-        loss = loss_sum(logits, batch["labels"], settings, 1)
         loss = loss / max(1, sample_size(batch["labels"], settings, 1)) + delta.penalty().weighted
         torch.autograd.backward(loss)
 

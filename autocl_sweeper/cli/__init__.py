@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 1 for what cannot be read or done, said on stderr; 2 for wrong usage."""
     parser = argparse.ArgumentParser(
         prog="autocl",
-        description="Search, and look at sweeps and at what they work with.",
-        epilog="Commands about one sweep take its folder last; without one, the newest is meant.",
+        description="Look at sweeps and devices, and search for plain scripts.",
+        epilog="Commands about one sweep take its folder last; without one, they take the newest.",
     )
     parser.add_argument("--version", action="version", version=f"autocl-sweeper {own_version()}")
     commands = parser.add_subparsers(required=True, metavar="command")

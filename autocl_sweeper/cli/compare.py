@@ -16,7 +16,9 @@ def add(commands: Commands) -> None:
         " their seeds only are one row, with mean and 95 %% t-interval.",
     )
     json_option(comparing)
-    comparing.add_argument("folders", nargs="+", type=Path, help="as hydra.sweep.dir had them")
+    comparing.add_argument(
+        "folders", nargs="+", type=Path, help="sweep folders: the hydra.sweep.dir of each"
+    )
     comparing.set_defaults(run=_compare)
 
 

@@ -12,7 +12,7 @@ def add(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         help="write report.html: result, lineage, forgetting, parameters, time, failures, all trials",
-        description="Write one HTML file of a sweep, over or not, that asks nothing of any network.",
+        description="Write one HTML file of a sweep, finished or not, that loads nothing from a network.",
     )
     json_option(report)
     report.add_argument(

@@ -32,7 +32,7 @@ from autocl_sweeper.errors import DeviceError
 
 DOOR_S = 0.2  # how long a look or a take may last; who stops in the middle holds nobody up for long
 WANTED_S = 5.0  # how long a wish for a whole device holds unless repeated; sweeps ask every second
-BUSY = "is being looked at by another sweep"
+BUSY = "is being checked by another sweep"
 
 
 class Lease:
@@ -307,9 +307,10 @@ def _read(path: Path) -> Claim | None:
         return None
     numbers = (claim.pid, claim.since, claim.stage)
     maybe = (claim.job, claim.limit, claim.reserved_mib, claim.declared_mib, claim.base_mib)
-    known = isinstance(claim.holder, str) and all(
+    texts = (claim.holder, claim.like, claim.source)
+    known = all(isinstance(text, str) for text in texts) and all(
         isinstance(number, int | float)
-        for number in (*numbers, *(n for n in maybe if n is not None))
+        for number in (*numbers, claim.unknown, *(n for n in maybe if n is not None))
     )
     return claim if known else None  # anybody may have written there
 
@@ -340,37 +341,45 @@ def lease_free(
     allow_processes: bool = False,
     *,
     claim: Claim | None = None,
+    claim_on: Callable[[Device], Claim] | None = None,
     stagger_s: float = 0.0,
     retired: Mapping[str, str] | None = None,
     insist: bool = False,
-    unknown: bool = False,
+    keep_free_mib: int = 0,
 ) -> list[Lease] | Refusal:
     """`count` devices that are free, or none at all and the reasons. Never waits.
 
     Free: leased by nobody, without a problem, `free_memory` (a share, 0 to 1) of its memory free,
     and, unless `allow_processes`, no foreign process computing on it. What a device does not tell
     does not count against it. A `claim` whose limit is not 1 is content with a place beside others
-    (`packing.refusal` decides), and the emptiest devices come first. Devices on which a job
-    started less than `stagger_s` ago wait. Who wants a device alone, and gets none because others
-    share them, has one emptied if it has no device at all, or with `insist`. Only the first
-    `max_devices` are considered, and of them not the `retired` (id -> why). `unknown`: what the
-    jobs of this claim's holder need, so two of them do not meet on a device. Raises DeviceError
-    when waiting cannot help: there are fewer devices than `count`.
+    (`packing.refusal` decides), and the emptiest devices come first; `claim_on` gives it for each
+    device, with what such a job reserves there. Devices on which a job started less than
+    `stagger_s` ago wait. Who wants an empty device, and gets none because others share them, has
+    one emptied if it has no device at all, or with `insist`. Only the first `max_devices` are
+    considered, and of them not the `retired` (id -> why). Raises DeviceError when waiting cannot
+    help: there are fewer devices than `count`.
     """
     claim = claim or Claim(os.getpid(), holder)
+    own = claim_on or (lambda device: claim)
     retired = retired or {}
     considered = probe.devices()[:max_devices]
     # CUDA shows a process one MIG device, whatever the mask lists.
     able = [device for device in considered if count == 1 or not device.id.startswith("MIG-")]
     refuse_too_few(count, max_devices, considered, retired)
     able = [device for device in able if device.id not in retired]
+    wants_all = claim.limit == 1 or any(own(d).unknown for d in able if d.total_mib is not None)
     seen: dict[str, Occupied] = {}
 
     def unfit(device: Device | None, occupied: Occupied) -> str:
         if device is None:
             return "has disappeared"
         reason = refusal(
-            device, occupied.claims, claim, free_memory, allow_processes, unknown=unknown
+            device,
+            occupied.claims,
+            own(device),
+            free_memory,
+            allow_processes,
+            keep_free_mib=keep_free_mib,
         )
         if reason.startswith("is leased by"):
             said = [leases.words(device.id, other) for other in occupied.claims]
@@ -379,7 +388,7 @@ def lease_free(
 
     def objection(device: Device, occupied: Occupied) -> str:
         seen[device.id] = occupied
-        if occupied.wanted_by is not None and claim.limit != 1:
+        if occupied.wanted_by is not None and not (wants_all or insist):
             return f"is kept for {occupied.wanted_by}, which waits to have it alone"
         # The same words each time: who waits logs a reason when it changes.
         if 0 <= time.time() - occupied.last_start < stagger_s:
@@ -397,7 +406,7 @@ def lease_free(
         # behind gives way, and the other finds all it needs.
         while len(held) < count <= len(held) + len(untried):
             device = untried.pop(0)
-            dated = replace(claim, since=time.time(), base_mib=None)
+            dated = replace(own(device), since=time.time(), base_mib=None)
             taken = leases.take(device.id, dated, partial(objection, device))
             if isinstance(taken, str):
                 reasons[device.id] = taken
@@ -413,18 +422,18 @@ def lease_free(
                         reasons[device_id] = reason
                         held.pop(device_id).close()
         if len(held) == count:
-            if claim.limit == 1:
+            if wants_all or insist:
                 for device in able:
                     leases.unwant(device.id, claim.pid)
             given_back.pop_all()
             return list(held.values())
-    reasons |= dict.fromkeys(held, "is free, but does not suffice")
+    reasons |= dict.fromkeys(held, "is free, but one alone is not enough")
     for device in untried:
         reason = unfit(device, Occupied())
-        reasons[device.id] = reason or "was not tried: it could not suffice"
+        reasons[device.id] = reason or "was not tried: it would not be enough"
     # A device that this sweep has will free, and nobody has to make room for a second one.
     has_one = any(other.pid == claim.pid for there in seen.values() for other in there.claims)
-    if claim.limit == 1 and (insist or not has_one):
+    if insist or (wants_all and not has_one):
         _want_shared(leases, able, seen, count, claim)
     return Refusal(count, {d.id: reasons[d.id] for d in considered if d.id in reasons})
 

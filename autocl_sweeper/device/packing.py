@@ -28,6 +28,9 @@ class Claim:
     declared_mib: int | None = None  # if set, its sweep shares only with those who reserve
     base_mib: int | None = None  # in use there before the first of those who hold it now came
     stage: int = 0
+    like: str = ""  # the same for all jobs of its sweep that need the same memory
+    unknown: bool = False  # what it needs: a job of another kind does not join it
+    source: str = ""  # where the reservation is from
 
     def __str__(self) -> str:
         job = f" (job {self.job})" if self.job else ""
@@ -127,11 +130,15 @@ def base_of(device: Device, claims: Sequence[Claim]) -> int:
     return min((claim.base_mib for claim in claims if claim.base_mib is not None), default=0)
 
 
+def _alike(claim: Claim, ours: Claim) -> bool:
+    same_kind = (claim.holder, claim.like) == (ours.holder, ours.like)
+    return same_kind and (claim.unknown or claim.stage == ours.stage)
+
+
 def _reserved_mib(claim: Claim, ours: Claim) -> int:
-    """A job of our own stage that started before anything was measured counts as ours now does."""
-    alike = (claim.holder, claim.stage) == (ours.holder, ours.stage)
+    """A job like ours that started before anything was measured counts as ours now does."""
     if claim.reserved_mib is None:
-        return (ours.reserved_mib or 0) if alike else 0
+        return (ours.reserved_mib or 0) if _alike(claim, ours) else 0
     return claim.reserved_mib
 
 
@@ -142,13 +149,13 @@ def refusal(
     free_memory: float,
     allow_processes: bool = False,
     related: Relatives = relatives,
-    unknown: bool = False,
+    keep_free_mib: int = 0,
 ) -> str:
     """Why a job with the claim `ours` may not join those of `claims` there; empty when it may.
 
     The strictest of all decides: nobody joins who wants or has the device alone, and no more jobs
-    are there than any of them allows. `free_memory` is a share (0 to 1) that nobody foreign uses.
-    `unknown`: nobody can say what our jobs need, so two of them could each want the whole device.
+    are there than any of them allows. `free_memory` is a share (0 to 1) that nobody foreign uses
+    when the first job comes. `keep_free_mib` are left to nobody.
     """
     if device.problem:
         return device.problem
@@ -166,11 +173,13 @@ def refusal(
             or (ours.declared_mib is not None and claim.reserved_mib is None)
         ):
             return f"is shared by memory with {claim}: a job that reserves none cannot join"
-    if unknown and device.total_mib is not None and any(c.holder == ours.holder for c in claims):
-        return (
-            "has a job of this sweep, and it is not known yet what memory such jobs need: another one"
-            " joins when that is measured or the job is over (memory_per_job_mib sets it at once)"
-        )
+    if device.total_mib is not None:
+        dark = [c for c in claims if c.unknown and not (_alike(c, ours) and not ours.unknown)]
+        if dark or (claims and ours.unknown):
+            return (
+                "has a job, and it is not known yet what memory such jobs need: another one"
+                " joins when that is measured or the job is over (memory_per_job_mib sets it at once)"
+            )
     use = use_of(device, [claim.job for claim in claims if claim.job is not None], related)
     if use.strangers and not allow_processes:
         return f"is in use: {len(use.strangers)} foreign process(es), see nvidia-smi"
@@ -180,19 +189,20 @@ def refusal(
     assert device.total_mib is not None
     free_mib = device.total_mib - found.foreign_mib
     needed_mib = math.ceil(free_memory * device.total_mib)
-    if free_mib < needed_mib:
+    if not claims and free_mib < needed_mib:
         share = int(100 * free_mib / device.total_mib)
         return (
             f"has only {share} % of {device.total_mib} MiB free "
             f"({free_mib} MiB, free_memory={free_memory} asks for {needed_mib})"
         )
-    left_mib = free_mib - found.claimed_mib
+    left_mib = free_mib - found.claimed_mib - keep_free_mib
+    kept = f", {keep_free_mib} kept free" if keep_free_mib else ""
     # A measured peak with its margin may exceed any device, and the job runs well on an empty one.
     reserved_mib = ours.reserved_mib if claims else ours.declared_mib
     if reserved_mib is not None and reserved_mib > left_mib:
         return (
             f"has {left_mib} of {device.total_mib} MiB to give, and a job reserves "
             f"{reserved_mib} ({found.foreign_mib} foreign, {found.claimed_mib} for "
-            f"{len(claims)} job(s) there)"
+            f"{len(claims)} job(s) there{kept})"
         )
     return ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import math
 import os
 import threading
 import time
@@ -14,18 +14,20 @@ from typing import Any
 from autocl_sweeper.device.leases import Lease, LeaseFolder, Refusal, lease_free, refuse_too_few
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.device.probe import Device, Probe, find_probe, short
-from autocl_sweeper.errors import ConfigurationError, DeviceError
+from autocl_sweeper.device.reservations import Reservation, Reservations, Used
+from autocl_sweeper.errors import ConfigurationError, DeviceError, InfeasibleBudgetError
+from autocl_sweeper.types import Need
 
 log = logging.getLogger(__name__)
 
-MARGIN = 0.1  # what a job may need above the largest peak measured so far
-PEAKS_NEEDED = 3  # finished jobs of a stage before its reservation may fall below the declared one
 # How long a device must be in trouble, seen at least twice, before it is taken out of service.
 LOST_S = 1.0  # it says that it is lost or needs a reset
 SICK_S = 30.0  # it cannot be asked for another reason; jobs on it may be well all the same
 
 DEVICES = "AUTOCL_DEVICES"  # in a job's environment: what is leased to it, with commas
 THREADS = "AUTOCL_THREADS"  # likewise: the OMP_NUM_THREADS that we chose for the whole job
+LEASE_MIB = "AUTOCL_MEMORY_MIB"  # what it reserves on each of its devices, where it may share them
+SHARE = "AUTOCL_MEMORY_FRACTION"  # the share of a device's memory that its tensors may take then
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,19 @@ class Grant:
         """What was in use on a device before the first of those that are on it now came."""
         return {lease.device_id: lease.claim.base_mib for lease in self.leases}
 
-    def began(self, session: int, stage: int, reserved_mib: int | None) -> None:
-        """Tell the other sweeps which processes are the job's, and what it reserves after all."""
+    @property
+    def reserved(self) -> tuple[int | None, str]:
+        """MiB of the job on each of its devices, the most of them, and where the figure is from."""
+        if self.alone:
+            return None, "alone"
+        claims = [lease.claim for lease in self.leases]
+        most = max(claims, key=lambda claim: claim.reserved_mib or 0)
+        return most.reserved_mib, most.source
+
+    def began(self, session: int) -> None:
+        """Tell the other sweeps which processes are the job's."""
         for lease in self.leases:
-            lease.note(replace(lease.claim, job=session, stage=stage, reserved_mib=reserved_mib))
+            lease.note(replace(lease.claim, job=session))
 
     def close(self) -> None:
         for lease in self.leases:
@@ -77,15 +88,17 @@ class Pool:
     jobs_per_device: int = 1
     memory_per_job_mib: int | None = None
     stagger_s: float = 0.0
+    keep_free_mib: int = 0
+    reservations: Reservations = field(default_factory=Reservations)
     refusal: str = ""  # why the last `acquire` gave nothing; empty when it gave
     clock: Callable[[], float] = time.monotonic
     retired: dict[str, str] = field(default_factory=dict)  # id -> why it is out of service
     lost: set[str] = field(default_factory=set)  # those of them on which no job can go on
-    # Stages that jobs were last started of, the newest last: the next one is most likely of these.
-    _latest: list[int] = field(default_factory=lambda: [0])
-    _peaks: dict[int, tuple[int, int]] = field(default_factory=dict)  # stage -> largest, how many
-    _expected_mib: int | None = None  # by what jobs that still run use; None: none has shown it
-    _unseen: bool = False  # one was over, or ran for long, and used nothing that anybody could see
+    # Stages and needs of the jobs started last, the newest last: the next one is most likely alike.
+    _latest: list[tuple[int, Need]] = field(default_factory=lambda: [(0, Need())])
+    _seen: dict[str, Device] = field(default_factory=dict)  # at the last reading
+    # Keys of jobs that were over, or ran for long, without memory that NVML could show.
+    _unseen: set[str] = field(default_factory=set)
     _trouble: dict[str, float] = field(default_factory=dict)  # id -> when it began
     _contested: set[str] = field(default_factory=set)  # leased twice, after a lock file was deleted
     _watching: threading.Lock = field(default_factory=threading.Lock)
@@ -108,12 +121,17 @@ class Pool:
                 f"hydra.launcher.free_memory={settings['free_memory']}: a share from 0 to 1 is"
                 " needed (0.8: four fifths of a device are free of others). No job was started."
             )
-        if settings["stagger_s"] < 0:
-            raise ConfigurationError(
-                f"hydra.launcher.stagger_s={settings['stagger_s']:g}: the seconds between two"
-                " starts on a device cannot be negative. No job was started."
-            )
-        alike = ("free_memory", "max_devices", "jobs_per_device", "memory_per_job_mib", "stagger_s")
+        for key, what in (
+            ("stagger_s", "the seconds between two starts on a device"),
+            ("keep_free_mib", "the memory of a device that no job gets"),
+        ):
+            if settings[key] < 0:
+                raise ConfigurationError(
+                    f"hydra.launcher.{key}={settings[key]:g}: {what} cannot be negative."
+                    " No job was started."
+                )
+        alike = ("free_memory", "max_devices", "jobs_per_device", "memory_per_job_mib", "stagger_s",
+                 "keep_free_mib")  # fmt: skip
         pool = cls(
             find_probe(None if slots in (None, "auto") else int(slots), os.environ),
             LeaseFolder(),
@@ -129,24 +147,44 @@ class Pool:
         considered = self.probe.devices()[: self.max_devices]
         refuse_too_few(self.count, self.max_devices, considered)
         needed_mib = self.memory_per_job_mib
-        if needed_mib is None:
-            return
-        if not self.probe.measured:
+        if needed_mib is not None and not self.probe.measured:
             log.warning(
                 f"hydra.launcher.memory_per_job_mib={needed_mib} has no effect on CPU slots: they"
                 f" are shared by number alone (jobs_per_device={self.jobs_per_device})"
             )
             self.memory_per_job_mib = None
-            return
-        wide = [d for d in considered if d.total_mib is None or d.total_mib >= needed_mib]
-        if len(wide) < self.count:
+        elif needed_mib is not None and (said := self._too_much(needed_mib)):
             raise DeviceError(
-                f"hydra.launcher.memory_per_job_mib={needed_mib} is more than "
-                + ("any device has:\n" if self.count == 1 else "enough devices have:\n")
-                + "\n".join(f"  {short(d.id)} {d.name}: {d.total_mib} MiB" for d in considered)
-                + f"\n  A job reserves it on each of its devices (devices_per_job={self.count})."
+                f"hydra.launcher.memory_per_job_mib={needed_mib} is more than {said}"
                 "\n  Lower it, make the job smaller, or leave it out to give each job a whole"
                 " device. No job was started."
+            )
+
+    def _too_much(self, needed_mib: int) -> str:
+        """Why a job that reserves so much on each of its devices never fits; empty when it may."""
+        considered = self.devices()[: self.max_devices]
+        wide = [
+            d
+            for d in considered
+            if d.total_mib is None or d.total_mib - self.keep_free_mib >= needed_mib
+        ]
+        if len(wide) >= self.count:
+            return ""
+        kept = f" less keep_free_mib={self.keep_free_mib}" if self.keep_free_mib else ""
+        lines = "\n".join(f"  {short(d.id)} {d.name}: {d.total_mib} MiB{kept}" for d in considered)
+        whose = "any device has" if self.count == 1 else "enough devices have"
+        of_each = f"A job reserves it on each of its devices (devices_per_job={self.count})."
+        return f"{whose}:\n{lines}\n  {of_each}"
+
+    def refuse_budget(self, need: Need) -> None:
+        """Raises InfeasibleBudgetError for a budget that no device has, of a job that may share one."""
+        if not self.shares or need.budget_mib is None or not need.capped:
+            return
+        if said := self._too_much(need.budget_mib):
+            raise InfeasibleBudgetError(
+                f"the job's memory budget of {need.budget_mib} MiB (memory.budget_gib) is more than"
+                f" {said}\n  Lower the budget, or give jobs whole devices"
+                " (hydra.launcher.jobs_per_device=1)."
             )
 
     @property
@@ -154,25 +192,33 @@ class Pool:
         """Whether jobs may share devices at all."""
         return self.jobs_per_device > 1 or self.memory_per_job_mib is not None
 
-    def acquire(self, *, alone: bool = False, stage: int | None = None) -> Grant | None:
+    def acquire(
+        self,
+        *,
+        alone: bool = False,
+        stage: int | None = None,
+        need: Need | None = None,
+        insist: bool = False,
+    ) -> Grant | None:
         """Devices for one job, or None while none is free.
 
-        `alone`: nobody else on them, whatever sharing the pool allows; while it is asked for, the
-        shared device with the fewest jobs takes no further ones. `stage`: of the job; None: not known yet, so
-        that the larger reservation of the last two stages counts.
+        `alone`: nobody else on them, whatever sharing the pool allows. While that is asked for, or
+        with `insist`, the shared device with the fewest jobs takes no further ones. `stage` and
+        `need`: of the job; None: not known yet, so that the least of the last two kinds counts, and
+        `suits` has to be asked when the job is known.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
+        alike = [(one, need or Need()) for one in [stage] if one is not None] or self._latest
+        shared = self.shares and not alone
         claim = Claim(os.getpid(), self.holder)
-        if self.shares and not alone:
-            stages = self._latest if stage is None else [stage]
-            known = [mib for one in stages if (mib := self.reservation_mib(one)) is not None]
-            claim = replace(
-                claim,
-                limit=self.jobs_per_device if self.jobs_per_device > 1 else None,
-                reserved_mib=max(known, default=self.memory_per_job_mib),
-                declared_mib=self.memory_per_job_mib,
-                stage=stages[-1],
-            )
+        if shared:
+            claim = replace(claim, limit=self.jobs_per_device if self.jobs_per_device > 1 else None)
+
+        def claim_on(device: Device) -> Claim:
+            found = [self._claim(claim, device, one, of) for one, of in reversed(alike)]
+            known = [one for one in found if one.reserved_mib is not None]
+            return min(known, key=lambda one: one.reserved_mib or 0, default=found[0])
+
         found = lease_free(
             self,
             self.leases,
@@ -180,10 +226,11 @@ class Pool:
             self.free_memory,
             self.max_devices,
             claim=claim,
+            claim_on=claim_on if shared else None,
             stagger_s=self.stagger_s,
             retired=dict(self.retired),
-            insist=alone,
-            unknown=claim.reserved_mib is None and not self._unseen,
+            insist=alone or insist,
+            keep_free_mib=self.keep_free_mib,
         )
         if isinstance(found, Refusal):
             self.refusal = str(found)
@@ -192,14 +239,47 @@ class Pool:
         ids = [lease.device_id for lease in found]
         return Grant(found, told(ids, self.probe.environment(ids)), alone=claim.limit == 1)
 
+    def _claim(self, claim: Claim, device: Device, stage: int, need: Need) -> Claim:
+        """A claim to share a device with what such a job reserves there."""
+        reservation = self.reservation(need, stage, device.name)
+        if not self.probe.measured:  # CPU slots are shared by number alone
+            return replace(claim, stage=stage)
+        unknown = reservation.mib is None and (reservation.alone or need.key not in self._unseen)
+        by_number = reservation.mib is None and not unknown
+        return replace(
+            claim,
+            reserved_mib=reservation.mib,
+            declared_mib=self.memory_per_job_mib,
+            stage=stage,
+            like=hashlib.sha256(need.key.encode()).hexdigest()[:12] if need.key else "",
+            unknown=unknown,
+            source="number" if by_number else reservation.source,
+        )
+
+    def suits(self, grant: Grant, stage: int, need: Need) -> bool:
+        """Whether devices leased before the job was known serve it; their claims are the job's then."""
+        if grant.alone:
+            return True
+        exact = [
+            (lease, self._claim(lease.claim, self.known(lease.device_id), stage, need))
+            for lease in grant.leases
+        ]
+        for lease, claim in exact:
+            before_mib = lease.claim.reserved_mib or 0
+            if claim.unknown > lease.claim.unknown or (claim.reserved_mib or 0) > before_mib:
+                return False
+        for lease, claim in exact:
+            lease.note(claim)
+        return True
+
     def announce(self, grant: Grant) -> None:
         """Lock anew what is leased for a job that runs, where its lock files were deleted."""
         for lease in grant.leases:
             if not self.leases.announce(lease) and lease.device_id not in self._contested:
                 self._contested.add(lease.device_id)
                 log.warning(
-                    "%s: its lock file was deleted, and another sweep has it too by now. Leave the"
-                    " files in '%s' alone", short(lease.device_id), self.leases.path,
+                    "%s: its lock file was deleted, and another sweep uses the device too. Do not"
+                    " delete files in '%s'", short(lease.device_id), self.leases.path,
                 )  # fmt: skip
 
     def take_over(self, ids: Sequence[str]) -> Grant | None:
@@ -215,66 +295,75 @@ class Pool:
 
     # -- memory --
 
-    def reservation_mib(self, stage: int) -> int | None:
-        """What the next job of a stage reserves on each of its devices; None: nobody knows.
+    def reservation(self, need: Need, stage: int, gpu: str = "") -> Reservation:
+        """What a job reserves on each of its devices of this model."""
+        return self.reservations.of(need, stage, gpu, self.memory_per_job_mib)
 
-        The largest peak among the stage's finished jobs and a margin; not less than declared
-        while few have finished, since the next setting may be a larger model. Where none has and
-        nothing is declared: what other stages needed, or what jobs that run have shown so far.
-        """
-        declared_mib = self.memory_per_job_mib
-        if stage not in self._peaks:
-            if declared_mib is not None:
-                return declared_mib
-            others = max((mib for mib, _ in self._peaks.values()), default=self._expected_mib)
-            return None if others is None else math.ceil(others * (1 + MARGIN))
-        peak_mib, finished = self._peaks[stage]
-        measured_mib = math.ceil(peak_mib * (1 + MARGIN))
-        if declared_mib is not None and finished < PEAKS_NEEDED:
-            return max(declared_mib, measured_mib)
-        return measured_mib
+    def must_be_alone(self, need: Need) -> bool:
+        """Whether jobs with this need run alone: one of them ran out of memory beside others."""
+        return self.shares and self.reservation(need, 0).alone
 
-    def began(self, grant: Grant, session: int, stage: int) -> None:
-        """A job of `stage` runs on these devices, in this session."""
-        others = [one for one in self._latest if one != stage]
-        self._latest = [*others[-1:], stage]
-        grant.began(session, stage, self.reservation_mib(stage) if self.shares else None)
+    def began(self, grant: Grant, session: int, stage: int, need: Need) -> None:
+        """A job runs on these devices, in this session."""
+        others = [one for one in self._latest if one != (stage, need)]
+        self._latest = [*others[-1:], (stage, need)]
+        grant.began(session)
 
-    def learn(self, stage: int, peak_mib: int, finished: int = 1) -> None:
-        """Record the peak memory, on one device, of finished jobs of a stage."""
-        before_mib = self.reservation_mib(stage)
-        largest_mib, before = self._peaks.get(stage, (0, 0))
-        self._peaks[stage] = max(largest_mib, peak_mib), before + finished
-        now_mib = self.reservation_mib(stage)
-        if self.shares and now_mib != before_mib:
-            of_stage = f" of stage {stage}" if stage else ""
-            log.info(
-                f"jobs{of_stage} reserve {now_mib} MiB from now on: the largest of"
-                f" {before + finished} used {max(largest_mib, peak_mib)}"
-            )
+    def environment(self, grant: Grant, need: Need, stage: int) -> dict[str, str]:
+        """How a job that may share its devices learns what it reserves, and to which share that is."""
+        mib, _ = grant.reserved
+        if grant.alone or mib is None or not self.probe.measured:
+            return {}
+        found = {LEASE_MIB: str(mib)}
+        shares = [
+            self.reservation(need, stage, device.name).share_of(device.total_mib)
+            for device in map(self.known, grant.ids)
+        ]
+        known = [share for share in shares if share is not None]
+        return found | ({SHARE: f"{min(known):.4f}"} if known else {})
 
-    def expect(self, peak_mib: int) -> None:
+    def learn(self, used: Used) -> None:
+        """Record what a finished job used."""
+        stage, need, gpu = used.stage, used.need, used.gpu
+        before = self.reservation(need, stage, gpu)
+        self.reservations.learn(used)
+        if used.sampled_mib == 0 and used.reserved_mib is None:
+            self._unseen.add(need.key)
+        now = self.reservation(need, stage, gpu)
+        if self.shares and now.mib != before.mib:
+            peak_mib, finished = self.reservations.finished(need, stage)
+            why = f"the largest of {finished} used {peak_mib}"
+            if now.source != "sampled":
+                why = "by the peak they reported" if now.source == "reported" else now.source
+            log.info(f"jobs{_kind(stage, need)} reserve {now.mib} MiB from now on: {why}")
+
+    def expect(self, peak_mib: int, need: Need | None = None, gpu: str = "") -> None:
         """A job that still runs has used so much at most, and no more for a while.
 
         0: nothing was to be seen of it, and so jobs share by their number alone until one is seen.
         """
+        need = need or Need()
         if not peak_mib:
-            self._unseen = True
+            self._unseen.add(need.key)
             return
-        known = self._expected_mib is not None
-        self._expected_mib = max(peak_mib, self._expected_mib or 0)
-        if self.shares and not known and not self._peaks and self.memory_per_job_mib is None:
-            reserved_mib = math.ceil(peak_mib * (1 + MARGIN))
+        news = self.reservations.expect(peak_mib, need, gpu)
+        if self.shares and news and self.memory_per_job_mib is None:
+            found = self.reservation(need, 0, gpu)
             log.info(
-                f"jobs reserve {reserved_mib} MiB until one has finished: one that runs uses"
-                f" {peak_mib}"
+                f"jobs{_kind(0, need)} reserve {found.mib} MiB until one has finished: one that runs"
+                f" uses {peak_mib}"
             )
+
+    def known(self, device_id: str) -> Device:
+        """A device as it was at the last reading."""
+        return self._seen.get(device_id) or Device(device_id, "")
 
     # -- health --
 
     def devices(self, load: bool = False) -> list[Device]:
         """A fresh reading, which also decides who stays in service."""
         found = self.probe.devices(load)
+        self._seen = {device.id: device for device in found}
         now = self.clock()
         with self._watching:
             for device in found:
@@ -313,3 +402,8 @@ def told(ids: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     if "OMP_NUM_THREADS" in environment:  # ours, not the user's
         lease[THREADS] = environment["OMP_NUM_THREADS"]
     return {**environment, **lease}
+
+
+def _kind(stage: int, need: Need) -> str:
+    of_stage = f" of stage {stage}" if stage else ""
+    return f"{of_stage} with {need.key}" if need.key else of_stage

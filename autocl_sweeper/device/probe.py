@@ -136,7 +136,7 @@ class NvmlProbe:
             ):
                 raise _NoGPU(_words(error)) from error
             raise DeviceError(
-                f"the NVIDIA driver is installed but cannot be asked: "
+                f"the NVIDIA driver is installed but does not answer: "
                 f"{_words(error)}. After a driver update the machine needs a restart; nvidia-smi should say the "
                 f'same. To run on CPU slots instead, set {VISIBLE}=""'
             ) from error

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocl_sweeper.device.packing import use_of
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import Device
-from autocl_sweeper.types import DeviceUse
+from autocl_sweeper.device.samples import SampleFile
+from autocl_sweeper.types import DeviceUse, Need
 
 PERIOD_S = 2.0  # memory of training jobs levels off within seconds, and a look costs milliseconds
 LEVEL_S = 10.0  # a job whose peak has not grown for so long has most likely shown what it needs
@@ -22,7 +24,10 @@ class _Watched:
     session: int
     ids: tuple[str, ...]
     base_mib: Mapping[str, int | None]
+    file: SampleFile
     grown: float  # when its peak last grew by a twentieth, or it began
+    need: Need = field(default_factory=Need)
+    gpu: str = ""
     level_mib: int = 0  # its peak then
     peak_mib: int | None = None  # as NVML tells it of the job's own processes
     on_top_mib: int | None = None  # the most that came on top of what was there before
@@ -53,16 +58,27 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def add(
-        self, number: int, session: int, ids: Sequence[str], base_mib: Mapping[str, int | None]
+        self,
+        number: int,
+        session: int,
+        ids: Sequence[str],
+        base_mib: Mapping[str, int | None],
+        path: Path,
+        need: Need | None = None,
     ) -> None:
         """A job began. Without GPUs there is nothing to sample.
 
-        `base_mib`: what was in use on a device before it or those it shares with came.
+        `base_mib`: what was in use on a device before it or those it shares with came. `path`: the
+        file that gets the samples of its devices. `need`: of the job, for those that need as much.
         """
         if not self._pool.probe.measured:
             return
         with self._changed:
-            self._jobs[number] = _Watched(session, tuple(ids), base_mib, time.monotonic())
+            gpu = self._pool.known(ids[0]).name
+            file = SampleFile(path, time.time())
+            self._jobs[number] = _Watched(
+                session, tuple(ids), base_mib, file, time.monotonic(), need or Need(), gpu
+            )
             self._changed.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
@@ -75,7 +91,7 @@ class Sampler:
         if job is None:
             return None
         mean = sum(job.utilisation) / len(job.utilisation) if job.utilisation else None
-        return DeviceUse(job.ids, job.seen_mib, mean, job.temperature_c)
+        return DeviceUse(job.ids, job.seen_mib, mean, job.temperature_c, job.gpu)
 
     def close(self) -> None:
         with self._changed:
@@ -94,10 +110,10 @@ class Sampler:
             for device_id in job.ids:
                 sessions.setdefault(device_id, []).append(job.session)
         for number, job in jobs.items():
-            for device_id in job.ids:
-                device = found.get(device_id)
-                if device is not None and not device.error:
-                    self._note(job, device, sessions[device_id])
+            seen = [found[name] for name in job.ids if name in found and not found[name].error]
+            for device in seen:
+                self._note(job, device, sessions[device.id])
+            job.file.add(time.time(), seen)
             reasons = [self._pool.retired[name] for name in job.ids if name in self._pool.lost]
             if reasons and not job.told:
                 job.told = True
@@ -110,7 +126,7 @@ class Sampler:
         if seen_mib > job.level_mib * 1.05:
             job.level_mib, job.grown = seen_mib, now
         if now - job.grown >= (LEVEL_S if seen_mib else UNSEEN_S):
-            self._pool.expect(seen_mib)
+            self._pool.expect(seen_mib, job.need, job.gpu)
 
     def _note(self, job: _Watched, device: Device, ours: list[int]) -> None:
         by_job = use_of(device, ours).by_job

@@ -110,7 +110,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
             if not sweep.finished:
                 so_far = "" if sweep.dev is None else f" (dev {sweep.dev:.4f} so far)"
                 yield (
-                    f"'{sweep.folder}' is not finished and in no mean: its best chain has"
+                    f"'{sweep.folder}' is not finished, so no mean includes it: its best chain has"
                     f" {sweep.tasks_reached} of {sweep.tasks} tasks{so_far}, {sweep.jobs} jobs,"
                     f" {sweep.device_hours:.3f} device-hours."
                 )

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from autocl_sweeper.budget import HOUR_S, spent
-from autocl_sweeper.display.progress import clock, short_key, value_text
+from autocl_sweeper.display.panel import clock
+from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.protocols import IndexedSearch
@@ -66,7 +67,7 @@ def lines(plan: Plan, history: History) -> Iterator[str]:
         jobs = stage.jobs(parents) or 0
         yield f"stage {stage.number}  {stage.task}: {_search(stage)}, {_jobs(stage, parents, jobs)}"
         if stage.number in history.beams:
-            yield f"    over: trials {list(history.beams[stage.number])} survived"
+            yield f"    done: trials {list(history.beams[stage.number])} survived"
         else:
             yield from _first(plan, stage, view, history)
         parents = min(stage.survivors or plan.settings.top_k, jobs // stage.seeds)
@@ -151,7 +152,7 @@ def estimate_text(plan: Plan, folder: Path) -> str:
         if found is not None:
             return f"estimate: {found}"
     return (
-        "estimate: there is none, for no trial has finished yet; run the first one, or set"
+        "estimate: none, because no trial has finished yet; run the first one, or set"
         " hydra.sweeper.carry_from"
     )
 

@@ -13,7 +13,7 @@ from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.running import Running
 from autocl_sweeper.job.returned import failed_return, read_return
 from autocl_sweeper.outcome import UNWRITTEN, JobFiles, cause_in_log, failure, last_lines
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Outcome, State
 
 FORKSERVER_DIED = "the process it was forked from died"
 STATUS_LOST = "it ended without a result after its controller had died"
@@ -68,20 +68,22 @@ class Ends:
             failed = replace(failed, cause=Cause.DISK, reason=f"{failed.reason} [the disk is full]")
         if failed.cause is Cause.DISK:
             return replace(failed, lost=True)
-        if failed.cause is not Cause.DEVICE_MEMORY:
+        if failed.cause not in OUT_OF_DEVICE_MEMORY:
             return failed
         # Worth another attempt where others had a part of that memory, and only there.
         names = " ".join(short(device) for device in running.devices)
         if not running.alone:
             return replace(failed, lost=True, reason=f"{failed.reason} [shared {names}]")
-        once = f"[alone on {names}: once more would end the same]"
-        return replace(failed, reason=f"{failed.reason} {once}")
+        once = f"[alone on {names}: another attempt would end the same way]"
+        # The second time the setting is to blame, and not what it shared its device with.
+        cause = Cause.INFEASIBLE if running.job.alone else failed.cause
+        return replace(failed, reason=f"{failed.reason} {once}", cause=cause)
 
 
 def _without_result(running: Running, status: int | None) -> Outcome:
     lost = status is None and running.ended_by is None
     if status == UNWRITTEN:
-        reason, cause = "the disk did not take its outcome", Cause.DISK
+        reason, cause = "its outcome could not be written to the disk", Cause.DISK
     elif status is None:
         reason, cause = (STATUS_LOST if running.adopted else FORKSERVER_DIED), Cause.SIGNAL
     elif status == -signal.SIGKILL and running.ended_by is None:
@@ -98,10 +100,3 @@ def not_composed(job: Job, error: Exception, returns: bool) -> tuple[Job, Outcom
     return job, replace(
         outcome, job_return=failed_return(job.overrides, error) if returns else None
     )
-
-
-def peak_of(outcome: Outcome) -> int | None:
-    """MiB that a finished job had at most on one device; None: it failed, or nobody could tell."""
-    use = outcome.device
-    # One that never showed in NVML was too short to be measured.
-    return (use.peak_mib or None) if use is not None and outcome.state is State.COMPLETE else None

@@ -9,18 +9,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import Device
+from autocl_sweeper.device.reservations import Used, used_by
 from autocl_sweeper.device.sampling import Sampler
-from autocl_sweeper.errors import DeviceError
-from autocl_sweeper.executor.ends import Ends, not_composed, peak_of
+from autocl_sweeper.errors import DeviceError, InfeasibleBudgetError
+from autocl_sweeper.executor.ends import Ends, not_composed
 from autocl_sweeper.executor.process import guardian
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
@@ -36,12 +37,13 @@ from autocl_sweeper.executor.process.groups import (
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.running import Limits, Process, Running
+from autocl_sweeper.executor.waiting import Waiting, WaitingRoom
 from autocl_sweeper.job.package import NOT_IMPORTED
 from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
-from autocl_sweeper.types import Cause, Job, Outcome, Report, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +89,10 @@ class LocalExecutor:
         forkserver: Callable[[], ForkServer] | None = None,
         keeps_forkserver: bool = False,
         jobs_outlive: bool = False,
+        needs: Needs | None = None,
     ) -> None:
         self._commands = commands
+        self._needs = needs or Siblings()
         self._files = files
         self._pool = pool
         self._limits = limits or Limits()
@@ -100,12 +104,13 @@ class LocalExecutor:
         self._ended: queue.Queue[tuple[Job, Outcome]] = queue.Queue()
         self._deadlines = Deadlines()
         self._reports = ReportFiles(files)
-        self._wants_to_be_alone: deque[Job] = deque()
+        self._waiting = WaitingRoom()
         self._sampler = Sampler(pool, self._device_lost)
         self._ready: Grant | None = None
         self._refused = ""
         self._warned = False  # of a main file that jobs cannot import
         self._stopping = False
+        self._stopped = "stopping"  # what is said of it
         self._announcing = False
         self._guardian: subprocess.Popen[bytes] | None = None
         self._start_forkserver = forkserver
@@ -124,7 +129,7 @@ class LocalExecutor:
             self._forks = self._start_forkserver is not None and self._forks_from(
                 self._start_forkserver()
             )
-        if self._ready is None and not self._start_those_alone():
+        if self._ready is None and not self._start_waiting():
             return 0
         if self._ready is None:
             self._ready = self._acquire()
@@ -148,11 +153,14 @@ class LocalExecutor:
             self._tell_guardian("-", forkserver.pid)  # it ends after its last job
         return True
 
-    def _acquire(self, alone: bool = False) -> Grant | None:
+    def _acquire(self, one: Waiting | None = None) -> Grant | None:
         """As the pool's, but an error of devices waits until the jobs on others have ended."""
         self._announce()
         try:
-            return self._pool.acquire(alone=alone)
+            if one is None:
+                return self._pool.acquire()
+            stage, need = one.job.stage, one.need
+            return self._pool.acquire(alone=one.alone, stage=stage, need=need, insist=one.is_next)
         except DeviceError as error:
             if not self._running:
                 raise
@@ -165,20 +173,51 @@ class LocalExecutor:
 
     def readings(self) -> dict[str, Device]:
         """What the devices say of themselves now, by id."""
-        return {device.id: device for device in self._pool.probe.devices()}
+        return {device.id: device for device in self._pool.probe.devices(load=True)}
+
+    def doing(self) -> str:
+        """What everything waits for, in a line; mostly empty."""
+        if self._stopping:
+            return self._stopped
+        if self._forks is None and self._forkserver is not None:
+            return self._forkserver.importing()
+        return ""
+
+    def refuse_budget(self, need: Need) -> None:
+        """Raises InfeasibleBudgetError for a memory budget that no device here has."""
+        self._pool.refuse_budget(need)
+
+    def reserved(self) -> dict[int, tuple[int | None, str]]:
+        """Trial number -> MiB it reserves on each of its devices, and where the figure is from."""
+        found = {n: running.grant for n, running in list(self._running.items())}
+        if not (self._pool.shares and self._pool.probe.measured):
+            return {}
+        return {n: grant.reserved for n, grant in found.items() if grant is not None}
 
     def submit(self, job: Job) -> None:
-        """Start it now, or, where it has to be alone, as soon as its devices are empty."""
+        """Start it now, or as soon as it fits on a device: alone, where it has to be."""
         if not self.free_slots():
             raise RuntimeError(f"job {job.number} submitted without a free slot")
         grant, self._ready = self._ready, None
         assert grant is not None
-        if job.alone and not grant.alone:
+        try:
+            need = self._needs.of(job) if self._pool.shares else Need()
+            self._pool.refuse_budget(need)
+        except Exception as error:
             grant.close()
-            self._wants_to_be_alone.append(job)
-            self._start_those_alone()
+            refused = isinstance(error, InfeasibleBudgetError)
+            ended = (job, failure(error, 0.0)) if refused else None
+            self._ended.put(ended or not_composed(job, error, self._returns))
+            self.on_end()
+            return
+        alone = job.alone or self._pool.must_be_alone(need)
+        if (grant.alone or not alone) and self._pool.suits(grant, job.stage, need):
+            self._run(job, need, grant)
+            self._waiting.pass_all()
         else:
-            self._run(job, grant)
+            grant.close()
+            self._waiting.add(Waiting(job, need, alone))
+            self._start_waiting()
 
     def adopt(self, job: Job) -> bool:
         """Take over a job that outlived the controller that started it. False: it is dead.
@@ -199,8 +238,8 @@ class LocalExecutor:
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """Jobs that ended; at the latest after `POLL_S` while devices are held by others."""
         self._release()
-        self._start_those_alone()
-        if self._refused or self._wants_to_be_alone:
+        self._start_waiting()
+        if self._refused or self._waiting:
             timeout_s = POLL_S if timeout_s is None else min(timeout_s, POLL_S)
         elif timeout_s is None and all(running.over for running in self._running.values()):
             timeout_s = 0.0
@@ -215,29 +254,43 @@ class LocalExecutor:
         for job, outcome in ended:
             self._running.pop(job.number, None)
             self._reports.end(job.number)
-            self.learn(job.stage, outcome)
+            self.learn(job, outcome)
         return ended
 
     def reports(self) -> list[Report]:
         return self._reports.new()
 
-    def learn(self, stage: int, outcome: Outcome) -> None:
-        """Let what a finished job used decide what the next ones of its stage reserve."""
-        if (peak_mib := peak_of(outcome)) is not None:
-            self.learn_peaks(stage, peak_mib)
-        elif outcome.state is State.COMPLETE and outcome.device is not None:
-            self._pool.expect(0)
+    def learn(self, job: Job, outcome: Outcome) -> Used | None:
+        """Let what an ended job used decide what the next ones reserve. Gives it, for other nodes."""
+        need = self._needs.known(job)
+        if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
+            self.learn_shortage(job.number, need)
+        used = used_by(job.number, job.stage, need, outcome, self._folder_of(job))
+        if used is not None:
+            self.learn_used(used)
+        return used
 
-    def learn_peaks(self, stage: int, largest_mib: int, finished: int = 1) -> None:
-        """Learn from jobs that ran elsewhere, or before: how many, and their largest peak."""
-        self._pool.learn(stage, largest_mib, finished)
+    def learn_used(self, used: Used) -> None:
+        """Learn from a job that ran elsewhere, or before."""
+        self._pool.learn(used)
+
+    def learn_shortage(self, number: int, need: Need) -> None:
+        """A job ran out of memory beside others, here or elsewhere."""
+        self._pool.reservations.ran_out(number, need)
+
+    def _folder_of(self, job: Job) -> Path | None:
+        if job.folder:
+            return Path(job.folder)
+        with suppress(OSError):
+            return Path(self._files.output(job.number).read_text("utf-8", "surrogateescape"))
+        return None
 
     def cancel(self, job: Job) -> None:
         if (running := self._running.get(job.number)) is not None:
             running.end("cancelled", Cause.CANCELLED)
-        for waiting in [one for one in self._wants_to_be_alone if one.number == job.number]:
-            self._wants_to_be_alone.remove(waiting)
-            self._ended.put((waiting, Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)))
+        if (waiting := self._waiting.take(job.number)) is not None:
+            cancelled = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
+            self._ended.put((waiting, cancelled))
 
     def stop(self) -> None:
         """SIGTERM to all jobs, `grace_s` later SIGKILL; `wait` gives what they made of it.
@@ -246,14 +299,16 @@ class LocalExecutor:
         """
         self._stopping = True
         self._release()
-        self._wants_to_be_alone.clear()
+        self._waiting.clear()
         self._refused = ""
         running = [one for one in self._running.values() if not one.over]
         if running:
-            log.info(
-                f"stopping: {len(running)} running job(s) got SIGTERM and have"
-                f" {self._limits.grace_s:g} s to end; another signal kills them now"
+            jobs = "1 job gets" if len(running) == 1 else f"{len(running)} jobs get"
+            self._stopped = (
+                f"stopping: {jobs} {self._limits.grace_s:g} s to save; Ctrl-C again kills"
+                f" {'it' if len(running) == 1 else 'them'}.  Same command continues."
             )
+            log.info(self._stopped)
         for one in running:
             one.end("the sweep was stopped", Cause.STOPPED)
 
@@ -296,19 +351,13 @@ class LocalExecutor:
             self._ready.close()
             self._ready = None
 
-    def _start_those_alone(self) -> bool:
-        """Whether none is left that waits for empty devices.
+    def _start_waiting(self) -> bool:
+        """Start those that waited for room; whether others may start too."""
+        return self._waiting.serve(
+            self._acquire, lambda one, grant: self._run(one.job, one.need, grant)
+        )
 
-        Meanwhile no other job starts: those that share devices would be refilled for ever.
-        """
-        while self._wants_to_be_alone:
-            grant = self._acquire(alone=True)
-            if grant is None:
-                return False
-            self._run(self._wants_to_be_alone.popleft(), grant)
-        return True
-
-    def _run(self, job: Job, grant: Grant) -> None:
+    def _run(self, job: Job, need: Need, grant: Grant) -> None:
         try:
             order = self._commands.order(job, self._returns)
         except Exception as error:
@@ -316,7 +365,7 @@ class LocalExecutor:
             self._ended.put(not_composed(job, error, self._returns))
             self.on_end()
         else:
-            self._watch(self._start(job, grant, order))
+            self._watch(self._start(job, need, grant, order))
 
     def _watch(self, running: Running) -> None:
         number = running.job.number
@@ -327,28 +376,29 @@ class LocalExecutor:
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
         self._running[number] = running
-        self._sampler.add(number, running.process.pid, running.devices, running.base_mib)
+        pid, base_mib, path = running.process.pid, running.base_mib, self._files.samples(number)
+        self._sampler.add(number, pid, running.devices, base_mib, path, running.need)
         running.thread.start()
         running.keep_limits()
 
     def _running_of(
         self, job: Job, devices: tuple[str, ...], alone: bool, process: Process
     ) -> Running:
-        writing = LastWrite(self._files, job.number)
+        writing = LastWrite(self._files, job.number, self._deadlines.now)
         return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
-    def _start(self, job: Job, grant: Grant, order: bytes) -> Running:
+    def _start(self, job: Job, need: Need, grant: Grant, order: bytes) -> Running:
         private_folder(self._files.folder)
         with ExitStack() as given_back:
             given_back.callback(grant.close)
             self._files.forget(job.number)
             self._files.reserve(job.number)
             self._reports.begin(job.number)
-            running = self._started(job, grant, order)
+            running = self._started(job, need, grant, order)
             given_back.pop_all()  # until it is reaped: a job may close its own copy
         return running
 
-    def _started(self, job: Job, grant: Grant, order: bytes) -> Running:
+    def _started(self, job: Job, need: Need, grant: Grant, order: bytes) -> Running:
         stdin, word = os.pipe()
         # A job starts with a word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as go:
@@ -357,14 +407,15 @@ class LocalExecutor:
                     open(self._files.log(job.number), "wb") as output,
                     _in_memory(order) as reading,
                 ):
-                    process = self._process(job, reading, stdin, output.fileno(), grant)
-                self._pool.began(grant, process.pid, job.stage)
+                    share = self._pool.environment(grant, need, job.stage)
+                    process = self._process(job, reading, stdin, output.fileno(), grant, share)
+                self._pool.began(grant, process.pid, job.stage, need)
             finally:
                 os.close(stdin)
             self._tell_guardian("+", process.pid, self._mark(job))
             write_group(self._files.group(job.number), process.pid, grant.ids)
             running = self._running_of(job, grant.ids, grant.alone, process)
-            running.grant, running.base_mib = grant, grant.base_mib
+            running.need, running.grant, running.base_mib = need, grant, grant.base_mib
             with suppress(BrokenPipeError):  # `_await` finds out
                 go.write(GO)
         return running
@@ -376,15 +427,18 @@ class LocalExecutor:
 
     def _announce_again(self) -> None:
         self._announce()
-        self._deadlines.at(time.monotonic() + POLL_S, self._announce_again)
+        self._deadlines.at(self._deadlines.now() + POLL_S, self._announce_again)
 
     def _mark(self, job: Job) -> str:
         """The same for whichever controller has the job."""
         return str(self._files.folder.absolute() / str(job.number))
 
-    def _process(self, job: Job, order: int, stdin: int, output: int, grant: Grant) -> Process:
+    def _process(
+        self, job: Job, order: int, stdin: int, output: int, grant: Grant, share: dict[str, str]
+    ) -> Process:
         environment = {
             **grant.environment,
+            **share,
             JOB: self._mark(job),
             REPORTS: str(self._files.reports(job.number).absolute()),
         }
@@ -429,7 +483,7 @@ class LocalExecutor:
         if (running := self._running.get(number)) is not None:
             reason = f"its device is lost: {reason}"
             running.end(reason, Cause.DEVICE)
-            due = time.monotonic() + self._limits.grace_s + UNKILLABLE_S
+            due = self._deadlines.now() + self._limits.grace_s + UNKILLABLE_S
             running.at(due, lambda: self._abandon(running, reason))
 
     def _abandon(self, running: Running, reason: str) -> None:

@@ -14,7 +14,7 @@ from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, signal_group
 from autocl_sweeper.executor.process.last_write import LastWrite
-from autocl_sweeper.types import Cause, Job
+from autocl_sweeper.types import Cause, Job, Need
 
 
 class Process(Protocol):
@@ -54,6 +54,7 @@ class Running:
     started: float = field(default_factory=time.monotonic)
     # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
     base_mib: Mapping[str, int | None] = field(default_factory=dict)
+    need: Need = field(default_factory=Need)
     grant: Grant | None = None  # our copy of its leases; none of an adopted job that has its own
     oom_kills: OomKills = field(default_factory=OomKills.now)
     ended_by: tuple[str, Cause] | None = None  # why we ended it
@@ -78,7 +79,8 @@ class Running:
         timeout_s, stall_s = self.limits.timeout_s, self.limits.stall_s
         if timeout_s is not None:
             reason = f"timed out after {timeout_s:g} s (hydra.launcher.timeout_s)"
-            self.at(self.started + timeout_s, lambda: self.end(reason, Cause.TIMEOUT))
+            due = self.deadlines.now() + timeout_s
+            self.at(due, lambda: self.end(reason, Cause.TIMEOUT))
         if stall_s is not None:
             self._look_for_writing(stall_s)
 
@@ -95,7 +97,7 @@ class Running:
             reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
             self.end(f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
         else:
-            due = time.monotonic() + stall_s - quiet_s
+            due = self.deadlines.now() + stall_s - quiet_s
             self.at(due, lambda: self._look_for_writing(stall_s))
 
     def end(self, reason: str, cause: Cause) -> None:
@@ -105,7 +107,7 @@ class Running:
                 return
             self.ended_by = self.ended_by or (reason, cause)
             signal_group(self.process.pid, signal.SIGTERM)
-            self.at(time.monotonic() + self.limits.grace_s, self.kill)
+            self.at(self.deadlines.now() + self.limits.grace_s, self.kill)
 
     def kill(self) -> None:
         with self._signalling:

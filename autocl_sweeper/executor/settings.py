@@ -7,16 +7,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import Commands, LocalExecutor
 from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer, Shared
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.types import Job
 
 
 class Launchable(Commands, Shared, Protocol):
     """What to run for a job, in a fresh process or in a forked one."""
+
+
+class Composed(Protocol):
+    def section(self, job: Job, name: str) -> Mapping[str, Any]:
+        """A section of a job's configuration. Raises what composing the job does."""
+        ...
+
+
+def needs_of(settings: Mapping[str, Any], composed: Composed) -> Siblings:
+    """What the jobs of these launcher settings say of the memory they need."""
+    keys = settings["memory_keys"]
+    memory = partial(composed.section, name="memory")
+    return Siblings(None if keys is None else tuple(keys), memory)
 
 
 def from_settings(
@@ -26,6 +41,8 @@ def from_settings(
     holder: str,
     returns: bool,
     kept: KeptForkServer | None = None,
+    *,
+    needs: Needs,
 ) -> LocalExecutor:
     """An executor for the devices of this machine; `holder` names it to who looks at its leases.
 
@@ -45,6 +62,7 @@ def from_settings(
         forkserver=partial(kept.get if kept else ForkServer, package, modules) if warm else None,
         keeps_forkserver=kept is not None,
         jobs_outlive=settings["on_controller_death"] == "finish",
+        needs=needs,
     )
 
 

@@ -114,7 +114,7 @@ def translate(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     taken = {
         app.SAVED: f"{app.SAVED!r} is set by the command: where a trial saves its model",
         app.MODEL: f"{app.MODEL!r} is set by the evaluator populationbased",
-        app.OWN: f"{app.OWN!r} is a word of the command itself",
+        app.OWN: f"{app.OWN!r} is an option of the command itself",
     }
     if evaluator == "population":
         taken[given.epochs_name] = (
@@ -257,9 +257,8 @@ def _shared(cards: Sequence[str]) -> int:
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{card}: {n} times" for card, n in counts.items())
         raise ConfigurationError(
-            f"--gpu names its cards differently often ({told}).\n"
-            "  A card that stands there n times has n trials at a time, and so have the others."
-            " Name each equally often."
+            f"--gpu lists its cards unequally often ({told}).\n"
+            "  A card that is listed n times runs n trials at a time. List every card equally often."
         )
     return max(counts.values(), default=1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Package:
         self.files = files
         self.data = data
         self._composer = composer
+        self._composed: tuple[tuple[str, ...], Any] | None = None  # of the last job
         # Not on disk before the first job: the folder may turn out to be another sweep's.
         self._written = written
 
@@ -109,9 +111,27 @@ class Package:
 
     def order(self, job: Job, returns: bool) -> bytes:
         """What the process of a job reads. Raises what composing the job does."""
-        assert self._composer is not None
-        config = self._composer(job.overrides)
+        config = self._config(job)
         return dumps(Order(job.number, tuple(job.overrides), returns, config))
+
+    def section(self, job: Job, name: str) -> Mapping[str, Any]:
+        """A section of a job's configuration, empty where it has none. Raises what composing does."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            node = OmegaConf.select(self._config(job), name)
+            found = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_dict(node) else {}
+        except OmegaConfBaseException:  # it holds what only the job itself resolves
+            return {}
+        return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+    def _config(self, job: Job) -> Any:
+        assert self._composer is not None
+        overrides = tuple(job.overrides)
+        if self._composed is None or self._composed[0] != overrides:
+            self._composed = overrides, self._composer(overrides)
+        return self._composed[1]
 
     def command(self) -> list[str]:
         """Starts one job process; an order's descriptor is to follow."""

@@ -202,7 +202,7 @@ def refuse_changes(
         more += f"\n  The files as they were: '{folder / CONFIGURATION}'."
     raise ChangedSweepError(
         f"'{folder}' holds a sweep with another configuration:\n{listed}{more}\n"
-        "  Trials of both together could not be compared.\n"
+        "  Trials of the two could not be compared.\n"
         "  Undo the change to continue that sweep, or set another hydra.sweep.dir."
     )
 

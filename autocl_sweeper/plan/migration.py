@@ -62,6 +62,11 @@ def translated(
     What is ignored or means something else here is logged. Raises one ConfigurationError with
     everything that cannot be taken over.
     """
+    if not isinstance(given["search"], Mapping):
+        raise ConfigurationError(
+            f"hydra.sweeper.search={given['search']}: it holds the options of a search. The search itself is"
+            " chosen by its group: hydra/sweeper/search=grid."
+        )
     own = {key: value for key, value in given.items() if key not in THEIRS}
     theirs = {key: given[key] for key in THEIRS if given.get(key) is not None}
     refused = [*_direction(own, theirs), *_refused(theirs)]
@@ -242,8 +247,8 @@ def _slots(n_jobs: int, launcher: str | None) -> str:
             " hydra/launcher=gpu has slots"
         )
     return (
-        f"hydra.sweeper.n_jobs={n_jobs} is ignored: how many jobs run at once is for the launcher to"
-        f" say ({slots})"
+        f"hydra.sweeper.n_jobs={n_jobs} is ignored: the launcher decides how many jobs run at once"
+        f" ({slots})"
     )
 
 

@@ -138,12 +138,12 @@ class Plan:
         extra: int = 0,
     ) -> dict[str, Value]:
         """The values that `handover` may name."""
-        seen_tasks: list[Value] = [*self.tasks_until(stage)]
+        seen_tasks: list[Value] = [*self.tasks_until(stage)]  # none without a sequence
         return {
             "checkpoint": checkpoint,
             "sources": [*sources] or None,
             "extra": extra or None,
-            "seen_tasks": seen_tasks,
+            "seen_tasks": seen_tasks or None,
             "stage": stage,
             "trial": trial,
             "parent": parent,

@@ -54,7 +54,7 @@ def sequence_of(
             )
         if name in tasks:
             raise ConfigurationError(
-                f"Task '{name}' stands twice in the sequence '{key}'.\n"
+                f"Task '{name}' is listed twice in the sequence '{key}'.\n"
                 "  Scores are kept by task name. Give the second one a name of its own."
             )
         tasks[name] = value

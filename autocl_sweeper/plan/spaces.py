@@ -100,7 +100,7 @@ def _conditions(when: Mapping[str, Any]) -> dict[str, dict[str, list[Value]]]:
     except CycleError as error:
         circle = " -> ".join(error.args[1])
         raise ConfigurationError(
-            f"hydra.sweeper.when goes in a circle: {circle}.\n"
+            f"hydra.sweeper.when has a cycle: {circle}.\n"
             "  Each of these keys is there only for some values of the next. Take one of them out."
         ) from None
     return conditions

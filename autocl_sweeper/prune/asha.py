@@ -60,7 +60,7 @@ class Asha:
             found = spearman([one for one, _ in pairs], [final for _, final in pairs])
             if found < LEAST_CORRELATION:
                 return (
-                    f"the scores at {rung} steps say little of the final ones (rank correlation"
+                    f"the scores at {rung} steps say little about the final ones (rank correlation"
                     f" {found:.2f} over {len(pairs)} completed trials, below {LEAST_CORRELATION})"
                 )
         return None

@@ -29,7 +29,7 @@ NEIGHBOURS = 32  # of a suggestion of the model that was there before
 
 @dataclass(frozen=True)
 class Rules:
-    """The constants of the search, as docs/search.md explains them."""
+    """The constants of the search, as docs/searches.md explains them."""
 
     startup: int = 8
     fresh: float = 0.125
@@ -54,7 +54,7 @@ class Rules:
         if not holds:
             raise ConfigurationError(
                 f"hydra.sweeper.search.{name}={getattr(self, name)}, but it must be {rule}.\n"
-                "  docs/search.md (`autocl docs`) explains the constants of relay."
+                "  docs/searches.md (`autocl docs`) explains the constants of relay."
             )
 
 
@@ -79,7 +79,7 @@ class RelaySearch:
             known = ", ".join(Rules.__dataclass_fields__)
             raise ConfigurationError(
                 f"hydra.sweeper.search: relay does not know all of {sorted(rules)}.\n"
-                f"  Its constants are: {known} (docs/search.md)."
+                f"  Its constants are: {known} (docs/searches.md)."
             ) from error
         self._space = _with_single_values_listed(space_of(space))
         self._axes = Axes(self._space)

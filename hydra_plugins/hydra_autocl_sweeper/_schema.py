@@ -19,7 +19,7 @@ class SearchConf:
 
 @dataclass
 class RelayConf(SearchConf):
-    """The constants of hydra/sweeper/search=relay: docs/search.md explains them."""
+    """The constants of hydra/sweeper/search=relay: docs/searches.md explains them."""
 
     factory: str = "autocl_sweeper.search.relay.RelaySearch"
     startup: int = 8
@@ -176,6 +176,8 @@ class GPULauncherConf:
     devices_per_job: int = 1
     jobs_per_device: int = 1
     memory_per_job_mib: int | None = None
+    memory_keys: list[str] | None = None
+    keep_free_mib: int = 0
     stagger_s: float = 0.0
     cpu_slots: Any = "auto"
     warm: bool | None = None

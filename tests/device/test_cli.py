@@ -97,5 +97,5 @@ def test_a_driver_that_cannot_be_asked_is_an_error_with_a_way_out(
     environment = fake.environment(library, figures)
     done = autocl(tmp_path, **environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("DeviceError: the NVIDIA driver is installed but cannot be asked")
+    assert done.stderr.startswith("DeviceError: the NVIDIA driver is installed but does not answer")
     assert "Traceback" not in done.stderr

@@ -87,7 +87,9 @@ def test_what_was_taken_in_vain_is_free_again(leases: LeaseFolder) -> None:
     probe.change(ids[3], free_mib=0)
     refusal = lease_free(probe, leases, 3)
     assert isinstance(refusal, Refusal)
-    assert refusal.reasons[ids[0]] == refusal.reasons[ids[1]] == "is free, but does not suffice"
+    assert (
+        refusal.reasons[ids[0]] == refusal.reasons[ids[1]] == "is free, but one alone is not enough"
+    )
     assert ids_of(lease_free(probe, leases, 2)) == ids[:2]
 
 
@@ -99,7 +101,7 @@ def test_a_sweep_that_cannot_get_all_takes_nothing_another_one_may_need(
     first, second = leases.try_lease(ids[0], "ahead of us"), leases.try_lease(ids[1], "too")
     refusal = lease_free(probe, leases, 2)
     assert isinstance(refusal, Refusal)
-    assert refusal.reasons[ids[2]] == "was not tried: it could not suffice"
+    assert refusal.reasons[ids[2]] == "was not tried: it would not be enough"
     assert first is not None and second is not None
 
 

@@ -23,9 +23,10 @@ from autocl_sweeper.device.leases import Lease, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import CpuProbe, Device, FakeProbe
+from autocl_sweeper.device.reservations import Used
 from autocl_sweeper.errors import ConfigurationError, DeviceError
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
-from autocl_sweeper.types import DeviceUse, Outcome, State
+from autocl_sweeper.types import DeviceUse, Need, Outcome, State
 
 Pools = Callable[..., Pool]
 
@@ -41,8 +42,8 @@ def make_pool(tmp_path: Path) -> Iterator[Pools]:
     made: list[Grant] = []
 
     class Remembering(Pool):
-        def acquire(self, *, alone: bool = False, stage: int | None = None) -> Grant | None:
-            grant = super().acquire(alone=alone, stage=stage)
+        def acquire(self, **how: Any) -> Grant | None:
+            grant = super().acquire(**how)
             made.extend([grant] if grant else [])
             return grant
 
@@ -57,6 +58,14 @@ def make_pool(tmp_path: Path) -> Iterator[Pools]:
     yield make
     for grant in made:
         grant.close()
+
+
+def used(stage: int, peak_mib: int) -> Used:
+    return Used(stage=stage, sampled_mib=peak_mib)
+
+
+def reserves(pool: Pool, stage: int) -> int | None:
+    return pool.reservation(Need(), stage).mib
 
 
 def taken(pool: Pool, most: int = 20, **how: Any) -> list[Grant]:
@@ -168,11 +177,11 @@ def test_starts_on_a_device_keep_their_distance_and_other_devices_do_not_wait(
     for place in ("0", "1"):
         (grant,) = taken(pool, 1)
         assert numbers([grant]) == [place]
-        pool.began(grant, os.getpid(), 1)
+        pool.began(grant, os.getpid(), 1, Need())
     assert pool.acquire() is None
     assert "had a start less than 30 s ago (stagger_s)" in pool.refusal
     (grant,) = taken(hasty, 1)
-    hasty.began(grant, os.getpid(), 1)  # it counts, whoever starts it
+    hasty.began(grant, os.getpid(), 1, Need())  # it counts, whoever starts it
     now = 1029.9
     assert pool.acquire() is None
     now = 1030.0
@@ -203,15 +212,15 @@ def test_peaks_of_finished_jobs_replace_what_was_declared_once_there_are_some(
 ) -> None:
     caplog.set_level(logging.INFO)
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), memory_per_job_mib=30 * GIB)
-    assert pool.reservation_mib(1) == 30 * GIB
-    pool.learn(1, 10_000)
-    pool.learn(1, 9_000)
-    assert pool.reservation_mib(1) == 30 * GIB  # the next one may be a larger model
-    pool.learn(1, 5_000)
-    assert pool.reservation_mib(1) == 11_000  # the largest, and a tenth
-    assert pool.reservation_mib(2) == 30 * GIB  # another stage is another model
-    pool.learn(2, 40_000)
-    assert pool.reservation_mib(2) == 44_000  # more than declared counts at once
+    assert reserves(pool, 1) == 30 * GIB
+    pool.learn(used(1, 10_000))
+    pool.learn(used(1, 9_000))
+    assert reserves(pool, 1) == 30 * GIB  # the next one may be a larger model
+    pool.learn(used(1, 5_000))
+    assert reserves(pool, 1) == 11_000  # the largest, and a tenth
+    assert reserves(pool, 2) == 30 * GIB  # another stage is another model
+    pool.learn(used(2, 40_000))
+    assert reserves(pool, 2) == 44_000  # more than declared counts at once
     assert caplog.messages == [
         "jobs of stage 1 reserve 11000 MiB from now on: the largest of 3 used 10000",
         "jobs of stage 2 reserve 44000 MiB from now on: the largest of 1 used 40000",
@@ -224,27 +233,28 @@ def test_a_measured_stage_packs_by_its_peaks(make_pool: Pools) -> None:
     assert len(first) == 8
     for grant in first:
         grant.close()
-    pool.learn(1, 25 * GIB)  # 27.5 with the margin: two of them in 79.5
+    pool.learn(used(1, 25 * GIB))  # 27.5 with the margin: two of them in 79.5
     assert len(taken(pool, stage=1)) == 2
     assert taken(pool, stage=2) == []  # they reserve what the stage before needed
-    pool.learn(2, 2 * GIB)
+    pool.learn(used(2, 2 * GIB))
     assert len(taken(pool, stage=2)) == 6  # as many as jobs_per_device allows
 
 
-def test_before_the_next_job_is_known_the_larger_reservation_of_two_stages_counts(
+def test_before_the_next_job_is_known_the_smaller_reservation_of_two_kinds_counts(
     make_pool: Pools,
 ) -> None:
     pool = make_pool(FakeProbe.gpus(1, 80 * GIB), jobs_per_device=8)
-    pool.learn(1, 70 * GIB)
-    pool.learn(2, 10 * GIB)
+    pool.learn(used(1, 60 * GIB))
+    pool.learn(used(2, 10 * GIB))
     (first,) = taken(pool, 1, stage=1)
-    pool.began(first, os.getpid(), 1)
-    first.close()
-    (second,) = taken(pool, 1)
-    pool.began(second, os.getpid(), 2)  # it turned out to need 11 of the 77
-    assert second.leases[0].claim.reserved_mib == 11 * GIB
-    assert taken(pool) == [], "the next one may be of stage 1"
-    assert len(taken(pool, stage=2)) == 6  # 77 of 79.5, the first included
+    pool.began(first, os.getpid(), 1, Need())
+    (second,) = taken(pool, 1, stage=2)  # 66 and 11 of the 79.5
+    pool.began(second, os.getpid(), 2, Need())
+    second.close()
+    (third,) = taken(pool, 1)
+    assert third.leases[0].claim.reserved_mib == 11 * GIB
+    assert pool.suits(third, 2, Need())
+    assert not pool.suits(third, 1, Need()), "it turned out to need 66"
 
 
 def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(make_pool: Pools) -> None:
@@ -253,7 +263,7 @@ def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(make_pool: P
     assert numbers(taken(first)) == ["0", "1"]
     assert "it is not known yet what memory such jobs need" in first.refusal
     other = make_pool(probe, "other", seen=False, jobs_per_device=4)
-    assert numbers(taken(other)) == ["0", "1"]  # else it might wait for ever: one of each sweep
+    assert numbers(taken(other)) == [], "its jobs, too, have a device of their own"
     first.expect(30 * GIB)  # 33 with the margin, and one of its own on each counts as much
     assert numbers(taken(first)) == ["0", "1"]
     assert "has 13" in first.refusal  # of 79.5
@@ -263,8 +273,8 @@ def test_while_nobody_knows_what_jobs_need_a_device_has_one_of_them(make_pool: P
     "known",
     [
         lambda pool: pool.expect(0),
-        lambda pool: pool.learn(1, 1 * GIB),
-        lambda pool: pool.learn(3, 1 * GIB),  # another stage is the best guess
+        lambda pool: pool.learn(used(1, 1 * GIB)),
+        lambda pool: pool.learn(used(3, 1 * GIB)),  # another stage is the best guess
         lambda pool: setattr(pool, "memory_per_job_mib", 1 * GIB),
     ],
     ids=["nothing to be seen", "this stage", "another stage", "declared"],
@@ -289,7 +299,7 @@ def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empt
     make_pool: Pools,
 ) -> None:
     pool = make_pool(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)
-    pool.learn(1, 79 * GIB)
+    pool.learn(used(1, 79 * GIB))
     assert numbers(taken(pool, stage=1)) == ["0", "1"]
 
 
@@ -311,7 +321,7 @@ def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
         now[0] = float(seconds)
         probe.change(probe.devices()[0].id, processes={os.getpid(): used_mib} if used_mib else {})
         sampler.sample()
-        assert pool.reservation_mib(1) == reserved_mib, seconds
+        assert reserves(pool, 1) == reserved_mib, seconds
     sampler.close()
 
 
@@ -319,7 +329,7 @@ def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
 
 KEYS = {
     "cpu_slots": 2, "devices_per_job": 1, "jobs_per_device": 1, "max_devices": None,
-    "memory_per_job_mib": None, "free_memory": 0.8, "stagger_s": 0.0,
+    "memory_per_job_mib": None, "free_memory": 0.8, "stagger_s": 0.0, "keep_free_mib": 0,
 }  # fmt: skip
 
 
@@ -332,6 +342,7 @@ KEYS = {
         ("memory_per_job_mib", -5, "hydra.launcher.memory_per_job_mib=-5: at least 1"),
         ("free_memory", 80, "hydra.launcher.free_memory=80: a share from 0 to 1"),
         ("stagger_s", -1.0, "hydra.launcher.stagger_s=-1: .* cannot be negative"),
+        ("keep_free_mib", -1, "hydra.launcher.keep_free_mib=-1: .* cannot be negative"),
     ],
 )
 def test_a_key_that_makes_no_sense_is_an_error_before_any_job(
@@ -387,9 +398,10 @@ def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
             "LEDGER": str(one.ledger_file),
             "HOLD": str(hold),
         }
-    first = one.start(*WARM, "lr=1", "hydra.launcher.jobs_per_device=2")
+    memory = "hydra.launcher.memory_per_job_mib=100"  # known, so that number decides
+    first = one.start(*WARM, "lr=1", "hydra.launcher.jobs_per_device=2", memory)
     wait_until(lambda: one.ledger("start"), "a job of the one")
-    second = other.start(*WARM, choices(3), "hydra.launcher.jobs_per_device=3")
+    second = other.start(*WARM, choices(3), "hydra.launcher.jobs_per_device=3", memory)
     wait_until(lambda: len(one.ledger("start")) == 2, "a job of the other joins it")
     hold.unlink()
     for bench, process in ((one, first), (other, second)):

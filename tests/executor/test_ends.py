@@ -21,15 +21,17 @@ from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.process import deadlines as timing
 from autocl_sweeper.executor.process import last_write as writing
 from autocl_sweeper.executor.process.deadlines import Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.executor.settings import check
+from autocl_sweeper.executor.waiting import Waiting
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import Cause, Job, Need, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")
 
@@ -233,15 +235,15 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         executor.submit(Job(0, (), alone=True))
         assert set(executor.devices()) == {2}, "it started beside another"
         assert executor.free_slots() == 0, "the place it waits for would go to another"
-        executor._wants_to_be_alone.append(Job(3, (), alone=True))
+        executor._waiting.add(Waiting(Job(3, (), alone=True), Need(), alone=True))
         executor.cancel(Job(3, ("known=by its number",)))
         assert ends(executor, 1)[3].cause is Cause.CANCELLED
         hold.unlink()
         assert ends(executor, 2)[0].reason.startswith("exit status 0")
         executor.submit(Job(1, (), alone=True))
         outcome = ends(executor, 1)[1]
-        assert (outcome.cause, outcome.lost) == (Cause.DEVICE_MEMORY, False)
-        assert "alone on cpu-0: once more would end the same" in outcome.reason
+        assert (outcome.cause, outcome.lost) == (Cause.INFEASIBLE, False)
+        assert "alone on cpu-0: another attempt would end the same way" in outcome.reason
         assert executor.free_slots() == 1
     finally:
         executor.close()
@@ -326,6 +328,28 @@ def test_many_cancelled_deadlines_are_forgotten() -> None:
     deadlines.close()
 
 
+def test_time_in_which_the_process_stood_still_is_no_time_of_a_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine on which a batch system stops the sweep for an hour, in the middle of a wait."""
+    clock = Clocks(0.0)
+    monkeypatch.setattr(timing, "time", clock)
+    deadlines, calls = Deadlines(), []
+    begin, came = deadlines.now(), [threading.Event() for _ in range(3)]
+    deadlines.at(begin, came[0].set)
+    assert came[0].wait(60)
+    deadlines.at(begin + 0.5, came[1].set)
+    deadlines.at(begin + 60.0, lambda: calls.append("a minute is over"))
+    clock.now += 3600.0
+    while not came[1].wait(0.01):
+        clock.now += 0.01
+    assert 0.5 <= deadlines.now() - begin < 50.0 and not calls
+    clock.now += 60.0
+    deadlines.at(deadlines.now(), came[2].set)
+    assert came[2].wait(60) and calls == ["a minute is over"]
+    deadlines.close()
+
+
 class Clocks:
     """Both clocks of a machine, and those of its file server `server_s` ahead."""
 
@@ -360,7 +384,7 @@ def test_a_job_is_quiet_since_it_last_wrote_whatever_a_file_servers_clock_says(
     (folder / "a/b").mkdir(parents=True)
     for path in (files.log(0), folder / "a/b/c", folder / "a/x", folder / "x"):
         clocks.write(path)
-    job = LastWrite(files, 0)
+    job = LastWrite(files, 0, clocks.monotonic)
     assert job.quiet_s() == 0.0
     clocks.now += 30.0
     path = {"log": files.log(0), "folder": folder / "model", "deep": folder / "a/b/c"}[where]

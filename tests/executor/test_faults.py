@@ -104,7 +104,10 @@ def test_a_metric_ranks_by_its_name_and_direction_and_texts_are_not_kept(
     assert bench.finished()[0]["numbers"] == {"score": 0.5, "loss": 0.25}
 
 
-@pytest.mark.parametrize("launcher, slow_ones", [("basic", []), ("joblib", ["sigkill"])])
+@pytest.mark.parametrize(
+    "launcher, slow_ones",
+    [("basic", []), pytest.param("joblib", ["sigkill"], marks=pytest.mark.slow)],
+)
 def test_other_launchers_give_the_same_reasons(
     benches: Callable[..., Bench], launcher: str, slow_ones: list[str]
 ) -> None:

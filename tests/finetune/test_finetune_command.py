@@ -201,6 +201,7 @@ def test_search_whose_round_fails_ends_with_an_error(bench: Finetune) -> None:
     assert [row["state"] for row in bench.table()] == ["COMPLETE"] * 4
 
 
+@pytest.mark.slow
 def test_two_searches_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     benches = [Finetune(tmp_path / name) for name in ("one", "other")]
     command = (FILE, CARDS, "--popsize=3", "--round=2", "--evaluator=fulltrail")
@@ -306,7 +307,7 @@ def test_card_named_twice_has_two_trials(tmp_path: Path) -> None:
         (["model_path", "x"], "'model_path' is set by the evaluator"),
         (["--epochs_name=size"], "entry 2 (size): 'size' is set by the evaluator"),
         (["--gpu=0, 1"], "separated by commas, without spaces"),
-        (["--gpu=0,0,1"], "names its cards differently often (0: 2 times, 1: 1 times)"),
+        (["--gpu=0,0,1"], "lists its cards unequally often (0: 2 times, 1: 1 times)"),
         (["--override=lr=3"], "sets a key of hydra.sweeper or hydra.launcher"),
         (["--replay=none.yaml"], "'none.yaml' cannot be read"),
     ],

@@ -249,7 +249,10 @@ def test_only_hydra_has_an_upper_bound(requirements: dict[str, list[Requirement]
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("constraints.txt", ["", "train", "ray", "report", "completion", "test", "bench", "check"]),
+        (
+            "constraints.txt",
+            ["", "train", "families", "ray", "report", "completion", "test", "bench", "check"],
+        ),
         ("constraints-hydra14.txt", ["", "test", "test14"]),
     ],
 )

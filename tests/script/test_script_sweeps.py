@@ -87,6 +87,7 @@ def test_a_chain_of_two_tasks_is_arithmetic_and_survives_kill_9(scripted: Benche
     assert bench.nothing_is_left()
 
 
+@pytest.mark.slow
 def test_the_strangers_script_is_swept_killed_continued_and_equals_runs_by_hand(
     tmp_path: Path,
 ) -> None:

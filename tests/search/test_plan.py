@@ -85,6 +85,8 @@ def test_everything_that_can_be_handed_over():
     plan = plan_of("task=a,b,c", handover=handover, knows_folders=False)
     texts = plan.overrides(trial(plan, stage=2, parent=3, number=9), "ckpt")
     assert texts == ("task=b", "c=ckpt", "s=[a,b]", "n=2", "t=9", "p=3")
+    alone = plan_of("lr=1,2", handover={"s": "seen_tasks"})
+    assert alone.overrides(trial(alone, lr=2), None) == ("lr=2",)  # without a sequence: the app's
 
 
 def test_sources_are_the_checkpoints_of_all_survivors_and_need_a_beam():
@@ -176,7 +178,7 @@ def test_every_task_and_every_choice_is_composed_before_a_job():
     [
         (["task="], {}, ["'task' is empty", "task=first,second,third"]),
         (["task=[]"], {}, ["'task' is empty"]),
-        (["task=a,b,a"], {}, ["'a' stands twice in the sequence 'task'", "a name of its own"]),
+        (["task=a,b,a"], {}, ["'a' is listed twice in the sequence 'task'", "a name of its own"]),
         (["task=interval(0,1)"], {}, ["'task' is an interval"]),
         (["task=a"], {"task_params": {"b": []}}, ["for ['b']", "are: a", "Correct the name"]),
         (["lr=1,2"], {"task_params": {"b": []}}, ["task_params", "there is no sequence"]),

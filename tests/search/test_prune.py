@@ -118,7 +118,7 @@ def test_early_stopping_is_off_while_a_rung_says_nothing_of_the_end():
     assert rule.distrust(completed(same, weak), FULL) is None
     weaker = [5, 2, 1, 8, 7, 3, 4, 6]  # 16+0+4+16+4+9+9+4 = 62: 0.262
     assert rule.distrust(completed(same, weaker), FULL) == (
-        "the scores at 100 steps say little of the final ones (rank correlation 0.26 over 8"
+        "the scores at 100 steps say little about the final ones (rank correlation 0.26 over 8"
         " completed trials, below 0.3)"
     )
     few = completed(same[:7], turned[:7])  # seven are too few to tell

@@ -23,7 +23,7 @@ AUTO = {"factory": "auto"}
         (["m=1,2"], {"when": {"x": {"m": 1}}}, ["when names 'x'", "which no task searches", "m"]),
         (["m=1,2"], {"when": {"m": {"x": 1}}}, ["when names 'x'"]),
         (["m=1,2"], {"when": {"m": 3}}, ["'m' has 3, not a mapping"]),
-        (["a=1,2", "b=1,2"], {"when": {"a": {"b": 1}, "b": {"a": 1}}}, ["goes in a circle", "->"]),
+        (["a=1,2", "b=1,2"], {"when": {"a": {"b": 1}, "b": {"a": 1}}}, ["has a cycle", "->"]),
         (["m=1,2", "o=x,y"], {"when": {"m": {"o": "z"}}}, ["o='z'", "choice(x,y)"]),
         (["m=1,2", "o=interval(0,1)"], {"when": {"m": {"o": 0.5}}}, ["listed values"]),
         (["a=1,2", "b=1,2,3"], {"zip": [["a", "b"]]}, ["a has 2", "b has 3"]),

@@ -170,7 +170,7 @@ def test_a_dry_run_of_a_begun_sweep_says_where_it_stands_and_how_long_the_rest_t
     run = Simulated(tmp_path / "run", plan({"jobs": 6}), turns, devices=2)
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     told = printed(plan({"jobs": 9}), run.folder)
-    assert f"over: trials {list(run.history.beams[1])} survived" in told
+    assert f"done: trials {list(run.history.beams[1])} survived" in told
     assert "12 jobs in all, 6 of them begun in this folder" in told
     # 6 jobs of a minute are left.
     assert (

@@ -74,7 +74,7 @@ def test_none_of_3000_flipped_bits_is_believed(
         assert found in (records[:-1], records[:-2]), (place, bit)
         if not dropped:
             assert reopened(tmp_path) == found
-            assert "torn or damaged and left out" in caplog.text
+            assert "torn or damaged: it is ignored" in caplog.text
             (tmp_path / NAME).write_bytes(data)
         write_byte(tmp_path / NAME, place, data[place])
         dropped += 1

@@ -17,11 +17,14 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
     "search",
     [
         "tpe",
-        pytest.param("gp", marks=pytest.mark.skipif(not HAS_TORCH, reason="gp needs torch")),
+        pytest.param(
+            "gp",
+            marks=[pytest.mark.skipif(not HAS_TORCH, reason="gp needs torch"), pytest.mark.slow],
+        ),
         pytest.param("cmaes", marks=pytest.mark.slow),  # as hazero, from another library
         pytest.param("qmc", marks=pytest.mark.slow),  # as random
         "hazero",
-        "pshe2",
+        pytest.param("pshe2", marks=pytest.mark.slow),  # as hazero, in rounds
     ],
 )
 def test_a_sweep_with_this_search_runs_to_its_end_and_begins_with_the_apps_configuration(
@@ -40,8 +43,10 @@ def test_a_sweep_with_this_search_runs_to_its_end_and_begins_with_the_apps_confi
 @pytest.mark.parametrize(
     ("arguments", "waits_after"),
     [
-        (["hydra.sweeper.popsize=3", "hydra.sweeper.rounds=2"], 3),
-        (["hydra.sweeper.jobs=6"], 5),
+        pytest.param(
+            ["hydra.sweeper.popsize=3", "hydra.sweeper.rounds=2"], 3, marks=pytest.mark.slow
+        ),
+        pytest.param(["hydra.sweeper.jobs=6"], 5, marks=pytest.mark.slow),
         (["hydra.sweeper.jobs=6", "hydra.sweeper.search.popsize=4"], 4),
     ],
 )
@@ -64,6 +69,7 @@ def test_a_space_that_the_search_cannot_express_is_refused_before_any_job(chain)
     assert not chain.ledger()
 
 
+@pytest.mark.slow  # relay is killed below
 def test_a_killed_sweep_goes_on_with_the_suggestions_of_one_that_was_not(benches):
     arguments = (
         *GPU, "hydra.launcher.cpu_slots=1", *SPACE, "task=a", "hydra/sweeper/search=pshe2",

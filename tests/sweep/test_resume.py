@@ -276,7 +276,7 @@ def test_a_mended_app_goes_on_after_its_jobs_were_refused(
     [
         ("SIGTERM", "gpu"),
         pytest.param("SIGINT", "gpu", marks=pytest.mark.slow),
-        ("SIGTERM", "joblib"),
+        pytest.param("SIGTERM", "joblib", marks=pytest.mark.slow),
         pytest.param("SIGINT", "joblib", marks=pytest.mark.slow),
         pytest.param("SIGTERM", "basic", marks=pytest.mark.slow),
         ("SIGINT", "basic"),

@@ -12,7 +12,7 @@ import torch
 from support.runs import finish
 from test_memory_trainer import GIB, batches, bert, collated
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import MemorySettings
 from train.memory.features import Shape
 from train.memory.meter import CpuMeter
@@ -110,7 +110,9 @@ def test_of_a_longer_run_the_largest_batch_is_a_marked_bound(
 def test_a_budget_that_the_largest_batch_does_not_fit_is_refused_with_the_table_written(
     make_job: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(InfeasibleError, match=r"memory\.budget_gib=0\.02: no plan fits") as bad:
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"memory\.budget_gib=0\.02: no plan fits"
+    ) as bad:
         finish(make_job(*SIZES, "memory.budget_gib=0.02"), tmp_path)
     assert "does not fit" in (tmp_path / "memory_sizes.txt").read_text()
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])

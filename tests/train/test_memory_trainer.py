@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from autocl_sweeper.outcome import cause_of
 from autocl_sweeper.types import Cause
 from train.config.memory import MemorySettings
@@ -56,11 +56,15 @@ class PeakOnTheCpu:
     def __init__(self, static: float) -> None:
         self.static = static
         self.running: Any = None
+        self.marked: float | None = None
 
     def start(self) -> float:
         self.running = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.running.__enter__()
         return self.static
+
+    def mark(self) -> None:
+        pass
 
     def read(self) -> tuple[float, float]:
         self.running.__exit__(None, None, None)
@@ -74,8 +78,13 @@ class PeakOnTheCpu:
 
 
 class NoMeter:
+    marked: float | None = None
+
     def start(self) -> float:
         return 0.0
+
+    def mark(self) -> None:
+        pass
 
     def read(self) -> tuple[float, float]:
         return 0.0, 0.0
@@ -105,34 +114,38 @@ def trained(
     lengths: list[int] | None = None,
     accumulation: int = 1,
     model: torch.nn.Module | None = None,
+    resume: bool = False,
+    **more: Any,
 ) -> tuple[dict[str, torch.Tensor], list[float], Any]:
     """Parameters and losses of a training with dropout, and its callback."""
     lengths = [16, 48, 32, 64, 24, 40, 56, 64, 16, 48] if lengths is None else lengths
     model = bert() if model is None else model
     own = callback(model)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=ROWS,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=1,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=3,
-        train_sampling_strategy="sequential",
-    )
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+        "train_sampling_strategy": "sequential",
+    }
+    arguments = TrainingArguments(**{**settings, **more})
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=batches(lengths),  # type: ignore[arg-type]
+        eval_dataset=batches([24]),  # type: ignore[arg-type]
         data_collator=collated,  # type: ignore[arg-type]
         callbacks=[] if own is None else [own],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {n: p.detach().clone() for n, p in model.named_parameters()}, losses, own
 
@@ -230,10 +243,10 @@ def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budge
     settings = {"method": "plan", "collect_steps": 4, "margin_gib": margin}
     make = planned(tmp_path, PeakOnTheCpu(10e6), budget_gib=16e6 / GIB, **settings)
     with pytest.raises(
-        InfeasibleError, match=r"no plan fits a batch of 4 x 128 in update 5"
+        InfeasibleBudgetError, match=r"no plan fits a batch of 4 x 128 in update 5"
     ) as bad:
         trained(tmp_path, make, lengths)
-    assert cause_of(bad.value) is Cause.INFEASIBLE
+    assert cause_of(bad.value) is Cause.INFEASIBLE_BUDGET
     for part in ("predicted peak", "of it static", "a margin of"):
         assert part in str(bad.value)
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
@@ -290,11 +303,14 @@ def test_a_budget_below_the_static_part_is_refused_before_the_first_step(tmp_pat
     parameters = sum(p.numel() for p in model.parameters())
     static = (4 + 4 + 8) * parameters  # in fp32: parameters, gradients, AdamW
     below = {"method": "plan", "margin_gib": 0.0, "budget_gib": (static - 1) / GIB}
-    with pytest.raises(InfeasibleError, match=r"is below the static part of any batch") as bad:
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"is below the static part of any batch"
+    ) as bad:
         trained(tmp_path, planned(tmp_path, NoMeter(), **below))
     assert f"{4 * parameters / GIB:.3f} GiB gradients" in str(bad.value)
     assert (
-        cause_of(bad.value) is Cause.INFEASIBLE and not (tmp_path / "memory_records.jsonl").exists()
+        cause_of(bad.value) is Cause.INFEASIBLE_BUDGET
+        and not (tmp_path / "memory_records.jsonl").exists()
     )
     enough = {**below, "budget_gib": static / GIB, "on_infeasible": "warn", "collect_steps": 1}
     trained(tmp_path, planned(tmp_path, NoMeter(), **enough), [16])

@@ -445,16 +445,21 @@ def test_a_worker_that_lacked_memory_fails_the_job_for_want_of_memory(
     assert (cause_of(failure) is Cause.HOST_MEMORY) is memory
 
 
-def test_a_worker_whose_budget_is_infeasible_fails_the_job_for_that(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["InfeasibleError", "InfeasibleBudgetError"])
+def test_a_worker_whose_settings_are_infeasible_fails_the_job_for_that(
+    tmp_path: Path, kind: str
+) -> None:
     from autocl_sweeper.outcome import cause_of
     from autocl_sweeper.types import Cause
 
     (tmp_path / "rank1.begun").touch()
-    text = "InfeasibleError: memory.budget_gib=1: no plan fits"
+    text = f"{kind}: memory.budget_gib=1: no plan fits"
     end = {"rank": 1, "time": 1, "error": text, "status": None, "lost_partner": False}
     (tmp_path / "rank1.json").write_text(json.dumps(end))
     failure = processes._failure(tmp_path, 1, EnvSettings(nproc_per_node=2), 0)
-    assert cause_of(failure) is Cause.INFEASIBLE and text in str(failure)
+    budget = kind == "InfeasibleBudgetError"
+    assert cause_of(failure) is (Cause.INFEASIBLE_BUDGET if budget else Cause.INFEASIBLE)
+    assert text in str(failure)
 
 
 # -- whole jobs, minutes on a busy machine ----------------------------------------------------------

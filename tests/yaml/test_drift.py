@@ -70,7 +70,7 @@ def test_an_edit_during_a_sweep_is_reported_and_reaches_no_job(bench: Bench, lau
     output = bench.finish(process)
     assert process.returncode == 0, output
     assert momenta(bench) == [0.9, 0.9, 0.9]
-    told = [line for line in output.splitlines() if "changed while the sweep runs" in line]
+    told = [line for line in output.splitlines() if "was edited during the sweep" in line]
     assert [sum(name in line for line in told) for name in ("base.yaml", "adam.yaml")] == [1, 1]
     copy = f"{bench.sweep}/{FOLDER}{included}"
     assert copy in told[0] and Path(copy).read_text() == "momentum: 0.9\nsaves: true\n"

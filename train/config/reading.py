@@ -22,6 +22,8 @@ from train.config.text_data import (
     DEFAULTS,
     FEW_SHOT,
     FEW_SHOT_DEFAULTS,
+    HEADED,
+    HEADED_DEFAULTS,
     TextData,
     config_root,
     few_shot_names,
@@ -50,7 +52,7 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
         name: build(kind, values.get(name) or {}, name) for name, kind in PARTS.items()
     }
     trainer = parts.pop("trainer")
-    refuse_beside(parts["memory"], values.get("trainer") or {})
+    refuse_beside(parts["memory"], values.get("trainer") or {}, parts["delta"].kind)
     # Only what somebody set: what Hugging Face makes of the others is its own affair.
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})
@@ -121,7 +123,11 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
     (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
-DEFAULTS_OF = {CL_BENCHMARK: DEFAULTS, FEW_SHOT: FEW_SHOT_DEFAULTS}
+DEFAULTS_OF = {
+    CL_BENCHMARK: DEFAULTS,
+    FEW_SHOT: FEW_SHOT_DEFAULTS,
+    **dict.fromkeys(HEADED, HEADED_DEFAULTS),
+}
 
 
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:

@@ -66,6 +66,21 @@ class DatasetSettings:
     sample: str | None = option(
         None, "of few_shot: the name before _train.tsv; null: the only one there is"
     )
+    image_dir: str | None = option(
+        None, "of object_detection: folder of the images; null: beside the annotations"
+    )
+    shortest_edges: list[int] = option(
+        [],
+        "of object_detection: a training image is resized to one of them; empty: as the processor says",
+        unit="pixels",
+    )
+    made_rows: int = option(
+        512,
+        "of classes with a head, without train_data: training rows made up by rule; a fourth as many for "
+        "dev and test",
+        unit="rows",
+        least=1,
+    )
     task_config: str | None = option(
         None, "of cl_benchmark: folder in task_config_dir; null: the one called like the task"
     )
@@ -80,6 +95,9 @@ class TextPreprocess:
     )
     max_src_length: int | None = option(None, "null: the task's", unit="tokens", least=1)
     max_tgt_length: int = option(1024, "cut answers to", unit="tokens", least=1)
+    doc_stride: int = option(
+        128, "of question_answering: what windows of a long context share", unit="tokens", least=0
+    )
     mask_span_distribution: str = option("span-poisson", "lengths of the spans of mask_ratio")
     poisson_lambda: float = option(3.0, "mean span length", unit="words", least=0)
     random_ratio: float = option(0.0, "share of masked words that become random ones")
@@ -163,6 +181,17 @@ class TaskEvaluation:
         "of generation, or JSON text; null: greedy, 50 new tokens at most; of unify {beam: 5, "
         "max_len_b: 32, no_repeat_ngram_size: 3}",
     )
+    n_best: int = option(
+        20, "of question_answering: starts and ends of each window that are paired", least=1
+    )
+    max_answer_length: int = option(
+        30, "of question_answering: spans that are longer are no answers", unit="tokens", least=1
+    )
+    null_threshold: float = option(
+        0.0,
+        "of question_answering with questions that have no answer: how far no answer has to be ahead of "
+        "the best span",
+    )
     output_dir: str | None = option(None, "folder for the answers; null: they are not kept")
 
 
@@ -198,7 +227,7 @@ class Task:
 
 # -- the other sections ---------------------
 
-OF_FOLDERS = "model=seq2seq, causal, encoder and pretrained"
+OF_FOLDERS = "model=seq2seq, causal, encoder, pretrained and headed"
 
 
 @dataclass(frozen=True)
@@ -207,14 +236,17 @@ class ModelSettings:
 
     vit: one image, one answer of a closed set. unify: an encoder-decoder of text and images. Both are
     small and begin at random. seq2seq (T5, BART), causal (LLaMA, GPT) and encoder (BERT): text models
-    from a folder of Hugging Face. pretrained: whichever of these three the folder's model_type is.
+    from a folder of Hugging Face. pretrained: whichever of these three the folder's model_type is. headed:
+    the model that transformers has for the task's class, such as AutoModelForQuestionAnswering.
     """
 
-    kind: Literal["vit", "unify", "seq2seq", "causal", "encoder", "pretrained"] = option(
-        "vit", "vit, unify, seq2seq, causal, encoder or pretrained", key="_name"
+    kind: Literal["vit", "unify", "seq2seq", "causal", "encoder", "pretrained", "headed"] = option(
+        "vit", "vit, unify, seq2seq, causal, encoder, pretrained or headed", key="_name"
     )
     path: str | None = option(
-        None, "of models from a folder: the folder, pkg://<package>/<folder>, or a name of the hub"
+        None,
+        "of models from a folder: the folder, pkg://<package>/<folder>, or a name of the hub; null, of "
+        "headed alone: a tiny random one",
     )
     tokenizer: str | None = option(
         None, "likewise, a tokenizer alone; null: bytes for unify, else the one in `path`"
@@ -225,6 +257,7 @@ class ModelSettings:
     config: dict[str, Any] = option(
         {}, "of models from a folder: values over those of its config.json"
     )
+    head: str | None = option(None, "of headed: a task class; null: that of the tasks")
     hidden_size: int = option(64, "width", least=1)
     num_hidden_layers: int = option(3, "layers", least=1)
     num_attention_heads: int = option(4, "heads per layer", least=1)
@@ -266,7 +299,7 @@ class ModelSettings:
     @property
     def is_pretrained(self) -> bool:
         """True where training begins with weights that are there already."""
-        return self.is_of_folder and self.weights == "pretrained"
+        return self.is_of_folder and self.weights == "pretrained" and self.path is not None
 
     @property
     def side(self) -> int:
@@ -283,11 +316,11 @@ class ModelSettings:
 
     def _check_kind(self) -> None:
         """What this kind of model does not look at is refused."""
-        of_folders = ("path", "tokenizer", "weights", "config")
-        unread = {"vit": of_folders, "unify": ("path", "weights", "config")}.get(self.kind)
+        of_folders = ("path", "tokenizer", "weights", "config", "head")
+        unread = {"vit": of_folders, "unify": ("path", "weights", "config", "head")}.get(self.kind)
         why = f"is of {OF_FOLDERS}" if self.kind == "unify" else "is of models that read text"
         if unread is None:
-            if self.path is None:
+            if self.path is None and self.kind != "headed":
                 raise SettingsError(
                     f"model.path is missing: {self.kind} is read from a folder that save_pretrained wrote, "
                     "from pkg://<package>/<folder>, or by its name from the hub"
@@ -390,6 +423,7 @@ class EvaluationSettings:
 class TrainerExtras:
     """Options of `trainer` that transformers.TrainingArguments has no name for."""
 
+    save_model: bool = option(True, "false: the trained model is not written")
     save_dir: str | None = option(
         None,
         "folder of the checkpoint; null: checkpoint/ of the job",

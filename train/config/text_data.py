@@ -13,6 +13,10 @@ from train.config.typed import option
 CL_BENCHMARK = "cl_benchmark"  # the task class
 FEW_SHOT = "few_shot"  # another one
 FEW_SHOT_FILE = "*_train.tsv"
+DETECTION = "object_detection"
+HEADED = (  # classes whose answers a head of the model makes
+    "multiple_choice", "question_answering", "text_classification", "token_classification", DETECTION,
+)  # fmt: skip
 SHIPPED = Path(__file__).resolve().parents[2] / "data"
 
 # What O-LoRA's published code does, where it is not the default of other classes.
@@ -29,6 +33,9 @@ FEW_SHOT_DEFAULTS: Mapping[str, Any] = {
     "max_tgt_length": 64,
     "evaluation": {"generator_args": {"beam": 1, "max_len_b": 64}},
 }
+
+# The positions of BERT and its kind: nothing shorter is cut.
+HEADED_DEFAULTS: Mapping[str, Any] = {"max_src_length": 512, "evaluation": {}}
 
 
 @dataclass(frozen=True)

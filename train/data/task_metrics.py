@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from train.data import few_shot_metrics
+from train.data import few_shot_metrics, head_metrics
 
 if TYPE_CHECKING:
     from train.config.sections import MetricSettings
@@ -25,8 +25,13 @@ LOGGED: Mapping[str, tuple[str, ...]] = {
     "bleu": ("bleu",),
     "exact_match": ("exact_match",),
     **few_shot_metrics.LOGGED,
+    **head_metrics.LOGGED,
 }
-NEEDED = {"rouge": ("torchmetrics", "nltk"), "bleu": ("torchmetrics",)}  # packages
+NEEDED = {  # packages
+    "rouge": ("torchmetrics", "nltk"),
+    "bleu": ("torchmetrics",),
+    **head_metrics.NEEDED,
+}
 REFUSED = {"cider": "no maintained library computes it without Java or a download"}
 
 
@@ -75,6 +80,8 @@ def compute(
     plain mean over classes.
     """
     names = logged_names(metric, settings.beta)
+    if metric in head_metrics.LOGGED:
+        return head_metrics.head_metric(metric, answers, truths)
     if metric in few_shot_metrics.LOGGED:  # of class few_shot: all right answers of a row
         every = [truth.split("\t") for truth in truths]
         return few_shot_metrics.few_shot_metric(metric, [a.strip() for a in answers], every)

@@ -9,8 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import CRITERIA, ImagePreprocess, LossSettings, Task, TextPreprocess
-from train.config.typed import SettingsError
+from train.config.sections import (
+    CRITERIA,
+    CriterionSettings,
+    ImagePreprocess,
+    LossSettings,
+    Task,
+    TextPreprocess,
+)
+from train.config.typed import SettingsError, default_of, options
 from train.data.pretrained import PROCESSOR, described
 
 # generator_args, by fairseq's names and Hugging Face's -> argument of `generate`
@@ -154,6 +161,16 @@ def loss_of(task: Task, where: str) -> LossSettings:
                 f"{key}.{name}={getattr(chosen, name)}: must be 0 or more and below 1"
             )
     return chosen
+
+
+def own_loss(task: Task, where: str) -> LossSettings:
+    """Of a class whose model brings its loss: a mean over images. Raises SettingsError."""
+    for name, one in options(CriterionSettings).items():
+        if getattr(task.criterion, "kind" if name == "_name" else name) != default_of(one):
+            raise SettingsError(
+                f"{where}.criterion.{name}: class {task.kind} has the loss of its model, which takes no options"
+            )
+    return LossSettings(sentence_avg=True)
 
 
 def generation_of(task: Task, where: str) -> dict[str, Any] | None:

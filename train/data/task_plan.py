@@ -22,9 +22,10 @@ from train.config.sections import (
     Task,
     TextPreprocess,
 )
-from train.config.text_data import CL_BENCHMARK, FEW_SHOT, TextData
+from train.config.text_data import CL_BENCHMARK, DETECTION, FEW_SHOT, HEADED, TextData
 from train.config.typed import Problem, SettingsError, SettingsErrors, nearest, problems_of
 from train.data import few_shot
+from train.data.families.read import module_of, read_headed
 from train.data.instruction import Template, TemplateError, parse_all
 from train.data.specs import Column, DataSpecError, Source, columns, ratios, sources
 from train.data.tables import DataError, check_table
@@ -35,6 +36,7 @@ from train.data.task_options import (
     generation_of,
     image_of,
     loss_of,
+    own_loss,
     text_of,
 )
 from train.data.text_tasks import CLOSED_TEMPLATE, COLUMNS, TEMPLATE, TextRows, read_text_task
@@ -47,6 +49,7 @@ CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the fi
     "parity": ("bits", "answer"),
     "sentiment": ("review", "label"),
     "text": None,
+    **{kind: module_of(kind).COLUMNS for kind in HEADED},
 }
 IMAGE_ADAPTORS = ("image_patches",)  # explicit names; without the attribute it is this one
 INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's order
@@ -118,6 +121,12 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
         task = replace(task, instruction=InstructionSettings(template))
     if task.kind == FEW_SHOT and task.instruction is None:
         task = replace(task, instruction=InstructionSettings(few_shot.TEMPLATE, True))
+    if task.kind in HEADED:
+        if task.instruction is not None:
+            raise SettingsError(
+                f"{where}.instruction: class {task.kind} reads its columns as they are; leave it out"
+            )
+        task = replace(task, instruction=InstructionSettings(module_of(task.kind).TEMPLATE))
     if task.instruction is None:
         raise SettingsError(
             f"{where}.instruction.template is missing: say what the model reads and answers, such "
@@ -128,6 +137,8 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
     rows = read_text_task(task, text, seed) if of_benchmark else None
     if task.kind == FEW_SHOT:
         rows = few_shot.read_few_shot(task, text)
+    if task.kind in HEADED:
+        rows = read_headed(task, text, seed)
     known = CLASS_COLUMNS[task.kind] or tuple(column.name for column in data.columns)
     target = templates[0].target
     for slot in (s for t in templates for s in t.slots if s.text is None):
@@ -144,10 +155,14 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
         if rows is not None:
             for part, split in (("train", rows.train), ("dev", rows.dev), ("test", rows.test)):
                 check_covered(answers, (str(row[target.name]) for row in split), where, part)
+    if task.kind in HEADED and rows is not None and rows.labels:
+        answers = {label: number for number, label in enumerate(rows.labels)}
     default = "exact_match" if answers is None or of_benchmark else "accuracy"
     metrics = dict(task.evaluation.metrics) or {default: MetricSettings(target.name)}
     if task.kind == FEW_SHOT and not task.evaluation.metrics:
         metrics = {few_shot.metric_of(task.name): MetricSettings("answers")}
+    if task.kind in HEADED and not task.evaluation.metrics:
+        metrics = {module_of(task.kind).METRIC: MetricSettings(target.name)}
     for name, settings in metrics.items():
         try:
             logged_names(name, settings.beta)
@@ -173,7 +188,7 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
         max_src_length=task.preprocess.text.max_src_length or task.max_src_length,
         max_tgt_length=min(task.max_tgt_length, task.preprocess.text.max_tgt_length),
         decoder_plain_with_loss=task.instruction.decoder_plain_with_loss,
-        loss=loss_of(task, where),
+        loss=own_loss(task, where) if task.kind == DETECTION else loss_of(task, where),
         metrics=metrics,
         generation=generation_of(task, where),
         rows=rows,
@@ -192,6 +207,8 @@ def _data(task: Task, where: str) -> DataPlan:
     train, valid, test = (
         sources(text) for text in (settings.train_data, settings.valid_data, settings.test_data)
     )
+    if task.kind in HEADED:
+        return DataPlan((), (), (), (), (1.0,))
     if CLASS_COLUMNS[task.kind] is not None:
         given = [k for k in ("train_data", "valid_data", "test_data") if getattr(settings, k)]
         if given:
@@ -330,6 +347,17 @@ def _check_validation(run: Run, own: Sequence[TaskPlan]) -> None:
             f"trainer.patience={patience}: set trainer.metric_for_best_model, one of "
             f"{', '.join(logged)}"
         )
+
+
+def refuse_processes(tasks: Sequence[Task], count: int) -> None:
+    """Raise SettingsError for a task that a job of `count` processes cannot train."""
+    for task in tasks:
+        if task.kind == DETECTION and count > 1:
+            raise SettingsError(
+                f"task.{task.name}: class {task.kind} is trained by one process, because the loss of its model "
+                f"waits for all of them at once, and env asks for {count}. Set env.nproc_per_node=1 and "
+                "env.nnodes=1"
+            )
 
 
 def _check_updates(run: Run) -> None:

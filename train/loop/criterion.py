@@ -5,10 +5,12 @@ Sums, not means: a mean over an update is taken once, over all its micro-batches
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from train.config.sections import LossSettings
-from train.model.family import IGNORED
+from train.model.family import IGNORED, Meeting, OwnLoss
 
 
 def sample_size(labels: torch.Tensor, settings: LossSettings, update: int) -> int:
@@ -16,6 +18,16 @@ def sample_size(labels: torch.Tensor, settings: LossSettings, update: int) -> in
     if settings.sentence_avg:
         return len(labels)
     return _kept(int((labels != IGNORED).sum()), settings, update)
+
+
+def task_loss(
+    task: Meeting, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], update: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a batch, summed over what counts, and the logits."""
+    if isinstance(task, OwnLoss):
+        return task.loss(model, batch)
+    logits = task.logits(model, batch)
+    return loss_sum(logits, batch["labels"], task.plan.loss, update), logits
 
 
 def loss_sum(

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from train.config.sections import LossSettings, Run, TrainerExtras
+from train.config.sections import Run, TrainerExtras
 from train.config.text_data import FEW_SHOT
 from train.config.typed import SettingsError
 from train.delta.delta import Delta, Penalty
 from train.loop import ranks
 from train.loop.batches import Training, Updates, ends_of_epochs
 from train.loop.callbacks import Intervals, LogLines, Patience
-from train.loop.criterion import loss_sum, n_right, sample_size
+from train.loop.criterion import n_right, sample_size, task_loss
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,7 @@ class UpdateTrainer(Trainer):
                     continue
                 task, batch = tasks[micro["task"]], self._prepare_inputs(micro["batch"])
                 with self.compute_loss_context_manager():
-                    logits = task.logits(model, batch)
-                own = loss_sum(logits, batch["labels"], task.plan.loss, update)
+                    own, logits = task_loss(task, model, batch, update)
                 sums[micro["task"], 0] += own.detach()
                 if task.plan.loss.report_accuracy:
                     sums[micro["task"], 2] += n_right(logits.detach(), batch["labels"])
@@ -348,5 +347,4 @@ def row_losses(model: torch.nn.Module, tasks: Sequence[Training]) -> Iterator[to
             rng = np.random.default_rng([training.seed, 0, i])
             example = training.task.example(row, rng, False, where)
             batch = {k: v.to(device) for k, v in training.task.batch([example]).items()}
-            logits = training.task.logits(model, batch)
-            yield loss_sum(logits, batch["labels"], LossSettings(), 0)
+            yield task_loss(training.task, model, batch, 0)[0]

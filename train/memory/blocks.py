@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
 
 import torch
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.config.typed import SettingsError
+from train.memory.selective import checkpointing
 
 
 class Blocks:
@@ -56,14 +61,38 @@ class Blocks:
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = False  # outer layers of nested ones stay off
 
-    def choose(self, recomputed: Collection[int]) -> None:
-        """Recompute these blocks from the next forward pass on."""
+    def choose(
+        self,
+        recomputed: Collection[int],
+        selective: Collection[int] = (),
+        tier: str | None = None,
+        offload: bool = False,
+    ) -> None:
+        """Recompute these blocks from the next forward pass on.
+
+        selective: blocks that are recomputed in part, as `tier` says. offload: inputs of recomputed
+        blocks wait in the machine's memory.
+        """
+        whole: Callable[..., Any] = offloading if offload else WHOLE
+        partly = None if tier is None else checkpointing(tier)
         for i, block in enumerate(self.layers):
-            block.gradient_checkpointing = i in recomputed
+            block.gradient_checkpointing = i in recomputed or i in selective
+            # The one place where transformers takes the function of a single layer.
+            chosen: Any = partly if i in selective else whole
+            block._gradient_checkpointing_func = chosen
 
     def disable(self) -> None:
         """The model as it was."""
         self.owner.activation_checkpointing_disable()
+
+
+WHOLE = partial(checkpoint, use_reentrant=False)
+
+
+def offloading(function: Callable[..., Any], *args: Any) -> Any:
+    """`function` is recomputed, and what is saved for it lies in the machine's memory until then."""
+    with save_on_cpu(pin_memory=True):
+        return WHOLE(function, *args)
 
 
 def check_indices(indices: Sequence[int], blocks: Blocks) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from autocl_sweeper.errors import InfeasibleError
+from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import MemorySettings
 from train.memory.blocks import Blocks
-from train.memory.checkpointing import Static, gib, made_with
-from train.memory.collector import Collector
+from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
-from train.memory.planner import Collected, Planner
+from train.memory.planner import Planner
+from train.memory.static import Static, gib, made_with
 
 JSON, TABLE = "memory_sizes.json", "memory_sizes.txt"
-CORRECTIONS = 4  # of the fits for one size, at most
+CORRECTIONS = 8  # of the plan of one size, at most
 UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
@@ -105,6 +105,7 @@ class DryRun:
         )
         self.static = Static.of(model, states)
         self.fresh = not accumulates  # later micro-batches find gradients there
+        self.before = 0.0  # bytes before the last step that ran
 
     @property
     def static_bytes(self) -> float:
@@ -116,22 +117,17 @@ class DryRun:
         shapes = to_measure([*batches], self.settings.collect_steps)
         n, kinds = len(self.blocks.layers), len(set(self.blocks.kinds))
         self.blocks.enable()
-        collector = Collector(self.blocks.layers)
+        collector = Collector(self.blocks.layers, self.meter.mark if kinds > 1 else None)
         try:
             self._run(batches[shapes[0]], ())  # what a first step allocates for good
             while self.planner.collecting and self.planner.steps < kinds * len(shapes):
                 shape = shapes[self.planner.steps // kinds]
-                probe, kind = self.planner.probe, self.blocks.kinds[self.planner.probe]
+                probe = self.planner.probe
                 collector.start(probe)
                 peak = self._run(batches[shape], [i for i in range(n) if i != probe])
-                kept, stashes, shared = (
-                    float(collector.kept),
-                    collector.stashes,
-                    float(collector.shared),
-                )
-                outside = self.planner.outside(kind, stashes, kept, shared, peak, self.fresh)
-                largest = float(collector.largest)
-                found = Collected(kind, kept, stashes[probe], largest, shared, outside)
+                head = self.meter.marked
+                head = None if head is None else head - self.before
+                found = collected(collector, self.planner, peak, head, self.fresh)
                 self.planner.collect(shape.features(), found)
         finally:
             collector.close()
@@ -163,18 +159,14 @@ class DryRun:
         )
 
     def correct(self, shape: Shape, batch: Any, longest: int) -> float:
-        """Run a batch under its plan until its peak is not above what is predicted; that peak.
-
-        Predictions that are too high stay: of blocks that differ, each plan is off by another amount.
-        """
+        """Run a batch under its plan, the next one of what that shows, until they agree; the peak."""
         self.blocks.enable()
         try:
             for _ in range(CORRECTIONS):
                 choice = self.planner.plan(shape.features(), longest, self.static_bytes, self.fresh)
                 tries = self.planner.refits
                 peak = self.static_bytes + self._run(batch, choice.blocks)
-                if peak > choice.predicted:
-                    self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
+                self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
                 if self.planner.refits == tries:
                     break
             return peak
@@ -186,9 +178,9 @@ class DryRun:
         self.blocks.choose(blocks)
         if self.fresh:
             self.model.zero_grad(set_to_none=True)
-        before = self.meter.start()
+        self.before = self.meter.start()
         self.step(batch)
-        return self.meter.read()[0] - before
+        return self.meter.read()[0] - self.before
 
 
 @dataclass(frozen=True)
@@ -263,11 +255,21 @@ class Sizes:
         (folder / TABLE).write_text(self.table(settings), encoding="utf-8")
 
     def refuse_unfit(self, settings: MemorySettings) -> None:
-        """Raise InfeasibleError where the largest batch has no plan."""
+        """Raise InfeasibleBudgetError where the largest batch, of training or evaluation, does not fit."""
+        for name, found in self.evaluation.items():
+            needed = self.static.parameters + self.static.states + found["bytes"]
+            if settings.budget_bytes is not None and needed > settings.budget_bytes:
+                raise InfeasibleBudgetError(
+                    f"{settings.named_budget}: the largest batch of the evaluation of {name}, "
+                    f"{found['rows']:g} x {found['length']:g}, needs {gib(needed)} with parameters and "
+                    "optimizer states, and plans are for training alone. Set micro_valid_batch_size of "
+                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget. All sizes are "
+                    f"in {TABLE}"
+                )
         one = self.largest
         if one.fits:
             return
-        raise InfeasibleError(
+        raise InfeasibleBudgetError(
             f"{settings.named_budget}: no plan fits {'a bound of all batches, ' if self.is_bound else ''}"
             f"{one.shape.rows} x {one.shape.length}: predicted peak {gib(one.predicted)} with "
             f"{len(one.blocks)} blocks recomputed, {gib(self.static.total)} of it static, and a margin of "

@@ -10,11 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from train.chain import base_of, walk
 from train.config.sections import ModelSettings, Run
+from train.config.text_data import HEADED
 from train.config.typed import SettingsError
+from train.data.rows import Rows
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.model.fit import fitted
@@ -47,6 +49,24 @@ class Meeting(Protocol):
         self, model: torch.nn.Module, examples: Sequence[Any], device: torch.device
     ) -> list[str]:
         """The model's answer to each example, as text."""
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """A `Meeting` whose model computes its loss itself."""
+
+    def loss(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, summed over the rows of the batch, and the logits."""
+
+
+@runtime_checkable
+class Spreads(Protocol):
+    """A `Meeting` that learns from other examples than rows, such as windows of a long text."""
+
+    def spread(self, rows: Rows) -> Rows:
+        """`rows` with a training row per example. Raises DataError."""
 
 
 class Family(Protocol):
@@ -97,6 +117,18 @@ def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
             "delta.first=full, or a pretrained model (model=pretrained model.path=<folder>)"
         )
     begun = run.init_from
+    for plan in plans.values():
+        if plan.task.kind in HEADED and run.model.kind != "headed":
+            raise SettingsError(
+                f"task.{plan.name}: class {plan.task.kind} takes model=headed, with model.path for the model; "
+                f"model._name is {run.model.kind}"
+            )
+    adapts = run.delta.first is None and run.delta.kind != "seqft"
+    if run.model.kind == "headed" and run.model.is_pretrained and begun is None and adapts:
+        raise SettingsError(
+            f"delta.first is not set: the head of model.path={run.model.path} may be new, and an adapter does "
+            "not train it. Take delta.first=full, or delta.first=adapter for a folder with its head"
+        )
     # In a sweep the checkpoint need not be there yet.
     base = base_of(walk(begun)) if begun is not None and begun.is_dir() else None
     family_of(run.model, base).check(plans.values(), begins=begun is None)

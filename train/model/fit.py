@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from train.config.sections import ModelSettings
+from train.config.text_data import HEADED, SHIPPED
 from train.config.typed import SettingsError
 from train.data.instruction import Slot
 from train.data.task_plan import TaskPlan
@@ -14,7 +15,12 @@ from train.model.stored import kind_of
 
 
 def images(plan: TaskPlan) -> Iterator[tuple[Slot, int, int]]:
-    """IMAGE slots of a task, with side (pixels) and channels of their images."""
+    """IMAGE slots of a task, with side (pixels) and channels of their images.
+
+    Classes with a head of their own have images of any size.
+    """
+    if plan.task.kind in HEADED:
+        return
     for slot in (s for t in plan.templates for s in t.slots if s.type == "IMAGE"):
         if slot.preprocess == "digits":
             yield slot, 8, 1
@@ -33,10 +39,13 @@ def refuse_images(plans: Iterable[TaskPlan], kind: str) -> None:
 
 
 def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
-    """`model` with the size of images that it leaves to its tasks.
+    """`model` with the size of images, or the head and its labels, that it leaves to its tasks.
 
     Raises SettingsError where a task's images have another size.
     """
+    plans = list(plans)
+    if model.kind == "headed":
+        return _with_head(model, plans[0])
     found = [(plan, *one) for plan in plans for one in images(plan)]
     for _, _, side, channels in found[:1]:
         model = replace(
@@ -58,6 +67,16 @@ def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
     return model
 
 
+def _with_head(model: ModelSettings, plan: TaskPlan) -> ModelSettings:
+    head, config = plan.task.kind, dict(model.config)
+    if plan.answers is not None:
+        config["id2label"] = {number: label for label, number in plan.answers.items()}
+    if model.path is not None:
+        return replace(model, head=head, config=config)
+    tiny = SHIPPED / "models" / ("detr_tiny" if head == "object_detection" else "bert_tiny")
+    return replace(model, head=head, config=config, path=str(tiny), weights="random")
+
+
 def check_loaded(model: Any, settings: ModelSettings, plans: Iterable[TaskPlan]) -> None:
     """Refuse images and texts of another size than a built or loaded model is made for.
 
@@ -70,7 +89,20 @@ def check_loaded(model: Any, settings: ModelSettings, plans: Iterable[TaskPlan])
                 f"model.image_size={settings.side}: the model of the chain in init_from was made for "
                 f"images of {side} pixels. Set preprocess.<name>.patch_image_size={side} in its tasks"
             )
-        _check_lengths(model, plan)
+        if plan.task.kind in HEADED and plan.answers is not None:
+            _check_labels(model, plan)
+        if plan.task.kind != "object_detection":
+            _check_lengths(model, plan)
+
+
+def _check_labels(model: Any, plan: TaskPlan) -> None:
+    own = [model.config.id2label[i] for i in sorted(model.config.id2label)]
+    if own != list(plan.answers or ()):
+        raise SettingsError(
+            f"task.{plan.name}: has the labels {', '.join(plan.answers or ())}, and the head of the model of "
+            f"the chain in init_from has {', '.join(own)}. Name the labels of all tasks of a chain in "
+            "preprocess.text.ans2label of each"
+        )
 
 
 def _check_lengths(model: Any, plan: TaskPlan) -> None:
@@ -80,6 +112,13 @@ def _check_lengths(model: Any, plan: TaskPlan) -> None:
         return
     kind = kind_of(model.config.to_dict())
     limit -= _unused_positions(model)
+    if plan.task.kind in HEADED:  # marks are counted
+        if plan.max_src_length > limit:
+            raise SettingsError(
+                f"task.{plan.name}.max_src_length={plan.max_src_length}: the model has positions for "
+                f"{limit} tokens; that is the most"
+            )
+        return
     lengths = {"max_src_length": plan.max_src_length, "max_tgt_length": plan.max_tgt_length}
     if kind == "causal":
         if sum(lengths.values()) >= limit:

@@ -6,12 +6,13 @@ JSON object a line each:
 
     {"slots": true}                      ->  {"slots": 0 or 1}    a free slot is kept until it is
     {"release": true}                                             given back or filled by
-    {"submit": 3, "order": <base64>,     ->  {"on": 3, "devices": [...]}, and some day
-     "alone": false, "stage": 1,             {"ended": 3, "outcome": {...}, "lost": false,
-     "needs": [paths]}                        "return": <base64, if it wrote one>}
+    {"submit": 3, "order": <base64>,     ->  {"on": 3, "devices": [...], "reserved": [MiB, source]},
+     "alone": false, "stage": 1,             and some day {"ended": 3, "outcome": {...},
+     "needs": [paths], "memory": {...}}       "lost": false, "return": <base64, if it wrote one>}
     {"cancel": 3}
-    {"learn": 1, "peak_mib": 9000,                                jobs of stage 1 that ran before or
-     "finished": 2}                                               on other machines had this peak
+    {"learn": [{...}, ...]}                                       what jobs used that ran before or
+                                                                  on other machines
+    {"short": 3, "memory": {...}}                                 one ran out of memory beside others
     {"stop": true}                       ->  {"stopped": true} after the ends of its jobs
     {"close": true}                      ->  ends its jobs and itself
 
@@ -35,13 +36,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from autocl_sweeper.device.reservations import Used
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.executor.local import POLL_S, LocalExecutor
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Job, Outcome
+from autocl_sweeper.types import Job, Need, Outcome
 
 Message = Mapping[str, Any]
 
@@ -55,14 +57,16 @@ class Agent:
         self._tell = tell
         self._requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._jobs: dict[int, Job] = {}
+        self._unplaced: set[int] = set()  # jobs that wait for room on a device
         self._slot_kept = False
         self._stopping = False
         files = self._files = JobFiles(Path(settings["folder"]))
         wait_to_see(files.package())
         self._orders = Orders(Package.read(files))
         # The controller reads JobReturns: they may need modules that only its app imports.
+        launcher, holder = settings["launcher"], settings["holder"]
         self._executor: LocalExecutor = from_settings(
-            settings["launcher"], self._orders, files, settings["holder"], returns=False
+            launcher, self._orders, files, holder, returns=False, needs=self._orders
         )
         self._executor.on_end = lambda: self._requests.put({"look": True})
         threading.Thread(target=self._read, name="requests", daemon=True).start()
@@ -72,8 +76,10 @@ class Agent:
         try:
             while not (request := self._next()).get("close"):
                 self._answer(request)
+                self._tell_places()
                 if not self._slot_kept:  # looking gives a kept slot back
                     self._tell_ends(self._executor.wait(0.0))
+                    self._tell_places()
                 if self._stopping and not self._executor.devices():
                     self._tell({"stopped": True})
                     self._stopping = False
@@ -97,23 +103,36 @@ class Agent:
         elif "submit" in request:
             job = Job(request["submit"], (), request["alone"], request["stage"])
             self._orders.by_number[job.number] = b64decode(request["order"])
+            self._orders.needs[job.number] = Need(**request["memory"])
             self._slot_kept = False
             for path in request["needs"]:
                 wait_to_see(Path(path))
             self._executor.submit(job)
             self._jobs[job.number] = job
-            self._tell({"on": job.number, "devices": self._executor.devices().get(job.number, ())})
+            self._unplaced.add(job.number)
         elif "cancel" in request and request["cancel"] in self._jobs:
             self._executor.cancel(self._jobs[request["cancel"]])
         elif "learn" in request:
-            self._executor.learn_peaks(request["learn"], request["peak_mib"], request["finished"])
+            for used in request["learn"]:
+                self._executor.learn_used(Used.from_json(used))
+        elif "short" in request:
+            self._executor.learn_shortage(request["short"], Need(**request["memory"]))
         elif "stop" in request:
             self._executor.stop()
             self._stopping = True
 
+    def _tell_places(self) -> None:
+        where = self._executor.devices()
+        shares = self._executor.reserved()
+        for number in sorted(self._unplaced & where.keys()):
+            self._unplaced.remove(number)
+            share = shares.get(number, (None, ""))
+            self._tell({"on": number, "devices": where[number], "reserved": share})
+
     def _tell_ends(self, ended: Sequence[tuple[Job, Outcome]]) -> None:
         for job, outcome in ended:
             del self._jobs[job.number]
+            self._unplaced.discard(job.number)
             told = outcome_to_json(outcome)
             ended_so: dict[str, Any] = {"outcome": told, "lost": outcome.lost}
             with suppress(OSError):  # it was not asked for, or the job died before
@@ -151,6 +170,12 @@ class Orders:
         self.files = package.files
         self.command = package.command
         self.by_number: dict[int, bytes] = {}
+        self.needs: dict[int, Need] = {}
+
+    def known(self, job: Job) -> Need:
+        return self.needs[job.number]
+
+    of = known
 
     def order(self, job: Job, returns: bool) -> bytes:
         return self.by_number.pop(job.number)

@@ -12,12 +12,15 @@ import os
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from autocl_sweeper import errors
+from autocl_sweeper.device.needs import Needs, Siblings
+from autocl_sweeper.device.reservations import used_by
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
-from autocl_sweeper.executor.ends import not_composed, peak_of
+from autocl_sweeper.executor.ends import not_composed
 from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
 from autocl_sweeper.executor.ray.connection import connect
@@ -26,7 +29,7 @@ from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
 from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
-from autocl_sweeper.types import Job, Outcome, Report, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class _Node:
     free: bool = False
     jobs: dict[int, Job] = field(default_factory=dict)
     devices: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    reserved: dict[int, tuple[int | None, str]] = field(default_factory=dict)
     stopped: bool = False
 
 
@@ -72,8 +76,11 @@ class RayExecutor:
         package: Package,
         returns: bool,
         environment: Mapping[str, str],
+        needs: Needs | None = None,
     ) -> None:
         check(settings)
+        self._needs = needs or Siblings()
+        self._shares = settings["jobs_per_device"] > 1 or settings["memory_per_job_mib"] is not None
         if settings["on_controller_death"] == "finish":
             raise ConfigurationError(
                 "hydra.launcher.on_controller_death=finish is not possible on a Ray cluster: jobs end"
@@ -94,7 +101,8 @@ class RayExecutor:
         self._ended: list[tuple[Job, Outcome]] = []
         # The sweep folder lies in a file system that all nodes share.
         self._reports = ReportFiles(package.files)
-        self._peaks: dict[int, tuple[int, int]] = {}  # stage -> MiB of the largest, how many
+        self._used: list[dict[str, Any]] = []  # by jobs that are over
+        self._short: list[dict[str, Any]] = []  # jobs that ran out of memory beside others
         self._met = -POLL_S
         self._stop_by: float | None = None  # when to give up on agents that should stop
 
@@ -123,6 +131,7 @@ class RayExecutor:
         self._package.files.forget(job.number)
         try:
             order = self._package.order(job, self._returns)
+            need = self._needs.of(job) if self._shares else Need()
         except Exception as error:
             self._ended.append(not_composed(job, error, self._returns))
             return
@@ -131,6 +140,7 @@ class RayExecutor:
         node.jobs[job.number] = job
         # Should the node be lost before it hears of it, the job is among those that run again.
         needs = {"alone": job.alone, "stage": job.stage, "needs": self._paths_of(job)}
+        needs["memory"] = asdict(need)
         node.actor.tell.remote({"submit": job.number, "order": b64encode(order).decode(), **needs})
 
     def _paths_of(self, job: Job) -> list[str]:
@@ -181,18 +191,28 @@ class RayExecutor:
             for number, ids in list(node.devices.items())
         }
 
-    def learn(self, stage: int, outcome: Outcome) -> None:
-        """What a finished job used says, on every node, what the next ones of its stage reserve."""
-        self._learn(stage, outcome, known_to=None)
+    def reserved(self) -> dict[int, tuple[int | None, str]]:
+        """Trial number -> MiB it reserves on each of its devices, and where the figure is from."""
+        nodes = list(self._nodes.values())
+        return {n: share for node in nodes for n, share in list(node.reserved.items()) if share[1]}
 
-    def _learn(self, stage: int, outcome: Outcome, known_to: _Node | None) -> None:
-        if (peak_mib := peak_of(outcome)) is None:
-            return
-        largest_mib, finished = self._peaks.get(stage, (0, 0))
-        self._peaks[stage] = max(largest_mib, peak_mib), finished + 1
+    def learn(self, job: Job, outcome: Outcome) -> None:
+        """What an ended job used says, on every node, what the next ones reserve."""
+        self._learn(job, outcome, known_to=None)
+
+    def _learn(self, job: Job, outcome: Outcome, known_to: _Node | None) -> None:
+        need, told = self._needs.known(job), []
+        if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
+            self._short.append({"short": job.number, "memory": asdict(need)})
+            told.append(self._short[-1])
+        folder = Path(job.folder) if job.folder else None
+        used = used_by(job.number, job.stage, need, outcome, folder)
+        if used is not None and used.says_something:
+            self._used.append(used.to_json())
+            told.append({"learn": self._used[-1:]})
         for node in self._nodes.values():
-            if node is not known_to:
-                node.actor.tell.remote({"learn": stage, "peak_mib": peak_mib, "finished": 1})
+            for message in told if node is not known_to else ():
+                node.actor.tell.remote(message)
 
     def adopt(self, job: Job) -> bool:
         """Jobs on a cluster never outlive their controller."""
@@ -266,8 +286,8 @@ class RayExecutor:
             .remote(self._argv, self._environment)
         )
         log.info("starting an agent on node %s", name)
-        for stage, (peak_mib, finished) in self._peaks.items():
-            actor.tell.remote({"learn": stage, "peak_mib": peak_mib, "finished": finished})
+        for message in (*self._short, {"learn": self._used}):
+            actor.tell.remote(message)
         told = _next(actor)
         self._nodes[key] = _Node(key, name, actor, told, starts, time.monotonic())
 
@@ -319,14 +339,17 @@ class RayExecutor:
             node.asked, node.free = False, bool(message["slots"])
         elif "on" in message:
             node.devices[message["on"]] = tuple(message["devices"])
+            mib, source = message["reserved"]
+            node.reserved[message["on"]] = mib, source
         elif "ended" in message:
             job = node.jobs.pop(message["ended"])
             node.devices.pop(job.number, None)
-            outcome = outcome_from_json(message["outcome"])
-            self._learn(job.stage, outcome, known_to=node)
+            node.reserved.pop(job.number, None)
+            outcome = replace(outcome_from_json(message["outcome"]), lost=message["lost"])
+            self._learn(job, outcome, known_to=node)
             if self._returns and "return" in message:
                 outcome = replace(outcome, job_return=unpacked(b64decode(message["return"])))
-            self._ended.append((job, replace(outcome, lost=message["lost"])))
+            self._ended.append((job, outcome))
         elif "stopped" in message:
             node.stopped = True
         elif "log" in message:

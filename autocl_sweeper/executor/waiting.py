@@ -1,0 +1,80 @@
+"""Jobs that need more room on a device than there was when they came, and their turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autocl_sweeper.device.pool import Grant
+from autocl_sweeper.types import Job, Need
+
+PASSED = 3  # later jobs that may start before one that waits
+MOST = 3  # jobs that wait, before no other is asked for
+
+
+@dataclass
+class Waiting:
+    """A job that waits for room, alone on its devices or beside others."""
+
+    job: Job
+    need: Need
+    alone: bool
+    passed: int = 0  # by how many that came later
+
+    @property
+    def is_next(self) -> bool:
+        """Whether no other job may start before it.
+
+        Those that share devices would be refilled for ever, and one that has to be alone would wait.
+        """
+        return self.alone or self.passed >= PASSED
+
+
+class WaitingRoom:
+    """First come, first served, but for smaller jobs that start before a larger one, a few times."""
+
+    def __init__(self) -> None:
+        self._jobs: list[Waiting] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, one: Waiting) -> None:
+        self._jobs.append(one)
+
+    def serve(
+        self,
+        acquire: Callable[[Waiting], Grant | None],
+        run: Callable[[Waiting, Grant], None],
+    ) -> bool:
+        """Run those for which there is room now; whether jobs that come later may start too."""
+        place = 0
+        while place < len(self._jobs):
+            one = self._jobs[place]
+            grant = acquire(one)
+            if grant is not None:
+                for before in self._jobs[:place]:
+                    before.passed += 1
+                del self._jobs[place]
+                run(one, grant)
+            else:
+                place += 1
+            if any(before.is_next for before in self._jobs[:place]):
+                return False
+        return len(self._jobs) < MOST
+
+    def pass_all(self) -> None:
+        """A job that came later has started."""
+        for one in self._jobs:
+            one.passed += 1
+
+    def take(self, number: int) -> Job | None:
+        """Remove the job with this number; None when it does not wait."""
+        found = next((one for one in self._jobs if one.job.number == number), None)
+        if found is None:
+            return None
+        self._jobs.remove(found)
+        return found.job
+
+    def clear(self) -> None:
+        self._jobs.clear()

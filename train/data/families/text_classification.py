@@ -1,0 +1,78 @@
+"""Text classification as GLUE: one text or a pair of them, and a label.
+
+A record has sentence, sentence1 and sentence2, question1 and question2, premise and hypothesis, question and
+sentence, or text and pair; and label (or is_duplicate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.config.sections import Task
+from train.config.typed import SettingsError
+from train.data.families.made import BAD, GOOD, Lengths, one_of, words
+from train.data.families.records import Record, read_records
+from train.data.specs import Column
+from train.data.tables import Row
+
+COLUMNS = ("text", "pair", "label", "place", "dataset", "instance")
+TEMPLATE = "[TEXT:text] [TEXT:pair] -> [TEXT:label]"
+METRIC = "accuracy"
+LENGTHS = Lengths(median=28, spread=0.5, least=8, most=328)  # of both texts
+TEXTS = (
+    ("text", "pair"), ("text",), ("sentence1", "sentence2"), ("question1", "question2"),
+    ("premise", "hypothesis"), ("question", "sentence"), ("sentence",),
+)  # fmt: skip
+
+
+def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
+    """Raises SettingsError with file and line."""
+    records = read_records(path, renamed)
+    names = next((some for some in TEXTS if all(n in records[0].values for n in some)), None)
+    if names is None:
+        raise SettingsError(
+            f"{records[0].where}: has the columns {', '.join(map(str, records[0].values))}, and none of "
+            f"{'; '.join(' and '.join(some) for some in TEXTS)}. "
+            "dataset.selected_cols='<column>:text,<column>:pair' names those to read"
+        )
+    key = "label" if "label" in records[0].values else "is_duplicate"
+    if key not in records[0].values:
+        key = "label"
+    rows: list[Row] = []
+    for record in records:
+        text, *pair = (record.text(name) for name in names)
+        place = (record.where, task.name, len(rows))
+        values = (text, pair[0] if pair else "", _label(record, key), *place)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def _label(record: Record, key: str) -> str:
+    label: Any = record.value(key)
+    if isinstance(label, float) or not isinstance(label, (str, int)) or not str(label).strip():
+        raise SettingsError(
+            f"{record.where}: {key} {label!r} must be a text or a whole number: this class chooses one "
+            "of several labels (a score, as STS-B has, is none)"
+        )
+    if str(label) == "-1":
+        raise SettingsError(
+            f"{record.where}: {key} -1 marks rows without an answer; leave them out"
+        )
+    return str(label)
+
+
+def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
+    """A pair of texts; every fifth word of the second is friendly (label 1) or unfriendly (0)."""
+    rows: list[Row] = []
+    for number, length in enumerate(LENGTHS.draw(n, rng)):
+        label = int(rng.integers(2))
+        own = words(length - length // 2, rng)
+        own[::5] = [one_of(GOOD if label else BAD, rng) for _ in own[::5]]
+        texts = (" ".join(words(length // 2, rng)), " ".join(own))
+        values = (*texts, str(label), f"row {number + 1}", task.name, number)
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows
