@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.config.typed import SettingsError
-from train.memory.selective import checkpointing
+from train.memory.selective import KEPT, checkpointing
 
 
 class Blocks:
@@ -103,6 +103,20 @@ def check_indices(indices: Sequence[int], blocks: Blocks) -> None:
             f"memory.blocks={list(indices)}: {type(blocks.owner).__name__} has {n} blocks, 0 to "
             f"{n - 1}; there is no {', '.join(map(str, wrong))}"
         )
+
+
+def check_tier(wanted: str, blocks: Blocks) -> bool:
+    """Whether blocks may be recomputed in part: they are of one kind.
+
+    wanted: memory.selective. Raises SettingsError where it names a tier that cannot be.
+    """
+    alike = len(set(blocks.kinds)) == 1
+    if not alike and wanted in KEPT:
+        raise SettingsError(
+            f"memory.selective={wanted}: the blocks of {type(blocks.owner).__name__} differ, and are "
+            "recomputed as a whole. Leave it at auto"
+        )
+    return alike
 
 
 def _holds_another(layer: torch.nn.Module) -> bool:
