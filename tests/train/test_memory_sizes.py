@@ -20,7 +20,7 @@ from train.memory.sizes import DryRun, to_measure
 from train.model.text_answer import TextAnswer
 
 TEXT = ["task=boolqa", "model=unify_tiny", "trainer.max_steps=3"]
-SIZES = [*TEXT, "memory=plan", "memory.mode=sizes"]
+SIZES = [*TEXT, "memory=plan", "memory.mode=sizes", "memory.collect_steps=4"]
 
 
 def dry_run(model: torch.nn.Module, **settings: Any) -> DryRun:

@@ -39,6 +39,7 @@ class Blocks:
                     "past_key_values; a recomputed block drops those. Use another delta, or memory=none"
                 )
         self.owner = owners[0]
+        self.chosen: Any = None  # what `choose` was last asked for
 
     @property
     def kinds(self) -> list[int]:
@@ -57,6 +58,7 @@ class Blocks:
     def enable(self) -> None:
         """Let torch's non-reentrant checkpoint recompute whichever blocks `choose` says; none yet."""
         self.owner.activation_checkpointing_enable({"use_reentrant": False})
+        self.chosen = None
         for module in self.owner.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = False  # outer layers of nested ones stay off
@@ -73,16 +75,21 @@ class Blocks:
         selective: blocks that are recomputed in part, as `tier` says. offload: inputs of recomputed
         blocks wait in the machine's memory.
         """
+        chosen = (tuple(recomputed), tuple(selective), tier, offload)
+        if chosen == self.chosen:
+            return
+        self.chosen = chosen
         whole: Callable[..., Any] = offloading if offload else WHOLE
         partly = None if tier is None else checkpointing(tier)
         for i, block in enumerate(self.layers):
             block.gradient_checkpointing = i in recomputed or i in selective
             # The one place where transformers takes the function of a single layer.
-            chosen: Any = partly if i in selective else whole
-            block._gradient_checkpointing_func = chosen
+            function: Any = partly if i in selective else whole
+            block._gradient_checkpointing_func = function
 
     def disable(self) -> None:
         """The model as it was."""
+        self.chosen = None
         self.owner.activation_checkpointing_disable()
 
 

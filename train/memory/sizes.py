@@ -21,7 +21,7 @@ from train.memory.selective import KEPT
 from train.memory.static import Static, gib, made_with
 
 JSON, TABLE = "memory_sizes.json", "memory_sizes.txt"
-CORRECTIONS = 8  # of the plan of one size, at most
+CORRECTIONS = 4  # of the plan of one size, at most
 UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
