@@ -43,15 +43,6 @@ class Packing(Protocol):
 
 
 @runtime_checkable
-class Packing(Protocol):
-    """An executor whose jobs may share devices."""
-
-    def reserved(self) -> Mapping[int, tuple[int | None, str]]:
-        """Number of a job that may share -> MiB it reserves on each device, and by which source."""
-        ...
-
-
-@runtime_checkable
 class Measured(Watched, Protocol):
     """One that can also look at its devices."""
 
