@@ -11,6 +11,7 @@
     |-- DeviceError             no device can serve a job
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
     |   `-- InfeasibleBudgetError   no plan of it fits its memory budget
+    |-- SkippedError            a job would do what another one does; raised by jobs
     |-- EvaluationMemoryError   a device had no memory left for an evaluation; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
@@ -67,6 +68,10 @@ class InfeasibleError(AutoCLError):
 
 class InfeasibleBudgetError(InfeasibleError):
     """No plan of a job fits its memory budget. Training code raises it before the step."""
+
+
+class SkippedError(AutoCLError):
+    """A job would repeat another one: its trial is over, and neither failed nor ranked. Apps raise it."""
 
 
 class EvaluationMemoryError(AutoCLError):

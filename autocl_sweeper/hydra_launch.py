@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from autocl_sweeper.disk import file_system
 from autocl_sweeper.display.progress import watch_launch
 from autocl_sweeper.display.screen import patient_screen
-from autocl_sweeper.errors import AutoCLError, DiskError
+from autocl_sweeper.errors import AutoCLError, ConfigurationError, DiskError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptForkServer
 from autocl_sweeper.executor.ray.cluster import RayExecutor
@@ -33,8 +34,11 @@ from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plain import plain as plain_text
 from autocl_sweeper.retries import Retries
 from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.yaml.origins import TYPED, layers_of, origin, sets
 
 log = logging.getLogger(__name__)
+
+OUR_KEY = re.compile(r"hydra\.(?:sweeper|launcher)(?:\.\w+)+")
 
 
 def local_executor(
@@ -100,7 +104,7 @@ def launch(
     returned: dict[int, JobReturn] = {}
     with (
         patient_screen(),
-        errors_for_hydra(),
+        errors_for_hydra(config.hydra),
         folder_errors(folder),
         signals_stop_it(),
         contextlib.closing(executor(True, files)) as running,
@@ -167,12 +171,21 @@ def configure_hydra_log(config: DictConfig) -> None:
 
 
 @contextlib.contextmanager
-def errors_for_hydra() -> Iterator[None]:
-    """Our errors as Hydra prints its own: the message, without a traceback through Hydra."""
+def errors_for_hydra(hydra: Any) -> Iterator[None]:
+    """Our errors as Hydra prints its own: the message, without a traceback through Hydra.
+
+    hydra: the `hydra` node of the sweep's configuration. What a message says of a key of the sweeper or
+    the launcher gets the file and line where the key was written.
+    """
     try:
         yield
     except AutoCLError as error:
-        raise CompactHydraException(plain_text(f"{type(error).__name__}: {error}")) from error
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, ConfigurationError) and (key := OUR_KEY.match(str(error))):
+            layers = layers_of(hydra)
+            place = origin(layers, key[0]) if sets(layers, key[0]) else TYPED
+            told += f"\n  {key[0]} stands in {place}." if place != TYPED else ""
+        raise CompactHydraException(plain_text(told)) from error
     except KeyboardInterrupt:
         # What was going on has been told; a traceback through Hydra says nothing more.
         raise SystemExit(128 + signal.SIGINT) from None

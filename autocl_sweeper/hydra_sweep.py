@@ -40,9 +40,11 @@ from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.plan.stages import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
+from autocl_sweeper.space import bare
 from autocl_sweeper.sweep import Progress, Sweep
 from autocl_sweeper.types import Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
+from autocl_sweeper.yaml.origins import layers_of, sets
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def run_sweep(
     # All that composes from here on, jobs included, reads the files as they are now.
     sources = config.hydra.runtime.config_sources
     snapshot = Snapshot([source.path for source in sources if source.schema == "file"])
-    with patient_screen(), errors_for_hydra(), signals_stop_it(), install(snapshot):
+    with patient_screen(), errors_for_hydra(config.hydra), signals_stop_it(), install(snapshot):
         memory = MemoryChecks()
         plan = _plan(settings, arguments, hydra_context.config_loader, config, memory)
         folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -183,9 +185,7 @@ def _plan(
     as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
     keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
-    handed = dict(flat_keys(settings.handover))
-    if SEEN in list(config) and SEEN not in [*handed, *handed.values()]:
-        settings = replace(settings, handover={**handed, SEEN: SEEN})
+    settings = replace(settings, handover=_with_seen_tasks(settings, arguments, config))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 
@@ -201,11 +201,30 @@ def _plan(
     subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(subdir, dict)
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
-    # Their texts may hold `${...}` of jobs, which nothing here resolves.
-    typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
-    assert isinstance(typed, list)
-    named = any(str(text).lstrip("+").startswith("hydra.sweeper.sequence=") for text in typed)
+    named = sets(layers_of(config.hydra), "hydra.sweeper.sequence")
     return make_plan(settings, arguments, compose, config_loader, knows_folders, own, named)
+
+
+def _with_seen_tasks(
+    settings: Settings, arguments: Sequence[str], config: DictConfig
+) -> dict[str, str | None]:
+    """What is handed over: also the tasks so far, to an app that has null or a list at their key.
+
+    Not where the user names the key or the value, nor where jobs get no checkpoint. null is as if
+    there was no such default, so that a sweep begun without it goes on.
+    """
+    handed = dict(flat_keys(settings.handover))
+    if handed.get(SEEN, "") is None:
+        del handed[SEEN]
+        return handed
+    own = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(own, dict)
+    wanted = own.get(SEEN, "") is None or isinstance(own.get(SEEN), list)
+    typed = {bare(text.partition("=")[0]) for text in arguments}
+    taken = SEEN in {*map(bare, handed), *handed.values(), *typed}
+    if not wanted or taken or "checkpoint" not in handed.values():
+        return handed
+    return {**handed, SEEN: SEEN}
 
 
 def _exporter(plan: Plan, folder: Path) -> Exporter:

@@ -24,6 +24,7 @@ from autocl_sweeper.errors import (
     EvaluationMemoryError,
     InfeasibleBudgetError,
     InfeasibleError,
+    SkippedError,
 )
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
@@ -96,6 +97,10 @@ class JobFiles:
         """Scores that a running job reports, a JSON line each."""
         return self.folder / f"{number}.reports"
 
+    def samples(self, number: int) -> Path:
+        """What a running job's devices said of themselves; in the job's folder when it is over."""
+        return self.folder / f"{number}.devices.csv"
+
     def final(self, number: int) -> Path:
         """The score that a running job reported as its final result."""
         return self.folder / f"{number}.reports{FINAL}"
@@ -118,7 +123,7 @@ class JobFiles:
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
         kinds = (self.outcome, self.job_return, self.group, self.output, self.reports, self.begun)
-        for path in (*kinds, self.final, self.room):
+        for path in (*kinds, self.final, self.room, self.samples):
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:
@@ -186,12 +191,13 @@ def write_whole(path: Path, data: bytes) -> None:
 def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
     """The outcome of a task function that returned `value`: a number, or a mapping.
 
-    A mapping holds numbers; `eval` and `test` map tasks to scores, `checkpoint` names the folder of
+    A mapping holds numbers; `eval` and `test` map tasks to scores, `merged_from` what the start was merged
+    from to weights, `checkpoint` names the folder of
     the model (default: `checkpoint/` in the job's folder, if it is there). Whether the score will
     do is judged by the sweep, which knows if anybody has to be ranked.
     """
     found: dict[str, float] = {}
-    scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}}
+    scores: dict[str, dict[str, float]] = {"eval": {}, "test": {}, "merged_from": {}}
     checkpoint: str | None = None
     if isinstance(value, Mapping):
         checkpoint = _path(value.get("checkpoint"))
@@ -210,6 +216,7 @@ def outcome_of(value: Any, output_dir: Path, seconds: float) -> Outcome:
         checkpoint=None if checkpoint is None else str(output_dir / checkpoint),
         evaluations=scores["eval"],
         tests=scores["test"],
+        merged_from=scores["merged_from"],
         numbers=found,
         returned=type(value).__name__,
         seconds=seconds,
@@ -258,6 +265,8 @@ def failure(
     if folder is not None and whole == ERROR_NAME and len(text) > LONGEST_LINE:
         with suppress(OSError):
             (folder / whole).write_text(text, "utf-8", "backslashreplace")
+    if cause is None and isinstance(error, SkippedError):
+        return Outcome(State.PRUNED, shortened(text, whole), seconds=seconds, cause=Cause.SKIPPED)
     lines = "".join(traceback.format_exception(error)).splitlines()
     return Outcome(
         state=State.FAIL,

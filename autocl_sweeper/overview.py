@@ -7,7 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +18,10 @@ from autocl_sweeper.budget import Spent, spent
 from autocl_sweeper.compare import best_chain
 from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
-from autocl_sweeper.types import History, State, Trial
+from autocl_sweeper.types import History, State, Trial, is_skipped
 
 S = "hydra.sweeper."
+RESERVED = ("reserved_mib", "reserved_by")  # of the event `running`
 SLACK_S = 5.0  # between the start of a process and its first line in the journal
 
 Status: TypeAlias = Literal["finished", "running", "stopped", "open"]
@@ -38,6 +39,16 @@ class Attempt:
     end: float | None
     devices: Sequence[str]  # empty: the journal does not say
     failed: str = ""  # why it ran again
+    reserved_mib: int | None = None  # on each of its devices
+    reserved_by: str = ""  # where that figure is from; empty: it could not share
+
+    @property
+    def reservation(self) -> str:
+        """What it reserves, in words; empty where jobs do not share devices."""
+        if self.reserved_mib is not None:
+            return f"{self.reserved_mib} MiB reserved ({self.reserved_by})"
+        words = {"": "", "alone": "alone", "number": "shared by number"}
+        return words.get(self.reserved_by, f"alone ({self.reserved_by})")
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,8 @@ class Overview:
         """Trials by state, those given up apart."""
         history = self.history
         return Counter(
-            "given up" if t.number in history.given_up else t.state.value for t in history
+            "given up" if t.number in history.given_up or is_skipped(t) else t.state.value
+            for t in history
         )
 
     @cached_property
@@ -156,8 +168,7 @@ class Overview:
         def end(number: int, time_s: float, why: str = "") -> None:
             if (one := found.pop(number, None)) is not None:
                 end_s = max(one.began, time_s)
-                same = (one.trial, one.number, one.asked, one.began)
-                done.append(Attempt(*same, end_s, one.devices, why))
+                done.append(replace(one, end=end_s, failed=why))
 
         for record in self.records:
             match record["event"]:
@@ -171,16 +182,13 @@ class Overview:
                     )
                 case "running" if (one := found.get(record["trial"])) is not None:
                     devices, at = record["device"], record["time"]
-                    found[record["trial"]] = Attempt(
-                        one.trial, one.number, one.asked, at, None, devices
-                    )
+                    share = {key: record[key] for key in RESERVED if key in record}
+                    found[record["trial"]] = replace(one, began=at, devices=devices, **share)
                 case "finish":
                     used = (record.get("device") or {}).get("ids", ())
                     if (one := found.get(record["trial"])) is not None and not one.devices:
                         began = max(one.asked, record["time"] - record["seconds"])
-                        found[one.trial] = Attempt(
-                            one.trial, one.number, one.asked, began, None, used
-                        )
+                        found[one.trial] = replace(one, began=began, devices=used)
                     end(record["trial"], record["time"])
                 case "attempt_failed":
                     end(record["trial"], record["time"], record["reason"] or "lost")

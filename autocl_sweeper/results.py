@@ -298,6 +298,7 @@ class ResultFile:
             "trial": trial.number,
             "parent": trial.parent,
             **({"extra": trial.extra} if trial.extra else {}),
+            **_merged(trial),
             **provenance(trial.suggestion),
             "status": outcome.state.value,
             "reason": outcome.reason,
@@ -307,6 +308,11 @@ class ResultFile:
             "log": f"{trial.folder}/{LOG_NAME}" if trial.folder else None,
             "seconds": round(outcome.seconds, 3),
         }
+
+
+def _merged(trial: Trial) -> dict[str, Any]:
+    merged = trial.outcome.merged_from if trial.outcome else {}
+    return {"merged_from": dict(merged)} if merged else {}
 
 
 def _score_split(outcome: Outcome) -> str:
@@ -352,6 +358,7 @@ def best_chain(
             "score": trial.score,
             "folder": trial.folder or None,
             "checkpoint": trial.outcome.checkpoint if trial.outcome else None,
+            **_merged(trial),
             "params": dict(trial.suggestion.params),
             **provenance(trial.suggestion),
             "overrides": [t for t in overrides.get(trial.number, ()) if not t.startswith("hydra.")],
@@ -436,6 +443,7 @@ def write_table(folder: Path, history: History) -> None:
     repeated = any(trial.repeat for trial in history)
     has_extras = any(trial.extra for trial in history)
     fixed += ["repeat"] * repeated + ["extra"] * has_extras
+    fixed += ["merged_from"] * any(t.outcome and t.outcome.merged_from for t in history)
     rows: list[tuple[dict[str, Any], ...]] = []
     selected = {number for beam in history.beams.values() for number in beam}
     for trial in history:
@@ -456,6 +464,8 @@ def write_table(folder: Path, history: History) -> None:
             row["repeat"] = trial.repeat
         if has_extras:
             row["extra"] = trial.extra
+        if outcome is not None and outcome.merged_from:
+            row["merged_from"] = json.dumps(dict(outcome.merged_from))
         params = {
             f"param/{key}": value if isinstance(value, str) else json.dumps(value)
             for key, value in trial.suggestion.params.items()

@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 from hydra.core.config_loader import ConfigLoader
@@ -279,6 +280,7 @@ _KEY_BUT_NO_TEXT = re.compile(
 )
 
 
+@cache  # asked at every trial, of keys of the settings
 def is_key(text: str) -> bool:
     """Whether Hydra's grammar takes a text as the key of an override that sets a value."""
     try:

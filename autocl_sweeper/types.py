@@ -47,6 +47,7 @@ class Cause(str, Enum):
     CANCELLED = "cancelled"  # it is not needed any more
     STOPPED = "stopped"  # its sweep was stopped
     DEVICE = "device"  # the device it ran on is lost or cannot be asked
+    SKIPPED = "skipped"  # it said that it would repeat another job
     EARLY_STOPPED = "early_stopped"  # what it reported was not good enough to go on
 
 
@@ -111,7 +112,8 @@ class Outcome:
     `score` is None when not ranked; that of an early-stopped trial is its last report.
 
     `evaluations` are the scores on selection (dev) data by task, `tests` those on test data: they
-    are reported and never ranked. `numbers` holds whatever else the job returned.
+    are reported and never ranked. `merged_from`: what the job's start was merged from, a weight for each
+    (trial numbers where they are of this sweep). `numbers` holds whatever else the job returned.
     """
 
     state: State
@@ -120,6 +122,7 @@ class Outcome:
     checkpoint: str | None = None
     evaluations: Mapping[str, float] = field(default_factory=dict)
     tests: Mapping[str, float] = field(default_factory=dict)
+    merged_from: Mapping[str, float] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     log_tail: Sequence[str] = ()
@@ -154,6 +157,11 @@ class Trial:
     @property
     def score(self) -> float | None:
         return None if self.outcome is None else self.outcome.score
+
+
+def is_skipped(trial: Trial) -> bool:
+    """Whether its job ended by saying that it would repeat another one."""
+    return trial.outcome is not None and trial.outcome.cause is Cause.SKIPPED
 
 
 def is_stopped(trial: Trial) -> bool:

@@ -21,6 +21,7 @@ from autocl_sweeper.errors import (
 from autocl_sweeper.objective import CURRENT, MEAN, WORST, Objective
 from autocl_sweeper.outcome import CHECKPOINT_NAME, LOG_NAME
 from autocl_sweeper.plain import masked
+from autocl_sweeper.retries import is_infeasible
 from autocl_sweeper.types import Cause, Outcome, State, Trial
 
 
@@ -177,12 +178,19 @@ class Verdict:
             "\n  hydra.sweeper.retries the failed ones run again too."
         )
 
-    def no_survivor(self, task: str, retries: int, trials: Iterable[Trial]) -> NoSurvivorError:
-        return NoSurvivorError(
-            f"No trial of task '{task}' survived, so there is nothing to go on from.\n"
-            f"{self._failures(trials)}\n"
+    def no_survivor(self, task: str, retries: int, trials: Sequence[Trial]) -> NoSurvivorError:
+        again = (
             "  What finished is kept. Fix the cause, then rerun the same command with\n"
             f"  hydra.sweeper.retries={retries + 1} to run them again."
+        )
+        if all(is_infeasible(trial) for trial in trials if trial.state is State.FAIL):
+            again = (
+                "  These settings cannot be trained here, so they never run again: give a larger"
+                " budget, or search\n  smaller models or batches, in another hydra.sweep.dir."
+            )
+        return NoSurvivorError(
+            f"No trial of task '{task}' survived, so there is nothing to go on from.\n"
+            f"{self._failures(trials)}\n{again}"
         )
 
     def failed_round(self, number: int, retries: int, trials: Iterable[Trial]) -> NoSurvivorError:

@@ -44,7 +44,7 @@ from train.config.typed import (
     shown,
 )
 from train.data.tables import DataError
-from train.data.task_plan import TaskPlan, plan_run, plan_task
+from train.data.task_plan import TaskPlan, plan_run, plan_task, refuse_processes
 from train.model.family import check_model
 
 HANDED = ("init_from", "seen_tasks")  # by an earlier job of a chain
@@ -149,7 +149,7 @@ def _of_task(name: Any, task: Any, tasks: Mapping[Any, Any]) -> list[Problem]:
 
 def _unknown_section(name: str, node: Any, known: Iterable[str]) -> Problem:
     told = f"{name}: there is no section or key of this name"
-    if name.partition(".")[0] in known:
+    if name.partition(".")[0] in (*known, "hydra"):
         return Problem(name, f"{told}: {nested(name, node)}")
     near = nearest(name, [*known, INCLUDE])
     return Problem(name, told + (near or ". python train.py --info lists those there are"))
@@ -296,6 +296,7 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
         run = replace(run, init_from=Path(str(begun)))
     if run is not None and env is not None:
         attempt(run.memory.refuse_processes, env.processes)
+        attempt(refuse_processes, run.tasks, env.processes)
     if run is not None:
         attempt(run.merge.refuse_for_a_job, run.delta.kind, run.delta.start_from, bool(begun))
     plans = run and attempt(plan_run, run)

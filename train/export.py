@@ -22,6 +22,10 @@ from train.chain import CheckpointError, Node, base_of, walk
 from train.config.sections import ModelSettings
 from train.config.typed import SettingsError
 
+HEADED = (  # ends of the classes of transformers that model=headed takes
+    "ForMultipleChoice", "ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification",
+    "ForObjectDetection",
+)  # fmt: skip
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -96,17 +100,21 @@ def _concatenate(
 
 def _merge(folder: Path, base: str) -> None:
     """Put a whole model and its tokenizer in the place of the adapter in `folder`."""
+    import transformers
     from peft import PeftModel
     from transformers import AutoTokenizer
 
     from train.data.pretrained import TOKENIZERS, described, read
-    from train.model.family import family_of
+    from train.model.family import family_of, load_base
 
     where = Path(base) if Path(base).is_dir() else None
     config = {} if where is None else described(base, "config.json", "base") or {}
+    architecture = str((config.get("architectures") or [""])[0])
     model: Any
     if config.get("model_type") in ("vit", "unify"):
         model = family_of(ModelSettings(kind=config["model_type"]), where).load(Path(base))
+    elif where is not None and architecture.endswith(HEADED):
+        model = load_base(getattr(transformers, architecture), where)
     else:
         model = family_of(ModelSettings(kind="pretrained", path=base)).build()
     merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()

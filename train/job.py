@@ -67,7 +67,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     torch.manual_seed(seed)
     whole = delta.trains_whole(parent is None, run.model.is_pretrained)
     model = family.build() if parent is None else parent.model
-    begun: dict[str, float] = {}
+    begun: dict[str, Any] = {}
     if not whole:
         ancestors = parent.deltas if parent else ()
         is_merged = start.is_asked_for(run, delta)
@@ -161,6 +161,7 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "train_loss": training.train_loss,
             **training.delta,
             **begun,
+            **start.lorahub(run, begun, [dev[n].logged["loss"] for n in scored]),
             **untrained,
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - began,

@@ -7,13 +7,15 @@ same job starts alike again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Set
+import time
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from autocl_sweeper.errors import SkippedError
 from train.chain import base_of, walk
 from train.config.merging import MergeSettings
 from train.config.sections import Run
@@ -23,12 +25,13 @@ from train.data.task_plan import TaskPlan
 from train.delta.delta import Delta
 from train.delta.start import begin_as
 from train.merge.plan import PLAN, MergePlan, Scores, make_plan, write_whole
-from train.merge.rules import MergeError
+from train.merge.rules import MergeError, lorahub_objective
 from train.merge.sources import Source, located, read_all, read_source
 from train.model.family import Family
 from train.score import formulas
 from train.score.holder import Holder
 from train.score.scoring import score
+from train.score.temperature import dev_losses
 
 log = logging.getLogger(__name__)
 
@@ -102,16 +105,19 @@ def merged_start(
     model: Any,
     name: str,
     folder: Path,
-) -> dict[str, float]:
-    """Make the attached delta `name` of `model` start as the merge; the weights, for the results.
+) -> dict[str, Any]:
+    """Make the attached delta `name` of `model` start as the merge; weights and seconds, for the results.
 
-    An empty pool, and merge.init=random, leave it as it was drawn. Raises SettingsError.
+    An empty pool, and merge.init=random, leave it as it was drawn. Raises SettingsError, and SkippedError
+    for an extra start that has nothing to merge.
     """
-    settings = run.merge
+    settings, begun = run.merge, time.perf_counter()
     try:
         pool = pool_of(run)
     except MergeError as error:
         raise SettingsError(f"merge.pool={settings.pool}: {error}") from error
+    if settings.start != "random":
+        _skip_what_is_no_merge(run, pool)
     if settings.start == "random" or not pool:
         if settings.start != "random":
             log.info(
@@ -127,7 +133,41 @@ def merged_start(
     begin_as(model, name, str(folder / PLAN))
     told = ", ".join(f"{n} {w:.3f}" for n, w in plan.weights.items())
     log.info("the delta starts as a merge (%s): %s", settings.start, told)
-    return {"merge_ess": plan.ess, **{f"weight_{n}": w for n, w in plan.weights.items()}}
+    # Deltas of a library may be of another sweep, whose trials have numbers of their own.
+    by_trial = {
+        one.name
+        if one.trial is None or settings.pool == "library"
+        else str(one.trial): plan.weights[one.name]
+        for one in plan.sources
+    }
+    return {
+        "merge_ess": plan.ess,
+        **{f"weight_{name}": weight for name, weight in plan.weights.items()},
+        "merged_from": by_trial,
+        "seconds_merge": time.perf_counter() - begun,
+    }
+
+
+def lorahub(run: Run, begun: Mapping[str, Any], dev_losses: Sequence[float]) -> dict[str, float]:
+    """LoraHub's objective of a job with merge.init=given, to be minimised; nothing of other jobs.
+
+    dev_losses: of the job's own tasks, per token.
+    """
+    if run.merge.start != "given" or not begun or not dev_losses:
+        return {}
+    weights = [*begun["merged_from"].values()]
+    return {"lorahub": lorahub_objective(sum(dev_losses) / len(dev_losses), weights)}
+
+
+def _skip_what_is_no_merge(run: Run, pool: Mapping[str, str]) -> None:
+    """An extra start of a sweep is there to be something else than its parents': refuse one that is not."""
+    if run.merge.extra is None or len(pool) > 1 or (pool and run.merge.start == "given"):
+        return
+    what = f"only the delta of {', '.join(pool)}" if pool else "no delta"
+    raise SkippedError(
+        f"merge.init={run.merge.start}: merge.pool={run.merge.pool} has {what} at this stage, so that the start "
+        f"would be {'that one' if pool else 'random'} and no merge; the parents' own starts run without it"
+    )
 
 
 def _plan(
@@ -159,4 +199,8 @@ def _plan(
     by_source = found.by_method[scored.method]
     hashes = {one.name: one.sha256 for one in sources}
     sign = formulas.SIGNS[scored.method]
-    return make_plan(asked, Scores(scored.method, settings.reduction, sign, by_source, hashes))[0]
+    scores = Scores(scored.method, settings.reduction, sign, by_source, hashes, found.blocks)
+    if isinstance(settings.temperature, list):
+        losses = dev_losses(task, rows[target], holder, asked, scores)
+        scores = replace(scores, dev_losses=losses)
+    return make_plan(asked, scores)[0]

@@ -119,6 +119,11 @@ def described(made: Any) -> str:
         lines.append(
             f"{one.name:20} {made.weights[one.name]:9.6f} {score}  {kind}{where} {one.path}"
         )
+    for block, row in made.block_weights.items():
+        lines.append(f"{block:20} {', '.join(f'{name} {w:.4f}' for name, w in row.items())}")
+    if made.dev_losses:
+        by_temperature = ", ".join(f"T = {t} {loss:.4f}" for t, loss in made.dev_losses.items())
+        lines.append(f"dev loss of the merge  {by_temperature}")
     if made.result is not None:
         errors = made.result["errors"].values()
         worst = f", relative error up to {max(errors):.3g}" if errors else ""

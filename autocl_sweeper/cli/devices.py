@@ -128,9 +128,16 @@ def _lease_table(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
                 short(one.device.id),
                 leases.words(one.device.id, claim),
                 since if claim.since else "-",
-                "-" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB",
+                _reserves(claim),
                 "no" if claim.limit == 1 else shares,
             )
         if one.occupied.wanted_by is not None:
             table.add_row(short(one.device.id), f"{one.occupied.wanted_by} waits to have it alone")
     return table
+
+
+def _reserves(claim: Claim) -> str:
+    source = f" ({claim.source})" if claim.source else ""
+    return (
+        source.strip() or "-" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB{source}"
+    )

@@ -48,6 +48,8 @@ def _show(given: argparse.Namespace) -> None:
 def facts(sweep: Overview, trial: Trial) -> dict[str, Any]:
     """What there is to say, for programs."""
     outcome = trial.outcome
+    attempts = sweep.attempts_of(trial.number)
+    last = attempts[-1] if attempts else None
     found: dict[str, Any] = {
         "trial": trial.number,
         "stage": trial.stage,
@@ -62,7 +64,9 @@ def facts(sweep: Overview, trial: Trial) -> dict[str, Any]:
         "folder": str(sweep.folder / trial.folder) if trial.folder else None,
         "log": str(sweep.folder / trial.folder / LOG_NAME) if trial.folder else None,
         "command": command(sweep, trial),
-        "devices": list(next((a.devices for a in reversed(sweep.attempts_of(trial.number))), ())),
+        "devices": list(last.devices if last else ()),
+        "reserved_mib": last and last.reserved_mib,
+        "reserved_by": last and last.reserved_by,
     }
     if outcome is not None:
         found |= {
@@ -122,6 +126,8 @@ def _print(sweep: Overview, trial: Trial) -> None:
     if trial.outcome is not None:
         say("took", f"{trial.outcome.seconds:.1f} s")
     say("on", " ".join(found["devices"]))
+    attempts = sweep.attempts_of(trial.number)
+    say("memory", attempts[-1].reservation if attempts else None)
     say("reason", found.get("reason"))
     say("checkpoint", found.get("checkpoint"))
     say("folder", found["folder"])

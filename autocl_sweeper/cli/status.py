@@ -14,6 +14,7 @@ from autocl_sweeper.cli.options import (
     print_json,
     sweep_of,
 )
+from autocl_sweeper.device.probe import short
 from autocl_sweeper.overview import Overview, Status
 
 WORDS: dict[Status, str] = {
@@ -66,11 +67,21 @@ def facts(sweep: Overview) -> dict[str, Any]:
         "seconds": sweep.elapsed_s,
         "seconds_left": sweep.left_s,
         "devices_busy": sweep.busy,
+        "on_devices": [
+            {
+                "trial": one.trial,
+                "devices": list(one.devices),
+                "reserved_mib": one.reserved_mib,
+                "reserved_by": one.reserved_by,
+            }
+            for one in sweep.attempts
+            if one.end is None
+        ],
     }
 
 
 def text(sweep: Overview) -> str:
-    from autocl_sweeper.display.progress import clock
+    from autocl_sweeper.display.panel import clock
 
     found = facts(sweep)
     first = WORDS[sweep.status]
@@ -99,9 +110,13 @@ def text(sweep: Overview) -> str:
         times += f", about {clock(found['seconds_left'])} left"
     busy = "" if sweep.busy is None else f"devices busy {sweep.busy:.0%}"
     width = max(len(best), len(times)) + 4
-    return "\n".join(
-        [first, f"  {best:<{width}}{', '.join(parts)}", f"  {times:<{width}}{busy}".rstrip()]
-    )
+    lines = [first, f"  {best:<{width}}{', '.join(parts)}", f"  {times:<{width}}{busy}".rstrip()]
+    lines += [
+        f"  trial {one.trial} on {' '.join(map(short, one.devices))}: {one.reservation}"
+        for one in sweep.attempts
+        if one.end is None and one.reservation
+    ]
+    return "\n".join(lines)
 
 
 def _ago(seconds: float) -> str:

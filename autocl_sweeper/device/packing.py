@@ -131,8 +131,8 @@ def base_of(device: Device, claims: Sequence[Claim]) -> int:
 
 
 def _alike(claim: Claim, ours: Claim) -> bool:
-    names = (claim.holder, claim.stage, claim.like)
-    return names == (ours.holder, ours.stage, ours.like)
+    same_kind = (claim.holder, claim.like) == (ours.holder, ours.like)
+    return same_kind and (claim.unknown or claim.stage == ours.stage)
 
 
 def _reserved_mib(claim: Claim, ours: Claim) -> int:

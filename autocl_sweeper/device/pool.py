@@ -97,7 +97,8 @@ class Pool:
     # Stages and needs of the jobs started last, the newest last: the next one is most likely alike.
     _latest: list[tuple[int, Need]] = field(default_factory=lambda: [(0, Need())])
     _seen: dict[str, Device] = field(default_factory=dict)  # at the last reading
-    _unseen: bool = False  # one was over, or ran for long, and used nothing that anybody could see
+    # Keys of jobs that were over, or ran for long, without memory that NVML could show.
+    _unseen: set[str] = field(default_factory=set)
     _trouble: dict[str, float] = field(default_factory=dict)  # id -> when it began
     _contested: set[str] = field(default_factory=set)  # leased twice, after a lock file was deleted
     _watching: threading.Lock = field(default_factory=threading.Lock)
@@ -214,9 +215,9 @@ class Pool:
             claim = replace(claim, limit=self.jobs_per_device if self.jobs_per_device > 1 else None)
 
         def claim_on(device: Device) -> Claim:
-            found = [self._claim(claim, device, one, of) for one, of in alike]
+            found = [self._claim(claim, device, one, of) for one, of in reversed(alike)]
             known = [one for one in found if one.reserved_mib is not None]
-            return min(known, key=lambda one: one.reserved_mib or 0, default=found[-1])
+            return min(known, key=lambda one: one.reserved_mib or 0, default=found[0])
 
         found = lease_free(
             self,
@@ -243,14 +244,16 @@ class Pool:
         reservation = self.reservation(need, stage, device.name)
         if not self.probe.measured:  # CPU slots are shared by number alone
             return replace(claim, stage=stage)
+        unknown = reservation.mib is None and (reservation.alone or need.key not in self._unseen)
+        by_number = reservation.mib is None and not unknown
         return replace(
             claim,
             reserved_mib=reservation.mib,
             declared_mib=self.memory_per_job_mib,
             stage=stage,
             like=hashlib.sha256(need.key.encode()).hexdigest()[:12] if need.key else "",
-            unknown=reservation.mib is None and not self._unseen,
-            source=reservation.source,
+            unknown=unknown,
+            source="number" if by_number else reservation.source,
         )
 
     def suits(self, grant: Grant, stage: int, need: Need) -> bool:
@@ -258,7 +261,7 @@ class Pool:
         if grant.alone:
             return True
         exact = [
-            (lease, self._claim(lease.claim, self._known(lease.device_id), stage, need))
+            (lease, self._claim(lease.claim, self.known(lease.device_id), stage, need))
             for lease in grant.leases
         ]
         for lease, claim in exact:
@@ -314,7 +317,7 @@ class Pool:
         found = {LEASE_MIB: str(mib)}
         shares = [
             self.reservation(need, stage, device.name).share_of(device.total_mib)
-            for device in map(self._known, grant.ids)
+            for device in map(self.known, grant.ids)
         ]
         known = [share for share in shares if share is not None]
         return found | ({SHARE: f"{min(known):.4f}"} if known else {})
@@ -324,9 +327,8 @@ class Pool:
         stage, need, gpu = used.stage, used.need, used.gpu
         before = self.reservation(need, stage, gpu)
         self.reservations.learn(used)
-        if not used.sampled_mib and used.reserved_mib is None:
-            self._unseen = self._unseen or used.sampled_mib == 0
-            return
+        if used.sampled_mib == 0 and used.reserved_mib is None:
+            self._unseen.add(need.key)
         now = self.reservation(need, stage, gpu)
         if self.shares and now.mib != before.mib:
             peak_mib, finished = self.reservations.finished(need, stage)
@@ -340,10 +342,10 @@ class Pool:
 
         0: nothing was to be seen of it, and so jobs share by their number alone until one is seen.
         """
-        if not peak_mib:
-            self._unseen = True
-            return
         need = need or Need()
+        if not peak_mib:
+            self._unseen.add(need.key)
+            return
         news = self.reservations.expect(peak_mib, need, gpu)
         if self.shares and news and self.memory_per_job_mib is None:
             found = self.reservation(need, 0, gpu)
@@ -352,7 +354,7 @@ class Pool:
                 f" uses {peak_mib}"
             )
 
-    def _known(self, device_id: str) -> Device:
+    def known(self, device_id: str) -> Device:
         """A device as it was at the last reading."""
         return self._seen.get(device_id) or Device(device_id, "")
 

@@ -25,7 +25,7 @@ Source: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Reservation:
-    """MiB of a device for one job, and where the figure is from. None: nobody knows what it needs."""
+    """MiB of a device for one job, and where the figure is from. None: its need is unknown."""
 
     mib: int | None
     source: Source

@@ -110,6 +110,7 @@ class LocalExecutor:
         self._refused = ""
         self._warned = False  # of a main file that jobs cannot import
         self._stopping = False
+        self._stopped = "stopping"  # what is said of it
         self._announcing = False
         self._guardian: subprocess.Popen[bytes] | None = None
         self._start_forkserver = forkserver
@@ -172,7 +173,15 @@ class LocalExecutor:
 
     def readings(self) -> dict[str, Device]:
         """What the devices say of themselves now, by id."""
-        return {device.id: device for device in self._pool.probe.devices()}
+        return {device.id: device for device in self._pool.probe.devices(load=True)}
+
+    def doing(self) -> str:
+        """What everything waits for, in a line; mostly empty."""
+        if self._stopping:
+            return self._stopped
+        if self._forks is None and self._forkserver is not None:
+            return self._forkserver.importing()
+        return ""
 
     def refuse_budget(self, need: Need) -> None:
         """Raises InfeasibleBudgetError for a memory budget that no device here has."""
@@ -294,10 +303,12 @@ class LocalExecutor:
         self._refused = ""
         running = [one for one in self._running.values() if not one.over]
         if running:
-            log.info(
-                f"stopping: {len(running)} running job(s) got SIGTERM and have"
-                f" {self._limits.grace_s:g} s to end; another signal kills them now"
+            jobs = "1 job gets" if len(running) == 1 else f"{len(running)} jobs get"
+            self._stopped = (
+                f"stopping: {jobs} {self._limits.grace_s:g} s to save; Ctrl-C again kills"
+                f" {'it' if len(running) == 1 else 'them'}.  Same command continues."
             )
+            log.info(self._stopped)
         for one in running:
             one.end("the sweep was stopped", Cause.STOPPED)
 
@@ -365,15 +376,15 @@ class LocalExecutor:
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
         self._running[number] = running
-        pid, base_mib = running.process.pid, running.base_mib
-        self._sampler.add(number, pid, running.devices, base_mib, running.need)
+        pid, base_mib, path = running.process.pid, running.base_mib, self._files.samples(number)
+        self._sampler.add(number, pid, running.devices, base_mib, path, running.need)
         running.thread.start()
         running.keep_limits()
 
     def _running_of(
         self, job: Job, devices: tuple[str, ...], alone: bool, process: Process
     ) -> Running:
-        writing = LastWrite(self._files, job.number)
+        writing = LastWrite(self._files, job.number, self._deadlines.now)
         return Running(job, devices, alone, process, writing, self._limits, self._deadlines)
 
     def _start(self, job: Job, need: Need, grant: Grant, order: bytes) -> Running:
@@ -416,7 +427,7 @@ class LocalExecutor:
 
     def _announce_again(self) -> None:
         self._announce()
-        self._deadlines.at(time.monotonic() + POLL_S, self._announce_again)
+        self._deadlines.at(self._deadlines.now() + POLL_S, self._announce_again)
 
     def _mark(self, job: Job) -> str:
         """The same for whichever controller has the job."""
@@ -472,7 +483,7 @@ class LocalExecutor:
         if (running := self._running.get(number)) is not None:
             reason = f"its device is lost: {reason}"
             running.end(reason, Cause.DEVICE)
-            due = time.monotonic() + self._limits.grace_s + UNKILLABLE_S
+            due = self._deadlines.now() + self._limits.grace_s + UNKILLABLE_S
             running.at(due, lambda: self._abandon(running, reason))
 
     def _abandon(self, running: Running, reason: str) -> None:

@@ -79,7 +79,8 @@ class Running:
         timeout_s, stall_s = self.limits.timeout_s, self.limits.stall_s
         if timeout_s is not None:
             reason = f"timed out after {timeout_s:g} s (hydra.launcher.timeout_s)"
-            self.at(self.started + timeout_s, lambda: self.end(reason, Cause.TIMEOUT))
+            due = self.deadlines.now() + timeout_s
+            self.at(due, lambda: self.end(reason, Cause.TIMEOUT))
         if stall_s is not None:
             self._look_for_writing(stall_s)
 
@@ -96,7 +97,7 @@ class Running:
             reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
             self.end(f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
         else:
-            due = time.monotonic() + stall_s - quiet_s
+            due = self.deadlines.now() + stall_s - quiet_s
             self.at(due, lambda: self._look_for_writing(stall_s))
 
     def end(self, reason: str, cause: Cause) -> None:
@@ -106,7 +107,7 @@ class Running:
                 return
             self.ended_by = self.ended_by or (reason, cause)
             signal_group(self.process.pid, signal.SIGTERM)
-            self.at(time.monotonic() + self.limits.grace_s, self.kill)
+            self.at(self.deadlines.now() + self.limits.grace_s, self.kill)
 
     def kill(self) -> None:
         with self._signalling:

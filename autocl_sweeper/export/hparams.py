@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.export.rows import Beams, Row, text_of
+from autocl_sweeper.export.rows import Beams, Row, numbers_of, text_of
 from autocl_sweeper.space import bare
 from autocl_sweeper.types import State, Value
 
@@ -44,7 +43,7 @@ class HParams:
     def _summaries(self, row: Row) -> Iterator[tuple[int, Any]]:
         from tensorboardX import summary
 
-        numbers = _numbers(row)
+        numbers = numbers_of(row)
         # The page takes its columns from the first list of them that it finds, and trials differ in
         # theirs: without any list it gathers them from all trials.
         _, begin, end = summary.hparams(self._hparams(row), numbers)
@@ -69,19 +68,6 @@ class HParams:
 def _hparam(value: Value) -> bool | int | float | str:
     """The value where the page can hold it, else its text: null and lists would vanish."""
     return value if isinstance(value, (bool, int, float, str)) else text_of(value)
-
-
-def _numbers(row: Row) -> dict[str, float]:
-    """Metrics of a trial: its score first, then whatever else its job returned."""
-    outcome = row.trial.outcome
-    if outcome is None:
-        return {}
-    found = {} if row.score is None else {"score": row.score}
-    found |= {f"eval/{task}": number for task, number in outcome.evaluations.items()}
-    found |= {f"test/{task}": number for task, number in outcome.tests.items()}
-    found |= {key: number for key, number in outcome.numbers.items() if key not in found}
-    finite = {key: number for key, number in found.items() if not math.isnan(number)}
-    return {**finite, "seconds": outcome.seconds}
 
 
 def _scalar(name: str, number: float) -> Any:

@@ -80,10 +80,11 @@ def _number(value: float | None, digits: int = 6) -> float | None:
 
 
 def _devices(sweep: Overview) -> list[str]:
-    """Where the last attempt of each trial ran."""
+    """Where the last attempt of each trial ran, and what it reserved there."""
     found = [""] * len(sweep.history)
     for one in sweep.attempts:
-        found[one.trial] = " ".join(map(lane_name, one.devices))
+        share = f", {one.reservation}" if one.reservation and one.devices else ""
+        found[one.trial] = " ".join(map(lane_name, one.devices)) + share
     return found
 
 

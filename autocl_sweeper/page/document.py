@@ -29,6 +29,7 @@ from autocl_sweeper.page.influence import influence
 from autocl_sweeper.page.matrices import matrices, most_forgotten
 from autocl_sweeper.page.parallel import MOST_LINES
 from autocl_sweeper.page.scale import DARK, FONT, LIGHT, STEPS, variables
+from autocl_sweeper.page.starts import merged_starts
 from autocl_sweeper.page.story import story
 from autocl_sweeper.page.tree import DONE, FAILED, GIVEN_UP, PRUNED, RUNNING, kind_of, scale_of
 from autocl_sweeper.types import State, Trial
@@ -156,6 +157,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         "scale": scale_of(sweep),
         "found": found,
         "forgotten": most_forgotten(found.dev) if found.dev else None,
+        "starts": merged_starts(sweep),
         "influence": mattered,
         "mattered": bool(influenced or "parallel" in charts),
         "more_lines": f", best {MOST_LINES} of {finished:,} trials"
@@ -178,6 +180,7 @@ def _sections(known: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("chain", "Best chain" if len(known["chain"]) > 1 else "Best trial", known["chain"]),
         ("lineage", "Lineage" if known["stages"] > 1 else "By score", known["lineage"]),
         ("forgetting", "Forgetting", found.dev or found.test),
+        ("starts", "Merged starts", known["starts"]),
         ("mattered", "What mattered", known["mattered"]),
         ("time", "Time", "timeline" in known["charts"]),
         ("curves", "Learning curves", "curves" in known["charts"]),

@@ -10,7 +10,7 @@ from typing import Any
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.scale import LIT, STEP_SCALE, Scale, config, var
 from autocl_sweeper.page.words import clean, counted, score, short_score
-from autocl_sweeper.types import State, Trial
+from autocl_sweeper.types import State, Trial, is_skipped
 
 WIDTH = 1018.0
 ROW = 25.0
@@ -95,7 +95,7 @@ def layout(sweep: Overview) -> Layout:
 
 
 def kind_of(sweep: Overview, trial: Trial) -> str:
-    if trial.number in sweep.history.given_up:
+    if trial.number in sweep.history.given_up or is_skipped(trial):
         return GIVEN_UP
     return {
         State.RUNNING: RUNNING,

@@ -62,6 +62,11 @@ def translated(
     What is ignored or means something else here is logged. Raises one ConfigurationError with
     everything that cannot be taken over.
     """
+    if not isinstance(given["search"], Mapping):
+        raise ConfigurationError(
+            f"hydra.sweeper.search={given['search']}: it holds the options of a search. The search itself is"
+            " chosen by its group: hydra/sweeper/search=grid."
+        )
     own = {key: value for key, value in given.items() if key not in THEIRS}
     theirs = {key: given[key] for key in THEIRS if given.get(key) is not None}
     refused = [*_direction(own, theirs), *_refused(theirs)]

@@ -25,6 +25,7 @@ from autocl_sweeper.yaml.snapshot import installed
 from autocl_sweeper.yaml.text import INCLUDE, ReadText, line_of, parse, read_text
 
 Keys = tuple[Any, ...]
+TYPED = "the command line"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Layer:
     prefix: Keys = ()  # where the file's own top level stands, or the value of the option
     included_from: tuple[str, ...] = ()  # innermost last
     text: str = ""  # of the file
+    written: str = TYPED  # where a value without a file was written
 
     def has(self, keys: Keys) -> bool:
         return _spelled(self.values, keys) is not None
@@ -53,7 +55,7 @@ class Layer:
     def place(self, keys: Keys) -> str:
         """Where `keys` stand in this layer, which has them: 'conf/a.yaml:3'."""
         if not self.file:
-            return "the command line"
+            return self.written
         line = line_of(self.text, (_spelled(self.values, keys) or keys)[len(self.prefix) :])
         chain = "".join(f", included from {_short(one)}" for one in reversed(self.included_from))
         return f"{_short(self.file)}:{line or 1}{chain}"
@@ -108,9 +110,37 @@ def layers_of(hydra: Any) -> list[Layer]:
                 break
     for override in found.config_overrides:
         keys = keys_of(override.key_or_group)
-        if keys[0] != "hydra" and not override.is_delete():
-            layers.append(Layer(_below(keys, override.value()), prefix=keys))
+        if not override.is_delete():
+            written = _of_a_space(layers, keys, override.value()) or TYPED
+            layers.append(Layer(_below(keys, override.value()), prefix=keys, written=written))
     return layers
+
+
+def _of_a_space(layers: Sequence[Layer], keys: Keys, value: Any) -> str | None:
+    """Where a file has these keys in the search space of a sweep: its jobs get them as overrides."""
+    found: list[tuple[bool, str]] = []
+    for layer in layers:
+        for space in _spaces(layer):
+            spelled = _spelled(layer.values, (*space, *keys)) if layer.file else None
+            if spelled is not None:
+                found.append((_at(layer.values, spelled) == value, layer.place(spelled)))
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def _spaces(layer: Layer) -> Iterator[Keys]:
+    """Where `layer` has values for the jobs of a sweep: of all tasks, and of one in a list or a space."""
+    sweeper: Keys = ("hydra", "sweeper")
+    yield (*sweeper, "params")
+    tasks = _spelled(layer.values, (*sweeper, "task_params"))
+    nodes = _at(layer.values, tasks) if tasks else {}
+    for name, node in nodes.items() if isinstance(nodes, Mapping) else ():
+        many = range(len(node)) if isinstance(node, list) else ()
+        yield from ((*sweeper, "task_params", str(name), *one) for one in [(), *zip(many)])
+
+
+def sets(layers: Sequence[Layer], dotted: str) -> bool:
+    """Whether a file or an option says this very key."""
+    return any(layer.has(keys_of(dotted)) for layer in layers)
 
 
 def layers_of_file(path: str, read: ReadText = read_text) -> list[Layer]:
@@ -183,8 +213,9 @@ def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> 
                 # A parent with nothing in it, as in a file of defaults, says nothing of the key.
                 if layer.has(candidate) if length == len(keys) else layer.says(candidate):
                     return layer.place(candidate)
-            if any(not layer.file and layer.has(candidate) for layer in layers):
-                return "the command line"
+            for layer in reversed(layers):
+                if not layer.file and layer.has(candidate):
+                    return layer.written
     return None
 
 

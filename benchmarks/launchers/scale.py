@@ -17,6 +17,7 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,15 +35,10 @@ from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Job, Outcome, Report, State, Trial
+from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 
-SETTINGS = Settings(
-    sequence="task", top_k=2, metric=None, direction="maximize", params={}, task_params={}, when={},
-    zip=[], param_file=None, jobs=None, rounds=1, popsize=None, parents="beam", population={},
-    init=True, transfer=True, carry_from=None, objective=None, selection="top_k", seeds=1,
-    protocol="beam", first_k=3, prune=None, budget={}, handover={}, max_failures=None, retries=0,
-    retry_delay_s=0.0, max_batch_size=None, keep_checkpoints="beam", check=None, dry_run=False,
-    export={}, seed=0, pipeline=True, search={},
-)  # fmt: skip
+DEFAULTS = asdict(AutoCLSweeperConf(handover={}))
+SETTINGS = Settings(**{field.name: DEFAULTS[field.name] for field in fields(Settings)})
 
 
 class Shell:

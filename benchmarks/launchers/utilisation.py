@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
@@ -36,18 +37,16 @@ from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
 from autocl_sweeper.sweep import Sweep
 from autocl_sweeper.types import Job, Outcome, State
+from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 
 DEVICES = 8
 JOBS = 40  # of a stage
 STAGES = 4
 STAGE_JOBS = (10, 16, 40)  # jobs of each stage of a tree
 BEAM = 2
-SETTINGS = Settings(
-    sequence="task", top_k=BEAM, metric=None, direction="maximize", params={}, task_params={},
-    rounds=1, popsize=None, handover={"parent": "parent"}, max_failures=None, retries=0,
-    retry_delay_s=0.0, max_batch_size=None, keep_checkpoints="beam", seed=0, pipeline=True,
-    check=None, search={},
-)  # fmt: skip
+
+DEFAULTS = asdict(AutoCLSweeperConf(top_k=BEAM, handover={"parent": "parent"}))
+SETTINGS = Settings(**{field.name: DEFAULTS[field.name] for field in fields(Settings)})
 
 
 def sleeps(seed: int | str, count: int = JOBS) -> list[float]:

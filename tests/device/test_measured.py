@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from support.bench import wait_until
-from support.scripts import SHELL
+from support.scripts import SHELL, script
 
 from autocl_sweeper.device import pool as pools
 from autocl_sweeper.device import sampling
 from autocl_sweeper.device.leases import LeaseFolder
+from autocl_sweeper.device.needs import Siblings
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import FakeProbe
 from autocl_sweeper.errors import DeviceError
@@ -163,6 +164,23 @@ def test_jobs_that_use_no_memory_keep_no_other_waiting_for_long(
         assert here.end_of(0).state is State.COMPLETE
         here.start(1)
     wait_until(here.executor.free_slots, "a second one may join")
+
+
+def test_a_budget_that_no_device_has_fails_its_own_trial_before_it_starts(tmp_path: Path) -> None:
+    pool = Pool(FakeProbe.gpus(1, 80 * GIB), LeaseFolder(tmp_path / "leases"), jobs_per_device=2)
+    needs = Siblings(memory=lambda job: {"budget_gib": 90 if job.number == 0 else 10})
+    executor = LocalExecutor(script("pass"), JobFiles.of(tmp_path), pool, needs=needs)
+    try:
+        executor.submit(Job(0, ()))
+        assert executor.devices() == {}
+        ((job, outcome),) = executor.wait(1.0)
+        assert (job.number, outcome.cause, outcome.lost) == (0, Cause.INFEASIBLE_BUDGET, False)
+        assert "memory budget of 92160 MiB (memory.budget_gib) is more than any" in outcome.reason
+        executor.submit(Job(1, ()))
+        assert executor.reserved() == {1: (11 * GIB, "budget")}
+        assert wait_until(lambda: executor.wait(0.1), "it ends")[0][0].number == 1
+    finally:
+        executor.close()
 
 
 def test_where_nvml_names_no_process_a_job_alone_has_what_came_on_top(machine: Machines) -> None:

@@ -22,8 +22,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, alive, wait_until
+from support.bench import DEADLINE_S, REPOSITORY, Bench, alive, wait_until
 from support.pipelined import COMMAND, check_the_tree, started
+from support.two_nodes import ON_LOOPBACK, TwoNodes
 from support.virtual import Run, World
 
 from autocl_sweeper.device.reservations import Used
@@ -35,49 +36,17 @@ from autocl_sweeper.job.package import Order, command
 from autocl_sweeper.job.pickles import dumps
 from autocl_sweeper.journal import fold, outcome_to_json
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import DeviceUse, Job, Outcome, Report, State
+from autocl_sweeper.types import Cause, DeviceUse, Job, Outcome, Report, State
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed"
 )
-# Ray asks for the machine's own address and listens there; this makes it the loopback's.
-ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 OURS = ("hydra/sweeper=autocl", "hydra/launcher=ray")
 
 
-class Cluster:
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(APPS / "ray_cluster.py"), str(folder)],
-            env={
-                **os.environ,
-                **ON_LOOPBACK,
-                "HOME": str(folder),  # Ray keeps a token there
-                "PYTHONPATH": str(REPOSITORY),
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-        assert self.address, "the cluster did not start"
-
-    def lose_a_node(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def close(self) -> None:
-        with self.process:  # closes the pipes, which ends it
-            pass
-
-
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+def cluster(tmp_path: Path) -> Iterator[TwoNodes]:
+    made = TwoNodes(tmp_path)
     yield made
     made.close()
 
@@ -85,7 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 @pytest.mark.slow
 @needs_ray
 def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
-    chain: Bench, cluster: Cluster
+    chain: Bench, cluster: TwoNodes
 ) -> None:
     command = (
         *OURS,
@@ -104,7 +73,7 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
     wait_until(lambda: len(chain.events("report")) == 4, "and have reported")
     assert chain.printed(sweep).count("starting an agent on node 127.0.0.1/") == 2
     pids = [event["pid"] for event in chain.ledger("start")[4:]]
-    cluster.lose_a_node()
+    cluster.switch_second_node()
     wait_until(lambda: sum(map(alive, pids)) == 2, "the jobs of the lost node are gone")
     chain.release(sweep)
 
@@ -236,6 +205,7 @@ class FakeAgent:
         self.executor = SimulatedExecutor(devices, run, grace_s=0.1)
         self.messages: list[Mapping[str, Any]] = []
         self.learned: list[tuple[int, int]] = []
+        self.short: list[tuple[int, str]] = []
         self.cancelled: list[int] = []
         self.options = lambda **_: self
         self.tell = SimpleNamespace(remote=self.hear)
@@ -256,6 +226,8 @@ class FakeAgent:
             self.executor.cancel(Job(request["cancel"], ()))
         elif "learn" in request:
             self.learned += [(used["stage"], used["sampled_mib"]) for used in request["learn"]]
+        elif "short" in request:
+            self.short.append((request["short"], request["memory"]["key"]))
         elif "close" in request:
             self.messages.append({"gone": 0})
 
@@ -263,7 +235,7 @@ class FakeAgent:
         self.executor.clock_s = clock_s
         for job, outcome in self.executor.wait(0.0):
             told = outcome_to_json(outcome)
-            self.messages.append({"ended": job.number, "outcome": told, "lost": False})
+            self.messages.append({"ended": job.number, "outcome": told, "lost": outcome.lost})
 
 
 class FakeRay:
@@ -313,14 +285,15 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., R
         monkeypatch.setitem(sys.modules, name, strategies)
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
-    def make(*devices: int, run: Callable[[Job], Outcome]) -> RayExecutor:
+    def make(*devices: int, run: Callable[[Job], Outcome], **keys: Any) -> RayExecutor:
         monkeypatch.setattr(rays, "connect", lambda address: FakeRay(*devices, run=run))
         package = SimpleNamespace(
             files=JobFiles.of(tmp_path / "sweep"),
             write=lambda: None,
             order=lambda job, returns: json.dumps(job.overrides).encode(),
         )
-        return RayExecutor("auto", launcher_keys(), package, False, {})  # type: ignore[arg-type]
+        keys = {**launcher_keys(), **keys}
+        return RayExecutor("auto", keys, package, False, {})  # type: ignore[arg-type]
 
     return make
 
@@ -383,10 +356,29 @@ def test_what_a_finished_job_used_is_known_on_every_node_and_to_those_that_join_
     executor.close()
 
 
+def test_a_job_that_ran_out_of_memory_on_one_node_keeps_its_kind_alone_on_all(
+    fake_ray: Callable[..., RayExecutor],
+) -> None:
+    """The other node hears of it, one that joins later too, and what the job needs goes along."""
+    short = Outcome(State.FAIL, "no room", seconds=1.0, cause=Cause.DEVICE_MEMORY, lost=True)
+    executor = fake_ray(1, 1, 1, run=lambda job: short, jobs_per_device=2)
+    executor._ray.alive = 2
+    wait_until(executor.free_slots, "a slot")
+    executor.submit(Job(5, (), params={"model": "large", "lr": 1}))
+    ((job, outcome),) = wait_until(lambda: executor.wait(None), "it ends")
+    assert (job.number, outcome.lost) == (5, True)
+    told = [agent.short for agent in executor._ray.agents[:2]]
+    assert sorted(told) == [[], [(5, 'model="large"')]], "who ran it knows it by itself"
+    executor._ray.alive, executor._met = 3, -rays.POLL_S
+    executor.free_slots()
+    assert executor._ray.agents[2].short == [(5, 'model="large"')]
+    executor.close()
+
+
 @needs_ray
 @pytest.mark.slow
 def test_jobs_that_began_early_on_two_nodes_are_kept_or_ended(
-    chain: Bench, cluster: Cluster
+    chain: Bench, cluster: TwoNodes
 ) -> None:
     """The tree of test_pipeline's real jobs; one of a losing parent would run for ever."""
     names = "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,FOREVER]"

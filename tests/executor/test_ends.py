@@ -21,6 +21,7 @@ from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.process import deadlines as timing
 from autocl_sweeper.executor.process import last_write as writing
 from autocl_sweeper.executor.process.deadlines import Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, exit_reason
@@ -327,6 +328,28 @@ def test_many_cancelled_deadlines_are_forgotten() -> None:
     deadlines.close()
 
 
+def test_time_in_which_the_process_stood_still_is_no_time_of_a_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine on which a batch system stops the sweep for an hour, in the middle of a wait."""
+    clock = Clocks(0.0)
+    monkeypatch.setattr(timing, "time", clock)
+    deadlines, calls = Deadlines(), []
+    begin, came = deadlines.now(), [threading.Event() for _ in range(3)]
+    deadlines.at(begin, came[0].set)
+    assert came[0].wait(60)
+    deadlines.at(begin + 0.5, came[1].set)
+    deadlines.at(begin + 60.0, lambda: calls.append("a minute is over"))
+    clock.now += 3600.0
+    while not came[1].wait(0.01):
+        clock.now += 0.01
+    assert 0.5 <= deadlines.now() - begin < 50.0 and not calls
+    clock.now += 60.0
+    deadlines.at(deadlines.now(), came[2].set)
+    assert came[2].wait(60) and calls == ["a minute is over"]
+    deadlines.close()
+
+
 class Clocks:
     """Both clocks of a machine, and those of its file server `server_s` ahead."""
 
@@ -361,7 +384,7 @@ def test_a_job_is_quiet_since_it_last_wrote_whatever_a_file_servers_clock_says(
     (folder / "a/b").mkdir(parents=True)
     for path in (files.log(0), folder / "a/b/c", folder / "a/x", folder / "x"):
         clocks.write(path)
-    job = LastWrite(files, 0)
+    job = LastWrite(files, 0, clocks.monotonic)
     assert job.quiet_s() == 0.0
     clocks.now += 30.0
     path = {"log": files.log(0), "folder": folder / "model", "deep": folder / "a/b/c"}[where]

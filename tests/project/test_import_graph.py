@@ -50,7 +50,7 @@ TRAIN_FLOORS = [
     {"model", "delta"},
     {"loop", "memory"},
     {"job", "check", "info", "processes", "score", "sizes", "start"},
-    {"main", "worker", "pieces", "export", "final", "models", "sample", "transfer"},
+    {"main", "worker", "pieces", "export", "final", "models", "sample", "starts", "transfer"},
 ]
 # Doors between rooms of one floor: room -> those it may import. Each of them is in use.
 DOORS = {
@@ -104,6 +104,7 @@ OTHERS = {
     "lightning": {"integrations"},
     "pytorch_lightning": {"integrations"},
     "tensorboardX": {"rounds", "export"},
+    "mlflow": {"export"},
     "jinja2": {"page"},
     "markupsafe": {"page"},
     "vl_convert": {"page"},

@@ -20,7 +20,8 @@ TUTORIALS = ("avalanche", "huggingface", "lightning", "migration", "ray", "slurm
 
 def blocks(page: str, kind: str) -> list[str]:
     text = (ROOT / f"docs/{page}.md").read_text("utf-8")
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.S | re.M)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+    return [block for one, block in found if one == kind]
 
 
 def converted(page: str) -> tuple[str, str]:

@@ -49,6 +49,15 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["Task 'b' cannot be composed", "lrr=1"],
     ),
     "a beam that is no number": (["task=a", f"{S}.top_k=two"], [f"{S}.top_k", "two"]),
+    "a value in a file": (
+        ["task=a", "+wrong=top_k"],
+        [f"{S}.top_k=0, but it must be at least 1", f"{S}.top_k stands in ", "wrong/top_k.yaml:4."],
+    ),
+    "a sequence in a file that is not given": (
+        ["+wrong=sequence"],
+        [f"{S}.sequence=task, but task is not given", "wrong/sequence.yaml:4."],
+    ),
+    "a search that is null": ([f"{S}.search=null"], [f"{S}.search=None", "hydra/sweeper/search=grid"]),
     "a misspelt setting": (["task=a", f"{S}.topk=3"], ["topk"]),
     "a handover to a key the app does not have": (
         ["task=a,b", f"+{S}.handover.start_from=checkpoint"],

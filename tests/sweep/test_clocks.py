@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.bench import Bench, wait_until
+from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, wait_until
 
 from autocl_sweeper.budget import spent
 from autocl_sweeper.executor.ray.agent import wait_to_see
@@ -63,6 +67,24 @@ def test_a_sweep_that_was_stopped_while_its_jobs_ended_goes_on(chain: Bench) -> 
     process.send_signal(signal.SIGCONT)
     output = chain.finish(process, 0)
     assert [event["state"] for event in chain.finished().values()] == ["COMPLETE"] * 3, output
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_suspended_with_its_jobs_for_longer_than_any_limit_goes_on(
+    chain: Bench,
+) -> None:
+    limits = ("hydra.launcher.timeout_s=25", "hydra.launcher.stall_s=25")
+    process = chain.start_held(2, *OURS, *limits, "task=a", "lr=1,2,3")
+    stopped = chain.processes()
+    assert len(stopped) >= 3 and process.pid in stopped
+    for signal_number, pause_s in ((signal.SIGSTOP, 40), (signal.SIGCONT, 0)):
+        for pid in stopped:
+            os.kill(pid, signal_number)
+        time.sleep(pause_s)
+    time.sleep(8)  # time enough to end those whose time is over
+    output = chain.release(process)
+    assert [event["state"] for event in chain.finished().values()] == ["COMPLETE"] * 3, output
+    assert not chain.events("attempt_failed")
 
 
 def test_a_folder_that_moved_while_its_sweep_was_open_is_continued(chain: Bench) -> None:
@@ -167,3 +189,63 @@ def test_two_accounts_of_one_machine_have_lease_folders_of_their_own_and_share_n
     finally:
         for uid in (first, second):
             subprocess.run(["rm", "-rf", f"/tmp/autocl-leases-{uid}"], check=True)
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Iterator[Callable[..., tuple[str, int]]]:
+    """account(uid, *words): what the app `chain` prints as this account, and its exit status."""
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    free = {k: v for k, v in os.environ.items() if k != "AUTOCL_LEASE_DIR"}
+    packages = [path for path in sys.path if "site-packages" in path]
+    free["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *packages])
+    used: set[int] = set()
+
+    def words_as(uid: int, python: str, *words: str) -> list[str]:
+        return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups",
+                "--bounding-set=-all", "--inh-caps=-all", python, *words]  # fmt: skip
+
+    def may_run(python: str) -> bool:
+        code = (
+            "import hydra, subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
+        )
+        argv = words_as(54321, python, "-c", code)
+        with suppress(FileNotFoundError):
+            return subprocess.run(argv, env=free, cwd="/", capture_output=True).returncode == 0
+        return False
+
+    found = [python for python in (sys.executable, f"/usr/bin/python{here}") if may_run(python)]
+    if os.geteuid() != 0 or not found:
+        pytest.skip("takes root, and a Python that other accounts may run")
+
+    def run(uid: int, *words: str) -> tuple[str, int]:
+        used.add(uid)
+        app = str(APPS / "chain.py")
+        done = subprocess.run(
+            words_as(uid, found[0], app, "-m", *OURS, *words),
+            env=free | {"LEDGER": os.devnull, "CUDA_VISIBLE_DEVICES": ""},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        return done.stdout + done.stderr, done.returncode
+
+    yield run
+    for uid in used:
+        shutil.rmtree(f"/tmp/autocl-leases-{uid}", ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_two_accounts_sweep_at_the_same_time_and_neither_enters_the_folder_of_the_other(
+    account: Callable[..., tuple[str, int]],
+) -> None:
+    uids = (54321, 54322)
+    with tempfile.TemporaryDirectory() as shared, ThreadPoolExecutor() as both:
+        os.chmod(shared, 0o1777)
+        command = ("task=a,b", "lr=1,2")
+        places = {uid: f"hydra.sweep.dir={shared}/{uid}" for uid in uids}
+        for output, status in both.map(lambda uid: account(uid, *command, places[uid]), uids):
+            assert status == 0 and "Best chain: score" in output, output
+        output, status = account(uids[1], *command, places[uids[0]])
+        assert status == 1 and "Traceback" not in output
+        assert f"SweepFolderError: Cannot write the sweep folder '{shared}/{uids[0]}'" in output

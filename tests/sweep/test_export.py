@@ -202,7 +202,7 @@ def test_the_reports_of_a_trial_are_a_curve(exported: Path) -> None:
     ("arguments", "said"),
     [
         (["--optuna", "a.log"], "journal.jsonl' cannot be read"),
-        ([], "nothing without --optuna or --tensorboard"),
+        ([], "nothing without --optuna, --tensorboard or --mlflow"),
     ],
 )
 def test_a_folder_or_a_place_that_is_missing_is_an_error(
@@ -358,7 +358,10 @@ def test_what_a_fingerprint_says_of_a_space_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("export", "said"),
     [
-        ({"optunas": "a"}, "knows no 'optunas'; its keys are optuna, tensorboard, study_name"),
+        (
+            {"optunas": "a"},
+            "knows no 'optunas'; its keys are optuna, tensorboard, study_name, mlflow",
+        ),
         ({"optuna": 3}, "export.optuna=3 is no text"),
         ({"study_name": ""}, "export.study_name='' is no text"),
         ({"tensorboard": 3}, "export.tensorboard=3 is neither true nor a folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import pytest
 from support.bench import Bench, wait_until
+from support.broken_disk.breaking import Breaking
 
 OURS = ("hydra/sweeper=autocl", "task=a")
 LAUNCHER = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=1")
 WARM = ("hydra.launcher.warm=true",)
 
 
-def slow(case: object) -> object:
-    return pytest.param(case, marks=pytest.mark.slow)
+def slow(*case: object) -> object:
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -115,3 +117,30 @@ def test_a_read_only_disk_is_named(bench: Bench, disk: Path) -> None:
     bench.run(*command)
     assert [event["score"] for _, event in sorted(bench.finished().items())] == [0.0, 2.0]
     assert len(bench.ledger("start")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        slow(40, errno.ENOSPC),
+        slow(60, errno.EDQUOT),
+        slow(90, errno.EIO),
+        (110, errno.EIO),
+        slow(130, errno.EROFS),
+        slow(150, errno.EIO),
+    ],
+)
+def test_a_disk_that_breaks_in_the_middle_fails_no_trial(
+    chain: Bench, tmp_path: Path, changes: int, error: int
+) -> None:
+    """Of the changes that this sweep makes below its folder, nearly 200, all fail from one on."""
+    command = (*OURS, *LAUNCHER, *WARM, "lr=1,2", "hydra.sweeper.handover={}")
+    disk = Breaking(tmp_path, chain.sweep)
+    disk.after(changes, error)
+    output = chain.run(*command, status=1, **disk.environment)
+    assert "DiskError: " in output and os.strerror(error) in output and str(chain.sweep) in output
+    assert "Traceback" not in output and disk.left() <= 0
+    wait_until(chain.nothing_is_left, "nothing is left")
+    chain.run(*command)
+    assert [event["score"] for _, event in sorted(chain.finished().items())] == [1.0, 2.0]
+    assert {event["state"] for event in chain.finished().values()} == {"COMPLETE"}

@@ -12,7 +12,7 @@ from support.bench import Bench
 from support.plans import plan_of
 
 from autocl_sweeper.display.progress import LogProgress
-from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.errors import ConfigurationError, NoSurvivorError, TooManyFailuresError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, read
 from autocl_sweeper.outcome import JobFiles
@@ -57,6 +57,43 @@ def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Caus
     assert retries.after(7, replace(failed, lost=True)) == 0.0  # and that is no retry
     assert retries.alone == ({7} if cause in full else set())
     assert retries.after(8, Outcome(State.COMPLETE, cause=cause)) is None
+
+
+@pytest.mark.parametrize("cause", [Cause.EXIT, Cause.INFEASIBLE, Cause.INFEASIBLE_BUDGET])
+def test_a_sweep_continued_with_more_retries_runs_no_infeasible_trial_again(
+    tmp_path: Path, cause: Cause
+) -> None:
+    ran: list[int] = []
+
+    def end(job: Job) -> Outcome:
+        ran.append(job.number)
+        if ran.count(0) == 1 and job.number == 0:
+            return Outcome(State.FAIL, "too small", seconds=1.0, cause=cause)
+        return Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float", seconds=1.0)
+
+    def run(**settings: int) -> None:
+        plan = plan_of("task=a", "lr=1,2", **settings)
+        executor = SimulatedExecutor(1, end)
+        Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress()).run()
+
+    with pytest.raises(TooManyFailuresError):
+        run(max_failures=0)
+    run(max_failures=1, retries=2)
+    assert ran.count(0) == (2 if cause is Cause.EXIT else 1) and ran.count(1) == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [(Cause.EXIT, "hydra.sweeper.retries=1 to run them again"),
+     (Cause.INFEASIBLE_BUDGET, "they never run again: give a larger budget")],
+)  # fmt: skip
+def test_a_task_without_a_survivor_says_what_would_help(
+    tmp_path: Path, cause: Cause, advice: str
+) -> None:
+    executor = SimulatedExecutor(1, lambda job: Outcome(State.FAIL, "no", seconds=1.0, cause=cause))
+    plan = plan_of("task=a,b", "lr=1,2")
+    with pytest.raises(NoSurvivorError, match=advice):
+        Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress()).run()
 
 
 class VirtualTime(SimulatedExecutor):

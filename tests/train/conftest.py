@@ -110,3 +110,35 @@ def make() -> Callable[..., Any]:
             return read_run(compose("base", overrides=given), ROOT / "conf/task")
 
     return job
+
+
+DELTAS = ("trainer.max_steps=3", "trainer.learning_rate=3e-2", "evaluate_test=false")
+
+
+@pytest.fixture(scope="session")
+def deltas(
+    make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], dict[str, str]]:
+    """Overrides of a few-shot target, and LoRAs of different ranks of three tasks."""
+    from support.runs import finish
+
+    root = tmp_path_factory.mktemp("deltas")
+    (root / "data/mc_taco").mkdir(parents=True)
+    words = ["even", "odd", "not good praise", "review"]
+    for part in ("train", "dev", "test"):
+        lines = [
+            f"{part} {'review ' * i}{i}\t{words[i % 4]}\t{words[(i + 1) % 4]}\n" for i in range(7)
+        ]  # ragged, and with several answers each
+        (root / f"data/mc_taco/mc_taco_7_42_{part}.tsv").write_text("".join(lines))
+    model = ["model=pretrained", f"model.path={folders('t5')}"]
+    where = {}
+    for task, rank in (("sentiment", 2), ("parity", 4), ("arithmetic", 3)):
+        finish(make(*model, f"task={task}", f"delta.lora_dim={rank}", *DELTAS), root / task)
+        where[task] = str(root / task / "checkpoint")
+    target = [
+        *model,
+        f"data_dir={root / 'data'}",
+        "+task.mc_taco._name=few_shot",
+        "~task.sentiment",
+    ]
+    return target, where

@@ -88,6 +88,34 @@ FILES = {
         3,
         "hydra.job.num: Value 'many' of type 'str' could not be converted to Integer",
     ),
+    "a section of Hydra that is null": (
+        TASK + "hydra:\n  run:",
+        3,
+        "hydra.run=null: null is no sec",
+    ),
+    "a launcher that is null": (
+        TASK + "hydra:\n  launcher: null",
+        3,
+        "hydra.launcher=null: null is",
+    ),
+    "a dotted key of Hydra": (
+        TASK + "hydra.sweep.dir: x",
+        2,
+        "Nest it: hydra: {sweep: {dir: x}}",
+    ),
+    "a dotted key below hydra": (TASK + "hydra:\n  sweep.dir: x", 3, "Nest it: sweep: {dir: x}"),
+    "a sweeper chosen in a file": (
+        TASK + "hydra:\n  sweeper: autocl",
+        3,
+        "hydra.sweeper=autocl: must be a mapping of options. A file of the group is chosen on the"
+        " command line: hydra/sweeper=autocl",
+    ),
+    "an override as a text": (TASK + "hydra:\n  sweeper:\n    top_k=2", 3, "behind it: top_k: 2"),
+    "a key of a sweeper that is not chosen": (
+        TASK + "hydra:\n  sweeper: {top_k: 2}",
+        3,
+        "'top_k'; it is one of hydra/sweeper=autocl, to be chosen on the command line",
+    ),
     "fp16: 2": (TASK + "trainer:\n  fp16: 2", 3, "trainer.fp16=2: must be true or false"),
     "a hint that would be refused": (
         TASK + "optimization:\n  update_frq: 3",
@@ -111,6 +139,13 @@ def test_a_typo_below_hydra_in_an_included_file_names_the_chain(said: Said) -> N
     told = said("a.yaml -m hydra/sweeper=autocl", a=TASK + "_include: b.yaml\n", b=below)
     assert "b.yaml:3, included from a.yaml: hydra.sweeper.top_kk: " in told
     assert told.endswith("did you mean top_k?")
+
+
+@pytest.mark.parametrize("typed", ["hydra", "hydra.sweeper", "hydra/launcher"])
+def test_a_section_without_which_hydra_does_not_start_is_not_taken_away(
+    said: Said, typed: str
+) -> None:
+    assert f"the command line: {typed}=null: " in said(f"a.yaml {typed}=null", a=TASK)
 
 
 WORDS = {

@@ -183,6 +183,62 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
     assert found["loss"] == pytest.approx(told["metrics"]["parity"]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_early_stopping_gives_what_a_run_that_ends_at_the_best_update_gives(
+    kind: str, make: Any, folders: Any, tmp_path: Path
+) -> None:
+    """Validations are given: the second is the best, and after two worse ones training ends."""
+    from support.runs import trainings
+
+    from train.delta.delta import delta_of
+    from train.loop.trainer import train
+    from train.model.family import family_of
+
+    def trained(folder: Path, told: list[float], *more: str) -> tuple[int, dict[str, Any]]:
+        run = make(*of(folders("t5")), *SMALL[kind], "trainer.learning_rate=1e-2", *more)
+        torch.manual_seed(0)
+        delta = delta_of(run.delta)
+        model = delta.attach(family_of(run.model).build(), "task1", [])
+        left = iter(told)
+        done = train(
+            model, trainings(run, 24), delta, run, 0, folder, lambda step: {"loss": next(left)}
+        )
+        return done.steps, {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+    small = ("trainer.per_device_train_batch_size=4",)
+    watch = (
+        "trainer.eval_strategy=steps", "trainer.eval_steps=1", "trainer.patience=2",
+        "trainer.metric_for_best_model=loss", "trainer.max_steps=6",
+    )  # fmt: skip
+    steps, stopped = trained(tmp_path / "1", [3.0, 1.0, 2.0, 2.0], *small, *watch)
+    assert steps == 4
+    _, wanted = trained(tmp_path / "2", [], *small, "trainer.max_steps=2")
+    _, other = trained(tmp_path / "3", [], *small, "trainer.max_steps=3")
+    assert all(torch.equal(p, wanted[n]) for n, p in stopped.items())
+    assert any(not torch.equal(p, other[n]) for n, p in stopped.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_computes_nearly_what_float32_does_and_leaves_the_gradients_in_float32(
+    kind: str, folders: Any
+) -> None:
+    _, _, model = attached(folders("t5"), kind)
+    model.eval()
+    ids = torch.randint(3, 100, (3, 6), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, enabled in (("bf16", True), ("float32", False)):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = model(input_ids=ids, labels=ids).logits
+        assert logits.dtype == (torch.bfloat16 if enabled else torch.float32)
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten()).backward()
+        own = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        assert all(g is not None and g.dtype == torch.float32 for g in own.values())
+        found[name] = torch.cat([g.flatten() for g in own.values() if g is not None])
+    cosine = torch.nn.functional.cosine_similarity(found["bf16"], found["float32"], dim=0)
+    assert 0.99 < float(cosine) < 1 - 1e-12  # rounded, and in the same direction
+
+
 @pytest.mark.parametrize("kind", ["lora", "adapter", "prefix"])
 def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
     kind: str, make: Any, folders: Any, tmp_path: Path

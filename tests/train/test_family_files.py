@@ -12,6 +12,7 @@ import pytest
 from support.runs import planned
 
 from train.config.typed import SettingsError
+from train.data.task_plan import refuse_processes
 
 Make = Callable[..., Any]
 CHOICE = {"sent1": "He sits.", "sent2": "He", **{f"ending{i}": f"does {i}" for i in range(4)}}
@@ -189,6 +190,13 @@ def test_a_label_of_dev_that_training_lacks_is_refused_with_its_line(
 def test_what_a_head_cannot_do_is_refused(make: Make, overrides: list[str], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         planned(make(*overrides))
+
+
+def test_a_detector_is_trained_by_one_process(make: Make) -> None:
+    tasks = make("task=coco", "model=headed").tasks
+    refuse_processes(tasks, 1)
+    with pytest.raises(SettingsError, match=r"task.coco: .* one process, .* env asks for 2"):
+        refuse_processes(tasks, 2)
 
 
 def test_made_up_rows_are_the_same_for_a_seed_and_as_long_as_their_data_set_has_them() -> None:

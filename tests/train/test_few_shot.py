@@ -171,6 +171,119 @@ def test_a_zero_shot_run_trains_nothing_and_is_scored(
     assert trained["steps"] == 2 and trained["test"].keys() == {"mc_taco"}
 
 
+def selected(
+    make: Any, folders: Any, root: Path, scores: list[float], *more: str, nothing_left: int = 0
+) -> tuple[list[str], int]:
+    """The update that the weights are from, as text, and how many there were, for given dev scores.
+
+    nothing_left: the update whose training loss is next to 0.
+    """
+    import torch
+    from support.runs import model_of, trainings
+
+    from train.delta.seqft import DELTA
+    from train.loop import trainer
+
+    put(root, "mc_taco")
+    run = make(
+        *of(root, "mc_taco", folders("t5"), "trainer.eval_strategy=steps", "trainer.eval_steps=1",
+            "trainer.metric_for_best_model=score", "trainer.greater_is_better=true",
+            "trainer.patience=2", "delta=seqft", "trainer.learning_rate=1e-2", *more),
+        f"trainer.max_steps={len(scores)}",
+    )  # fmt: skip
+    model, seen = model_of(run), []
+
+    def validate(step: int) -> dict[str, float]:
+        seen.append(model.shared.weight.detach().clone())
+        return {"score": scores[step - 1]}
+
+    plain, calls = trainer.loss_sum, iter(range(1, 100))
+
+    def loss(*args: Any) -> torch.Tensor:
+        return plain(*args) * (1e-9 if next(calls) == nothing_left else 1.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "loss_sum", loss)
+        done = trainer.train(model, trainings(run), DELTA(run.delta), run, 0, root, validate)
+    same = [str(i) for i, one in enumerate(seen, start=1) if torch.equal(one, model.shared.weight)]
+    return same, done.steps
+
+
+def test_a_tie_is_an_improvement_of_few_shot_tasks_and_nothing_learned_is_none(
+    make: Any, folders: Any, tmp_path: Path
+) -> None:
+    ties = [0.5, 0.5, 0.25, 0.5, 0.25, 0.25, 0.75]
+    # The later of two equal ones stays, and starts the patience anew.
+    assert selected(make, folders, tmp_path / "1", ties) == (["4"], 6)
+    assert selected(make, folders, tmp_path / "2", ties, "trainer.ties_improve=false") == (["1"], 3)
+    # The third validation is the best, but there was nothing left to learn before it.
+    rising = [0.25, 0.5, 0.75, 0.25]
+    assert selected(make, folders, tmp_path / "3", rising, nothing_left=3) == (["2"], 4)
+    assert selected(make, folders, tmp_path / "4", rising) == (["3"], 4)
+
+
+def test_a_batch_above_the_micro_batch_is_split_exactly_and_a_remainder_is_refused(
+    make: Any, folders: Any, tmp_path: Path
+) -> None:
+    """6 rows of unlike lengths in one update: at once, in 3 micro-batches of 2, or one by one."""
+    import torch
+    from support.runs import loaded
+
+    from train.config.typed import SettingsError
+
+    rows = "".join(f"train {'long ' * i}{i}\tyes{' no' * (i % 3)}\n" for i in range(6))
+    put(tmp_path / "data", "mc_taco", train=rows)
+    base = of(
+        tmp_path / "data", "mc_taco", folders("t5"), "trainer.learning_rate=0.1", "trainer.optim=sgd",
+        "model.config={dropout_rate:0.0}", "evaluate_test=false",
+    )  # fmt: skip
+    states = []
+    for size in (6, 2, 1):
+        run = make(*base, "trainer.batch_size=6", f"trainer.micro_batch_size={size}")
+        assert run.trainer["per_device_train_batch_size"] == size
+        told = finish(run, tmp_path / str(size))
+        assert told["steps"] == 2
+        states.append(loaded(run, tmp_path / str(size) / "checkpoint").model.state_dict())
+    for other in states[1:]:
+        for key, value in states[0].items():
+            torch.testing.assert_close(other[key], value, rtol=0, atol=1e-6)
+    with pytest.raises(
+        SettingsError, match=r"batch_size=24: above .*=16 it must be .* instance 16"
+    ):
+        make(*base, "trainer.batch_size=24")
+    with pytest.raises(
+        SettingsError, match=r"gradient_accumulation_steps=2 says the same in anoth"
+    ):
+        make(*base, "trainer.batch_size=8", "trainer.gradient_accumulation_steps=2")
+
+
+@pytest.mark.slow
+def test_the_test_rows_of_a_grid_are_evaluated_for_the_winner_by_dev_alone(
+    folders: Any, tmp_path: Path
+) -> None:
+    put(tmp_path / "data", "mc_taco")
+    command = [
+        sys.executable, str(ROOT / "train.py"), "-m", "hydra/sweeper=autocl", "task=mc_taco",
+        "data_dir=data", "model=pretrained", f"model.path={folders('t5')}", "trainer.max_steps=1",
+        "trainer.learning_rate=1e-3,1e-2", "trainer.batch_size=2,4", "evaluate_test=final",
+        "hydra.sweep.dir=grid", "hydra.sweeper.top_k=1",
+    ]  # fmt: skip
+    env = {**ENV, "AUTOCL_LEASE_DIR": str(tmp_path / "leases"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folders_of = [path.parent for path in (tmp_path / "grid").rglob("all_results.json")]
+    assert len(folders_of) == 4
+    splits = {
+        folder.name: json.loads((folder / "predict_results.json").read_text())["predict_split"]
+        for folder in folders_of
+    }
+    [chain] = json.loads((tmp_path / "grid/test_results.json").read_text())["chains"]
+    [winner] = chain["trials"]
+    assert splits.pop(winner) == "test" and {*splits.values()} == {"dev"}
+
+
 def test_the_sampling_tool_writes_crossfits_names_and_the_seed_alone_decides(
     tmp_path: Path,
 ) -> None:

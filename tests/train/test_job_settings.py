@@ -23,7 +23,14 @@ WITH_BUDGET = {"fixed": "memory.blocks", "plan": "memory.budget_gib", "static": 
 OF_SWEEPER = Path("hydra/sweeper/app/autocl.yaml")  # brought by a sweeper
 ALONE = [f for f in FILES if f not in (*WITH_FOLDER, OF_SWEEPER)]
 INCOMPLETE = [Path(f"memory/{name}.yaml") for name in WITH_BUDGET]
-CHOICES = [f for f in ALONE if f.parent.name not in ("", "experiment") and f not in INCOMPLETE]
+WITH_HEAD = [Path(f"model/{name}.yaml") for name in ("headed", "bert_base")]  # test_family_heads.py
+CHOICES = [
+    f
+    for f in ALONE
+    if f.parent.name not in ("", "experiment") and f not in (*INCOMPLETE, *WITH_HEAD)
+]
+EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
+FAMILIES = [file for file in EXPERIMENTS if file.stem.startswith("memory_")]  # no sweeps
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -34,7 +41,9 @@ def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
     assert command.startswith(("# python train.py ", "# python -m train."))
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [f for f in EXPERIMENTS if f not in FAMILIES], ids=lambda f: f.stem
+)
 def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path) -> None:
     from hydra import compose, initialize_config_dir
 
@@ -61,6 +70,21 @@ def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path
             typed = [f"{k}={v}" for k, v in {"task": "digits_01", **suggestion}.items()]
             typed += ["model=unify_tiny"] if suggestion.get("task") else []
             check_job(compose("config", typed, return_hydra_config=True))
+
+
+@pytest.mark.parametrize("file", FAMILIES, ids=lambda f: f.stem)
+def test_an_experiment_of_a_family_is_a_job_of_the_task_it_chooses(file: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from train.check import check_job
+    from train.main import VERSION_BASE
+
+    name = file.stem.removeprefix("memory_")
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        typed = [f"experiment={file.stem}", f"task.{name}.dataset.made_rows=8"]
+        values = check_job(compose("config", typed, return_hydra_config=True))
+    assert [*values["task"]] == [name] and values["delta"]["_name"] == "seqft"
+    assert not values["trainer"]["save_model"]
 
 
 @pytest.mark.parametrize("name", ["config", "base+{}/seed.yaml"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.runs import finish
 
+from autocl_sweeper.errors import SkippedError
 from train.start import pool_of
 
 QUICK = ("trainer.max_steps=2", "trainer.learning_rate=3e-2", "evaluate_test=false")
@@ -121,10 +122,26 @@ def test_a_beam_gives_its_own_deltas_once_each_and_none_of_another_base(
     extra = (*own, "task=arithmetic", *more, "merge.init=[random,average]", "merge.extra_parents=2")
     told = finish(make(*extra, "merge.extra=2"), tmp_path / "merged")
     assert told["weight_parity_1"] == told["weight_sentiment_4"] == 0.5
+    assert told["merged_from"] == {"parity_1": 0.5, "sentiment_4": 0.5}  # of no sweep
+    assert told["seconds_merge"] > 0
     told = finish(make(*extra), tmp_path / "parents")
     assert "merge_ess" not in told
     start, parent = state(tmp_path / "parents", 3), state(root / "2", 2)
     assert all(torch.equal(value, parent[key]) for key, value in start.items())
+    # An extra start with one delta or none in its pool would repeat another job.
+    lone = (
+        *own,
+        "task=parity",
+        *more[:1],
+        "merge.init=average",
+        "merge.extra_parents=1",
+        "merge.extra=1",
+    )
+    with pytest.raises(SkippedError, match=r"merge.pool=lineage has only the delta of sentiment"):
+        finish(make(*lone), tmp_path / "lone")
+    first = (*own, "task=sentiment", *lone[-3:])
+    with pytest.raises(SkippedError, match=r"has no delta at this stage, so that .* random"):
+        finish(make(*first), tmp_path / "first")
 
 
 def test_given_weights_are_evaluated_without_training(
@@ -143,6 +160,9 @@ def test_given_weights_are_evaluated_without_training(
         tmp_path / "3",
     )  # fmt: skip
     assert told["steps"] == 0 and told["weight_parity"] == 1.2
+    results = json.loads((tmp_path / "3/all_results.json").read_text())
+    loss = results["metrics"]["arithmetic"]["loss"]
+    assert told["lorahub"] == pytest.approx(loss + 0.05 * (0.5 + 1.2) / 2)
     start = products(state(tmp_path / "3", 1))
     one, two = (products(state(root / str(n), n)) for n in (1, 2))
     factor = 2 if any("lora" in key for key in start) else 1

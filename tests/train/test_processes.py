@@ -256,7 +256,16 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "method"), [("llama", "lora"), ("bert", "replay")])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("llama", "lora"),
+        ("bert", "replay"),
+        ("bert", "adapter"),
+        ("llama", "prefix"),
+        ("bert", "ia3"),
+    ],
+)
 def test_two_processes_train_a_text_model_as_one_does_at_the_same_global_batch(
     make: Any,
     folders: Any,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import finish, planned
+from support.runs import planned
+from support.scores import oracle, scored
 from support.train_app import ENV, ROOT
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/merge.json").read_text())
@@ -96,68 +97,6 @@ def test_scores_of_weights_have_the_reference_values() -> None:
 
 
 # -- a tiny T5 -------------------------------------------------------------------------------------
-
-QUICK = ("trainer.max_steps=3", "trainer.learning_rate=3e-2", "evaluate_test=false")
-
-
-@pytest.fixture(scope="module")
-def deltas(
-    make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[str], dict[str, str]]:
-    """Overrides of a few-shot target, and LoRAs of different ranks of three tasks."""
-    root = tmp_path_factory.mktemp("deltas")
-    (root / "data/mc_taco").mkdir(parents=True)
-    words = ["even", "odd", "not good praise", "review"]
-    for part in ("train", "dev", "test"):
-        lines = [
-            f"{part} {'review ' * i}{i}\t{words[i % 4]}\t{words[(i + 1) % 4]}\n" for i in range(7)
-        ]  # ragged, and with several answers each
-        (root / f"data/mc_taco/mc_taco_7_42_{part}.tsv").write_text("".join(lines))
-    model = ["model=pretrained", f"model.path={folders('t5')}"]
-    where = {}
-    for task, rank in (("sentiment", 2), ("parity", 4), ("arithmetic", 3)):
-        finish(make(*model, f"task={task}", f"delta.lora_dim={rank}", *QUICK), root / task)
-        where[task] = str(root / task / "checkpoint")
-    target = [
-        *model,
-        f"data_dir={root / 'data'}",
-        "+task.mc_taco._name=few_shot",
-        "~task.sentiment",
-    ]
-    return target, where
-
-
-def scored(
-    make: Any, deltas: tuple[list[str], dict[str, str]], folder: Path, **values: Any
-) -> dict[str, Any]:
-    """What result.json has of the target."""
-    from train.config.merging import MergeSettings
-    from train.score.run import score_tasks
-
-    run = make(*deltas[0])
-    settings = MergeSettings(**{"sources": deltas[1], **values})
-    score_tasks(run, planned(run), settings, folder)
-    told: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return told
-
-
-def oracle(make: Any, deltas: tuple[list[str], dict[str, str]], name: str) -> Any:
-    """A source in plain peft, and the dev rows as ids: encoder, decoder input, labels."""
-    from peft import PeftModel
-    from support.runs import meeting_of
-    from transformers import T5ForConditionalGeneration
-
-    run = make(*deltas[0])
-    base = T5ForConditionalGeneration.from_pretrained(run.model.path)
-    model = PeftModel.from_pretrained(base, f"{deltas[1][name]}/task1").eval()
-    vocabulary = meeting_of(run).vocabulary
-    rows = []
-    for row in planned(run)["mc_taco"].rows.dev:
-        first = row["answers"].split("\t")[0]
-        source = [*vocabulary.encode(row["prompt"]), 1]
-        labels = [*vocabulary.encode(" <extra_id_0>"), *vocabulary.encode(f" {first}"), 1]
-        rows.append((source, labels))
-    return model, rows
 
 
 def test_forward_scores_equal_a_plain_loop_over_rows_and_tokens(

@@ -35,6 +35,8 @@ FILES = {
     "below": "name: below\nin:\n  deep: 1",
     "other": "kept: 1\nleft: 1",
     "more/db/far": "port: 9",
+    "conf/swept": "defaults: [config, _self_]\nhydra:\n  sweeper:\n    params:\n      lr: 1,2",
+    "conf/tasks": "defaults: [config, _self_]\nhydra: {sweeper: {task_params: {\n\n\na: [{lr: 5},\n{lr: 6}]}}}",
 }
 
 
@@ -102,6 +104,19 @@ def test_a_value_is_found_where_it_was_written(
         for name in FILES:
             (folder / f"{name}.yaml").write_text("\n\n\nedited: true")
         assert origin(layers_of(of_hydra), key) == place
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "place"),
+    [("swept", "lr=2", "conf/swept.yaml:5"), ("tasks", "lr=5", "conf/tasks.yaml:5"),
+     ("tasks", "lr=6", "conf/tasks.yaml:6"), ("tasks", "name=x", "the command line")],
+)  # fmt: skip
+def test_a_value_that_a_job_got_from_a_search_space_is_found_there(
+    folder: Path, name: str, typed: str, place: str
+) -> None:
+    choice = "hydra/sweeper=autocl"
+    of_hydra = compose(name, [typed, choice], return_hydra_config=True).hydra
+    assert origin(layers_of(of_hydra), typed.partition("=")[0]) == place
 
 
 def test_what_a_star_gave_is_found_at_the_star_and_another_name_where_it_was_said() -> None:

@@ -8,23 +8,25 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from autocl_sweeper.command_line import CONFIG_NAME, FOLDERS, OTHERS_WITH_VALUE, CommandLineError
 from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.layers import load_layers
-from autocl_sweeper.yaml.origins import Layer, keys_of, layers_of_file, origin
+from autocl_sweeper.yaml.origins import TYPED, Layer, keys_of, layers_of_file, origin
 from train.config.schema import CONF, KINDS, VERSION_BASE, TopLevel, not_a_section
-from train.config.typed import nearest, options, shown
+from train.config.typed import nearest, nested, options, shown
 
-TYPED = "the command line: "
+LOGGING = ("hydra_logging", "job_logging")  # Python reads what is below
 OTHER_CONFIGS = (*FOLDERS, "hydra.searchpath")  # whose keys are known to Hydra alone
 WORDS_IN_A_LIST = re.compile(r"[\[,]\s*([\w.-]+(?:\s+[\w.-]+)+)\s*[,\]]")
 
@@ -42,6 +44,9 @@ def check_words(words: Sequence[str]) -> None:
         raise CommandLineError(str(error)) from error
     layers = [layer for file in files for layer in layers_of_file(file)]
     _refuse_sections(values, layers)
+    words = [str(one.input_line) for one in typed if not one.is_sweep_override()]
+    if isinstance(values.get("hydra"), dict):
+        _refuse_shapes(values["hydra"], words, layers)
     _refuse_hydras(files, typed, layers)
 
 
@@ -64,17 +69,17 @@ def _override(word: str) -> Override:
     """`word` as Hydra reads it. Raises CommandLineError, with what can be read instead."""
     key, equals, value = word.partition("=")
     if not equals and not word.startswith("~"):
-        raise CommandLineError(f"{TYPED}{word}: {_no_override(word)}")
+        raise CommandLineError(f"{TYPED}: {word}: {_no_override(word)}")
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise CommandLineError(f"{TYPED}{word}: {_quoting(key, value, error)}") from None
+        raise CommandLineError(f"{TYPED}: {word}: {_quoting(key, value, error)}") from None
     found = WORDS_IN_A_LIST.search(value)
     if value.startswith("[") and found and not {'"', "'"} & set(value):
         listed = value.replace(found[1], ",".join(found[1].split()))
         quoted = value.replace(found[1], f'"{found[1]}"')
         raise CommandLineError(
-            f"{TYPED}{word}: elements of a list are divided by commas, and one with a space in it wants"
+            f"{TYPED}: {word}: elements of a list are divided by commas, and one with a space in it wants"
             f" quotes.\n  Write {shlex.quote(f'{key}={listed}')} or {shlex.quote(f'{key}={quoted}')}"
         )
     return override
@@ -124,7 +129,7 @@ def _refuse_unknown(typed: Iterable[Override]) -> None:
         if top not in known:
             near = nearest(top, known) or ". python train.py --info lists those there are"
             raise CommandLineError(
-                f"{TYPED}{override.input_line}: there is no section or key '{top}'{near}"
+                f"{TYPED}: {override.input_line}: there is no section or key '{top}'{near}"
             )
 
 
@@ -148,6 +153,67 @@ def _refuse_sections(values: Mapping[Any, Any], layers: Sequence[Layer]) -> None
             raise CommandLineError(f"{origin(layers, str(name))}: {name}={shown(node)}: {why}")
 
 
+def _refuse_shapes(given: Mapping[Any, Any], words: Sequence[str], layers: Sequence[Layer]) -> None:
+    """Dotted keys and sections below `hydra` that are no mapping; Hydra would fail far from them."""
+    try:
+        found = _composed("base", words).hydra
+    except ConfigCompositionException:
+        return  # a word is wrong; the whole is composed next
+    known = OmegaConf.to_container(found, resolve=False)
+    for keys, value, told in _shapes(given, known, ("hydra",)):
+        key = ".".join(keys)
+        raise CommandLineError(f"{origin(layers, key)}: {key}={shown(value)}: {told}")
+
+
+def _shapes(
+    given: Mapping[Any, Any], known: Any, above: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """Key, value and what is wrong with them."""
+    for name, value in given.items():
+        keys, below = (*above, str(name)), known.get(name)
+        if "." in str(name) and str(name).partition(".")[0] in known:
+            yield keys, value, nested(str(name), value)
+        if not isinstance(below, dict):
+            continue
+        if isinstance(value, Mapping):
+            yield from _shapes(value, below, keys)
+        elif isinstance(value, str) and value != "???":
+            yield keys, value, _no_mapping(keys, value)
+        elif value is None and (len(keys) == 2 or keys[1] not in LOGGING):
+            told = "null is no section. Remove it to have the defaults, or give it options"
+            yield keys, value, told
+
+
+def _no_mapping(keys: Sequence[str], value: str) -> str:
+    if found := re.fullmatch(r"(\w+)=(.*)", value):
+        return f"a key in a file has a colon and a space behind it: {found[1]}: {found[2]}"
+    choice = value if re.fullmatch(r"\w+", value) else "<name>"
+    return (
+        "must be a mapping of options. A file of the group is chosen on the command line:"
+        f" {'/'.join(keys)}={choice}"
+    )
+
+
+def _chosen_by(keys: Sequence[Any]) -> str:
+    """What to choose on the command line so that an option of the sweeper or the launcher exists."""
+    group, store = "/".join(map(str, keys[:-1])), ConfigStore.instance()
+    if group not in ("hydra/sweeper", "hydra/launcher"):
+        return ""
+    files = [name for name in store.list(group) if name.endswith(".yaml")]
+    names = [name for name in files if keys[-1] in store.load(f"{group}/{name}").node]
+    words = [f"{group}={name.removesuffix('.yaml')}" for name in sorted(names)]
+    return (
+        f"; it is one of {' and of '.join(words)}, to be chosen on the command line"
+        if words
+        else ""
+    )
+
+
+def _composed(name: str, words: Sequence[str]) -> Any:
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        return compose(name, list(words), return_hydra_config=True)
+
+
 def _refuse_hydras(
     files: Sequence[str], typed: Sequence[Override], layers: Sequence[Layer]
 ) -> None:
@@ -157,9 +223,7 @@ def _refuse_hydras(
     if not told_hydra and not any("hydra" in layer.values for layer in layers):
         return
     try:
-        with initialize_config_dir(str(CONF), **VERSION_BASE):
-            name = "+".join(["base", *files])
-            compose(name, [str(one.input_line) for one in words], return_hydra_config=True)
+        _composed("+".join(["base", *files]), [str(one.input_line) for one in words])
     except ConfigCompositionException as error:
         cause = error.__cause__ or error.__context__
         key = getattr(cause, "full_key", None)
@@ -168,10 +232,11 @@ def _refuse_hydras(
         known = getattr(cause.object_type, "__dataclass_fields__", {})
         last = str(keys_of(str(key))[-1])
         if dataclasses.is_dataclass(cause.object_type) and last not in known:
-            near = nearest(last, known) or f". There are: {', '.join(known)}"
+            others = f". There are: {', '.join(known)}"
+            near = nearest(last, known) or _chosen_by(keys_of(str(key))) or others
             told = f"there is no option '{last}'{near}"
         else:
             told = str(cause.msg or cause).partition("\n")[0]
         at = [one for one in words if one.key_or_group == key]
-        place = TYPED + str(at[0].input_line) if at else f"{origin(layers, str(key))}: {key}"
+        place = f"{TYPED}: " + str(at[0].input_line) if at else f"{origin(layers, str(key))}: {key}"
         raise CommandLineError(f"{place}: {told}") from error

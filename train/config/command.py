@@ -18,6 +18,8 @@ from train.config.script_options import translated
 
 log = logging.getLogger(__name__)
 
+HYDRAS = ("hydra.sweeper", "hydra.launcher")
+
 
 def accept_yaml_files() -> None:
     """Let Hydra read this process's command line. Ends the process where it cannot."""
@@ -33,6 +35,14 @@ def refuse_nameless(words: Sequence[str]) -> None:
     """Raise CommandLineError where a group is to be chosen by null: Hydra would show a traceback."""
     for word in words:
         group, _, value = word.lstrip("+").partition("=")
+        if value == "null" and group in (
+            "hydra",
+            *HYDRAS,
+            *(one.replace(".", "/") for one in HYDRAS),
+        ):
+            raise CommandLineError(
+                f"the command line: {word}: Hydra does not start without this section. Remove the word"
+            )
         if value == "null" and (CONF / group).is_dir():
             raise CommandLineError(
                 f"the command line: {word}: a choice of the group '{group}' is the name of one of its"

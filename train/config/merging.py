@@ -10,7 +10,7 @@ from train.config.typed import SettingsError, default_of, option, options
 
 Method = Literal[
     "average", "manual", "best_single", "given",
-    "loss", "kl", "el2n", "logits_labels_cos", "grand", "cosine", "euclidean", "performance",
+    "loss", "kl", "el2n", "logits_labels_cos", "grand", "hidden_cos", "cosine", "euclidean", "performance",
 ]  # fmt: skip
 Init = Literal[
     "last",
@@ -72,7 +72,8 @@ class MergeSettings:
         "mean", "of a score over tokens, or over batches for grand; the temperature has its unit"
     )
     target_tuned: str | dict[str, str] | None = option(
-        None, "of kl and cosine: a delta tuned on the target's few rows; several targets: by task"
+        None,
+        "of kl, hidden_cos and cosine: a delta tuned on the target's few rows; several targets: by task",
     )
     tuned: dict[str, str] = option(
         {}, "of euclidean and performance: source: its delta after a tune pass on the target"
@@ -81,11 +82,19 @@ class MergeSettings:
     max_batches: int | None = option(None, "of scoring; null: all dev rows", least=1)
     grand_mode: Literal["train", "eval"] = option("train", "of grand: with dropout or without")
     full_diagonal: bool = option(False, "score a target's own source as well; it is never merged")
-    temperature: float | None = option(
-        None, "of the softmax over the scores, in their unit", unit="of the score"
+    temperature: float | list[float] | None = option(
+        None,
+        "of the softmax over the scores, in their unit; a list: the one whose merge has the lowest loss on "
+        "the target's dev rows",
+        unit="of the score",
     )
     target_ess: float | None = option(
         None, "instead of a temperature: the effective number of sources it should give", least=1
+    )
+    blocks: Literal["all"] | list[str] | None = option(
+        None,
+        "of grand and hidden_cos: these blocks, such as encoder.0, or all, get weights by their own scores; "
+        "null: all tensors have the same weights",
     )
     rule: Rule | None = option(None, "how tensors are merged; null: svd of LoRA, linear of others")
     rank: int | None = option(
@@ -108,12 +117,12 @@ class MergeSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not (
-            self.temperature > 0 and math.isfinite(self.temperature)
-        ):
+        if not all(t > 0 and math.isfinite(t) for t in self.temperatures):
             raise SettingsError(
                 f"merge.temperature={self.temperature}: must be a finite number above 0"
             )
+        if self.temperature == []:
+            raise SettingsError("merge.temperature=[]: must name one temperature at least")
         if self.temperature is not None and self.target_ess is not None:
             raise SettingsError(
                 f"merge.target_ess={self.target_ess}: it finds the temperature itself; remove "
@@ -128,6 +137,13 @@ class MergeSettings:
                 f"merge.energy={self.energy}: it finds the rank itself; remove "
                 f"merge.rank={self.rank}, or this"
             )
+
+    @property
+    def temperatures(self) -> list[float]:
+        """All that `temperature` names."""
+        if isinstance(self.temperature, list):
+            return self.temperature
+        return [] if self.temperature is None else [self.temperature]
 
     @property
     def inits(self) -> list[Init]:

@@ -56,6 +56,7 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
     # Only what somebody set: what Hugging Face makes of the others is its own affair.
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})
+    _refuse_two_sizes(trainer, values.get("trainer") or {}, tasks)
     top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
     folders = [*task_names(config_root(top.task_config_dir)), *few_shot_names(top.data_dir)]
     init_from = None if top.init_from is None else Path(top.init_from).absolute()
@@ -68,13 +69,31 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
         tasks=tasks,
         seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, task_dir, folders),
         init_from=init_from,
-        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named},
+        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named}
+        | trainer.split,
         extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
         text=read_text(values),
         evaluate_test=top.evaluate_test,
         seed=top.seed or 0,
         **parts,
     )
+
+
+def _refuse_two_sizes(
+    trainer: TrainerSettings, written: Mapping[str, Any], tasks: Sequence[Task]
+) -> None:
+    """Refuse `trainer.batch_size` beside another way to say it. Raises SettingsError."""
+    if trainer.batch_size is None:
+        return
+    other = [f"trainer.{key}={written[key]}" for key in trainer.split if key in written]
+    for task in tasks:
+        own = {k: getattr(task.dataset, k) for k in ("micro_batch_size", "update_freq")}
+        other += [f"task.{task.name}.dataset.{k}={v}" for k, v in own.items() if v is not None]
+    if other:
+        raise SettingsError(
+            f"trainer.batch_size={trainer.batch_size}: {other[0]} says the same in another way; remove one "
+            "of them"
+        )
 
 
 def read_text(values: Mapping[str, Any]) -> TextData:

@@ -431,6 +431,11 @@ class TrainerExtras:
         rule="must be a local path; copy the checkpoint after the job",
     )
     patience: int = option(-1, "stop after so many validations without a better one; -1: never")
+    ties_improve: bool | None = option(
+        None,
+        "a validation as good as the best one is better, and one behind a training loss below 1e-7 is not; "
+        "null: of few-shot tasks alone",
+    )
     max_valid_steps: int | None = option(
         None, "validate on so many micro-batches; null: on all", least=1
     )
@@ -459,6 +464,15 @@ class TrainerSettings(TrainerExtras, HFArguments):
     gradient_accumulation_steps: int = option(
         1, "where a task has no update_freq of its own", unit="micro-batches", least=1
     )
+    batch_size: int | None = option(
+        None,
+        "of an update; above micro_batch_size it is split by accumulation; null: as the two options above",
+        unit="rows",
+        least=1,
+    )
+    micro_batch_size: int = option(
+        16, "of batch_size: the most that go through the model at once", unit="rows", least=1
+    )
     lr_scheduler_type: SchedulerType = option("constant", "how the learning rate goes on")
     logging_steps: float = option(20, "log every so many updates", unit="updates")
     dataloader_pin_memory: bool = option(False, "page-locked memory for batches")
@@ -468,6 +482,23 @@ class TrainerSettings(TrainerExtras, HFArguments):
 
     def __post_init__(self) -> None:
         trackers(self.report_to)
+        size, micro = self.batch_size, self.micro_batch_size
+        if size is not None and size > micro and size % micro:
+            raise SettingsError(
+                f"trainer.batch_size={size}: above trainer.micro_batch_size={micro} it must be a multiple of it, "
+                f"for instance {size - size % micro}"
+            )
+
+    @property
+    def split(self) -> dict[str, int]:
+        """`batch_size` as rows of a micro-batch, and how many of them an update has; empty without it."""
+        if self.batch_size is None:
+            return {}
+        rows = min(self.batch_size, self.micro_batch_size)
+        return {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": self.batch_size // rows,
+        }
 
 
 # Where the app's default is not that of transformers.

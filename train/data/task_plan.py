@@ -349,6 +349,17 @@ def _check_validation(run: Run, own: Sequence[TaskPlan]) -> None:
         )
 
 
+def refuse_processes(tasks: Sequence[Task], count: int) -> None:
+    """Raise SettingsError for a task that a job of `count` processes cannot train."""
+    for task in tasks:
+        if task.kind == DETECTION and count > 1:
+            raise SettingsError(
+                f"task.{task.name}: class {task.kind} is trained by one process, because the loss of its model "
+                f"waits for all of them at once, and env asks for {count}. Set env.nproc_per_node=1 and "
+                "env.nnodes=1"
+            )
+
+
 def _check_updates(run: Run) -> None:
     """Refuse a task that brings nothing to an update, and a training that never ends."""
     for task in run.tasks:

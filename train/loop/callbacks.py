@@ -30,7 +30,20 @@ class LogLines(TrainerCallback):
 
 
 class Patience(EarlyStoppingCallback):
-    """Transformers', without its warning that the best weights were lost: they come back."""
+    """Transformers', without its warning that the best weights were lost: they come back.
+
+    improves: whether a validation counts as better, by its metric.
+    """
+
+    def __init__(self, patience: int, improves: Callable[[float], bool]) -> None:
+        super().__init__(patience)
+        self.improves = improves
+
+    def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
+        if self.improves(metric_value):
+            self.early_stopping_patience_counter = 0
+        else:
+            self.early_stopping_patience_counter += 1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         return None

@@ -15,6 +15,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from train.config.sections import Run, TrainerExtras
+from train.config.text_data import FEW_SHOT
 from train.config.typed import SettingsError
 from train.delta.delta import Delta, Penalty
 from train.loop import ranks
@@ -23,6 +24,8 @@ from train.loop.callbacks import Intervals, LogLines, Patience
 from train.loop.criterion import n_right, sample_size, task_loss
 
 log = logging.getLogger(__name__)
+
+LEAST_LOSS = 1e-7  # nats; below it few-shot training has nothing left to learn
 
 
 class Diverged(RuntimeError):
@@ -57,6 +60,9 @@ class UpdateTrainer(Trainer):
         self.updates, self.delta = updates, delta
         self.validate, self.save_as = validate, save
         self.min_loss_scale = 0.0
+        self.ties_improve = False  # and nothing improves behind a training loss of next to 0
+        self.validated = 0  # updates before the last validation
+        self.learned = True  # whether there was anything left to learn before it
         self.losses: list[torch.Tensor] = []  # per update: the tasks', then the penalty's parts
         self.parts: list[str] = []  # names of the latter
         self.by_task: list[torch.Tensor] = []  # per update: tasks x (loss sum, counted, right)
@@ -192,14 +198,34 @@ class UpdateTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         found = ranks.on_first(lambda: self.validate(self.state.global_step))
         metrics = {f"eval_{k}": v for k, v in found.items()}
+        recent = self.losses[self.validated :]
+        self.learned = not recent or self._mean_loss(recent) >= LEAST_LOSS
+        self.validated = len(self.losses)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
+    def _mean_loss(self, losses: Sequence[torch.Tensor]) -> float:
+        return float(ranks.mean(torch.stack([one[0] for one in losses]).mean(0)))
+
+    def improves(self, value: float) -> bool:
+        """Whether the last validation, of this value, counts as better than the best one so far."""
+        if self.ties_improve and not self.learned:
+            return False
+        best = self.state.best_metric
+        better = np.greater if self.args.greater_is_better else np.less
+        tie = self.ties_improve and value == best
+        return best is None or tie or bool(better(value, best))
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self.ties_improve and not self.learned:
+            return False
+        before, name = self.state.best_metric, self.args.metric_for_best_model
         new = bool(super()._determine_best_metric(metrics, trial))
+        if self.ties_improve and name is not None and before is not None:
+            new |= metrics[f"eval_{name.removeprefix('eval_')}"] == before
         if new:
             self.best = {name: p.detach().cpu().clone() for name, p in self._trained().items()}
         return new
@@ -289,12 +315,14 @@ def train(
         eval_dataset=updates,  # only so that Trainer believes there is something to validate on
         callbacks=[LogLines(run.extras.log_format), *callbacks],
     )
+    few_shot = all(one.task.plan.task.kind == FEW_SHOT for one in tasks)
+    trainer.ties_improve = few_shot if run.extras.ties_improve is None else run.extras.ties_improve
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler = loss_scaler(run.extras, arguments.device.type)
         trainer.min_loss_scale = run.extras.min_loss_scale
     trainer.add_callback(Intervals(lambda: trainer.ends, run.extras.stop_time_hours))
     if run.extras.patience > 0:
-        trainer.add_callback(Patience(run.extras.patience))
+        trainer.add_callback(Patience(run.extras.patience, trainer.improves))
     if ranks.rank():  # the data is in the same order everywhere, what is dropped out is not
         torch.manual_seed(seed + ranks.rank())
     trainer.remove_callback(PrinterCallback)

@@ -7,13 +7,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from train.merge import lora, rules
+from train.merge.blocks import blocks_of
 from train.merge.plan import PLAN, MergePlan, with_result
 from train.merge.rules import MergeError, State
 from train.merge.sources import CONFIG, WEIGHTS, Source, hash_of
@@ -32,6 +33,8 @@ class Merged:
 
 def merge(plan: MergePlan, sources: Sequence[Source]) -> Merged:
     """The delta a plan describes, of its sources in its order. Raises MergeError."""
+    if plan.block_weights:
+        return _by_block(plan, sources)
     weights = [plan.weights[one.name] for one in sources]
     used = [(s, w) for s, w in zip(sources, weights, strict=True) if w != 0]
     if not used:
@@ -56,6 +59,36 @@ def merge(plan: MergePlan, sources: Sequence[Source]) -> Merged:
         made = _by_entry(plan, kept, own, taus)
         state = {k: (v + start).to(states[0][k].dtype) for k, v in made.items()}
     return Merged(state, kept[0].config, _result(state, None, {}))
+
+
+def _by_block(plan: MergePlan, sources: Sequence[Source]) -> Merged:
+    """Every block with weights of its own merged by them, all other tensors by the plan's weights."""
+    groups: dict[str, list[str]] = {}
+    for key in sources[0].state:
+        own = [block for block in blocks_of(key) if block in plan.block_weights]
+        groups.setdefault(own[-1] if own else "", []).append(key)
+    for one in sources[1:]:
+        if different := sorted(one.state.keys() ^ sources[0].state.keys()):
+            raise MergeError(f"'{sources[0].name}' and '{one.name}': only one has '{different[0]}'")
+    parts = []
+    for block, keys in groups.items():
+        weights = plan.block_weights.get(block, plan.weights)
+        some = [replace(one, state={k: one.state[k] for k in keys}) for one in sources]
+        parts.append(merge(replace(plan, block_weights={}, weights=weights), some))
+    if sources[0].kind != "lora":
+        state = {key: value for part in parts for key, value in part.state.items()}
+        return Merged(state, sources[0].config, _result(state, None, {}))
+    modules: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    errors: dict[str, float] = {}
+    for part in parts:
+        scaling = part.config["lora_alpha"] / part.config["r"]  # that of a lone source stays
+        made = lora.lora_of(part.state, scaling)
+        modules |= {
+            m: (a, b if scaling == 1 else b * scaling) for m, (a, b) in made.modules.items()
+        }
+        errors |= part.result["errors"]
+    whole = lora.filled(lora.LoRA(modules, 1.0))
+    return _folder_of(lora.MergedLoRA(whole, errors), sources[0])
 
 
 def _by_entry(
@@ -103,13 +136,18 @@ def _lora(plan: MergePlan, sources: Sequence[Source], weights: Sequence[float]) 
         made = lora.dense(
             factors, lambda taus: _by_entry(plan, sources, weights, taus), options["rank"]
         )
+    return _folder_of(made, sources[0])
+
+
+def _folder_of(made: lora.MergedLoRA, like: Source) -> Merged:
+    """A merged LoRA as peft's folder has it."""
     state = lora.state_of(made.lora)
     names = [module.removeprefix("base_model.model.") for module in made.lora.modules]
-    config = dict(sources[0].config) | {
+    config = dict(like.config) | {
         "r": made.rank,
         "lora_alpha": made.rank,  # scaling 1
         "target_modules": sorted(names),
-        "base_model_name_or_path": sources[0].base,
+        "base_model_name_or_path": like.base,
         "inference_mode": True,
     }
     return Merged(state, config, _result(state, made.rank, made.errors))

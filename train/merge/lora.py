@@ -208,13 +208,23 @@ def _cut(
         kept = min(rank, len(s))
         root = s[:kept].sqrt()
         a, b = root.unsqueeze(1) * vh[:kept], u[:, :kept] * root
-        if kept < rank:
-            a = torch.cat([a, a.new_zeros(rank - kept, a.shape[1])])
-            b = torch.cat([b, b.new_zeros(len(b), rank - kept)], dim=1)
         dtype = like.modules[module][0].dtype
         made[module] = (a.to(dtype), b.to(dtype))
         errors[module] = _ratio(float(s[kept:].norm()), float(s.norm()))
-    return MergedLoRA(LoRA(made, 1.0), errors)
+    return MergedLoRA(filled(LoRA(made, 1.0), rank), errors)
+
+
+def filled(lora: LoRA, rank: int | None = None) -> LoRA:
+    """The same with factors of one rank, zeros where a module has fewer; null: the largest there is."""
+    rank = rank or max(len(a) for a, _ in lora.modules.values())
+    made = {}
+    for module, (a, b) in lora.modules.items():
+        lacking = rank - len(a)
+        if lacking:
+            a = torch.cat([a, a.new_zeros(lacking, a.shape[1])])
+            b = torch.cat([b, b.new_zeros(len(b), lacking)], dim=1)
+        made[module] = (a, b)
+    return LoRA(made, lora.scaling)
 
 
 def dense(

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from train.config.merging import MergeSettings
 from train.config.typed import build, option
 from train.merge import weights as weighing
+from train.merge.blocks import blocks_of
 from train.merge.rules import MergeError, refuse_weights
 from train.merge.sources import Source, located, read_all
 
@@ -61,6 +62,13 @@ class MergePlan:
     temperature: float | None = option(None, "of the softmax")
     target_ess: float | None = option(None, "what the temperature was solved for")
     scores: dict[str, float] | None = option(None, "task: score")
+    dev_losses: dict[str, float] = option(
+        {}, "temperature: loss of its merge on dev, where that chose it"
+    )
+    block_weights: dict[str, dict[str, float]] = option(
+        {}, "block: task: weight, of the blocks that have their own"
+    )
+    block_scores: dict[str, dict[str, float]] = option({}, "of these blocks")
     merged_of: str = option("sources", "sources, or tuned: those after the tune pass")
     result: dict[str, Any] | None = option(None, "rank, relative error per module, sha256")
     libraries: dict[str, str] = option({}, "name: version")
@@ -79,6 +87,12 @@ class Scores:
     sign: int
     by_source: Mapping[str, float]
     hashes: Mapping[str, str]  # source -> sha256 it was scored with
+    blocks: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # block -> source -> score
+    dev_losses: Mapping[float, float] = field(
+        default_factory=dict
+    )  # temperature -> that of its merge
 
 
 RULES_OF_LORA = (
@@ -192,7 +206,7 @@ def _weights(
     if method == "best_single":
         return weighing.best_single(own, scores.sign), told
     weighing.refuse_scores(own)
-    temperature = settings.temperature
+    temperature = None if settings.temperature is None else _chosen(settings, scores, told)
     if settings.target_ess is not None:
         temperature = weighing.temperature_for(own, scores.sign, settings.target_ess)
     elif temperature is None:
@@ -202,7 +216,56 @@ def _weights(
         )
     told |= {"temperature": temperature, "target_ess": settings.target_ess}
     told["merged_of"] = "tuned" if method == "performance" else "sources"
+    if settings.blocks is not None:
+        told |= _of_blocks(settings, sources, scores, temperature)
     return weighing.softmax(own, scores.sign, temperature), told
+
+
+def _chosen(settings: MergeSettings, scores: Scores, told: dict[str, Any]) -> float:
+    """The temperature; of several the one with the lowest loss on dev, which `told` then has."""
+    if not isinstance(settings.temperature, list):
+        return settings.temperatures[0]
+    losses = scores.dev_losses
+    if lacking := [t for t in settings.temperature if t not in losses]:
+        raise MergeError(
+            f"merge.temperature={settings.temperature}: merge.scores={settings.scores} has no dev loss of "
+            f"{lacking[0]:g}: run `python -m train.transfer score` with the same merge.temperature"
+        )
+    told["dev_losses"] = {str(t): losses[t] for t in settings.temperature}
+    return min(settings.temperature, key=lambda t: losses[t])
+
+
+def _of_blocks(
+    settings: MergeSettings, sources: Sequence[Source], scores: Scores, temperature: float
+) -> dict[str, Any]:
+    """Weights of the blocks in `merge.blocks`, by their own scores."""
+    there = {block for key in sources[0].state for block in blocks_of(key)}
+    known = sorted(there & scores.blocks.keys())
+    if settings.blocks == "all":
+        assert settings.blocks is not None
+        # Sub-layers of a block, 'encoder.0.1', have one number more.
+        depth = min((block.count(".") for block in known), default=0)
+        wanted = [block for block in known if block.count(".") == depth]
+    else:
+        wanted = [*settings.blocks]  # type: ignore[misc]
+    if missing := [one for one in wanted if one not in known]:
+        raise MergeError(
+            f"merge.blocks={wanted}: '{missing[0]}' is no block of these deltas that "
+            f"{scores.method} has scores of; there are {', '.join(known) or 'none'}"
+        )
+    if not wanted:
+        raise MergeError(
+            f"merge.blocks={settings.blocks}: {scores.method} has no scores of single blocks, or no tensor of "
+            f"these deltas ({sources[0].kind}) lies in one; take grand or hidden_cos, and lora, ia3 or adapter"
+        )
+    weights, found = {}, {}
+    for block in wanted:
+        own = {one.name: scores.blocks[block][one.name] for one in sources}
+        t = temperature
+        if settings.target_ess is not None:
+            t = weighing.temperature_for(own, scores.sign, settings.target_ess)
+        weights[block], found[block] = weighing.softmax(own, scores.sign, t), own
+    return {"block_weights": weights, "block_scores": found}
 
 
 def rule_of(settings: MergeSettings, kind: str) -> tuple[str, dict[str, Any]]:
@@ -242,6 +305,12 @@ def check_plan(plan: MergePlan) -> None:
     if different := sorted(set(names) ^ plan.weights.keys()):
         raise MergeError(f"'{different[0]}' is in only one of the plan's sources and weights")
     refuse_weights([*plan.weights.values()], len(names))
+    for block, weights in plan.block_weights.items():
+        if different := sorted(set(names) ^ weights.keys()):
+            raise MergeError(
+                f"'{different[0]}' is in only one of the plan's sources and block_weights.{block}"
+            )
+        refuse_weights([*weights.values()], len(names))
     for name, score in (plan.scores or {}).items():
         if not math.isfinite(score):
             raise MergeError(f"the score of source '{name}' is {score}, no finite number")

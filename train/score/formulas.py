@@ -9,6 +9,7 @@ target's few rows from a random delta. A token counts where its label is not -10
     el2n               2-norm of p - y                                              lower
     logits_labels_cos  cos(p, y) = p[y] / norm(p)                                   higher
     grand              per batch: norm of the gradient of its mean loss             lower
+    hidden_cos         cos of hidden states with those of the target-tuned model    higher
     cosine             mean over named tensors of cos(target's delta, source)       higher
     euclidean          sum over named tensors of norm(before - after a tune pass)   lower
     performance        dev score after the tune pass minus that before              higher
@@ -20,9 +21,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from train.merge.blocks import blocks_of
+
 SIGNS: Mapping[str, int] = {
-    "loss": -1, "kl": -1, "el2n": -1, "logits_labels_cos": 1, "grand": -1, "cosine": 1,
-    "euclidean": -1, "performance": 1,
+    "loss": -1, "kl": -1, "el2n": -1, "logits_labels_cos": 1, "grand": -1,
+    "hidden_cos": 1, "cosine": 1, "euclidean": -1, "performance": 1,
 }  # fmt: skip
 FORWARD = ("loss", "el2n", "logits_labels_cos")  # all of one pass
 UNITS: Mapping[str, str] = {"loss": "nats", "kl": "nats"}
@@ -52,7 +55,9 @@ def token_sums(
     }
     if tuned is not None:
         target = tuned.flatten(0, -2)[counts].double().log_softmax(-1)
-        found["kl"] = torch.nn.functional.kl_div(logs, target, log_target=True, reduction="sum")
+        # A class that both rule out, with a logit of -inf, adds nothing; -inf - -inf would be nan.
+        apart = torch.where(target == -torch.inf, 0.0, target - logs)
+        found["kl"] = (target.exp() * apart).sum()
     return {name: float(value) for name, value in found.items()} | {"tokens": float(len(y))}
 
 
@@ -64,23 +69,6 @@ def gradient_norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:
         for key in ("all", *blocks_of(name)):
             squares[key] = squares.get(key, 0.0) + own
     return {key: value**0.5 for key, value in squares.items()}
-
-
-def blocks_of(name: str) -> list[str]:
-    """The block a tensor is in: 'encoder.3' or '3', and below it the sub-layer: 'encoder.3.1'."""
-    parts = name.split(".")
-    stack = [part for part in parts if part in ("encoder", "decoder")][:1]
-    numbers = [part for part in parts if part.isdecimal()]
-    if not numbers:
-        return []
-    block = ".".join([*stack, numbers[0]])
-    at = parts.index(numbers[0])
-    below = parts[at + 1 : at + 3]
-    if not below:
-        return [block]
-    # T5 numbers sub-layers ("layer.1"); others name them ("self_attn", "mlp", "attention").
-    sub = below[1] if below[0] == "layer" and len(below) > 1 else below[0]
-    return [block, f"{block}.{sub}"]
 
 
 def cosine(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> float:

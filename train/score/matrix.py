@@ -96,7 +96,12 @@ def read_scores(path: str, target: str | None, method: str) -> Scores:
                 f"merge.scores={path} has no {wanted} of '{target}': it has {', '.join(known)}"
             )
         hashes = {name: one["sha256"] for name, one in told["sources"].items()}
-        return Scores(wanted, told["reduction"], told["signs"][wanted], known[wanted], hashes)
+        own = rows[target]
+        losses = {float(t): loss for t, loss in own.get("dev_losses", {}).items()}
+        return Scores(
+            wanted, told["reduction"], told["signs"][wanted], known[wanted], hashes,
+            own["blocks"], losses,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, MergeError):
             raise
@@ -106,11 +111,30 @@ def read_scores(path: str, target: str | None, method: str) -> Scores:
 CELL, MARGIN, SIDE = 26, 8, 150  # pixels
 
 
-def heat_map(path: Path, weights: Matrix, sources: Sequence[str], ess: Mapping[str, float]) -> None:
-    """A PNG: x is the source, y the target, white to blue is 0 to 1; ESS in the margin, no own source."""
+def grouped(targets: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Targets group by group, in the order of `groups`; those of none come last."""
+    found = [[one for one in targets if one in members] for members in groups.values()]
+    placed = {one for part in found for one in part}
+    return [part for part in [*found, [one for one in targets if one not in placed]] if part]
+
+
+def heat_map(
+    path: Path,
+    weights: Matrix,
+    sources: Sequence[str],
+    margin: Mapping[str, float],
+    groups: Mapping[str, Sequence[str]] | None = None,
+    title: str = "ESS",
+) -> None:
+    """A PNG: x is the source, y the target, white to blue is 0 to 1; no own source.
+
+    margin: a number behind each row, below `title`. groups: their rows stand together, a line between them.
+    """
     from PIL import Image, ImageDraw
 
-    rows = [*weights]
+    parts = grouped([*weights], groups or {})
+    rows = [target for part in parts for target in part]
+    ends = {part[-1] for part in parts[:-1]}
     width = SIDE + CELL * len(sources) + 60 + 2 * MARGIN
     height = SIDE + CELL * len(rows) + 2 * MARGIN
     image = Image.new("RGB", (width, height), "white")
@@ -119,12 +143,12 @@ def heat_map(path: Path, weights: Matrix, sources: Sequence[str], ess: Mapping[s
         label = Image.new("RGB", (SIDE, 14), "white")
         ImageDraw.Draw(label).text((0, 1), name[:24], fill="black")
         image.paste(label.rotate(90, expand=True), (MARGIN + SIDE + j * CELL + 6, MARGIN))
-    draw.text((MARGIN + SIDE + len(sources) * CELL + 8, MARGIN + SIDE - 14), "ESS", fill="black")
+    draw.text((MARGIN + SIDE + len(sources) * CELL + 8, MARGIN + SIDE - 14), title, fill="black")
     for i, target in enumerate(rows):
         y = MARGIN + SIDE + i * CELL
         draw.text((MARGIN, y + 7), target[:24], fill="black")
         draw.text(
-            (MARGIN + SIDE + len(sources) * CELL + 8, y + 7), f"{ess[target]:.1f}", fill="black"
+            (MARGIN + SIDE + len(sources) * CELL + 8, y + 7), f"{margin[target]:.1f}", fill="black"
         )
         for j, source in enumerate(sources):
             value = weights[target].get(source)
@@ -133,6 +157,8 @@ def heat_map(path: Path, weights: Matrix, sources: Sequence[str], ess: Mapping[s
                 shade = round(255 * (1 - max(0.0, min(1.0, value))))
                 draw.rectangle((x, y, x + CELL - 2, y + CELL - 2), fill=(shade, shade, 255))
             draw.rectangle((x, y, x + CELL - 2, y + CELL - 2), outline="lightgrey")
+        if target in ends:
+            draw.line((MARGIN, y + CELL - 1, width - MARGIN, y + CELL - 1), fill="black")
     aside = path.with_name(f".{path.name}")
     image.save(aside, format="PNG")
     aside.replace(path)

@@ -15,10 +15,12 @@ from train.data.rows import Rows
 from train.data.tables import Row
 from train.loop.criterion import loss_sum
 from train.loop.evaluation import predict
+from train.merge.blocks import blocks_of
 from train.merge.rules import MergeError
 from train.merge.sources import Source
 from train.model.family import Meeting
 from train.score import formulas
+from train.score.hidden import EMBEDDING, Stack, alike, observed, stacks
 from train.score.holder import Holder
 
 Tick = Callable[[], None]
@@ -31,7 +33,7 @@ class Scored:
     by_method: Mapping[str, Mapping[str, float]]
     tokens: int
     batches: int
-    blocks: Mapping[str, Mapping[str, float]]  # of grand: block -> source -> score
+    blocks: Mapping[str, Mapping[str, float]]  # of grand and hidden_cos: block -> source -> score
 
 
 def score(
@@ -46,11 +48,12 @@ def score(
 ) -> Scored:
     """Scores of all methods that `settings.method` needs a pass for. Raises MergeError.
 
-    tuned_target: the delta tuned on the target's rows from a random start, for kl and cosine. tuned: every
-    source after its tune pass, for euclidean and performance. tick: called after each batch of a source.
+    tuned_target: the delta tuned on the target's rows from a random start, for kl, cosine and hidden_cos.
+    tuned: every source after its tune pass, for euclidean and performance. tick: called after each batch of a
+    source.
     """
     method = settings.method
-    if method in ("kl", "cosine") and tuned_target is None:
+    if method in ("kl", "cosine", "hidden_cos") and tuned_target is None:
         raise MergeError(
             f"merge.method={method} needs merge.target_tuned: a delta tuned on the target's few rows from a "
             f"random start (python train.py task={task.plan.name} trainer.max_steps=200)"
@@ -74,6 +77,9 @@ def score(
         return Scored({"cosine": found}, 0, 0, {})
     batches = _batches(task, rows.dev, settings.batch_size)[: settings.max_batches]
     device = holder.device
+    if method == "hidden_cos":
+        assert tuned_target is not None
+        return _hidden_cos(task, batches, sources, tuned_target, holder, settings, tick)
     if method == "grand":
         return _grand(task, batches, sources, holder, settings, tick)
     sums: dict[str, list[dict[str, float]]] = {one.name: [] for one in sources}
@@ -141,6 +147,49 @@ def _grand(
     blocks = sorted({key for total in totals.values() for key in total} - {"all"})
     by_block = {b: {n: total.get(b, 0.0) / over for n, total in totals.items()} for b in blocks}
     return Scored({"grand": found}, tokens, len(batches), by_block)
+
+
+def _hidden_cos(
+    task: Meeting,
+    batches: Sequence[Mapping[str, torch.Tensor]],
+    sources: Sequence[Source],
+    tuned_target: Source,
+    holder: Holder,
+    settings: MergeSettings,
+    tick: Tick,
+) -> Scored:
+    """How alike hidden states are to those of the target-tuned model: by block, and their mean over blocks."""
+    totals: dict[str, list[dict[str, float]]] = {one.name: [] for one in sources}
+
+    def states(delta: Source, batch: Mapping[str, torch.Tensor]) -> dict[str, Stack]:
+        model = holder.put(delta)
+        with observed(model) as outputs:
+            task.logits(model, batch)
+        return stacks(outputs[-1], batch)
+
+    rows = tokens = 0
+    with torch.inference_mode():
+        for batch in batches:
+            own = {key: value.to(holder.device) for key, value in batch.items()}
+            rows += len(own["labels"])
+            tokens += int((own["labels"] != formulas.IGNORED).sum())
+            target = states(tuned_target, own)
+            for one in sources:
+                totals[one.name].append(alike(target, states(one, own)))
+                tick()
+    over = rows if settings.reduction == "mean" else 1
+    sums = {name: formulas.added(parts) for name, parts in totals.items()}
+    # A model with one stack calls its blocks as the delta's tensors do: '3' or 'encoder.3'.
+    named = {block for key in sources[0].state for block in blocks_of(key)}
+    prefix = "encoder." if any(block.startswith("encoder.") for block in named) else ""
+    by_block: dict[str, dict[str, float]] = {}
+    for name, found in sums.items():
+        for block, value in found.items():
+            full = block if "." in block else f"{prefix}{block}"
+            by_block.setdefault(full, {})[name] = value / over
+    trained = [row for block, row in by_block.items() if not block.endswith(EMBEDDING)]
+    mean = {name: sum(row[name] for row in trained) / len(trained) for name in sums}
+    return Scored({"hidden_cos": mean}, tokens, len(batches), by_block)
 
 
 def _after_tuning(

@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
+STOOD_S = 5.0  # a thread that comes so much too late did not run meanwhile
+
 
 class Deadlines:
-    """Times are those of `time.monotonic`. A call must be quick; it may set further deadlines.
+    """Times are those of `now`. A call must be quick; it may set further deadlines.
 
-    The thread starts with the first deadline and ends with `close`.
+    The thread starts with the first deadline and ends with `close`. Time in which this process did not
+    run (SIGSTOP, a batch system that suspends it) is not counted: its jobs stood still as well.
     """
 
     def __init__(self) -> None:
@@ -25,6 +28,19 @@ class Deadlines:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._expected: float | None = (
+            None  # when the thread looks next; None: it has nothing to do
+        )
+        self._stood_s = 0.0
+
+    def now(self) -> float:
+        """Seconds since some moment, without those in which this process stood still."""
+        with self._changed:
+            clock = time.monotonic()
+            if self._expected is not None and clock - self._expected > STOOD_S:
+                self._stood_s += clock - self._expected
+                self._expected = clock
+            return clock - self._stood_s
 
     def at(self, due: float, call: Callable[[], None]) -> int:
         """The number by which to cancel it."""
@@ -35,6 +51,8 @@ class Deadlines:
                 self._heap = [entry for entry in self._heap if entry[1] in self._calls]
                 heapq.heapify(self._heap)
             heapq.heappush(self._heap, (due, number))
+            if self._expected is None:
+                self._expected = time.monotonic()
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
                 self._thread.start()
@@ -62,12 +80,15 @@ class Deadlines:
     def _next(self) -> Callable[[], None] | None:
         with self._changed:
             while not self._closed:
-                now = time.monotonic()
+                now = self.now()
+                self._expected = now + self._stood_s
                 while self._heap and (self._heap[0][0] <= now or self._cancelled()):
                     call = self._calls.pop(heapq.heappop(self._heap)[1], None)
                     if call is not None:
                         return call
-                self._changed.wait(self._heap[0][0] - now if self._heap else None)
+                wait_s = self._heap[0][0] - now if self._heap else None
+                self._expected = None if wait_s is None else self._expected + wait_s
+                self._changed.wait(wait_s)
             return None
 
     def _cancelled(self) -> bool:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from autocl_sweeper.outcome import JobFiles
 
 
 class LastWrite:
-    """How long a job has been quiet. It looks only when asked."""
+    """How long a job has been quiet, by `now`. It looks only when asked."""
 
-    def __init__(self, files: JobFiles, number: int) -> None:
+    def __init__(
+        self, files: JobFiles, number: int, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._files = files
         self._number = number
-        self._looked = self._wrote = time.monotonic()
+        self._now = now
+        self._looked = self._wrote = now()
         self._seen: tuple[int, float] | None = None
 
     def quiet_s(self) -> float:
         """Seconds since the job last wrote, or since this object was made if that was later."""
-        now, clock = time.monotonic(), time.time()
+        now, clock = self._now(), time.time()
         size, newest = _size_and_time(self._files.log(self._number))
         newest = max(newest, _newest_below(self._folder()))
         if (size, newest) != self._seen:

@@ -1,7 +1,8 @@
 """Two Ray nodes on this machine, each with a lease folder of its own below the given one.
 
-Prints the address. A line on stdin removes the second node as a power cut would; the end of stdin
-ends the cluster.
+Prints the address. A line on stdin removes the second node as a power cut would, the next one starts
+another in its place, and so on; `off` or `on` is printed when it is done. The end of stdin ends the
+cluster.
 """
 
 import sys
@@ -27,9 +28,13 @@ def main(folder: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(**node(folder / "second"))
     print(cluster.address, flush=True)
-    if sys.stdin.readline():
-        cluster.remove_node(second, allow_graceful=False)
-        sys.stdin.read()
+    for _ in sys.stdin:
+        if second is not None:
+            cluster.remove_node(second, allow_graceful=False)
+            second = None
+        else:
+            second = cluster.add_node(**node(folder / "second"))
+        print("on" if second else "off", flush=True)
     cluster.shutdown()
 
 

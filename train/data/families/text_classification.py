@@ -66,12 +66,12 @@ def _label(record: Record, key: str) -> str:
 
 
 def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
-    """A pair of texts, the second with a friendly word (label 1) or an unfriendly one (0)."""
+    """A pair of texts; every fifth word of the second is friendly (label 1) or unfriendly (0)."""
     rows: list[Row] = []
     for number, length in enumerate(LENGTHS.draw(n, rng)):
         label = int(rng.integers(2))
-        own = words(length - length // 2 - 1, rng)
-        own.insert(int(rng.integers(len(own) + 1)), one_of(GOOD if label else BAD, rng))
+        own = words(length - length // 2, rng)
+        own[::5] = [one_of(GOOD if label else BAD, rng) for _ in own[::5]]
         texts = (" ".join(words(length // 2, rng)), " ".join(own))
         values = (*texts, str(label), f"row {number + 1}", task.name, number)
         rows.append(dict(zip(COLUMNS, values, strict=True)))
