@@ -263,6 +263,20 @@ def test_each_recomputed_block_adds_the_same_part_of_a_third_of_the_flops(tmp_pa
     assert ran["fixed"].flops == pytest.approx(flops_of(known, [(0, 5, 6)] * 2), rel=1e-9)
 
 
+@pytest.mark.slow
+def test_on_the_cpu_plans_stay_within_the_budget_and_recompute_no_more_than_the_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--tasks", "multiple-choice", "--steps", "4", "--shares", "50", "--no-times"]
+    assert main(["run", "--card", "cpu", "--out", str(tmp_path), *chosen]) == 0
+    printed = capsys.readouterr().out
+    lines = [json.loads(one) for one in (tmp_path / "results.jsonl").read_text().splitlines()]
+    own = {line["method"]: line for line in lines}
+    assert own["prefix@50%"]["over_budget"] == 0 and own["prefix@50%"]["error"] < 0.01
+    assert own["gc"]["peak_allocated_gib"] < own["prefix@50%"]["budget_gib"]
+    assert "more in 0 steps: holds" in printed and "at most half of it: holds" in printed
+
+
 # -- tables -----------------------------------------------------------------------------------------
 
 
