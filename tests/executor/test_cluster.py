@@ -95,6 +95,42 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
     wait_until(lambda: not any(map(alive, pids)), "no job is left")
 
 
+@pytest.mark.slow
+@needs_ray
+def test_on_two_nodes_trials_are_stopped_early_and_the_chain_is_that_of_one_machine(
+    benches: Callable[..., Bench], cluster: TwoNodes
+) -> None:
+    """lr=9 holds one node before its last step; on the other, each that reaches step 1 is stopped."""
+    sweep = ("hydra/sweeper=autocl", "task=a,b", "lr=9,1,2,3", "pace_s=0.3", "hydra.sweeper.top_k=1",
+             "hydra/sweeper/prune=asha", "hydra.sweeper.prune.max_steps=9",
+             "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,PACE_S]")  # fmt: skip
+    environment = {"HOLDS": "[9]", "PACE_S": '{"9": 0}', **ON_LOOPBACK}
+    curve = benches("curve", "nodes")
+    process = curve.start_held(
+        4, *sweep, "hydra/launcher=ray", f"hydra.launcher.address={cluster.address}",
+        "hydra.launcher.cpu_slots=1", **environment,
+    )  # fmt: skip
+    wait_until(lambda: len(curve.finished()) == 3, "three trials were stopped")
+    assert curve.printed(process).count("starting an agent on node 127.0.0.1/") == 2
+    steps = [event["step"] for event in curve.events("report") if event["trial"] == 0]
+    assert steps == [*range(1, 9)] and 0 not in curve.finished()  # told while it runs
+    pids = {event["trial"]: event["pid"] for event in curve.ledger("start")}
+    assert [number for number, pid in pids.items() if alive(pid)] == [0]
+    curve.release(process)
+    finished = curve.finished()
+    causes = [(finished[number]["state"], finished[number]["cause"]) for number in range(4)]
+    assert causes == [("COMPLETE", ""), *[("PRUNED", "early_stopped")] * 3]
+    assert not {1, 2, 3} & {event["trial"] for event in curve.ledger("end")}
+
+    local = benches("curve", "local")
+    local.run(*sweep, "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", **environment)
+    there, here = (
+        [(entry["task"], entry["score"], entry["params"]) for entry in bench.results()["chain"]]
+        for bench in (curve, local)
+    )
+    assert there == here and [score for _, score, _ in here] == [9, 9]
+
+
 @needs_ray
 def test_a_cluster_that_does_not_answer_is_named_with_the_command_that_starts_one(
     chain: Bench,
