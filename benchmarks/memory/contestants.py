@@ -13,6 +13,7 @@ from benchmarks.memory.discipline import Job
 from benchmarks.memory.families import BLOCKS
 from benchmarks.memory.training import Setting, Steps, run
 from train.config.memory import MemorySettings
+from train.memory.planner import MARGIN
 
 GIB = 2.0**30
 UNPLANNED: Mapping[str, MemorySettings] = {
@@ -166,7 +167,7 @@ def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) ->
     ]
     hits = [one["plan_us"] for one in planned if one["cache_hit"]]
     misses = [one["plan_us"] for one in planned if not one["cache_hit"]]
-    above = [limit is not None and n > limit for n in steps.allocated[setting.collect :]]
+    peaks = steps.allocated[setting.collect :]
     made: dict[str, Any] = {
         "ended": steps.ended,
         "steps": len(steps.allocated),
@@ -177,8 +178,8 @@ def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) ->
         "tokens_per_s": sum(tokens[setting.collect :]) / sum(after) if after else None,
         "peak_allocated_gib": max(steps.allocated, default=0.0) / GIB,
         "peak_reserved_gib": max(steps.reserved, default=0.0) / GIB,
-        "over_budget": None if limit is None else sum(above),
-        "above": above,
+        "over_budget": None if limit is None else sum(n > limit for n in peaks),
+        "above": [limit is not None and n > limit * (1 - MARGIN) for n in peaks],
         "blocks": [len(one["blocks"]) for one in steps.records[setting.collect :]],
         "infeasible": sum(one["infeasible"] for one in planned) if planned else None,
         "error": max(errors, default=None),

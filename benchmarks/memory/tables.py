@@ -194,32 +194,30 @@ def step_table(lines: Sequence[Line]) -> str:
 
 
 def recompute_table(lines: Sequence[Line]) -> str:
-    """Peak against budget, and the share of the FLOPs that full checkpointing adds."""
-    head = (
-        *("task", "budget, MiB", "method", "peak, MiB", "steps above", "recomputed, %"),
-        *("above None, %", "largest miss, %", "planning hit / miss, us"),
-    )
+    """A row per budget; per method its peak and the share of what full checkpointing recomputes."""
+    found = counted(lines)
+    measured = {key: own[-1] for key, own in found.items() if own[-1].get("flops")}
+    budgets = dict.fromkeys((t, m.partition("@")[2]) for t, m in measured if "@" in m)
+    kinds = dict.fromkeys(m.partition("@")[0] for _, m in measured if "@" in m)
+    head = ["task", "None, MiB", "GC, MiB", "budget, MiB", *map(named, kinds), "largest miss, %"]
     rows = []
-    for (task, method), own in counted(lines).items():
-        line = own[-1]
-        if not line.get("flops"):
-            continue
-        full = shares(lines, task)
-        rows.append(
-            (
-                task,
-                _number(line["budget_gib"], ".2f", 1024),
-                named(method),
-                _number(line["peak_allocated_gib"], ".2f", 1024),
-                _number(line["over_budget"], "d"),
-                _number(full.get(method), ".1f", 100),
-                _number(above(own, counted(lines).get((task, "none"), ()), "flops"), "+.1f"),
-                _number(line["error"], ".2f", 100),
-                "-"
-                if line["miss_us"] is None
-                else f"{_number(line['hit_us'], '.0f')} / {line['miss_us']:.0f}",
-            )
-        )
+    for task, budget in budgets:
+        levels = [
+            measured.get((task, name), {}).get("peak_allocated_gib") for name in ("none", "gc")
+        ]
+        own = {kind: measured.get((task, f"{kind}@{budget}")) for kind in kinds}
+        share = shares(lines, task)
+        limit = next(line["budget_gib"] for line in own.values() if line)
+        cells = [
+            f"{1024 * line['peak_allocated_gib']:.2f}, {100 * share[f'{kind}@{budget}']:.1f} %"
+            + (f", {line['over_budget']} steps above" if line["over_budget"] else "")
+            if line
+            else "-"
+            for kind, line in own.items()
+        ]
+        error = (own.get("prefix") or {}).get("error")
+        first = [task, *(_number(level, ".2f", 1024) for level in levels)]
+        rows.append([*first, f"{1024 * limit:.2f} ({budget})", *cells, _number(error, ".2f", 100)])
     return markdown(head, rows)
 
 
@@ -236,7 +234,8 @@ def shares(lines: Sequence[Line], task: str) -> dict[str, float]:
 def bars(lines: Sequence[Line]) -> list[str]:
     """Whether the prefix planner recomputes at most what the reference does, and half of static's.
 
-    Steps at which the reference is above the budget are left out: it recomputes too little there.
+    Steps at which the reference takes what plans have to leave free are left out: there it recomputes
+    too little.
     """
     said = []
     found = counted(lines)
@@ -257,7 +256,7 @@ def bars(lines: Sequence[Line]) -> list[str]:
             left = len(reference[0]["above"]) - len(fair)
             said.append(
                 f"- {task}, {budget}: {blocks[0]} blocks recomputed in {len(fair)} steps, "
-                f"{blocks[1]} by bucket_greedy{f', which is above the budget in {left} more' if left else ''}"
+                f"{blocks[1]} by bucket_greedy{f', which takes of the margin in {left} more' if left else ''}"
                 f"; more in {more} steps: {'FAILS' if more else 'holds'}"
             )
         share = shares(lines, task)

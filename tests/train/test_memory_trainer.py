@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from autocl_sweeper.device.predicted import read_model
 from autocl_sweeper.errors import InfeasibleBudgetError
 from autocl_sweeper.outcome import cause_of
 from autocl_sweeper.types import Cause
@@ -233,6 +234,13 @@ def test_peaks_of_a_step_are_predicted_and_stay_below_the_budget(tmp_path: Path)
         assert one["predicted_bytes"] == pytest.approx(one["peak_allocated_bytes"], rel=0.01)
     assert {len(one["blocks"]) for one in records[4:]} >= {0, 2}
     assert callback.planner.hits == 2 == sum(one["cache_hit"] for one in records)
+    # What the launcher reads of it, to reserve room for jobs with other batches.
+    model = read_model(tmp_path)
+    assert model is not None
+    largest = max(one["predicted_bytes"] for one in records[4:] if len(one["blocks"]) == 2)
+    assert model.peak_mib(budget_mib=24e6 / 2**20) * 2**20 + static == pytest.approx(
+        largest, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("margin", [0.0, "auto"])

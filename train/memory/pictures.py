@@ -106,6 +106,12 @@ class Chart:
         ImageDraw.Draw(label).text((label.width / 2, 10), self.y_name, 255, font, anchor="mm")
         draw.bitmap((8, TOP), label.rotate(90, expand=True), fill="black")
 
+        levels: list[tuple[str, str]] = []
+        for place, (name, y) in enumerate(self.levels):  # points lie over them
+            colour = ("#cc0000", "#777777", "#000000")[place % 3]
+            levels.append((f"- - {name}", colour))
+            for x in range(LEFT, WIDTH - RIGHT, 12):
+                draw.line((x, up(y), min(x + 7, WIDTH - RIGHT), up(y)), fill=colour, width=2)
         legend: list[tuple[str, str]] = []
         for place, (name, kind, own_x, own_y) in enumerate(self.series):
             colour = COLOURS[place % len(COLOURS)]
@@ -120,11 +126,7 @@ class Chart:
                 draw.line(spots, fill=colour, width=2)
             for x, y in spots:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        for place, (name, y) in enumerate(self.levels):
-            colour = ("#cc0000", "#777777", "#000000")[place % 3]
-            legend.append((f"- - {name}", colour))
-            for x in range(LEFT, WIDTH - RIGHT, 12):
-                draw.line((x, up(y), min(x + 7, WIDTH - RIGHT), up(y)), fill=colour, width=2)
+        legend += levels
         x = float(LEFT)
         for name, colour in legend:
             draw.rectangle((x, 56, x + 12, 68), fill=colour)
