@@ -5,10 +5,10 @@ Nothing to inherit and nothing to register: a class that has the methods is one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
+from autocl_sweeper.curves import Curves
 from autocl_sweeper.types import Job, Later, Outcome, Report, Suggestion, Trial
 from autocl_sweeper.view import StageView
 
@@ -65,17 +65,8 @@ class Selection(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What a trial reported so far, as (step, loss) with rising steps; nan: it was not finite."""
-
-    reports: Sequence[tuple[int, float]]
-    favoured: bool = False  # its suggestion did well before: it is not judged at the first rung
-    final: float | None = None  # loss of a complete trial
-
-
 class Pruner(Protocol):
-    """A rule of early stopping, asked about the curves of one stage: trial -> curve.
+    """A rule of early stopping, asked about the curves of one stage.
 
     Pure functions: same curves, same answer. `max_steps`: the steps of a full training.
     """
@@ -84,14 +75,14 @@ class Pruner(Protocol):
         """The steps at which trials are judged, or from which on; rising."""
         ...
 
-    def prune(self, curves: Mapping[int, Curve], trial: int, max_steps: int) -> str | None:
+    def prune(self, curves: Curves, trial: int, max_steps: int) -> str | None:
         """Why to stop a running trial, asked once after each report of it; None: it goes on.
 
         The controller ends the job and journals the trial as PRUNED with its last report.
         """
         ...
 
-    def distrust(self, curves: Mapping[int, Curve], max_steps: int) -> str | None:
+    def distrust(self, curves: Curves, max_steps: int) -> str | None:
         """Why these curves allow no judgement, and `prune` stops nothing; None: they do."""
         ...
 

@@ -70,7 +70,7 @@ class Places:
             folder = sweep.folder / FOLDER
             if isinstance(self.tensorboard, str):  # which may hold other sweeps too
                 folder = Path(self.tensorboard).absolute() / sweep.name
-            found[f"TensorBoard folder '{folder}'"] = partial(HParams, folder)
+            found[f"TensorBoard folder '{folder}'"] = partial(HParams, folder, sweep.spaces)
         if self.mlflow is not None:
             opened = partial(Runs, self.mlflow, sweep, self.mlflow_experiment)
             found[f"MLflow {self.mlflow}"] = opened

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from autocl_sweeper.protocols import Curve
-from autocl_sweeper.prune.correlation import spearman
+from autocl_sweeper.curves import Curves
 
 LEAST_CORRELATION = 0.3  # of a rung's losses with the final ones; below it a rung says too little
 COMPLETED = 8  # trials that the correlation is taken over at least
@@ -36,7 +34,7 @@ class Asha:
         # A share is not exact in binary: 900 steps have their first rung at 100 all the same.
         return tuple(max(1, math.ceil(max_steps * share - 1e-6)) for share in self.rungs)
 
-    def prune(self, curves: Mapping[int, Curve], trial: int, max_steps: int) -> str | None:
+    def prune(self, curves: Curves, trial: int, max_steps: int) -> str | None:
         reports = curves[trial].reports
         step, loss = reports[-1]
         before = reports[-2][0] if len(reports) > 1 else -1
@@ -44,32 +42,23 @@ class Asha:
             first_skipped = place == 0 and curves[trial].favoured
             if not before < rung <= step or first_skipped or step < self.warmup:
                 continue
-            losses = [found for _, found in _at(curves, rung)]
+            losses = curves.at(rung).losses
             n, go_on = len(losses), max(self.k, len(losses) // self.eta)
-            better = sum(one < loss for one in losses)
-            rank = better + 1 if math.isfinite(loss) else n
+            rank = bisect_left(losses, loss) + 1 if math.isfinite(loss) else n
             if rank > go_on and self.distrust(curves, max_steps) is None:
                 return f"rank {rank} of {n} at the rung of {rung} steps, where {go_on} go on"
         return None
 
-    def distrust(self, curves: Mapping[int, Curve], max_steps: int) -> str | None:
-        for rung in self.steps(max_steps):
-            pairs = [(loss, c.final) for c, loss in _at(curves, rung) if c.final is not None]
-            if len(pairs) < COMPLETED:
+    def distrust(self, curves: Curves, max_steps: int) -> str | None:
+        for step in self.steps(max_steps):
+            rung = curves.at(step)
+            if len(rung.completed) < COMPLETED:
                 continue
-            found = spearman([one for one, _ in pairs], [final for _, final in pairs])
-            if found < LEAST_CORRELATION:
+            found = rung.agreement(LEAST_CORRELATION)
+            if found.correlation < LEAST_CORRELATION:
                 return (
-                    f"the scores at {rung} steps say little about the final ones (rank correlation"
-                    f" {found:.2f} over {len(pairs)} completed trials, below {LEAST_CORRELATION})"
+                    f"the scores at {step} steps say little about the final ones (rank correlation"
+                    f" {found.correlation:.2f} over {found.n} completed trials, below"
+                    f" {LEAST_CORRELATION})"
                 )
         return None
-
-
-def _at(curves: Mapping[int, Curve], rung: int) -> Iterator[tuple[Curve, float]]:
-    """Every trial that reached the rung, with its loss there."""
-    for curve in curves.values():
-        place = bisect_left(curve.reports, (rung, -math.inf))
-        if place < len(curve.reports):
-            loss = curve.reports[place][1]
-            yield curve, loss if math.isfinite(loss) else math.inf

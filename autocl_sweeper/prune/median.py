@@ -6,13 +6,10 @@ Golovin et al., "Google Vizier: A Service for Black-Box Optimization" (KDD 2017)
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
-from statistics import fmean, median
+from statistics import median
 
-from autocl_sweeper.protocols import Curve
+from autocl_sweeper.curves import Curves
 
 COMPLETED = 3  # trials that the median is taken of at least
 
@@ -32,35 +29,24 @@ class Median:
         """The step from which trials are judged."""
         return (math.ceil(max_steps / 9) if self.warmup is None else self.warmup,)
 
-    def prune(self, curves: Mapping[int, Curve], trial: int, max_steps: int) -> str | None:
+    def prune(self, curves: Curves, trial: int, max_steps: int) -> str | None:
         own = curves[trial]
         step = own.reports[-1][0]
         first = max(self.steps(max_steps)[0], max_steps / 3 if own.favoured else 0)
         if step < first:
             return None
-        means = [
-            _mean(curve, step)
-            for number, curve in curves.items()
-            if number != trial and curve.final is not None
-        ]
-        known = [mean for mean in means if mean is not None]
-        if len(known) < COMPLETED:
+        means = curves.means(step)
+        if len(means) < COMPLETED:
             return None
         finite = [loss for _, loss in own.reports if math.isfinite(loss)]
-        best, middle = min(finite, default=math.inf), median(known)
+        best = min(finite, default=math.inf)
+        middle = median(means[(len(means) - 1) // 2 : len(means) // 2 + 1])  # they are sorted
         if best <= middle:
             return None
         return (
-            f"its best loss {best:.4g} is above the median {middle:.4g} of what {len(known)}"
+            f"its best loss {best:.4g} is above the median {middle:.4g} of what {len(means)}"
             f" completed trials had on average up to {step} steps"
         )
 
-    def distrust(self, curves: Mapping[int, Curve], max_steps: int) -> str | None:
+    def distrust(self, curves: Curves, max_steps: int) -> str | None:
         return None
-
-
-def _mean(curve: Curve, step: int) -> float | None:
-    """The mean of what was reported up to a step; None: nothing finite was."""
-    upto = islice(curve.reports, bisect_left(curve.reports, (step + 1, -math.inf)))
-    found = [loss for _, loss in upto if math.isfinite(loss)]
-    return fmean(found) if found else None

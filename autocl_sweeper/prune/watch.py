@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from autocl_sweeper.protocols import Curve, Pruner
+from autocl_sweeper.curves import Curve, Curves
+from autocl_sweeper.protocols import Pruner
 from autocl_sweeper.types import History, State, Trial
 
 FAVOURED = ("init", "own", "carried")  # origins of suggestions that did well before
@@ -31,9 +32,8 @@ class EarlyStopping:
         self._history = history
         self._loss = loss
         self._seen = 0
-        self._stages: dict[int, dict[int, Curve]] = {}
-        self._points: dict[int, list[tuple[int, float]]] = {}  # by trial; curves hold them
-        self._attempts: dict[int, int] = {}  # whose points those are
+        self._stages: dict[int, Curves] = {}
+        self._attempts: dict[int, int] = {}  # by trial: whose reports are in its curve
         self._first: dict[int, int] = {}  # stage -> last step of its first completed trial
 
     def judge(self, trial: Trial) -> str | None:
@@ -50,7 +50,7 @@ class EarlyStopping:
         full = self.full_steps(stage)
         if full is None:
             return None
-        return self._rules[stage].distrust(self._stages.get(stage, {}), full)
+        return self._rules[stage].distrust(self._curves(stage), full)
 
     def beyond(self, stage: int) -> tuple[int, int] | None:
         """The last rung, where no trial reached it though one completed, and the last step reported.
@@ -60,12 +60,11 @@ class EarlyStopping:
         self._follow()
         if stage not in self._rules:
             return None
-        full, curves = self.full_steps(stage), self._stages.get(stage, {})
+        full, curves = self.full_steps(stage), self._curves(stage)
         rung = 0 if full is None else self._rules[stage].steps(full)[-1]
-        last = -1
-        for curve in curves.values():  # mostly the first one has been there
-            if curve.reports and (last := max(last, curve.reports[-1][0])) >= rung:
-                return None
+        if curves.at(rung).losses:
+            return None
+        last = max((c.reports[-1][0] for c in curves.values() if c.reports), default=-1)
         completed = any(curve.final is not None for curve in curves.values())
         return (rung, last) if completed else None
 
@@ -74,6 +73,9 @@ class EarlyStopping:
         self._follow()
         return (self._max_steps or self._first.get(stage)) if stage in self._rules else None
 
+    def _curves(self, stage: int) -> Curves:
+        return self._stages.setdefault(stage, Curves())
+
     def _follow(self) -> None:
         changes = self._history.changes
         for place in range(self._seen, len(changes)):
@@ -81,7 +83,7 @@ class EarlyStopping:
         self._seen = len(changes)
 
     def _note(self, trial: Trial) -> None:
-        curves, number = self._stages.setdefault(trial.stage, {}), trial.number
+        curves, number = self._curves(trial.stage), trial.number
         reports = self._history.reports(number)
         if trial.state is State.COMPLETE and reports:
             self._first.setdefault(trial.stage, reports[-1].step)
@@ -89,9 +91,9 @@ class EarlyStopping:
             curves.pop(number, None)
             return
         if number not in curves or self._attempts[number] != trial.attempt:
-            self._points[number], self._attempts[number] = [], trial.attempt
-            curves[number] = Curve(self._points[number], trial.suggestion.origin in FAVOURED)
-        points = self._points[number]
-        points += [(one.step, self._loss(one.score)) for one in reports[len(points) :]]
+            self._attempts[number] = trial.attempt
+            curves[number] = Curve((), trial.suggestion.origin in FAVOURED)
+        for one in reports[len(curves[number].reports) :]:
+            curves.report(number, one.step, self._loss(one.score))
         if trial.state is State.COMPLETE and trial.score is not None:
             curves[number] = replace(curves[number], final=self._loss(trial.score))

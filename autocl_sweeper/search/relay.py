@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autocl_sweeper.distributions import Choice, Distribution, Space, same
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.ranks import mean_ranks, spearman
 from autocl_sweeper.search import is_discrete, next_index, space_of
 from autocl_sweeper.search.grid import Combinations
 from autocl_sweeper.search.pooled import Axes, ask_tpe, frozen
@@ -236,7 +237,7 @@ class _Mirror:
         self._revision = self.stage.revision
         self._predicted.clear()
         results = _means(sorted(self._results.values(), key=lambda one: one.number))
-        shares = _shares([one.order for one in results])
+        shares = [rank / len(results) for rank in mean_ranks([one.order for one in results])]
         self.ranked = [*zip(results, shares, strict=True)]
 
     def _note(self, trial: TrialView) -> None:
@@ -354,30 +355,6 @@ def _means(results: Sequence[_Result]) -> list[_Result]:
         replace(repeats[0], loss=sum(one.loss for one in repeats) / len(repeats))
         for repeats in runs.values()
     ]
-
-
-def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation, ties at their mean rank; 0 where either is constant."""
-    first, second = _shares(one), _shares(other)
-    mean_1, mean_2 = sum(first) / len(first), sum(second) / len(second)
-    away_1, away_2 = [a - mean_1 for a in first], [b - mean_2 for b in second]
-    scale = math.sqrt(sum(a * a for a in away_1) * sum(b * b for b in away_2))
-    return sum(a * b for a, b in zip(away_1, away_2, strict=True)) / scale if scale else 0.0
-
-
-def _shares(values: Sequence[Any]) -> list[float]:
-    """rank / n of each value, the lowest first; equal ones share their mean rank."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    shares = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for place in order[start:end]:
-            shares[place] = (start + 1 + end) / 2 / len(values)
-        start = end
-    return shares
 
 
 def _with_single_values_listed(space: Space) -> Space:

@@ -2,6 +2,7 @@
 
     python benchmarks/launchers/scale.py                 10,000 no-op jobs in real processes
     python benchmarks/launchers/scale.py --inline        no processes: strategy, journal, results
+    python benchmarks/launchers/scale.py --prune asha    jobs in virtual time that report nine times
 
 CPU time of the controller process alone (`time.process_time`: jobs are other processes), so a busy
 machine changes it little. The first and the last thousand trials are compared: neither the cost of
@@ -26,15 +27,19 @@ from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe
 from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.local import LocalExecutor
+from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.order import work_of
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
+from autocl_sweeper.plan.pruning import pruning_of
+from autocl_sweeper.protocols import Executor
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
+from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.sweep import Sweep
-from autocl_sweeper.types import Job, Outcome, Report, State, Trial
+from autocl_sweeper.types import Job, Outcome, State, Trial
 from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 
 DEFAULTS = asdict(AutoCLSweeperConf(handover={}))
@@ -55,30 +60,6 @@ class Shell:
         return f"echo '{text}' > '{self._files.outcome(job.number)}'".encode()
 
 
-class Inline:
-    """No process at all: a submitted job has ended."""
-
-    def __init__(self) -> None:
-        self._ended: list[tuple[Job, Outcome]] = []
-
-    def free_slots(self) -> int:
-        return 2 - len(self._ended)
-
-    def submit(self, job: Job) -> None:
-        self._ended.append((job, noop(job)))
-
-    def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    def reports(self) -> list[Report]:
-        return []
-
-    def cancel(self, job: Job) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Stopwatch(LogProgress):
     def __init__(self) -> None:
         self.ends: list[float] = []  # CPU seconds of this process
@@ -97,13 +78,19 @@ def resident_kib() -> int:
 
 def noop(job: Job) -> Outcome:
     score = (job.number * 37 % 101) / 101
-    return Outcome(State.COMPLETE, numbers={"score": score}, returned="float")
+    return Outcome(State.COMPLETE, numbers={"score": score}, returned="float", seconds=9.5)
+
+
+def curve(job: Job) -> list[tuple[float, int, float]]:
+    """A report a second, with the score of the job: the rungs are at 1 and 3 of 9 steps."""
+    return [(float(step), step, noop(job).numbers["score"]) for step in range(1, 10)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trials", type=int, nargs="?", default=10000)
-    parser.add_argument("--inline", action="store_true", help="jobs are calls, not processes")
+    parser.add_argument("--inline", action="store_true", help="jobs are simulated")
+    parser.add_argument("--prune", choices=("asha", "median"), help="early stopping; no processes")
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--order", choices=("longest", "submitted"), default="longest")
     options = parser.parse_args()
@@ -119,15 +106,17 @@ def main() -> None:
     ]
     tasks = {stage.task: stage.task for stage in stages}
     work = work_of({"order": options.order})
-    plan = Plan(
-        SETTINGS, SequentialTopK(stages, TopK(2), True, work), tasks, {"task": None}, True, {}, {}
-    )
+    stopping = pruning_of(options.prune, 2, True)
+    strategy = SequentialTopK(stages, TopK(2), True, work)
+    plan = Plan(SETTINGS, strategy, tasks, {"task": None}, True, {}, {}, stopping)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "sweep"
         files = JobFiles.of(folder)
         leases = LeaseFolder(Path(scratch) / "leases")
         pool = Pool(CpuProbe(2, {}), leases)
-        executor = Inline() if options.inline else LocalExecutor(Shell(files), files, pool)
+        executor: Executor = LocalExecutor(Shell(files), files, pool)
+        if options.inline or stopping:
+            executor = SimulatedExecutor(2, noop, curve=curve if stopping else lambda job: ())
         watch = Stopwatch()
         wall = time.monotonic()
         start = time.process_time()
@@ -141,11 +130,12 @@ def main() -> None:
     mean = (watch.ends[-1] - start) / len(history)
     grown = [watch.memory_kib[part] - watch.memory_kib[0],
              watch.memory_kib[-1] - watch.memory_kib[-1 - part]]  # fmt: skip
-    kind = "calls" if options.inline else "processes"
+    kind = "simulated" if options.inline or stopping else "processes"
     versions = ", ".join(f"{name} {version(name)}" for name in ("hydra-core", "omegaconf"))
     print(f"Python {sys.version.split()[0]}, {versions}, {os.cpu_count()} cores")
     print(
         f"{len(history)} trials in {options.stages} stages, jobs are {kind}, {options.order} first"
+        + (f", prune={options.prune}" if stopping else "")
     )
     print(f"controller CPU per trial: mean {1e3 * mean:.2f} ms")
     print(f"  first {part}: {1e3 * first:.2f} ms, last {part}: {1e3 * last:.2f} ms", end=", ")

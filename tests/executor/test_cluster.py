@@ -28,6 +28,7 @@ from support.two_nodes import ON_LOOPBACK, TwoNodes
 from support.virtual import Run, World
 
 from autocl_sweeper.device.reservations import Used
+from autocl_sweeper.errors import DeviceError
 from autocl_sweeper.executor.ray import cluster as rays
 from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor
 from autocl_sweeper.executor.simulated import SimulatedExecutor
@@ -92,6 +93,42 @@ def test_a_sweep_on_two_nodes_survives_its_own_death_and_that_of_a_node(
         assert [report.step for report in history.reports(number)] == [0, 1]
     pids = [event["pid"] for event in chain.ledger("start")]
     wait_until(lambda: not any(map(alive, pids)), "no job is left")
+
+
+@pytest.mark.slow
+@needs_ray
+def test_on_two_nodes_trials_are_stopped_early_and_the_chain_is_that_of_one_machine(
+    benches: Callable[..., Bench], cluster: TwoNodes
+) -> None:
+    """lr=9 holds one node before its last step; on the other, each that reaches step 1 is stopped."""
+    sweep = ("hydra/sweeper=autocl", "task=a,b", "lr=9,1,2,3", "pace_s=0.3", "hydra.sweeper.top_k=1",
+             "hydra/sweeper/prune=asha", "hydra.sweeper.prune.max_steps=9",
+             "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,PACE_S]")  # fmt: skip
+    environment = {"HOLDS": "[9]", "PACE_S": '{"9": 0}', **ON_LOOPBACK}
+    curve = benches("curve", "nodes")
+    process = curve.start_held(
+        4, *sweep, "hydra/launcher=ray", f"hydra.launcher.address={cluster.address}",
+        "hydra.launcher.cpu_slots=1", **environment,
+    )  # fmt: skip
+    wait_until(lambda: len(curve.finished()) == 3, "three trials were stopped")
+    assert curve.printed(process).count("starting an agent on node 127.0.0.1/") == 2
+    steps = [event["step"] for event in curve.events("report") if event["trial"] == 0]
+    assert steps == [*range(1, 9)] and 0 not in curve.finished()  # told while it runs
+    pids = {event["trial"]: event["pid"] for event in curve.ledger("start")}
+    assert [number for number, pid in pids.items() if alive(pid)] == [0]
+    curve.release(process)
+    finished = curve.finished()
+    causes = [(finished[number]["state"], finished[number]["cause"]) for number in range(4)]
+    assert causes == [("COMPLETE", ""), *[("PRUNED", "early_stopped")] * 3]
+    assert not {1, 2, 3} & {event["trial"] for event in curve.ledger("end")}
+
+    local = benches("curve", "local")
+    local.run(*sweep, "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2", **environment)
+    there, here = (
+        [(entry["task"], entry["score"], entry["params"]) for entry in bench.results()["chain"]]
+        for bench in (curve, local)
+    )
+    assert there == here and [score for _, score, _ in here] == [9, 9]
 
 
 @needs_ray
@@ -242,10 +279,14 @@ class FakeRay:
     """As much of Ray as the controller needs; time goes by when it waits and nothing was told."""
 
     exceptions = SimpleNamespace(RayActorError=ConnectionError)
+    home = "0"
 
     def __init__(self, *devices: int, run: Callable[[Job], Outcome]) -> None:
         self.agents = [FakeAgent(count, run) for count in devices]
         self.alive = len(devices)
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(get_node_id=lambda: self.home)
 
     def nodes(self) -> list[dict[str, Any]]:
         same = {"NodeManagerAddress": "here", "Resources": {"CPU": 1}}
@@ -373,6 +414,50 @@ def test_a_job_that_ran_out_of_memory_on_one_node_keeps_its_kind_alone_on_all(
     executor.free_slots()
     assert executor._ray.agents[2].short == [(5, 'model="large"')]
     executor.close()
+
+
+def test_the_death_of_the_node_by_which_a_sweep_is_connected_stops_it(
+    fake_ray: Callable[..., RayExecutor],
+) -> None:
+    """Ray starts nothing more for it: it would wait for ever."""
+    executor = fake_ray(1, 1, run=lambda job: finished_with(None))
+    wait_until(executor.free_slots, "a slot")
+    executor._ray.alive, executor._met = 0, -rays.POLL_S
+    with pytest.raises(DeviceError, match=r"node by which this sweep is connected .* died"):
+        executor.free_slots()
+    executor.close()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_sweep_whose_own_node_dies_ends_and_goes_on_later(
+    chain: Bench, tmp_path: Path, cluster: TwoNodes
+) -> None:
+    command = (
+        *OURS,
+        "hydra.launcher.cpu_slots=2",
+        "hydra.job.env_copy=[LEDGER,HOLD]",
+        "lr=1,2,3,4",
+    )
+
+    def at(nodes: TwoNodes) -> tuple[str, ...]:
+        return (*command, "task=a", f"hydra.launcher.address={nodes.address}")
+
+    sweep = chain.start_held(4, *at(cluster), **ON_LOOPBACK)
+    cluster.kill_first_node()
+    output = chain.finish(sweep, 1)
+    assert "DeviceError: The Ray node by which this sweep is connected" in output
+    assert "Traceback" not in output
+    pids = [event["pid"] for event in chain.ledger("start")]
+    wait_until(lambda: not any(map(alive, pids)), "no job outlives its controller")
+    chain.hold.unlink()
+    (tmp_path / "again").mkdir()
+    again = TwoNodes(tmp_path / "again")
+    try:
+        chain.run(*at(again), **ON_LOOPBACK)
+    finally:
+        again.close()
+    assert sorted(event["score"] for event in chain.finished().values()) == [1, 2, 3, 4]
 
 
 @needs_ray

@@ -19,6 +19,8 @@ CORE_FLOORS = [
     {
         "types",
         "view",
+        "ranks",
+        "curves",
         "protocols",
         "distributions",
         "errors",
@@ -57,7 +59,8 @@ DOORS = {
     "view": {"types"},
     "distributions": {"types", "errors"},
     "disk": {"errors"},
-    "protocols": {"types", "view"},
+    "curves": {"ranks"},
+    "protocols": {"types", "view", "curves"},
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome"},
     "yaml": {"journal"},

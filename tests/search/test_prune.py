@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
+from statistics import fmean, median
 
 import pytest
 from hypothesis import given, settings
@@ -10,17 +13,21 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from support.plans import SETTINGS, plan_of
 
+from autocl_sweeper.curves import Curve, Curves
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.pruning import pruning_of
-from autocl_sweeper.protocols import Curve
 from autocl_sweeper.prune.asha import Asha
-from autocl_sweeper.prune.correlation import spearman
 from autocl_sweeper.prune.median import Median
 from autocl_sweeper.prune.watch import EarlyStopping
+from autocl_sweeper.ranks import Agreement, spearman
 from autocl_sweeper.types import History, Outcome, Report, State, Suggestion, Trial
 
 FULL = 900  # steps of a full training: rungs at 100 and 300
 INF = math.inf
+
+
+def prune(rule, curves, number, full):
+    return rule.prune(Curves(curves), number, full)
 
 
 def arrive(rule, losses, step=100):
@@ -28,7 +35,7 @@ def arrive(rule, losses, step=100):
     curves, going_on = {}, []
     for number, loss in enumerate(losses):
         curves[number] = Curve([(step, loss)])
-        if rule.prune(curves, number, FULL) is None:
+        if prune(rule, curves, number, FULL) is None:
             going_on.append(number)
     return going_on
 
@@ -66,18 +73,18 @@ def test_a_rung_is_judged_once_at_the_first_report_at_or_beyond_it_by_its_value(
         ([(310, 1.5)], 100),
     ]
     for reports, rung in table:
-        told = rule.prune({**others, 1: Curve(reports)}, 1, FULL)
+        told = prune(rule, {**others, 1: Curve(reports)}, 1, FULL)
         assert (told is None) == (rung is None), reports
         assert told is None or told == f"rank 2 of 2 at the rung of {rung} steps, where 1 go on"
 
 
 def test_what_did_well_before_skips_the_first_rung_and_counts_there_for_others():
     rule, good = Asha(1), {0: Curve([(100, 1.0), (300, 1.0)])}
-    assert rule.prune({**good, 1: Curve([(100, 2.0)], favoured=True)}, 1, FULL) is None
-    assert rule.prune({**good, 1: Curve([(100, 2.0)])}, 1, FULL) is not None
+    assert prune(rule, {**good, 1: Curve([(100, 2.0)], favoured=True)}, 1, FULL) is None
+    assert prune(rule, {**good, 1: Curve([(100, 2.0)])}, 1, FULL) is not None
     later = Curve([(100, 2.0), (300, 2.0)], favoured=True)
-    assert rule.prune({**good, 1: later}, 1, FULL) is not None
-    assert rule.prune({0: Curve([(100, 1.0)], True), 1: Curve([(100, 2.0)])}, 1, FULL) is not None
+    assert prune(rule, {**good, 1: later}, 1, FULL) is not None
+    assert prune(rule, {0: Curve([(100, 1.0)], True), 1: Curve([(100, 2.0)])}, 1, FULL) is not None
 
 
 @pytest.mark.parametrize(
@@ -99,8 +106,8 @@ def test_rungs_lie_at_whole_steps(rule, full, steps):
 
 def test_before_the_warm_up_is_over_no_rung_stops_a_trial():
     curves = {0: Curve([(120, 1.0)]), 1: Curve([(120, 2.0)])}
-    assert Asha(1, warmup=121).prune(curves, 1, FULL) is None
-    assert Asha(1, warmup=120).prune(curves, 1, FULL) is not None
+    assert prune(Asha(1, warmup=121), curves, 1, FULL) is None
+    assert prune(Asha(1, warmup=120), curves, 1, FULL) is not None
 
 
 def completed(losses_at_rung, finals):
@@ -111,18 +118,19 @@ def completed(losses_at_rung, finals):
 def test_early_stopping_is_off_while_a_rung_says_nothing_of_the_end():
     rule, trial = Asha(1), {99: Curve([(100, 100.0)])}
     same, turned = [1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]
-    assert rule.prune(completed(same, same) | trial, 99, FULL) is not None
-    assert rule.prune(completed(same, turned) | trial, 99, FULL) is None
+    assert prune(rule, completed(same, same) | trial, 99, FULL) is not None
+    assert prune(rule, completed(same, turned) | trial, 99, FULL) is None
     # On paper: 1 - 6 * sum(d^2) / (8 * 63); d^2 sums to 58 for 0.31, to 60 for 0.286.
     weak = [4, 2, 1, 7, 8, 3, 5, 6]  # d: 3 0 -2 3 3 -3 -2 -2 -> 9+0+4+9+9+9+4+4 = 48: 0.43
-    assert rule.distrust(completed(same, weak), FULL) is None
+    assert rule.distrust(Curves(completed(same, weak)), FULL) is None
     weaker = [5, 2, 1, 8, 7, 3, 4, 6]  # 16+0+4+16+4+9+9+4 = 62: 0.262
-    assert rule.distrust(completed(same, weaker), FULL) == (
+    assert rule.distrust(Curves(completed(same, weaker)), FULL) == (
         "the scores at 100 steps say little about the final ones (rank correlation 0.26 over 8"
         " completed trials, below 0.3)"
     )
     few = completed(same[:7], turned[:7])  # seven are too few to tell
-    assert rule.distrust(few, FULL) is None and rule.prune(few | trial, 99, FULL) is not None
+    assert rule.distrust(Curves(few), FULL) is None
+    assert prune(rule, few | trial, 99, FULL) is not None
 
 
 def test_the_median_rule_compares_the_best_loss_with_the_running_means_of_completed_trials():
@@ -140,13 +148,15 @@ def test_the_median_rule_compares_the_best_loss_with_the_running_means_of_comple
         ([(99, 99.0)], False),  # warm-up: a ninth of 900
         ([(200, math.nan)], True),
     ]:
-        told = rule.prune({**curves, 4: Curve(reports)}, 4, FULL)
+        told = prune(rule, {**curves, 4: Curve(reports)}, 4, FULL)
         assert (told is not None) == stopped, reports
-    assert rule.prune({**curves, 4: Curve([(200, 99.0)], favoured=True)}, 4, FULL) is None
-    assert rule.prune({**curves, 4: Curve([(300, 99.0)], favoured=True)}, 4, FULL) is not None
+    assert prune(rule, {**curves, 4: Curve([(200, 99.0)], favoured=True)}, 4, FULL) is None
+    assert prune(rule, {**curves, 4: Curve([(300, 99.0)], favoured=True)}, 4, FULL) is not None
     del curves[2]  # two completed trials have no say
-    assert rule.prune({**curves, 4: Curve([(200, 99.0)])}, 4, FULL) is None
-    assert Median(warmup=300).prune({**curves, 2: curves[0], 4: Curve([(299, 99.0)])}, 4, 9) is None
+    assert prune(rule, {**curves, 4: Curve([(200, 99.0)])}, 4, FULL) is None
+    assert (
+        prune(Median(warmup=300), {**curves, 2: curves[0], 4: Curve([(299, 99.0)])}, 4, 9) is None
+    )
 
 
 # -- whatever arrives -------------------------------------------------------------------------------
@@ -195,10 +205,10 @@ def test_a_decision_is_that_of_the_rule_whatever_the_order_of_the_table(table, k
         return
     rule = Asha(k, eta)
     curves = {number: Curve(reports) for number, reports in enumerate(table)}
-    told = rule.prune(curves, own, FULL)
+    told = prune(rule, curves, own, FULL)
     assert (told is not None) == judged(table[own], k, eta, (100, 300), table)
     order = data.draw(st.permutations(list(curves)))
-    assert rule.prune({number: curves[number] for number in order}, own, FULL) == told
+    assert prune(rule, {number: curves[number] for number in order}, own, FULL) == told
 
 
 @given(st.permutations(range(9)), st.integers(1, 4))
@@ -207,6 +217,91 @@ def test_the_best_k_are_never_stopped_and_no_other_goes_on_when_the_best_come_fi
     going_on = arrive(Asha(k), [float(loss) for loss in arrival])
     assert {place for place, loss in enumerate(arrival) if loss < k} <= set(going_on)
     assert len(arrive(Asha(k), [float(loss) for loss in sorted(arrival)])) == k
+
+
+def by_definition(rule, curves, number):
+    """Whether a rule stops a trial, with nothing kept from before."""
+    reports = curves[number].reports
+    final = {n: c.final for n, c in curves.items() if c.final is not None}
+    if isinstance(rule, Median):
+        step = reports[-1][0]
+        upto = {n: [loss for s, loss in curves[n].reports if s <= step] for n in final}
+        means = [fmean(there) for there in upto.values() if there]
+        late = step >= (300 if curves[number].favoured else 100)
+        return late and len(means) >= 3 and min(loss for _, loss in reports) > median(means)
+    for rung in rule.steps(FULL):
+        at = {
+            n: next((loss for s, loss in c.reports if s >= rung), None) for n, c in curves.items()
+        }
+        both = [(at[n], last) for n, last in final.items() if at[n] is not None]
+        one, other = zip(*both, strict=True) if both else ((), ())
+        if len(both) < 8:
+            continue
+        if len({*one}) == 1 or len({*other}) == 1 or spearmanr(one, other).statistic < 0.3:
+            return False
+    table = [curve.reports for curve in curves.values()]
+    rungs = rule.steps(FULL)[curves[number].favoured :]
+    return judged(reports, rule.k, rule.eta, rungs, table)
+
+
+@pytest.mark.parametrize("likeness", [0.1, 0.3, 0.9])  # of early losses and final ones
+@pytest.mark.parametrize("rule", [Asha(2), Median()])
+def test_decisions_are_those_of_the_definition_however_the_table_came_to_be(rule, likeness):
+    """Trials report, complete, fail and run again, in any order."""
+    dice, curves, plain, stops, distrusted = random.Random(7), Curves(), {}, 0, 0
+    for number in range(120):
+        curves[number] = plain[number] = Curve([], favoured=dice.random() < 0.1)
+        level = dice.randint(0, 9)
+        for step in (90, 100, 200, 300, 900)[: dice.randint(3, 5)]:
+            loss = float(level if dice.random() < likeness else dice.randint(0, 9))
+            curves.report(number, step, loss)
+            plain[number] = replace(plain[number], reports=[*plain[number].reports, (step, loss)])
+            told = rule.prune(curves, number, FULL)
+            assert (told is not None) == by_definition(rule, plain, number)
+            stops += told is not None
+        distrusted += rule.distrust(curves, FULL) is not None
+        if step == 900:
+            curves[number] = replace(curves[number], final=loss)
+            plain[number] = replace(plain[number], final=loss)
+        if dice.random() < 0.15:
+            lost = dice.choice([*plain])
+            del curves[lost], plain[lost]
+    assert stops
+    assert (distrusted > 0) == (rule == Asha(2) and likeness < 0.9)
+
+
+def test_a_correlation_that_decides_cannot_cross_its_limit():
+    """Whatever comes or goes; worst are rows at opposite ends of both columns."""
+    dice, decided = random.Random(2), 0
+    for _ in range(400):
+        n, likeness = dice.randint(30, 90), dice.choice([-1.0, 0.0, 0.5, 1.0])
+        one = [dice.randint(0, 30) for _ in range(n)]
+        other = [likeness * a + dice.random() * dice.choice([1, 30]) for a in one]
+        found, limit = Agreement.of(one, other), dice.random()
+        kept = n - dice.randint(0, 3)
+        come = [dice.choice([(99, -99), (-99, 99), (99, 99), (15, 0)])] * dice.randint(0, 3)
+        if found.decides(limit, n - kept + len(come)):
+            decided += 1
+            ends = zip(*come, strict=True) if come else ((), ())
+            now = [[*side[:kept], *end] for side, end in zip((one, other), ends, strict=True)]
+            assert (spearman(*now) < limit) == (found.correlation < limit)
+    assert decided > 50
+
+
+def test_the_self_check_costs_a_completed_trial_about_the_same_however_many_there_are(monkeypatch):
+    sorted_rows, whole = [], Agreement.of
+    count = lambda one, other: (sorted_rows.append(len(one)), whole(one, other))[1]  # noqa: E731
+    monkeypatch.setattr(Agreement, "of", count)
+    dice, curves, rule, rows = random.Random(5), Curves(), Asha(2), []
+    for number in range(1600):
+        level = dice.random()
+        reports = [(step, level + dice.random() / 2) for step in (100, 300, 900)]
+        curves[number] = Curve(reports, final=reports[-1][1])
+        assert rule.distrust(curves, FULL) is None
+        if number + 1 in (400, 800, 1600):
+            rows.append(sum(sorted_rows))
+    # Twice the trials, twice the work; sorting all of them each time would be four times as much.
+    assert rows[2] - rows[1] < 2.5 * (rows[1] - rows[0]) < 2.5 * 400 * 100
 
 
 # -- the history as the rule sees it ----------------------------------------------------------------

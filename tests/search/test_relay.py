@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -16,7 +15,7 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import qmc, spearmanr
+from scipy.stats import qmc
 from support.plans import plan_of
 from support.searches import Asked
 
@@ -27,7 +26,7 @@ from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import read
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.search.pooled import nearest
-from autocl_sweeper.search.relay import RelaySearch, Rules, spearman
+from autocl_sweeper.search.relay import RelaySearch, Rules
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
@@ -210,16 +209,6 @@ def test_the_model_is_optunas_multivariate_tpe_on_ranks_of_this_stage_and_those_
     digest = blake2b(b"0/task6/2", digest_size=8).digest()
     expected = optunas_own(dice, rows, int.from_bytes(digest, "big") % 2**32)
     assert suggestion.origin == "model" and suggestion.params == expected
-
-
-def test_ties_share_their_rank_and_spearman_is_scipys():
-    dice = random.Random(3)
-    for _ in range(50):
-        n = dice.randint(4, 30)
-        one, other = ([dice.randint(0, 6) for _ in range(n)] for _ in "ab")
-        if len(set(one)) > 1 and len(set(other)) > 1:
-            assert spearman(one, other) == pytest.approx(spearmanr(one, other).statistic)
-    assert spearman([1, 1, 1], [1, 2, 3]) == 0
 
 
 def learned_from(stages):

@@ -25,6 +25,8 @@ from test_memory_trainer import (
     trained,
 )
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     RTDetrConfig,
     RTDetrForObjectDetection,
     RTDetrResNetConfig,
@@ -33,7 +35,7 @@ from transformers import (
 )
 
 from train.config.typed import SettingsError
-from train.memory.blocks import Blocks
+from train.memory.blocks import Blocks, check_tier
 from train.memory.collector import Collector
 
 LENGTHS = [16, 48, 32, 64, 24, 40]
@@ -113,7 +115,7 @@ def test_a_larger_number_of_rows_is_planned_with_a_wider_margin_and_stays_below_
     callback.records.writes = False
     callback.blocks.enable()
     callback.collector = Collector(callback.blocks.layers)
-    callback.step = 1
+    callback.step, callback.trained = 1, [*model.parameters()]
     for rows, length in [(4, 64), (4, 96), (4, 128), (4, 80), (8, 72), (8, 72), (2, 128)]:
         batch = collated(batches([length], rows))
         callback._before_forward(model, (), batch)
@@ -142,6 +144,15 @@ def test_models_without_layers_to_recompute_are_refused_by_their_class() -> None
     for model in (xlnet, RTDetrForObjectDetection(config)):
         with pytest.raises(SettingsError, match=rf"the model {type(model).__name__} has no layers"):
             Blocks(model)
+
+
+def test_a_tier_is_refused_where_blocks_differ() -> None:
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    config = BartConfig(vocab_size=16, d_model=8, encoder_layers=1, decoder_layers=1, **heads)
+    blocks = Blocks(BartForConditionalGeneration(config))
+    assert not check_tier("auto", blocks)
+    with pytest.raises(SettingsError, match="blocks of BartForConditionalGeneration differ"):
+        check_tier("linear", blocks)
 
 
 SCRIPT = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,17 @@ class Mixed(TrainerCallback):
         self.blocks.disable()
 
 
+@pytest.fixture(scope="module")
+def plain_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """The training that recomputes nothing, once for each kind of attention."""
+
+    @cache
+    def made(attention: str) -> Any:
+        return trained(tmp_path_factory.mktemp("plain"), lengths=LENGTHS, model=bert(attention))
+
+    return made
+
+
 @pytest.mark.parametrize(
     "attention, chosen",
     [
@@ -60,9 +73,9 @@ class Mixed(TrainerCallback):
     ],
 )
 def test_any_mix_of_tiers_trains_what_is_trained_without_to_the_bit(
-    tmp_path: Path, attention: str, chosen: dict[str, Any]
+    tmp_path: Path, plain_of: Callable[[str], Any], attention: str, chosen: dict[str, Any]
 ) -> None:
-    plain, losses, _ = trained(tmp_path, lengths=LENGTHS, model=bert(attention))
+    plain, losses, _ = plain_of(attention)
     found, own_losses, _ = trained(
         tmp_path, lambda model: Mixed(model, **chosen), LENGTHS, model=bert(attention)
     )
@@ -138,7 +151,7 @@ def records_in(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(one) for one in (folder / "memory_records.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("tier", ["linear", "attention"])
+@pytest.mark.parametrize("tier", ["linear", pytest.param("attention", marks=pytest.mark.slow)])
 def test_plans_of_both_tiers_have_the_peaks_they_predict_below_the_budget(
     tmp_path: Path, tier: str
 ) -> None:

@@ -12,8 +12,7 @@ import torch
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import PLANNED, MemorySettings
-from train.config.typed import SettingsError
-from train.memory.blocks import WHOLE, Blocks, check_indices
+from train.memory.blocks import WHOLE, Blocks, check_indices, check_tier
 from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
@@ -77,16 +76,9 @@ class PlannedBlocks(MeasuredSteps):
         self.states = 0.0  # bytes of the optimizer's, which the first update allocates
         self.collector: Collector | None = None
         self.logged: set[tuple[tuple[int, ...], ...]] = set()
-        on_gpu = next(model.parameters()).device.type == "cuda" or torch.cuda.is_available()
         wanted = settings.selective
-        unlike = len(set(self.blocks.kinds)) > 1
-        if unlike and wanted in KEPT:
-            raise SettingsError(
-                f"memory.selective={wanted}: the blocks of {type(self.blocks.owner).__name__} differ, and "
-                "are recomputed as a whole. Leave it at auto"
-            )
-        alike = not unlike and settings.planner == "prefix"
-        self.tier = wanted if alike and (wanted != "auto" or on_gpu) else "none"
+        alike = check_tier(wanted, self.blocks) and settings.planner == "prefix"
+        self.tier = wanted if alike and (wanted != "auto" or torch.cuda.is_available()) else "none"
 
     # -- what the Trainer calls ------------------------------------------------------------------
 

@@ -70,7 +70,8 @@ def timed(
     args, kwargs, precision = call
     device = next(block.parameters()).device
     before = block.gradient_checkpointing, block.__dict__.get("_gradient_checkpointing_func")
-    parameters = [p for p in block.parameters() if p.requires_grad]
+    inputs = [t for t in tensors((args, kwargs)) if t.requires_grad]
+    wanted = [*inputs, *(p for p in block.parameters() if p.requires_grad)]
     found = {}
     mixed = torch.autocast(device.type, precision, enabled=precision is not None)
     fork = torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -82,7 +83,7 @@ def timed(
             for _ in range(1 + REPEATS):
                 began = _now(device)
                 output = next(tensors(block.forward(*args, **kwargs)))
-                torch.autograd.grad(output.sum(), parameters, allow_unused=True)
+                torch.autograd.grad(output.sum(), wanted, allow_unused=True)
                 runs.append(_now(device) - began)
             found[name] = median(runs[1:])
     block.gradient_checkpointing, block._gradient_checkpointing_func = before  # type: ignore[assignment]

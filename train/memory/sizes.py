@@ -12,15 +12,16 @@ import torch
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import MemorySettings
-from train.memory.blocks import Blocks
+from train.memory.blocks import Blocks, check_tier
 from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
 from train.memory.planner import Planner
+from train.memory.selective import KEPT
 from train.memory.static import Static, gib, made_with
 
 JSON, TABLE = "memory_sizes.json", "memory_sizes.txt"
-CORRECTIONS = 8  # of the plan of one size, at most
+CORRECTIONS = 4  # of the plan of one size, at most
 UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
@@ -74,6 +75,7 @@ class Planned:
     least_budget: float
     fits: bool
     extrapolated: bool
+    selective: tuple[int, ...] = ()  # blocks that are recomputed in part
 
 
 class DryRun:
@@ -105,6 +107,8 @@ class DryRun:
         )
         self.static = Static.of(model, states)
         self.fresh = not accumulates  # later micro-batches find gradients there
+        wanted = settings.selective  # auto: a GPU in training decides
+        self.tier = wanted if check_tier(wanted, self.blocks) and wanted in KEPT else None
         self.before = 0.0  # bytes before the last step that ran
 
     @property
@@ -117,7 +121,9 @@ class DryRun:
         shapes = to_measure([*batches], self.settings.collect_steps)
         n, kinds = len(self.blocks.layers), len(set(self.blocks.kinds))
         self.blocks.enable()
-        collector = Collector(self.blocks.layers, self.meter.mark if kinds > 1 else None)
+        collector = Collector(
+            self.blocks.layers, self.meter.mark if kinds > 1 else None, self.tier is not None
+        )
         try:
             self._run(batches[shapes[0]], ())  # what a first step allocates for good
             while self.planner.collecting and self.planner.steps < kinds * len(shapes):
@@ -129,6 +135,8 @@ class DryRun:
                 head = None if head is None else head - self.before
                 found = collected(collector, self.planner, peak, head, self.fresh)
                 self.planner.collect(shape.features(), found)
+            if self.tier is not None and collector.outputs is not None:
+                self.planner.tier = collector.outputs.tier(self.tier)
         finally:
             collector.close()
             self.blocks.disable()
@@ -151,11 +159,13 @@ class DryRun:
             first,
             self.kept_all(shape),
             choice.blocks,
-            self.static_bytes + self.planner.predicted(shape.features(), choice.blocks, self.fresh),
+            self.static_bytes
+            + self.planner.predicted(shape.features(), choice.blocks, self.fresh, choice.selective),
             choice.margin,
             choice.least_budget,
             choice.fits,
             choice.extrapolated,
+            choice.selective,
         )
 
     def correct(self, shape: Shape, batch: Any, longest: int) -> float:
@@ -165,7 +175,7 @@ class DryRun:
             for _ in range(CORRECTIONS):
                 choice = self.planner.plan(shape.features(), longest, self.static_bytes, self.fresh)
                 tries = self.planner.refits
-                peak = self.static_bytes + self._run(batch, choice.blocks)
+                peak = self.static_bytes + self._run(batch, choice.blocks, choice.selective)
                 self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
                 if self.planner.refits == tries:
                     break
@@ -173,9 +183,9 @@ class DryRun:
         finally:
             self.blocks.disable()
 
-    def _run(self, batch: Any, blocks: Sequence[int]) -> float:
+    def _run(self, batch: Any, blocks: Sequence[int], selective: Sequence[int] = ()) -> float:
         """The peak of a step above what was there before it."""
-        self.blocks.choose(blocks)
+        self.blocks.choose(blocks, selective, self.tier)
         if self.fresh:
             self.model.zero_grad(set_to_none=True)
         self.before = self.meter.start()
@@ -230,7 +240,8 @@ class Sizes:
                 *(["wider margin"] if one.extrapolated else []),
                 *([] if one.fits else ["does not fit"]),
             ]
-            recomputed = f"{len(one.blocks)} of {self.blocks}"
+            partly = f"+{len(one.selective)}" if one.selective else ""
+            recomputed = f"{len(one.blocks)}{partly} of {self.blocks}"
             lines.append(
                 f"{one.shape.rows:>6} {one.shape.length:>7} {one.shape.target or '-':>7} "
                 f"{one.batches:>8} {one.first or '-':>6} {gib(one.kept_all):>11} {recomputed:>11} "

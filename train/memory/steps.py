@@ -47,6 +47,7 @@ class MeasuredSteps(TrainerCallback):
         self.has_decoder = bool(getattr(config, "is_encoder_decoder", False))
         self.step = 0  # updates done
         self.running: Running | None = None
+        self.trained: list[torch.nn.Parameter] = []
         self.hook: Any = None
         self.chosen: tuple[int, ...] = ()  # recomputed in every step
 
@@ -54,6 +55,7 @@ class MeasuredSteps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step = state.global_step
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.records.writes = state.is_world_process_zero
         if self.meter is not None:
             self.hook = self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -104,7 +106,7 @@ class MeasuredSteps(TrainerCallback):
         if self.settings.empty_cache and torch.cuda.is_available():
             torch.cuda.empty_cache()
         static = self.meter.start()
-        fresh = all(p.grad is None for p in self.model.parameters() if p.requires_grad)
+        fresh = all(p.grad is None for p in self.trained)
         began = time.perf_counter()
         choice = self._choose(shape, static, fresh)
         took = time.perf_counter() - began

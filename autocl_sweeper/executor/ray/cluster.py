@@ -88,6 +88,7 @@ class RayExecutor:
                 " was started."
             )
         self._ray: Any = connect(address)
+        self._home = self._ray.get_runtime_context().get_node_id()
         self._package = package
         self._returns = returns
         self._grace_s = float(settings["grace_s"])
@@ -248,7 +249,14 @@ class RayExecutor:
         if time.monotonic() - self._met < POLL_S:
             return
         self._met = time.monotonic()
-        for node in self._ray.nodes():
+        nodes = self._ray.nodes()
+        if any(node["NodeID"] == self._home and not node["Alive"] for node in nodes):
+            self._nodes.clear()  # Ray ends what its driver started, and starts nothing more
+            raise DeviceError(
+                "The Ray node by which this sweep is connected to its cluster died, and its jobs with it.\n"
+                "  Start it again (`ray start`), then rerun the same command: what finished is kept."
+            )
+        for node in nodes:
             key, resources = node["NodeID"], node["Resources"]
             # A node without CPUs is Ray's way to say: nothing is to run there.
             if node["Alive"] and resources.get("CPU") and key not in {*self._nodes, *self._refused}:
