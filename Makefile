@@ -106,7 +106,7 @@ dist:
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 .venv/.installed: constraints.txt
-.venv/.installed: EXTRAS = train,families,models,report,completion,ray,gp,tensorboard,lightning,test,check,docs
+.venv/.installed: EXTRAS = train,families,models,report,completion,ray,gp,tensorboard,mlflow,lightning,test,check,docs
 .venv-hydra14/.installed: constraints-hydra14.txt
 .venv-hydra14/.installed: EXTRAS = test,test14
 .venv-oldest/.installed: constraints-oldest.txt

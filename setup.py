@@ -56,6 +56,7 @@ setup(
     extras_require={
         "gp": ["torch>=2.13"],  # hydra/sweeper/search=gp
         "tensorboard": ["tensorboardX>=2.6.5"],  # hydra.sweeper.export.tensorboard
+        "mlflow": ["mlflow-skinny>=3.17"],  # hydra.sweeper.export.mlflow
         "lightning": ["pytorch-lightning>=2.6"],  # autocl_sweeper.integrations.lightning
         "ray": ["ray>=2.50"],
         "report": ["jinja2>=3.1", "vl-convert-python>=1.9"],  # autocl report, plot, serve
@@ -78,6 +79,7 @@ setup(
         "test": [
             "hydra-submitit-launcher>=1.2.0",
             "hypothesis>=6.100",
+            "pyte>=0.8.2",
             "pytest>=8.2",
             "pytest-xdist>=3.6.1",
             "setuptools>=77.0.1",

@@ -12,6 +12,7 @@
     |-- InfeasibleError         a job's settings cannot be trained; raised by jobs
     |   `-- InfeasibleBudgetError   no plan of it fits its memory budget
     |-- SkippedError            a job would do what another one does; raised by jobs
+    |-- EvaluationMemoryError   a device had no memory left for an evaluation; raised by jobs
     `-- SweepStoppedError       the sweep cannot go on; what finished is in the journal
         |-- TooManyFailuresError
         |-- NoSurvivorError     a stage ended without a trial to start the next one from
@@ -71,6 +72,10 @@ class InfeasibleBudgetError(InfeasibleError):
 
 class SkippedError(AutoCLError):
     """A job would repeat another one: its trial is over, and neither failed nor ranked. Apps raise it."""
+
+
+class EvaluationMemoryError(AutoCLError):
+    """A device had no memory left for an evaluation, which training alone may have had."""
 
 
 class SweepStoppedError(AutoCLError):

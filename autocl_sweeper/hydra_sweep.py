@@ -40,6 +40,7 @@ from autocl_sweeper.plan.rounds import BEAM
 from autocl_sweeper.plan.stages import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
+from autocl_sweeper.space import bare
 from autocl_sweeper.sweep import Progress, Sweep
 from autocl_sweeper.types import Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
@@ -184,9 +185,7 @@ def _plan(
     as_written = {key: config.hydra.sweeper[key] for key in ("params", "task_params")}
     keys = {key: plain(value) for key, value in {**given, **as_written}.items()}
     settings = Settings(**translated(keys, arguments, _registered(choices)))
-    handed = dict(flat_keys(settings.handover))
-    if SEEN in list(config) and SEEN not in [*handed, *handed.values()]:
-        settings = replace(settings, handover={**handed, SEEN: SEEN})
+    settings = replace(settings, handover=_with_seen_tasks(settings, arguments, config))
     composer = Composer(config_loader, config)
     check = app_check(settings.check, config)
 
@@ -204,6 +203,28 @@ def _plan(
     knows_folders = subdir["subdir"] == DEFAULT_SUBDIR
     named = sets(layers_of(config.hydra), "hydra.sweeper.sequence")
     return make_plan(settings, arguments, compose, config_loader, knows_folders, own, named)
+
+
+def _with_seen_tasks(
+    settings: Settings, arguments: Sequence[str], config: DictConfig
+) -> dict[str, str | None]:
+    """What is handed over: also the tasks so far, to an app that has null or a list at their key.
+
+    Not where the user names the key or the value, nor where jobs get no checkpoint. null is as if
+    there was no such default, so that a sweep begun without it goes on.
+    """
+    handed = dict(flat_keys(settings.handover))
+    if handed.get(SEEN, "") is None:
+        del handed[SEEN]
+        return handed
+    own = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(own, dict)
+    wanted = own.get(SEEN, "") is None or isinstance(own.get(SEEN), list)
+    typed = {bare(text.partition("=")[0]) for text in arguments}
+    taken = SEEN in {*map(bare, handed), *handed.values(), *typed}
+    if not wanted or taken or "checkpoint" not in handed.values():
+        return handed
+    return {**handed, SEEN: SEEN}
 
 
 def _exporter(plan: Plan, folder: Path) -> Exporter:

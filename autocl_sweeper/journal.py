@@ -30,6 +30,7 @@ from autocl_sweeper.errors import (
     SweepLockedError,
 )
 from autocl_sweeper.types import (
+    OUT_OF_DEVICE_MEMORY,
     Carried,
     Cause,
     DeviceUse,
@@ -359,7 +360,7 @@ def fold(records: Iterable[Record]) -> Fold:
                 state.over.add(record["trial"])
                 if not record["lost"]:
                     state.failed_at[record["trial"]] = record["time"]
-                if record["lost"] and record.get("cause") == Cause.DEVICE_MEMORY.value:
+                if record["lost"] and record.get("cause") in OUT_OF_DEVICE_MEMORY:
                     state.alone.add(record["trial"])
             case unknown:
                 raise ValueError(f"a journal of this version has no event '{unknown}'")

@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.disk import BROKEN, FULL, disk_errors, is_disk_trouble
-from autocl_sweeper.errors import InfeasibleBudgetError, InfeasibleError, SkippedError
+from autocl_sweeper.errors import (
+    EvaluationMemoryError,
+    InfeasibleBudgetError,
+    InfeasibleError,
+    SkippedError,
+)
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json, seal, unseal
 from autocl_sweeper.reporter import FINAL, final_result
 from autocl_sweeper.types import Cause, Outcome, State
@@ -92,6 +97,10 @@ class JobFiles:
         """Scores that a running job reports, a JSON line each."""
         return self.folder / f"{number}.reports"
 
+    def samples(self, number: int) -> Path:
+        """What a running job's devices said of themselves; in the job's folder when it is over."""
+        return self.folder / f"{number}.devices.csv"
+
     def final(self, number: int) -> Path:
         """The score that a running job reported as its final result."""
         return self.folder / f"{number}.reports{FINAL}"
@@ -114,7 +123,7 @@ class JobFiles:
         A log that no folder claimed (the job never composed) stays: it is the only copy.
         """
         kinds = (self.outcome, self.job_return, self.group, self.output, self.reports, self.begun)
-        for path in (*kinds, self.final, self.room):
+        for path in (*kinds, self.final, self.room, self.samples):
             path(number).unlink(missing_ok=True)
         log = self.log(number)
         if log.exists() and log.stat().st_nlink > 1:
@@ -281,6 +290,8 @@ def cause_of(error: BaseException, folder: Path | None = None) -> Cause:
             return Cause.INFEASIBLE_BUDGET
         if isinstance(one, InfeasibleError):
             return Cause.INFEASIBLE
+        if isinstance(one, EvaluationMemoryError):
+            return Cause.EVALUATION_MEMORY
         text = headline(one)
         if "OutOfMemoryError" in names or NO_DEVICE_MEMORY.search(text):
             return Cause.DEVICE_MEMORY

@@ -143,8 +143,8 @@ class Waste:
 
     def __str__(self) -> str:
         return (
-            f"given up: {self.trials} trials that began before their parent's place in the"
-            f" beam was certain, {self.seconds:.1f} s of jobs ({self.share:.1%} of all)"
+            f"given up: {self.trials} trials whose parent left the beam,"
+            f" {self.seconds:.1f} s of jobs ({self.share:.1%} of all)"
         )
 
 

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from autocl_sweeper.types import Cause, Outcome, State, Trial
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Outcome, State, Trial
 
 LONGEST_DELAY_S = 600.0
 INFEASIBLE = (Cause.INFEASIBLE, Cause.INFEASIBLE_BUDGET)  # the same settings would end the same
-NO_TIME_MENDS = (Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED, *INFEASIBLE)
+NO_TIME_MENDS = (Cause.CONFIGURATION, *OUT_OF_DEVICE_MEMORY, Cause.CANCELLED, *INFEASIBLE)
 
 Item = TypeVar("Item")
 
@@ -63,7 +63,7 @@ class Retries(Generic[Item]):
         comes after a while, in which others run: what broke may recover by itself.
         """
         if outcome.lost:
-            if outcome.cause is Cause.DEVICE_MEMORY:
+            if outcome.cause in OUT_OF_DEVICE_MEMORY:
                 self.alone.add(number)
             return 0.0
         hopeless = outcome.state is not State.FAIL or outcome.cause in NO_TIME_MENDS

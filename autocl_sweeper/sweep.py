@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from autocl_sweeper import results
 from autocl_sweeper.budget import Budget, Meter, device_seconds, spent
-from autocl_sweeper.display.progress import Packing, Watched
+from autocl_sweeper.device import samples
+from autocl_sweeper.display.panel import Packing, Watched
 from autocl_sweeper.errors import (
     ConfigurationError,
     DiskError,
@@ -498,7 +499,9 @@ class Sweep:
 
     def _link_log(self, trial: Trial) -> None:
         if trial.folder:
-            link_log(self._files.log(trial.number), self._folder / trial.folder / LOG_NAME)
+            folder = self._folder / trial.folder
+            link_log(self._files.log(trial.number), folder / LOG_NAME)
+            link_log(self._files.samples(trial.number), folder / samples.NAME)
 
     def _refuse_too_many_failures(self) -> None:
         limit = self._plan.settings.max_failures

@@ -32,6 +32,9 @@ class Cause(str, Enum):
     EXCEPTION = "exception"  # its function raised
     CONFIGURATION = "configuration"  # it never composed, which no repetition can fix
     DEVICE_MEMORY = "device_memory"  # a device had no memory left for it
+    EVALUATION_MEMORY = (
+        "evaluation_memory"  # the same in an evaluation, which has batches of its own
+    )
     HOST_MEMORY = "host_memory"  # the machine, or its control group, had none
     INFEASIBLE = "infeasible"  # it said that its settings cannot be trained, or did not fit alone
     INFEASIBLE_BUDGET = "infeasible budget"  # no plan of it fits its memory budget
@@ -46,6 +49,9 @@ class Cause(str, Enum):
     DEVICE = "device"  # the device it ran on is lost or cannot be asked
     SKIPPED = "skipped"  # it said that it would repeat another job
     EARLY_STOPPED = "early_stopped"  # what it reported was not good enough to go on
+
+
+OUT_OF_DEVICE_MEMORY = (Cause.DEVICE_MEMORY, Cause.EVALUATION_MEMORY)
 
 
 @dataclass(frozen=True)

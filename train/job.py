@@ -30,8 +30,8 @@ from train.loop.batches import Training
 from train.loop.evaluation import evaluate, means, predict
 from train.loop.trainer import TrainingReport, row_losses, train
 from train.memory.budget import limit_memory
-from train.memory.checkpointing import PlannedBlocks, recomputing
-from train.memory.meter import GpuMeter
+from train.memory.checkpointing import recomputing
+from train.memory.meter import CpuMeter, GpuMeter
 from train.model.checkpoints import delta_name, load, save
 from train.model.family import Meeting, Spreads, family_of
 from train.model.fit import check_loaded, fitted
@@ -86,7 +86,9 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     if run.memory.mode == "sizes":
         evaluated = {n: (tasks[n], rows[n]) for t in run.seen_tasks if plans[n := t.name].is_scored}
         return dry_run(run, model, delta, trained, replayed, evaluated, folder)
-    recompute = recomputing(run.memory, model, folder, GpuMeter())
+    recompute = recomputing(
+        run.memory, model, folder, GpuMeter() if torch.cuda.is_available() else CpuMeter()
+    )
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
     scored = [name for name in own if plans[name].is_scored]
@@ -124,9 +126,14 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     if run.extras.do_train:
         with tracked(run.trainer.get("report_to"), folder) as name:
             callbacks = [] if recompute is None else [recompute]
-            training = train(
-                model, trained, delta, run, seed, folder, validate, keep, name, replayed, callbacks
-            )
+            try:
+                training = train(
+                    *(model, trained, delta, run, seed, folder, validate, keep, name, replayed),
+                    callbacks,
+                )
+            finally:  # also where a loss was NaN, or memory ran out: what was measured says why
+                if recompute is not None:
+                    recompute.leave()
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device)  # type: ignore[arg-type]  # torch's overloads
@@ -159,8 +166,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             "seconds_train": train_end - train_start,
             "seconds_job": time.perf_counter() - began,
         }
-        if isinstance(recompute, PlannedBlocks):
-            results |= recompute.records.numbers(recompute.budget)
+        if recompute is not None:
+            results |= recompute.numbers()
         if any(plan.rows is not None and plan.rows.selects_on_test for plan in plans.values()):
             results["selected_on_test"] = 1
         runtime = train_end - train_start

@@ -26,7 +26,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from autocl_sweeper.errors import InfeasibleBudgetError, InfeasibleError
+from autocl_sweeper.errors import (
+    EvaluationMemoryError,
+    InfeasibleBudgetError,
+    InfeasibleError,
+)
 from autocl_sweeper.private import private_folder
 from train.config.env import LEASED, VISIBLE, EnvSettings
 from train.config.sections import Run
@@ -38,6 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LEASED_THREADS = "AUTOCL_THREADS"  # set by the launcher: OMP_NUM_THREADS for the whole job
 THREADS = "OMP_NUM_THREADS"
 PR_SET_PDEATHSIG = 1
+BY_NAME: Mapping[str, type[Exception]] = {
+    one.__name__: one
+    for one in (MemoryError, InfeasibleError, InfeasibleBudgetError, EvaluationMemoryError)
+}
 
 
 class WorkerFailed(RuntimeError):
@@ -241,11 +249,9 @@ def _failure(exchange: Path, status: int, env: EnvSettings, oom_kills: int) -> B
         if first["status"] is not None:
             return SystemExit(first["status"])
         failed = WorkerFailed(f"rank {first['rank']} of {env.processes}: {first['error']}")
-        if first["error"].startswith("MemoryError"):  # told by its kind alone
-            failed.__cause__ = MemoryError()
-        for kind in (InfeasibleError, InfeasibleBudgetError):
-            if first["error"].startswith(f"{kind.__name__}:"):
-                failed.__cause__ = kind(first["error"])
+        kind = first["error"].partition(":")[0]
+        if kind in BY_NAME:  # known by its class alone
+            failed.__cause__ = BY_NAME[kind](first["error"])
         return failed
     who = f"rank {', '.join(map(str, silent))}" if silent else "torch.distributed.run"
     failed = WorkerFailed(

@@ -17,10 +17,10 @@ from train.delta.delta import Delta
 from train.loop.batches import Training, Updates
 from train.loop.criterion import sample_size, task_loss
 from train.loop.evaluation import Part, in_batches
-from train.memory.checkpointing import OTHER_STATES, STATE_BYTES
 from train.memory.features import Shape
 from train.memory.meter import meter_of
 from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen, to_measure
+from train.memory.static import OTHER_STATES, STATE_BYTES
 from train.model.family import Meeting
 
 log = logging.getLogger(__name__)

@@ -4,10 +4,10 @@
 
 A row is a kind of start of a task: the parent's own, or what `merge.init` made. Columns: trials; dev score before
 the first update, after 50 and after 200 (where the jobs validated there: trainer.eval_on_start=true
-trainer.eval_strategy=steps trainer.eval_steps=50) and at the end, each that of the start's best trial; updates
-until it was as good as the best trial that goes on from its parent; forward transfer, the score before
-the first update minus that of a random start; seconds of jobs, and of them those of merging. Also written as
-starts.json into the folder.
+trainer.eval_strategy=steps trainer.eval_steps=50) and at the end, all of the start's best trial; updates until
+it was as good as the best trial that goes on from its parent; forward transfer, the score before the first
+update minus that of a random start; seconds of jobs, and of them those that merging took. starts.json in the
+folder has the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import yaml
 from autocl_sweeper.errors import AutoCLError
 from train.merge.plan import write_whole
 
-TABLE, NAME = "trials.csv", "starts.json"
+TABLE, BEST, NAME = "trials.csv", "optimization_results.yaml", "starts.json"
 LAST = "last"
 AT = (0, 50, 200)
 
@@ -63,16 +63,15 @@ class Row:
     seconds_merge: float
 
 
-def trials_of(folder: Path) -> list[Trial]:
-    """The finished trials of a sweep. Raises StartsError."""
+def trials_of(folder: Path) -> tuple[list[Trial], bool]:
+    """The finished trials of a sweep, and whether a higher score is better. Raises StartsError."""
     try:
         with (folder / TABLE).open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["state"] == "COMPLETE"]
-    except (OSError, KeyError) as error:
-        raise StartsError(
-            f"{folder}: has no {TABLE} of a sweep of hydra/sweeper=autocl: {error}"
-        ) from error
-    return [_trial(folder / row["folder"], row) for row in rows]
+        direction = yaml.safe_load((folder / BEST).read_text())["direction"]
+    except (OSError, KeyError, TypeError) as error:
+        raise StartsError(f"{folder}: holds no sweep of hydra/sweeper=autocl: {error}") from error
+    return [_trial(folder / row["folder"], row) for row in rows], direction == "maximize"
 
 
 def _trial(job: Path, row: Mapping[str, str]) -> Trial:
@@ -85,11 +84,8 @@ def _trial(job: Path, row: Mapping[str, str]) -> Trial:
         start = inits[extra - 1] if extra else LAST
     else:
         start = inits[0]
-    log = (
-        json.loads((job / "trainer_state.json").read_text())["log_history"]
-        if (job / "trainer_state.json").is_file()
-        else []
-    )
+    state = job / "trainer_state.json"  # an untrained job has none
+    log = json.loads(state.read_text())["log_history"] if state.is_file() else []
     by_step = {int(one["step"]): float(one["eval_score"]) for one in log if "eval_score" in one}
     return Trial(
         row["task"], int(row["stage"]), start, float(row["score"]), by_step, float(row["seconds"]),
@@ -97,13 +93,13 @@ def _trial(job: Path, row: Mapping[str, str]) -> Trial:
     )  # fmt: skip
 
 
-def compared(trials: Sequence[Trial]) -> list[Row]:
+def compared(trials: Sequence[Trial], maximize: bool = True) -> list[Row]:
     """A row per stage and start, of the stages that have more than one start."""
-    rows = []
+    rows, sign = [], 1 if maximize else -1
     for stage in sorted({one.stage for one in trials}):
         own = [one for one in trials if one.stage == stage]
         best = {
-            start: max((t for t in own if t.start == start), key=lambda t: t.score)
+            start: max((t for t in own if t.start == start), key=lambda t: sign * t.score)
             for start in dict.fromkeys(one.start for one in own)
         }
         if len(best) < 2:
@@ -139,10 +135,10 @@ def table(rows: Sequence[Row]) -> str:
         for r in rows
     ]  # fmt: skip
     widths = [max(len(one[i]) for one in [heads, *cells]) for i in range(len(heads))]
-    lines = [
-        "  ".join(text.ljust(w) for text, w in zip(one, widths, strict=True)).rstrip()
-        for one in [heads, *cells]
-    ]
+    lines = []
+    for one in [heads, *cells]:
+        padded = (text.ljust(width) for text, width in zip(one, widths, strict=True))
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
 
@@ -152,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     folder = Path(argv[0]).absolute()
     try:
-        rows = compared(trials_of(folder))
+        rows = compared(*trials_of(folder))
     except (AutoCLError, OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

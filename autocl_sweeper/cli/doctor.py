@@ -20,6 +20,7 @@ EXTRAS = {
     "report": (("jinja2", "vl_convert"), "report.html and pictures (autocl report, plot, serve)"),
     "train": (("torch", "transformers", "peft"), "the training app, train.py"),
     "tensorboard": (("tensorboardX",), "hydra.sweeper.export.tensorboard"),
+    "mlflow": (("mlflow",), "hydra.sweeper.export.mlflow"),
     "gp": (("torch",), "hydra/sweeper/search=gp"),
     "ray": (("ray",), "hydra/launcher=ray"),
 }

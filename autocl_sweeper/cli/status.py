@@ -81,7 +81,7 @@ def facts(sweep: Overview) -> dict[str, Any]:
 
 
 def text(sweep: Overview) -> str:
-    from autocl_sweeper.display.progress import clock
+    from autocl_sweeper.display.panel import clock
 
     found = facts(sweep)
     first = WORDS[sweep.status]

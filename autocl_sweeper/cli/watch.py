@@ -8,13 +8,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autocl_sweeper.cli.options import Commands, folder_argument, four, json_option, sweep_of
 from autocl_sweeper.journal import NAME, Record
 from autocl_sweeper.overview import Overview, look
 
+if TYPE_CHECKING:
+    from autocl_sweeper.display.panel import Glance
+
 LOOK_S = 1.0
+SHARE = 10  # a look at a long journal takes so much longer: no more than this part of a core
 
 
 def add(commands: Commands) -> None:
@@ -50,15 +54,18 @@ def _watch(given: argparse.Namespace) -> None:
 def _states(sweep: Overview) -> Iterator[Overview]:
     """The sweep now, and again each time its journal has grown, until it is over or has stopped."""
     journal, size = sweep.folder / NAME, -1
+    took_s = 0.0
     while True:
+        begun = time.monotonic()
         found = journal.stat().st_size
         if found != size:
             size = found
             sweep = look(sweep.folder)
+            took_s = time.monotonic() - begun
             yield sweep
         if sweep.status == "finished" or _status_now(sweep) == "stopped":
             return
-        time.sleep(LOOK_S)
+        time.sleep(max(LOOK_S, SHARE * took_s))
 
 
 def _status_now(sweep: Overview) -> str:
@@ -118,15 +125,15 @@ class _Elsewhere:
 
 
 def _panel(sweep: Overview) -> None:
-    from autocl_sweeper.display.progress import Panel, settings_text
+    from autocl_sweeper.display.panel import Panel
+    from autocl_sweeper.display.progress import job_line
 
     elsewhere = _Elsewhere(sweep)
-
-    def told(number: int) -> str:
-        trial = elsewhere.sweep.history[number]
-        return f"{trial.folder or number} {settings_text(trial)}"
-
-    panel = Panel(elsewhere, lambda: _figures(elsewhere.sweep), told)
+    panel = Panel(
+        elsewhere,
+        lambda: _glance(elsewhere.sweep),
+        lambda number: job_line(elsewhere.sweep.history, number),
+    )
     panel.start()
     seen = len(sweep.records)
     try:
@@ -142,24 +149,38 @@ def _panel(sweep: Overview) -> None:
     print(text(elsewhere.sweep))
 
 
-def _figures(sweep: Overview) -> list[Any]:
-    from rich.progress_bar import ProgressBar
-    from rich.text import Text
-
-    from autocl_sweeper.display.progress import clock
+def _glance(sweep: Overview) -> Glance:
+    from autocl_sweeper.display.panel import Glance
 
     counts, leader = sweep.counts, sweep.leader
     done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
     stages = max(len(sweep.tasks), sweep.stages, 1)
     stage = min(sweep.history.open_stage, stages)
-    left = sweep.left_s
-    return [
-        Text.assemble(f"stage {stage}/{stages} ", (sweep.task_of(stage), "bold")),
-        ProgressBar(total=sweep.planned or max(done, 1), completed=done, width=20),
-        f"{counts['RUNNING']} running",
-        f"{done} done",
-        Text(f"{counts['FAIL']} failed", "red" if counts["FAIL"] else ""),
-        "best -" if leader is None else f"best {four(leader.score)} (#{leader.number})",
-        f"{clock(sweep.elapsed_s)} elapsed",
-        "" if left is None else f"about {clock(left)} left",
-    ]
+    planned = sweep.planned
+    lineage = [] if leader is None else sweep.history.lineage(leader)
+    failure, command = _last_failure(sweep)
+    return Glance(
+        done,
+        planned,
+        counts["RUNNING"],
+        counts["FAIL"],
+        sweep.elapsed_s,
+        queued=None if planned is None else max(0, planned - done - counts["RUNNING"]),
+        left_s=sweep.left_s,
+        stage=f"{stage}/{stages}",
+        task=sweep.task_of(stage),
+        best="" if leader is None else four(leader.score),
+        lineage=[trial.number for trial in lineage],
+        given_up=counts["given up"],
+        stopped=counts["PRUNED"],
+        failure=failure,
+        command=command,
+    )
+
+
+def _last_failure(sweep: Overview) -> tuple[str, str]:
+    for record in reversed(sweep.records):
+        if record["event"] == "finish" and record["state"] == "FAIL":
+            number = record["trial"]
+            return f"#{number}: {record['reason']}", f"autocl show {number}"
+    return "", ""

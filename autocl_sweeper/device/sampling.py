@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocl_sweeper.device.packing import use_of
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import Device
+from autocl_sweeper.device.samples import SampleFile
 from autocl_sweeper.types import DeviceUse, Need
 
 PERIOD_S = 2.0  # memory of training jobs levels off within seconds, and a look costs milliseconds
@@ -22,6 +24,7 @@ class _Watched:
     session: int
     ids: tuple[str, ...]
     base_mib: Mapping[str, int | None]
+    file: SampleFile
     grown: float  # when its peak last grew by a twentieth, or it began
     need: Need = field(default_factory=Need)
     gpu: str = ""
@@ -60,19 +63,21 @@ class Sampler:
         session: int,
         ids: Sequence[str],
         base_mib: Mapping[str, int | None],
+        path: Path,
         need: Need | None = None,
     ) -> None:
         """A job began. Without GPUs there is nothing to sample.
 
-        `base_mib`: what was in use on a device before it or those it shares with came. `need`: of
-        the job, for those that need as much.
+        `base_mib`: what was in use on a device before it or those it shares with came. `path`: the
+        file that gets the samples of its devices. `need`: of the job, for those that need as much.
         """
         if not self._pool.probe.measured:
             return
         with self._changed:
             gpu = self._pool.known(ids[0]).name
+            file = SampleFile(path, time.time())
             self._jobs[number] = _Watched(
-                session, tuple(ids), base_mib, time.monotonic(), need or Need(), gpu
+                session, tuple(ids), base_mib, file, time.monotonic(), need or Need(), gpu
             )
             self._changed.notify()
         if self._thread is None:
@@ -105,10 +110,10 @@ class Sampler:
             for device_id in job.ids:
                 sessions.setdefault(device_id, []).append(job.session)
         for number, job in jobs.items():
-            for device_id in job.ids:
-                device = found.get(device_id)
-                if device is not None and not device.error:
-                    self._note(job, device, sessions[device_id])
+            seen = [found[name] for name in job.ids if name in found and not found[name].error]
+            for device in seen:
+                self._note(job, device, sessions[device.id])
+            job.file.add(time.time(), seen)
             reasons = [self._pool.retired[name] for name in job.ids if name in self._pool.lost]
             if reasons and not job.told:
                 job.told = True

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from autocl_sweeper.budget import HOUR_S, spent
-from autocl_sweeper.display.progress import clock, short_key, value_text
+from autocl_sweeper.display.panel import clock
+from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.protocols import IndexedSearch

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeGuard
 
-from autocl_sweeper.device.probe import Device, short
-from autocl_sweeper.display.screen import screen
-from autocl_sweeper.plain import plain
+from autocl_sweeper.display.panel import Glance, JobLine, Panel, Watched
+from autocl_sweeper.plain import masked, plain
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results import origin_text, savings, waste
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_skipped, is_stopped
 
 log = logging.getLogger(__name__)
-
-READ_AGAIN_S = 2.0  # a look at all devices costs milliseconds
-MOST_DEVICES = 16  # lines of a panel
-
-
-@runtime_checkable
-class Watched(Protocol):
-    """An executor whose jobs keep their output to themselves, so that nothing tears a panel."""
-
-    def devices(self) -> Mapping[int, tuple[str, ...]]:
-        """Job number -> the devices it runs on. May be called from any thread, as `readings`."""
-        ...
-
-
-@runtime_checkable
-class Packing(Protocol):
-    """An executor whose jobs may share devices."""
-
-    def reserved(self) -> Mapping[int, tuple[int | None, str]]:
-        """Number of a job that may share -> MiB it reserves on each device, and by which source."""
-        ...
-
-
-@runtime_checkable
-class Measured(Watched, Protocol):
-    """One that can also look at its devices."""
-
-    def readings(self) -> Mapping[str, Device]:
-        """What the devices say of themselves now, by id."""
-        ...
 
 
 def watch(executor: object) -> LogProgress:
@@ -93,7 +62,9 @@ class LogProgress:
         self._ended += 1
         self._seconds += outcome.seconds
         if trial.stage == self._history.open_stage:
-            self._best = self._best_of([*filter(None, [self._best]), trial])
+            before = self._best
+            rivals = [before] if before and before.stage == trial.stage else []
+            self._best = self._best_of([*rivals, trial]) or before
         if is_stopped(trial):
             self.say(f"{_name(trial)} has left its device after {outcome.seconds:.1f} s")
         elif is_skipped(trial):
@@ -120,7 +91,7 @@ class LogProgress:
         self.say(f"{_name(trial)} stopped early at step {step}, score={score}: {reason}")
 
     def selected(self, stage: Stage, beam: Sequence[Trial]) -> None:
-        self._best = self._best_of(self._history.stage(stage.number + 1))
+        self._best = self._best_of(self._history.stage(stage.number + 1)) or next(iter(beam), None)
         if beam:
             kept = ", ".join(f"{trial.number} ({trial.score:.4g})" for trial in beam)
             self.say(f"stage {stage.number} ({stage.task}) over; the beam: {kept}")
@@ -150,40 +121,64 @@ class LiveProgress(LogProgress):
     """The same lines above a live panel of rich."""
 
     def __init__(self, executor: Watched) -> None:
-        self._panel = Panel(executor, self._figures, self._told)
+        self._panel = Panel(executor, self._glance, self._job)
+        self._failed: Counter[tuple[str, str]] = Counter()  # by kind
+        self._failure = ""
+        self._command = ""
 
     def begin(self, plan: Plan, history: History) -> None:
         super().begin(plan, history)
         self._panel.start()
 
+    def finished(self, trial: Trial) -> None:
+        if trial.state is State.FAIL and trial.outcome is not None:
+            kind = (trial.outcome.cause.value, masked(trial.outcome.reason))
+            self._failed[kind] += 1
+            many = self._failed[kind]
+            alike = f" ({many} alike)" if many > 1 else ""
+            self._failure = f"#{trial.number}: {trial.outcome.reason}{alike}"
+            self._command = f"autocl show {trial.number}"
+        super().finished(trial)
+
     def end(self) -> None:
         super().end()
         self._panel.stop()
 
-    def say(self, text: str) -> None:
-        self._panel.say(text)
-
-    def _figures(self) -> list[Any]:
-        from rich.progress_bar import ProgressBar
-        from rich.text import Text
-
+    def _glance(self) -> Glance:
         history, plan = self._history, self._plan
         running = len(history.running())
         done = len(history) - running - len(history.given_up)
         stage = plan.stages[min(len(history.beams), len(plan.stages) - 1)]
-        return [
-            Text.assemble(f"stage {stage.number}/{len(plan.stages)} ", (plain(stage.task), "bold")),
-            ProgressBar(total=plan.size, completed=done, width=20),
-            *_counts(running, max(0, plan.size - done - running), done, history.failures),
-            *([f"{len(history.stopped)} stopped"] if history.stopped else []),
-            *([f"{len(history.given_up)} given up"] if history.given_up else []),
-            f"best {self._best.score:.4g} (#{self._best.number})" if self._best else "best -",
-            *_times(time.monotonic() - self._since, self.time_left_s()),
-        ]
+        best = self._best
+        return Glance(
+            done,
+            plan.size,
+            running,
+            history.failures,
+            time.monotonic() - self._since,
+            queued=max(0, plan.size - done - running),
+            left_s=self.time_left_s(),
+            stage=f"{stage.number}/{len(plan.stages)}",
+            task=stage.task,
+            best="" if best is None else f"{best.score:.4g}",
+            lineage=() if best is None else [one.number for one in history.lineage(best)],
+            given_up=len(history.given_up),
+            stopped=len(history.stopped),
+            failure=self._failure,
+            command=self._command,
+        )
 
-    def _told(self, number: int) -> str:
-        trial = self._history[number]
-        return f"{_name(trial)} {settings_text(trial)}"
+    def _job(self, number: int) -> JobLine:
+        return job_line(self._history, number)
+
+
+def job_line(history: History, number: int) -> JobLine:
+    """A running trial in the panel."""
+    trial = history[number]
+    parent = "" if trial.parent is None else f" from {trial.parent}"
+    reports = history.reports(number)
+    last = f"step {reports[-1].step} {reports[-1].score:.3f}" if reports else ""
+    return JobLine(f"#{number}{parent}", settings_text(trial), last)
 
 
 class LaunchProgress:
@@ -237,7 +232,7 @@ class LiveLaunch(LaunchProgress):
 
     def __init__(self, executor: Watched, jobs: int) -> None:
         super().__init__(jobs)
-        self._panel = Panel(executor, self._figures, self._told)
+        self._panel = Panel(executor, self._glance, self._job)
 
     def begin(self) -> None:
         self._panel.start()
@@ -245,107 +240,20 @@ class LiveLaunch(LaunchProgress):
     def end(self) -> None:
         self._panel.stop()
 
-    def say(self, text: str) -> None:
-        self._panel.say(text)
-
-    def _figures(self) -> list[Any]:
-        from rich.progress_bar import ProgressBar
-
+    def _glance(self) -> Glance:
         running = len(self._running)
-        queued = self._jobs - self._done - running
-        return [
-            ProgressBar(total=self._jobs, completed=self._done, width=20),
-            *_counts(running, queued, self._done, self._failed),
-            *_times(time.monotonic() - self._since, self.time_left_s()),
-        ]
+        return Glance(
+            self._done,
+            self._jobs,
+            running,
+            self._failed,
+            time.monotonic() - self._since,
+            queued=self._jobs - self._done - running,
+            left_s=self.time_left_s(),
+        )
 
-    def _told(self, number: int) -> str:
-        return f"#{number} {self._running.get(number, '')}"
-
-
-class Panel:
-    """Lines that stay below what is said: one of figures, one per device with memory and job."""
-
-    def __init__(
-        self, executor: Watched, figures: Callable[[], Sequence[Any]], told: Callable[[int], str]
-    ) -> None:
-        """`told`: a job in short, by its number."""
-        self._executor = executor
-        self._figures = figures
-        self._told = told
-        self._readings: Mapping[str, Device] = {}
-        self._read_at = -math.inf
-        self._console = screen(stderr=True)
-        self._live: Any = None
-
-    def start(self) -> None:
-        from rich.live import Live
-
-        self._live = Live(console=self._console, get_renderable=self.lines, refresh_per_second=4)
-        self._live.start()
-
-    def stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
-
-    def lines(self) -> Any:
-        from rich.table import Table
-        from rich.text import Text
-
-        head = Table.grid(padding=(0, 2))
-        head.add_row(*self._figures())
-        lines = Table.grid()
-        lines.add_row(head)
-        rows = list(self._device_rows())
-        for row in rows[:MOST_DEVICES]:
-            lines.add_row(Text(plain(f"  {row}"), "dim", no_wrap=True, overflow="ellipsis"))
-        if len(rows) > MOST_DEVICES:
-            lines.add_row(Text(f"  and {len(rows) - MOST_DEVICES} more devices", "dim"))
-        return lines
-
-    def _device_rows(self) -> Iterator[str]:
-        where = sorted(self._executor.devices().items())
-        if not isinstance(self._executor, Measured):
-            for number, ids in where:
-                yield f"{' '.join(map(short, ids))}  {self._told(number)}"
-            return
-        jobs: dict[str, list[int]] = {}
-        for number, ids in where:
-            for device_id in ids:
-                jobs.setdefault(device_id, []).append(number)
-        if time.monotonic() - self._read_at >= READ_AGAIN_S:
-            self._read_at, self._readings = time.monotonic(), self._executor.readings()
-        # A CPU slot is worth a line only while a job has it.
-        known = [name for name, device in self._readings.items() if device.total_mib is not None]
-        for device_id in dict.fromkeys([*known, *jobs]):
-            memory = memory_text(self._readings.get(device_id))
-            told = ", ".join(self._told(number) for number in jobs.get(device_id, ())) or "-"
-            yield "  ".join(filter(None, (short(device_id), memory, told)))
-
-
-def memory_text(device: Device | None) -> str:
-    """Used and total; empty where NVML tells neither."""
-    if device is None or device.total_mib is None or device.free_mib is None:
-        return ""
-    used = device.total_mib - device.free_mib
-    return f"{used / 1024:.1f}/{device.total_mib / 1024:.1f} GiB"
-
-
-def _counts(running: int, queued: int, done: int, failed: int) -> list[Any]:
-    from rich.text import Text
-
-    counts: list[Any] = [f"{running} running", f"{queued} queued", f"{done} done"]
-    return [*counts, Text(f"{failed} failed", "red" if failed else "")]
-
-
-def _times(elapsed_s: float, left_s: float | None) -> list[str]:
-    return [
-        f"{clock(elapsed_s)} elapsed",
-        f"about {clock(left_s)} left" if left_s is not None else "",
-    ]
+    def _job(self, number: int) -> JobLine:
+        return JobLine(f"#{number}", self._running.get(number, ""))
 
 
 def settings_text(trial: Trial) -> str:
@@ -361,12 +269,6 @@ def short_key(key: str) -> str:
 
 def value_text(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _name(trial: Trial) -> str:

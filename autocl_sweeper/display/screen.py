@@ -106,7 +106,7 @@ def patient_screen() -> Iterator[None]:
 
     sys.stdout, sys.stderr = map(patient, before)
     moved = []
-    for handler in _stream_handlers():
+    for handler in stream_handlers():
         if any(handler.stream is one for one in before):
             moved.append((handler, handler.stream))
             handler.setStream(patient(handler.stream))
@@ -118,7 +118,8 @@ def patient_screen() -> Iterator[None]:
             handler.setStream(stream)
 
 
-def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+def stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    """Every log handler on a stream, files among them."""
     loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
     for logger in loggers:
         for handler in getattr(logger, "handlers", ()):

@@ -13,7 +13,7 @@ from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.running import Running
 from autocl_sweeper.job.returned import failed_return, read_return
 from autocl_sweeper.outcome import UNWRITTEN, JobFiles, cause_in_log, failure, last_lines
-from autocl_sweeper.types import Cause, Job, Outcome, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Outcome, State
 
 FORKSERVER_DIED = "the process it was forked from died"
 STATUS_LOST = "it ended without a result after its controller had died"
@@ -68,7 +68,7 @@ class Ends:
             failed = replace(failed, cause=Cause.DISK, reason=f"{failed.reason} [the disk is full]")
         if failed.cause is Cause.DISK:
             return replace(failed, lost=True)
-        if failed.cause is not Cause.DEVICE_MEMORY:
+        if failed.cause not in OUT_OF_DEVICE_MEMORY:
             return failed
         # Worth another attempt where others had a part of that memory, and only there.
         names = " ".join(short(device) for device in running.devices)

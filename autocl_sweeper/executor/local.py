@@ -43,7 +43,7 @@ from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.private import private_folder
 from autocl_sweeper.reporter import VARIABLE as REPORTS
-from autocl_sweeper.types import Cause, Job, Need, Outcome, Report, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class LocalExecutor:
         self._refused = ""
         self._warned = False  # of a main file that jobs cannot import
         self._stopping = False
+        self._stopped = "stopping"  # what is said of it
         self._announcing = False
         self._guardian: subprocess.Popen[bytes] | None = None
         self._start_forkserver = forkserver
@@ -172,7 +173,15 @@ class LocalExecutor:
 
     def readings(self) -> dict[str, Device]:
         """What the devices say of themselves now, by id."""
-        return {device.id: device for device in self._pool.probe.devices()}
+        return {device.id: device for device in self._pool.probe.devices(load=True)}
+
+    def doing(self) -> str:
+        """What everything waits for, in a line; mostly empty."""
+        if self._stopping:
+            return self._stopped
+        if self._forks is None and self._forkserver is not None:
+            return self._forkserver.importing()
+        return ""
 
     def refuse_budget(self, need: Need) -> None:
         """Raises InfeasibleBudgetError for a memory budget that no device here has."""
@@ -254,7 +263,7 @@ class LocalExecutor:
     def learn(self, job: Job, outcome: Outcome) -> Used | None:
         """Let what an ended job used decide what the next ones reserve. Gives it, for other nodes."""
         need = self._needs.known(job)
-        if outcome.lost and outcome.cause is Cause.DEVICE_MEMORY:
+        if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
             self.learn_shortage(job.number, need)
         used = used_by(job.number, job.stage, need, outcome, self._folder_of(job))
         if used is not None:
@@ -294,10 +303,12 @@ class LocalExecutor:
         self._refused = ""
         running = [one for one in self._running.values() if not one.over]
         if running:
-            log.info(
-                f"stopping: {len(running)} running job(s) got SIGTERM and have"
-                f" {self._limits.grace_s:g} s to end; another signal kills them now"
+            jobs = "1 job gets" if len(running) == 1 else f"{len(running)} jobs get"
+            self._stopped = (
+                f"stopping: {jobs} {self._limits.grace_s:g} s to save; Ctrl-C again kills"
+                f" {'it' if len(running) == 1 else 'them'}.  Same command continues."
             )
+            log.info(self._stopped)
         for one in running:
             one.end("the sweep was stopped", Cause.STOPPED)
 
@@ -365,8 +376,8 @@ class LocalExecutor:
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
         self._running[number] = running
-        pid, base_mib = running.process.pid, running.base_mib
-        self._sampler.add(number, pid, running.devices, base_mib, running.need)
+        pid, base_mib, path = running.process.pid, running.base_mib, self._files.samples(number)
+        self._sampler.add(number, pid, running.devices, base_mib, path, running.need)
         running.thread.start()
         running.keep_limits()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.export.rows import Beams, Row, text_of
+from autocl_sweeper.distributions import Choice, Distribution
+from autocl_sweeper.export.rows import Beams, Row, numbers_of, text_of
 from autocl_sweeper.space import bare
 from autocl_sweeper.types import State, Value
 
@@ -18,15 +18,35 @@ class HParams:
     An event file that is there for a trial is replaced; nothing else in the folder is touched.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spaces: Mapping[str, Mapping[str, Distribution]]) -> None:
         self._folder = folder
+        self._over: dict[int, Row] = {}
+        self._kinds: dict[str, type] = {}  # of a key: bool, float (a number) or str
+        for space in spaces.values():
+            for key, one in space.items():
+                for value in one.values if isinstance(one, Choice) else [one.low]:
+                    self._note(bare(key), value)
 
     def write(self, rows: Sequence[Row], beams: Beams) -> None:
-        for row in rows:
-            if row.state is not State.RUNNING:
-                trial = row.trial
-                task = trial.task.replace("/", "_")
-                self._write(row, self._folder / f"{trial.stage}_{task}" / str(trial.number))
+        over = [row for row in rows if row.state is not State.RUNNING]
+        self._over.update((row.trial.number, row) for row in over)
+        changed = [
+            self._note(bare(key), value)
+            for row in over
+            for key, value in row.trial.suggestion.params.items()
+        ]
+        # A key with numbers here and text there would lose trials to the page's own filters.
+        for row in self._over.values() if any(changed) else over:
+            trial = row.trial
+            task = trial.task.replace("/", "_")
+            self._write(row, self._folder / f"{trial.stage}_{task}" / str(trial.number))
+
+    def _note(self, key: str, value: Value) -> bool:
+        """Settle the kind of a key; whether values written before have another now."""
+        before = self._kinds.get(key)
+        found = _kind(value)
+        self._kinds[key] = found if before in (None, found) else str
+        return before not in (None, self._kinds[key])
 
     def _write(self, row: Row, folder: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -44,7 +64,7 @@ class HParams:
     def _summaries(self, row: Row) -> Iterator[tuple[int, Any]]:
         from tensorboardX import summary
 
-        numbers = _numbers(row)
+        numbers = numbers_of(row)
         # The page takes its columns from the first list of them that it finds, and trials differ in
         # theirs: without any list it gathers them from all trials.
         _, begin, end = summary.hparams(self._hparams(row), numbers)
@@ -58,30 +78,30 @@ class HParams:
             _mark_failed(end)
         yield last, end
 
+    def _hparam(self, key: str, value: Value) -> bool | int | float | str:
+        """A value of the one kind that its key has in the whole export."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, (bool, int, float)) and self._kinds[key] is not str:
+            return value
+        return text_of(value)
+
     def _hparams(self, row: Row) -> dict[str, Any]:
         trial = row.trial
-        params = {bare(key): _hparam(value) for key, value in trial.suggestion.params.items()}
+        params = {
+            bare(key): self._hparam(bare(key), value)
+            for key, value in trial.suggestion.params.items()
+        }
         parent = "-" if trial.parent is None else str(trial.parent)
         about = {"task": trial.task, "parent": parent, "state": row.state.value}
         return {**params, **{key: text for key, text in about.items() if key not in params}}
 
 
-def _hparam(value: Value) -> bool | int | float | str:
-    """The value where the page can hold it, else its text: null and lists would vanish."""
-    return value if isinstance(value, (bool, int, float, str)) else text_of(value)
-
-
-def _numbers(row: Row) -> dict[str, float]:
-    """Metrics of a trial: its score first, then whatever else its job returned."""
-    outcome = row.trial.outcome
-    if outcome is None:
-        return {}
-    found = {} if row.score is None else {"score": row.score}
-    found |= {f"eval/{task}": number for task, number in outcome.evaluations.items()}
-    found |= {f"test/{task}": number for task, number in outcome.tests.items()}
-    found |= {key: number for key, number in outcome.numbers.items() if key not in found}
-    finite = {key: number for key, number in found.items() if not math.isnan(number)}
-    return {**finite, "seconds": outcome.seconds}
+def _kind(value: Value) -> type:
+    """What the page can hold; null, lists and mappings are text, or they would vanish."""
+    if isinstance(value, bool):
+        return bool
+    return float if isinstance(value, (int, float)) else str
 
 
 def _scalar(name: str, number: float) -> Any:

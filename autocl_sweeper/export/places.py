@@ -12,6 +12,7 @@ from typing import Any
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.export.hparams import HParams
 from autocl_sweeper.export.rows import Described, Place
+from autocl_sweeper.export.runs import Runs
 from autocl_sweeper.export.studies import Studies, absolute
 
 FOLDER = "tensorboard"  # in the sweep folder, unless another one is named
@@ -24,9 +25,12 @@ class Places:
     optuna: str | None = None
     tensorboard: str | bool | None = None
     study_name: str | None = None
+    mlflow: str | None = None
+    mlflow_experiment: str | None = None
 
     def __post_init__(self) -> None:
-        for key, value in (("optuna", self.optuna), ("study_name", self.study_name)):
+        for key in ("optuna", "study_name", "mlflow", "mlflow_experiment"):
+            value = getattr(self, key)
             if value is not None and (not isinstance(value, str) or not value):
                 raise ConfigurationError(
                     f"hydra.sweeper.export.{key}={value!r} is no text.\n"
@@ -44,6 +48,19 @@ class Places:
                 " installed.\n  pip install 'autocl-sweeper[tensorboard]'"
             )
 
+        if self.mlflow is not None:
+            if "://" not in self.mlflow:
+                raise ConfigurationError(
+                    f"hydra.sweeper.export.mlflow={self.mlflow!r} is no tracking URI: it has no '://'.\n"
+                    "  Write sqlite:///runs.db, or http://... of a tracking server."
+                )
+            if find_spec("mlflow") is None:
+                raise ConfigurationError(
+                    "hydra.sweeper.export.mlflow needs the package mlflow-skinny or mlflow, and neither"
+                    " is installed.\n  pip install 'autocl-sweeper[mlflow]'"
+                )
+            object.__setattr__(self, "mlflow", absolute(self.mlflow))
+
     def of(self, sweep: Described) -> dict[str, Callable[[], Place]]:
         """What to call each place, and what opens it."""
         found: dict[str, Callable[[], Place]] = {}
@@ -53,7 +70,10 @@ class Places:
             folder = sweep.folder / FOLDER
             if isinstance(self.tensorboard, str):  # which may hold other sweeps too
                 folder = Path(self.tensorboard).absolute() / sweep.name
-            found[f"TensorBoard folder '{folder}'"] = partial(HParams, folder)
+            found[f"TensorBoard folder '{folder}'"] = partial(HParams, folder, sweep.spaces)
+        if self.mlflow is not None:
+            opened = partial(Runs, self.mlflow, sweep, self.mlflow_experiment)
+            found[f"MLflow {self.mlflow}"] = opened
         return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from autocl_sweeper.distributions import Distribution
 from autocl_sweeper.journal import Record
 from autocl_sweeper.plan.spaces import distributions_of
 from autocl_sweeper.types import History, Report, State, Trial, Value
+
+SETTINGS = "hydra.sweeper."  # what keys of a fingerprint begin with, if they are settings
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,20 @@ class Described:
     name: str  # distinguishes it from other sweeps in the same place
     maximize: bool
     spaces: Mapping[str, Mapping[str, Distribution]]
+    stages: int = 1
+    settings: Mapping[str, Value] = field(default_factory=dict)  # of the sweeper
 
 
 def described(folder: Path, fingerprint: Mapping[str, Any], name: str | None = None) -> Described:
     """The sweep of a fingerprint, as its journal has it. Without a name: where it lies."""
+    keys = {key: value for key, value in fingerprint.items() if key.startswith(SETTINGS)}
     return Described(
         folder,
         name or "/".join(folder.parts[-2:]),
         fingerprint["hydra.sweeper.direction"] == "maximize",
         {task: distributions_of(space) for task, space in fingerprint["search space"].items()},
+        len(fingerprint.get("hydra.sweeper.sequence") or [""]),
+        {key.removeprefix(SETTINGS): value for key, value in keys.items()},
     )
 
 
@@ -119,3 +127,33 @@ class Rows:
 def text_of(value: Value) -> str:
     """A value as JSON text, which every dashboard can show."""
     return json.dumps(value, ensure_ascii=False)
+
+
+def about(trial: Trial) -> dict[str, Value]:
+    """What a dashboard shows of a trial beside its parameters and numbers."""
+    found: dict[str, Value] = {
+        "trial": trial.number,
+        "task": trial.task,
+        "stage": trial.stage,
+        "parent": trial.parent,
+        "folder": trial.folder or None,
+        "attempt": trial.attempt,
+        "origin": trial.suggestion.origin,
+        "source": trial.suggestion.source,
+        "repeat": trial.repeat or None,
+        "extra": trial.extra or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def numbers_of(row: Row) -> dict[str, float]:
+    """Metrics of a trial: its score first, then whatever else its job returned."""
+    outcome = row.trial.outcome
+    if outcome is None:
+        return {}
+    found = {} if row.score is None else {"score": row.score}
+    found |= {f"eval/{task}": number for task, number in outcome.evaluations.items()}
+    found |= {f"test/{task}": number for task, number in outcome.tests.items()}
+    found |= {key: number for key, number in outcome.numbers.items() if key not in found}
+    finite = {key: number for key, number in found.items() if not math.isnan(number)}
+    return {**finite, "seconds": outcome.seconds}

@@ -12,7 +12,7 @@ from typing import Any
 
 from autocl_sweeper.distributions import Choice, Distribution, Interval, same
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.export.rows import Beams, Described, Row, text_of
+from autocl_sweeper.export.rows import Beams, Described, Row, about, text_of
 from autocl_sweeper.space import bare
 from autocl_sweeper.types import State, Trial, Value
 
@@ -198,18 +198,7 @@ class _Study:
 def _attributes(row: Row) -> dict[str, Any]:
     """What a dashboard shows of a trial beside its parameters."""
     trial, outcome = row.trial, row.trial.outcome
-    found: dict[str, Any] = {
-        "trial": trial.number,
-        "task": trial.task,
-        "stage": trial.stage,
-        "parent": trial.parent,
-        "folder": trial.folder or None,
-        "attempt": trial.attempt,
-        "origin": trial.suggestion.origin,
-        "source": trial.suggestion.source,
-        "repeat": trial.repeat or None,
-        "extra": trial.extra or None,
-    }
+    found: dict[str, Any] = about(trial)
     if outcome is not None and row.state is not State.RUNNING:
         found |= {"seconds": round(outcome.seconds, 3), "reason": outcome.reason or None}
         found |= {f"eval/{task}": _finite(n) for task, n in outcome.evaluations.items()}

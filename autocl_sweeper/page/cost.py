@@ -79,7 +79,22 @@ def _sentence(sweep: Overview) -> str:
     queued = [one.began - one.asked for one in sweep.attempts if one.began - one.asked > 1]
     if len(queued) > max(1, 0.1 * len(sweep.attempts)):
         told += f" {len(queued)} jobs waited {duration(fmean(queued))} on average for a device."
+    if (gap := _longest_gap(sweep)) is not None and gap[0] > max(1.0, 0.02 * sweep.window_s):
+        told += f" The longest gap between two jobs was {duration(gap[0])}, on {gap[1]}."
     return told
+
+
+def _longest_gap(sweep: Overview) -> tuple[float, str] | None:
+    """Seconds in which a device had no job between two that it had, in one session, and its name."""
+    begun = [record["time"] for record in sweep.records if record["event"] == "session"]
+    found = []
+    for lane, attempts in sweep.lanes.items():
+        until = attempts[0].began
+        for one in attempts:
+            if one.began > until and not any(until < time_s <= one.began for time_s in begun):
+                found.append((one.began - until, lane_name(lane)))
+            until = max(until, sweep.as_of if one.end is None else one.end)
+    return max(found, default=None)
 
 
 def _devices(sweep: Overview) -> list[DeviceRow]:

@@ -75,7 +75,7 @@ def parallel(sweep: Overview) -> Spec | None:
         "Parallel coordinates: a line a trial, from axis to axis through its parameters to its score.",
         250 if gap else 220,
         width=max(WIDTH - 80, 110 * len(axes)),
-        usermeta={"margin": 80, "least": 110 * len(axes)},
+        usermeta={"margin": 108, "least": 110 * len(axes)},
         padding={"left": 40, "right": 40, "top": 4, "bottom": 4},
         data=[{"name": "points", "values": points}, {"name": "heads", "values": heads}],
         scales=[

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from autocl_sweeper.device.probe import short
 from autocl_sweeper.overview import Overview
+from autocl_sweeper.page.load import load
 from autocl_sweeper.page.scale import Spec, chart, var
 from autocl_sweeper.page.words import clean
 from autocl_sweeper.types import State
 
 PARTED = 4  # pixels from which on a job has an edge
 MOST_SPOKEN = 2000  # at most so many jobs get a label of their own for screen readers
+JOB, STRIP = 17, 22  # pixels of a job and, below it, of what was sampled of its device
 UNITS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 
@@ -50,20 +52,34 @@ def timeline(sweep: Overview) -> Spec | None:
                 waits.append(
                     {"lane": lane_name(lane), "x": round(asked, 4), "x2": round(begin_u, 4)}
                 )
+    sampled = [
+        {
+            "lane": lane_name(device),
+            "x": round(max(0.0, one.begin - sweep.begun) / unit, 4),
+            "x2": round((one.end - sweep.begun) / unit, 4),
+            "u": one.utilisation,
+            "m": one.memory,
+        }
+        for device, stretches in load(sweep).items()
+        for one in stretches
+    ]
+    height = {"value": JOB} if sampled else {"scale": "lane", "band": 1}
     jobs.sort(key=lambda job: job["k"] == 2)  # drawn last
     names = [lane_name(lane) for lane in lanes]
     band = {"scale": "lane", "field": "lane"}
     return chart(
         "Timeline: each job on its device, from its start to its end; gaps are idle time.",
-        24 * len(names),
+        (JOB + STRIP + 12 if sampled else 24) * len(names),
         usermeta={"margin": 84, "least": 240},
         padding={"left": 4, "right": 4, "top": 4, "bottom": 4},
         data=[
             {"name": "jobs", "values": jobs},
             {"name": "waits", "values": waits},
+            {"name": "sampled", "values": sampled},
         ],
         scales=[
-            {"name": "lane", "type": "band", "domain": names, "range": "height", "padding": 0.3},
+            {"name": "lane", "type": "band", "domain": names, "range": "height",
+             "paddingInner": 0.2 if sampled else 0.3, "paddingOuter": 0.1 if sampled else 0.3},
             {
                 "name": "x", "type": "linear", "domain": [0, max(gone / unit, 1e-3)],
                 "range": "width",
@@ -81,11 +97,12 @@ def timeline(sweep: Overview) -> Spec | None:
             {"scale": "lane", "orient": "left", "domain": False, "ticks": False, "labelPadding": 8},
         ],
         marks=[
+            *(_of_samples() if sampled else ()),
             {
                 "type": "rect", "from": {"data": "waits"}, "aria": False, "interactive": False,
                 "encode": {"update": {
                     "x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"},
-                    "y": {**band, "offset": {"signal": "bandwidth('lane') / 2 - 1"}},
+                    "y": {**band, "offset": JOB / 2 - 1 if sampled else {"signal": "bandwidth('lane') / 2 - 1"}},
                     "height": {"value": 2}, "fill": {"value": var("line")},
                 }},
             },
@@ -93,7 +110,7 @@ def timeline(sweep: Overview) -> Spec | None:
                 "type": "rect", "from": {"data": "jobs"}, "aria": len(jobs) <= MOST_SPOKEN,
                 "encode": {"update": {
                     "x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"},
-                    "y": band, "height": {"scale": "lane", "band": 1},
+                    "y": band, "height": height,
                     "cornerRadius": {"value": 2}, "fill": {"scale": "kind", "field": "k"},
                     "stroke": [
                         {"test": "datum.t === lit", "value": var("ink")}, {"value": var("card")},
@@ -108,3 +125,30 @@ def timeline(sweep: Overview) -> Spec | None:
             },
         ],
     )  # fmt: skip
+
+
+def _of_samples() -> list[Spec]:
+    """Utilisation as an area, memory as a line, in the strip below the jobs of a device."""
+    base = f"scale('lane', datum.lane) + {JOB + 2 + STRIP}"
+    x = {"x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"}}
+    told = {
+        "signal": "datum.lane + (datum.u == null ? '' : ', utilisation ' + format(datum.u, '.0%'))"
+        " + (datum.m == null ? '' : ', memory ' + format(datum.m, '.0%'))"
+    }
+    return [
+        {
+            "type": "rect", "from": {"data": "sampled"}, "aria": False,
+            "encode": {"update": {
+                **x, "y": {"signal": f"{base} - {STRIP} * (datum.u || 0)"}, "y2": {"signal": base},
+                "fill": {"value": var("s2")}, "tooltip": told,
+            }},
+        },
+        {
+            "type": "rect", "from": {"data": "sampled"}, "aria": False, "interactive": False,
+            "encode": {"update": {
+                **x, "y": {"signal": f"{base} - {STRIP} * (datum.m || 0) - 1"}, "height": {"value": 1.5},
+                "fill": {"value": var("link")},
+                "opacity": [{"test": "datum.m == null", "value": 0}, {"value": 1}],
+            }},
+        },
+    ]  # fmt: skip

@@ -28,6 +28,7 @@ from support.two_nodes import ON_LOOPBACK, TwoNodes
 from support.virtual import Run, World
 
 from autocl_sweeper.device.reservations import Used
+from autocl_sweeper.errors import DeviceError
 from autocl_sweeper.executor.ray import cluster as rays
 from autocl_sweeper.executor.ray.cluster import ANSWER_S, RayExecutor
 from autocl_sweeper.executor.simulated import SimulatedExecutor
@@ -278,10 +279,14 @@ class FakeRay:
     """As much of Ray as the controller needs; time goes by when it waits and nothing was told."""
 
     exceptions = SimpleNamespace(RayActorError=ConnectionError)
+    home = "0"
 
     def __init__(self, *devices: int, run: Callable[[Job], Outcome]) -> None:
         self.agents = [FakeAgent(count, run) for count in devices]
         self.alive = len(devices)
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(get_node_id=lambda: self.home)
 
     def nodes(self) -> list[dict[str, Any]]:
         same = {"NodeManagerAddress": "here", "Resources": {"CPU": 1}}
@@ -409,6 +414,50 @@ def test_a_job_that_ran_out_of_memory_on_one_node_keeps_its_kind_alone_on_all(
     executor.free_slots()
     assert executor._ray.agents[2].short == [(5, 'model="large"')]
     executor.close()
+
+
+def test_the_death_of_the_node_by_which_a_sweep_is_connected_stops_it(
+    fake_ray: Callable[..., RayExecutor],
+) -> None:
+    """Ray starts nothing more for it: it would wait for ever."""
+    executor = fake_ray(1, 1, run=lambda job: finished_with(None))
+    wait_until(executor.free_slots, "a slot")
+    executor._ray.alive, executor._met = 0, -rays.POLL_S
+    with pytest.raises(DeviceError, match=r"node by which this sweep is connected .* died"):
+        executor.free_slots()
+    executor.close()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_sweep_whose_own_node_dies_ends_and_goes_on_later(
+    chain: Bench, tmp_path: Path, cluster: TwoNodes
+) -> None:
+    command = (
+        *OURS,
+        "hydra.launcher.cpu_slots=2",
+        "hydra.job.env_copy=[LEDGER,HOLD]",
+        "lr=1,2,3,4",
+    )
+
+    def at(nodes: TwoNodes) -> tuple[str, ...]:
+        return (*command, "task=a", f"hydra.launcher.address={nodes.address}")
+
+    sweep = chain.start_held(4, *at(cluster), **ON_LOOPBACK)
+    cluster.kill_first_node()
+    output = chain.finish(sweep, 1)
+    assert "DeviceError: The Ray node by which this sweep is connected" in output
+    assert "Traceback" not in output
+    pids = [event["pid"] for event in chain.ledger("start")]
+    wait_until(lambda: not any(map(alive, pids)), "no job outlives its controller")
+    chain.hold.unlink()
+    (tmp_path / "again").mkdir()
+    again = TwoNodes(tmp_path / "again")
+    try:
+        chain.run(*at(again), **ON_LOOPBACK)
+    finally:
+        again.close()
+    assert sorted(event["score"] for event in chain.finished().values()) == [1, 2, 3, 4]
 
 
 @needs_ray

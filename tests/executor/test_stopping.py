@@ -25,7 +25,7 @@ def test_one_signal_lets_jobs_end_and_journals_them_and_another_one_kills(chain:
         assert told == str(chain.sweep / f"1_a/{number}")
     process.send_signal(signal.SIGINT)
     wait_until(chain.finished, "the job that came to its end is in the journal")
-    assert "3 running job(s) got SIGTERM and have 1000 s to end; another signal kills them now" in (
+    assert "stopping: 3 jobs get 1000 s to save; Ctrl-C again kills them" in (
         chain.printed(process)
     )
     log = chain.sweep / "1_a/2/job.log"

@@ -107,6 +107,7 @@ OTHERS = {
     "lightning": {"integrations"},
     "pytorch_lightning": {"integrations"},
     "tensorboardX": {"rounds", "export"},
+    "mlflow": {"export"},
     "jinja2": {"page"},
     "markupsafe": {"page"},
     "vl_convert": {"page"},

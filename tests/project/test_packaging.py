@@ -251,7 +251,18 @@ def test_only_hydra_has_an_upper_bound(requirements: dict[str, list[Requirement]
     [
         (
             "constraints.txt",
-            ["", "train", "families", "ray", "report", "completion", "test", "bench", "check"],
+            [
+                "",
+                "train",
+                "families",
+                "ray",
+                "report",
+                "completion",
+                "test",
+                "bench",
+                "check",
+                "docs",
+            ],
         ),
         ("constraints-hydra14.txt", ["", "test", "test14"]),
     ],

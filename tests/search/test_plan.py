@@ -85,6 +85,8 @@ def test_everything_that_can_be_handed_over():
     plan = plan_of("task=a,b,c", handover=handover, knows_folders=False)
     texts = plan.overrides(trial(plan, stage=2, parent=3, number=9), "ckpt")
     assert texts == ("task=b", "c=ckpt", "s=[a,b]", "n=2", "t=9", "p=3")
+    alone = plan_of("lr=1,2", handover={"s": "seen_tasks"})
+    assert alone.overrides(trial(alone, lr=2), None) == ("lr=2",)  # without a sequence: the app's
 
 
 def test_sources_are_the_checkpoints_of_all_survivors_and_need_a_beam():

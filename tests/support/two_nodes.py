@@ -38,11 +38,17 @@ class TwoNodes:
 
     def switch_second_node(self) -> bool:
         """Cut the power of the second node, or start another one in its place. Whether it was cut."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        return self._ask("second") == "off"
+
+    def kill_first_node(self) -> None:
+        """Kill what Ray runs on the node by which a sweep of this machine is connected."""
+        assert self._ask("head") == "off"
+
+    def _ask(self, what: str) -> str:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
-        assert self.process.stdout is not None
-        return self.process.stdout.readline() == "off\n"
+        return self.process.stdout.readline().strip()
 
     def close(self) -> None:
         with self.process:  # closes the pipes, which ends it

@@ -159,7 +159,7 @@ def test_a_dry_run_prints_stages_suggestions_jobs_and_no_estimate_before_a_trial
     )
     assert f"composed: task=a x={first[0]}" in told
     assert "12 jobs in all\n" in told and "budget: jobs=9" in told
-    assert "estimate: there is none" in told and "carry_from" in told
+    assert "estimate: none, because" in told and "carry_from" in told
     assert not (tmp_path / "none").exists()
 
 

@@ -22,6 +22,7 @@ from autocl_sweeper.cli import main
 from autocl_sweeper.distributions import Choice, Interval, Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.export.exporter import Exporter
+from autocl_sweeper.export.hparams import HParams
 from autocl_sweeper.export.places import Places, places_of
 from autocl_sweeper.export.rows import Beams, Described, Row, Rows
 from autocl_sweeper.export.studies import Studies, absolute
@@ -188,6 +189,20 @@ def test_every_trial_that_is_over_has_its_subfolder_of_hparams(exported: Path) -
     assert hparams_of(board / "2_second/4")[0]["parent"] == "0"
 
 
+def test_a_key_has_one_kind_in_the_whole_export(tmp_path: Path) -> None:
+    known = {"t": {"x": Choice((1, "auto")), "y": Choice((1, 2)), "+z": Choice((True, False))}}
+    board = HParams(tmp_path, known)
+    board.write([row(0, {"x": 1, "y": 1, "+z": True})], {})
+    params, _, _ = hparams_of(tmp_path / "1_t/0")
+    assert (params["x"], params["y"], params["z"]) == ("1", 1, True)
+    # A value outside the space: what was written before is written again.
+    board.write([row(1, {"x": "auto", "y": "many", "+z": False})], {})
+    found = [hparams_of(tmp_path / f"1_t/{number}")[0] for number in (0, 1)]
+    assert [one["x"] for one in found] == ["1", "auto"]
+    assert [one["y"] for one in found] == ["1", "many"]
+    assert [one["z"] for one in found] == [True, False]
+
+
 def test_the_reports_of_a_trial_are_a_curve(exported: Path) -> None:
     steps = [
         (event.step, value.simple_value)
@@ -202,7 +217,7 @@ def test_the_reports_of_a_trial_are_a_curve(exported: Path) -> None:
     ("arguments", "said"),
     [
         (["--optuna", "a.log"], "journal.jsonl' cannot be read"),
-        ([], "nothing without --optuna or --tensorboard"),
+        ([], "nothing without --optuna, --tensorboard or --mlflow"),
     ],
 )
 def test_a_folder_or_a_place_that_is_missing_is_an_error(
@@ -358,7 +373,10 @@ def test_what_a_fingerprint_says_of_a_space_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("export", "said"),
     [
-        ({"optunas": "a"}, "knows no 'optunas'; its keys are optuna, tensorboard, study_name"),
+        (
+            {"optunas": "a"},
+            "knows no 'optunas'; its keys are optuna, tensorboard, study_name, mlflow",
+        ),
         ({"optuna": 3}, "export.optuna=3 is no text"),
         ({"study_name": ""}, "export.study_name='' is no text"),
         ({"tensorboard": 3}, "export.tensorboard=3 is neither true nor a folder"),

@@ -47,14 +47,15 @@ def test_what_waits_comes_out_when_it_is_due_and_in_that_order() -> None:
 
 @pytest.mark.parametrize("cause", Cause)
 def test_a_failure_is_worth_a_retry_unless_it_is_bound_to_come_again(cause: Cause) -> None:
-    infeasible = {Cause.INFEASIBLE, Cause.INFEASIBLE_BUDGET}
-    hopeless = {Cause.CONFIGURATION, Cause.DEVICE_MEMORY, Cause.CANCELLED, *infeasible}
+    full = {Cause.DEVICE_MEMORY, Cause.EVALUATION_MEMORY}
+    unfit = {Cause.INFEASIBLE, Cause.INFEASIBLE_BUDGET}
+    hopeless = {Cause.CONFIGURATION, Cause.CANCELLED, *full, *unfit}
     retries: Retries[int] = Retries(2, 5.0)
     failed = Outcome(State.FAIL, cause=cause)
     ends = [retries.after(7, failed) for _ in range(3)]
     assert ends == ([None] * 3 if cause in hopeless else [5.0, 10.0, None])
     assert retries.after(7, replace(failed, lost=True)) == 0.0  # and that is no retry
-    assert retries.alone == ({7} if cause is Cause.DEVICE_MEMORY else set())
+    assert retries.alone == ({7} if cause in full else set())
     assert retries.after(8, Outcome(State.COMPLETE, cause=cause)) is None
 
 

@@ -93,6 +93,8 @@ def test_blocks_are_merged_by_their_own_scores_and_the_rest_by_the_whole(
         torch.testing.assert_close(made[partner] @ made[key], exact, rtol=0, atol=1e-5)
     every = make_plan(MergeSettings(**{**vars(settings), "blocks": "all"}), scores)[0]
     assert {*every.block_weights} == {"encoder.0", "encoder.1", "decoder.0", "decoder.1"}
+    with pytest.raises(MergeError, match=r"merge.method=average has no scores of single blocks"):
+        make_plan(MergeSettings(sources=deltas[1], blocks="all"))
     with pytest.raises(MergeError, match=r"'encoder.9' is no block of these deltas that grand has"):
         make_plan(MergeSettings(**{**vars(settings), "blocks": ["encoder.9"]}), scores)
 

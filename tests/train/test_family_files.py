@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 from support.runs import planned
 
+from train.config.reading import read_tasks
 from train.config.typed import SettingsError
-from train.data.task_plan import refuse_processes
+from train.data.task_plan import plan_task, refuse_processes
 
 Make = Callable[..., Any]
+CLASSES = {
+    "swag": "multiple_choice",
+    "squad": "question_answering",
+    "glue": "text_classification",
+    "ner": "token_classification",
+    "coco": "object_detection",
+}
 CHOICE = {"sent1": "He sits.", "sent2": "He", **{f"ending{i}": f"does {i}" for i in range(4)}}
 TEXT = "Anna Adams lives in Paris."
 
@@ -42,73 +50,75 @@ def written(path: Path, content: Any) -> Path:
     return path
 
 
-def rows(make: Make, folder: Path, task: str, train: Any, ending: str, *more: str) -> Any:
+def plan(task: str, **node: Any) -> Any:
+    """The plan of a task of these options, as conf/task has it."""
+    return plan_task(read_tasks({task: {"_name": CLASSES[task], **node}})[0])
+
+
+def rows(folder: Path, task: str, train: Any, ending: str, **node: Any) -> Any:
     """Training rows of a task whose dev file is alike."""
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(folder / "a.png")
-    files = [written(folder / f"{name}{ending}", train) for name in ("train", "dev")]
-    keys = ("train_data", "valid_data")
-    data = [f"task.{task}.dataset.{key}={file}" for key, file in zip(keys, files, strict=True)]
-    plan = planned(make(f"task={task}", "model=headed", *data, *more))[task]
-    assert plan.rows is not None
-    return plan.rows
+    files = [str(written(folder / f"{name}{ending}", train)) for name in ("train", "dev")]
+    data = dict(zip(("train_data", "valid_data"), files, strict=True)) | node.pop("dataset", {})
+    return plan(task, dataset=data, **node).rows
 
 
-def test_swags_own_table_is_read(make: Make, tmp_path: Path) -> None:
+def test_swags_own_table_is_read(tmp_path: Path) -> None:
     head = ",video-id,sent1,sent2,ending0,ending1,ending2,ending3,label\n"
     table = head + '0,v,"He sits, then.",He,stands.,runs.,eats.,sleeps.,2\n'
-    [row] = rows(make, tmp_path, "swag", table, ".csv").train
+    [row] = rows(tmp_path, "swag", table, ".csv").train
     assert row["context"] == "He sits, then." and row["label"] == "2"
     assert row["choices"] == ("He stands.", "He runs.", "He eats.", "He sleeps.")
 
 
-def test_squads_files_of_both_versions_are_read(make: Make, tmp_path: Path) -> None:
+def test_squads_files_of_both_versions_are_read(tmp_path: Path) -> None:
     one, none = squad([("Anna Adams", 0), ("Anna", 0)]), squad([], "q2")
     one["data"] += none["data"]
-    first, second = rows(make, tmp_path, "squad", one, ".json").train
+    first, second = rows(tmp_path, "squad", one, ".json").train
     assert first["answers"] == "Anna Adams\tAnna" and first["starts"] == ((0, 10), (0, 4))
     assert second["answers"] == "" and second["starts"] == ()
     flat = {"id": "q", "question": "Who?", "context": TEXT}
     flat |= {"answers": {"text": ["Paris"], "answer_start": [20]}}
-    [row] = rows(make, tmp_path, "squad", [flat], ".jsonl").train
+    [row] = rows(tmp_path, "squad", [flat], ".jsonl").train
     assert TEXT[slice(*row["starts"][0])] == "Paris"
 
 
-def test_glues_tables_are_read_under_the_names_of_their_columns(make: Make, tmp_path: Path) -> None:
+def test_glues_tables_are_read_under_the_names_of_their_columns(tmp_path: Path) -> None:
     table = 'id\tquestion1\tquestion2\tis_duplicate\n1\tWho is "it"?\tWho?\t1\n2\tA?\tB?\t0\n'
-    found = rows(make, tmp_path, "glue", table, ".tsv")
+    found = rows(tmp_path, "glue", table, ".tsv")
     assert [(r["text"], r["pair"], r["label"]) for r in found.train] == [
         ('Who is "it"?', "Who?", "1"),
         ("A?", "B?", "0"),
     ]
     assert found.labels == ("0", "1")
     own = [{"body": f"text {i}", "stars": i} for i in (10, 9, 1)]
-    named = "task.glue.dataset.selected_cols='body:text,stars:label'"
-    found = rows(make, tmp_path, "glue", own, ".jsonl", named)
+    named = {"selected_cols": "body:text,stars:label"}
+    found = rows(tmp_path, "glue", own, ".jsonl", dataset=named)
     assert found.labels == ("1", "9", "10") and found.train[0]["pair"] == ""
 
 
-def test_conlls_lines_and_lists_of_tags_are_read(make: Make, tmp_path: Path) -> None:
+def test_conlls_lines_and_lists_of_tags_are_read(tmp_path: Path) -> None:
     lines = "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\nsits VBZ B-VP O\n\n\nParis NNP B-NP B-LOC\n"
-    found = rows(make, tmp_path, "ner", lines, ".txt")
+    found = rows(tmp_path, "ner", lines, ".txt")
     assert [(r["tokens"], r["tags"]) for r in found.train] == [
         (("Anna", "sits"), "B-PER O"),
         (("Paris",), "B-LOC"),
     ]
     assert found.labels == ("B-LOC", "B-PER", "O")
     numbers = [{"tokens": ["Anna", "sits"], "ner_tags": [1, 0]}]
-    named = "task.ner.preprocess.text.ans2label={O: 0, B-PER: 1}"
-    found = rows(make, tmp_path, "ner", numbers, ".jsonl", named)
+    named = {"text": {"ans2label": {"O": 0, "B-PER": 1}}}
+    found = rows(tmp_path, "ner", numbers, ".jsonl", preprocess=named)
     assert found.train[0]["tags"] == "B-PER O" and found.labels == ("O", "B-PER")
 
 
 def test_cocos_files_are_read_and_boxes_without_a_size_left_out(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = coco()
     whole["annotations"] += coco(id=8, bbox=[1, 1, 0, 5])["annotations"]
-    found = rows(make, tmp_path, "coco", whole, ".json")
+    found = rows(tmp_path, "coco", whole, ".json")
     assert json.loads(found.train[0]["objects"]) == [
         {"label": "cat", "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
     ]
@@ -142,36 +152,30 @@ def test_cocos_files_are_read_and_boxes_without_a_size_left_out(
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned_is_refused_with_file_and_line(
-    make: Make, tmp_path: Path, task: str, ending: str, content: Any, said: str
+    tmp_path: Path, task: str, ending: str, content: Any, said: str
 ) -> None:
     with pytest.raises(SettingsError) as refused:
-        rows(make, tmp_path, task, content, ending)
+        rows(tmp_path, task, content, ending)
     assert said in str(refused.value) and f"train{ending}" in str(refused.value)
 
 
-def test_a_missing_image_is_named_with_its_line(make: Make, tmp_path: Path) -> None:
+def test_a_missing_image_is_named_with_its_line(tmp_path: Path) -> None:
     whole = coco()
     whole["images"][0]["file_name"] = "gone.png"
     with pytest.raises(SettingsError, match=r"train.json, line 5: there is no image .*gone.png"):
-        rows(make, tmp_path, "coco", whole, ".json")
+        rows(tmp_path, "coco", whole, ".json")
 
 
-def test_a_label_of_dev_that_training_lacks_is_refused_with_its_line(
-    make: Make, tmp_path: Path
-) -> None:
+def test_a_label_of_dev_that_training_lacks_is_refused_with_its_line(tmp_path: Path) -> None:
     written(tmp_path / "a.tsv", "sentence\tlabel\na\tx\nb\ty\n")
     written(tmp_path / "b.tsv", "sentence\tlabel\na\tx\nb\tz\n")
-    data = [
-        f"task.glue.dataset.train_data={tmp_path}/a.tsv",
-        f"task.glue.dataset.valid_data={tmp_path}/b.tsv",
-    ]
+    own, other = f"{tmp_path}/a.tsv", f"{tmp_path}/b.tsv"
     with pytest.raises(
         SettingsError, match=r"b.tsv, line 3: the label 'z' is none of the training"
     ):
-        planned(make("task=glue", "model=headed", *data))
-    both = data[0].replace("train_data", "valid_data")
+        plan("glue", dataset={"train_data": own, "valid_data": other})
     with pytest.raises(SettingsError, match="is in train_data as well"):
-        planned(make("task=glue", "model=headed", data[0], both))
+        plan("glue", dataset={"train_data": own, "valid_data": own})
 
 
 @pytest.mark.parametrize(
@@ -192,8 +196,8 @@ def test_what_a_head_cannot_do_is_refused(make: Make, overrides: list[str], said
         planned(make(*overrides))
 
 
-def test_a_detector_is_trained_by_one_process(make: Make) -> None:
-    tasks = make("task=coco", "model=headed").tasks
+def test_a_detector_is_trained_by_one_process() -> None:
+    tasks = [plan("coco").task]
     refuse_processes(tasks, 1)
     with pytest.raises(SettingsError, match=r"task.coco: .* one process, .* env asks for 2"):
         refuse_processes(tasks, 2)

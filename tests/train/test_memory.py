@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import finish
+from support.runs import finish, meeting_of, model_of
+
+from autocl_sweeper.errors import EvaluationMemoryError
 
 
 def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
@@ -30,20 +33,52 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     class Device:
         total_memory = 2048 * 2**20
 
-    shares: list[float] = []
+    shares: list[tuple[float, int]] = []
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *one: shares.append(one)
+    )
     limit_memory(MemorySettings(budget_mib=512))
     limit_memory(MemorySettings(budget_gib=4))
     limit_memory(MemorySettings(budget_gib=1, hard_cap=False))
-    assert shares == [0.25, 1.0]
+    assert shares == [(0.25, 0), (1.0, 0)]
     # Beside other jobs of a sweep: the smaller of its budget and of what it reserves.
     monkeypatch.setenv("AUTOCL_MEMORY_FRACTION", "0.4")
     limit_memory(MemorySettings(budget_mib=512))
     limit_memory(MemorySettings(budget_gib=4))
+    monkeypatch.setenv("LOCAL_RANK", "1")
     limit_memory(MemorySettings())
-    assert shares[2:] == [0.25, 0.4, 0.4]
+    assert shares[2:] == [(0.25, 0), (0.4, 0), (0.4, 1)]
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    "before, name, after",
+    [
+        ({}, "PYTORCH_ALLOC_CONF", "expandable_segments:True"),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+            "PYTORCH_CUDA_ALLOC_CONF",
+            "max_split_size_mb:64,expandable_segments:True",
+        ),
+        (
+            {"PYTORCH_ALLOC_CONF": "expandable_segments:False"},
+            "PYTORCH_ALLOC_CONF",
+            "expandable_segments:False",
+        ),
+    ],
+)
+def test_segments_of_the_allocator_grow_unless_the_environment_says_otherwise(
+    before: dict[str, str], name: str, after: str
+) -> None:
+    from train.memory.budget import use_expandable_segments
+
+    environ = dict(before)
+    use_expandable_segments(environ)
+    assert environ == {**before, name: after}
 
 
 @pytest.mark.parametrize("task", ["digits_01", "sentiment"])
@@ -57,3 +92,56 @@ def test_a_job_that_recomputes_its_blocks_returns_the_numbers_of_one_that_does_n
         found.append(finish(make_job(*overrides), tmp_path / method.replace("=", "_")))
     plain, recomputed = found
     assert plain["train_loss"] == recomputed["train_loss"] and plain["score"] == recomputed["score"]
+
+
+def test_out_of_memory_in_an_evaluation_is_a_cause_of_its_own_that_names_the_batch_size(
+    make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from autocl_sweeper.outcome import cause_of
+    from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause
+    from train.data.rows import load
+    from train.loop.evaluation import evaluate
+
+    run = make_job()
+    task = meeting_of(run)
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(type(task), "answers", full)
+    with pytest.raises(EvaluationMemoryError, match=r"micro_valid_batch_size smaller") as error:
+        evaluate(model_of(run), task, load(task.plan, run.evaluation), "dev")
+    assert cause_of(error.value) is Cause.EVALUATION_MEMORY and Cause.EVALUATION_MEMORY in (
+        OUT_OF_DEVICE_MEMORY
+    )
+    assert cause_of(error.value.__cause__) is Cause.DEVICE_MEMORY
+
+
+def test_an_evaluation_keeps_the_logits_of_no_batch_but_the_one_it_is_at(
+    make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    from train.data.rows import load
+    from train.loop.evaluation import evaluate
+
+    run = make_job("task.digits_01.dataset.micro_valid_batch_size=8")
+    task, alive = meeting_of(run), []
+    real, answers = type(task).logits, type(task).answers
+    seen: list[weakref.ref[Any]] = []
+
+    def logits(self: Any, *args: Any) -> Any:
+        found = real(self, *args)
+        seen.append(weakref.ref(found))
+        return found
+
+    def counted(self: Any, *args: Any) -> Any:
+        alive.append(sum(one() is not None for one in seen))
+        return answers(self, *args)
+
+    monkeypatch.setattr(type(task), "logits", logits)
+    monkeypatch.setattr(type(task), "answers", counted)
+    evaluate(model_of(run), task, load(task.plan, run.evaluation), "dev", 3, with_loss=True)
+    assert alive == [0, 0, 0] and len(seen) >= 3

@@ -108,7 +108,7 @@ def test_records_and_the_lines_of_the_log_say_the_same(tmp_path: Path) -> None:
     assert ours.shape_order == theirs.shape_order == (64, 40, 64)
     assert ours.strategy == theirs.strategy == {40: (), 64: (0,)}
     assert ours.max_memory_used == theirs.max_memory_used == 202.0
-    assert ours.seconds == 1.5
+    assert ours.seconds is None  # only the whole training has a time
 
 
 def test_a_cut_record_and_a_folder_without_records_are_errors_with_their_place(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.train_app import train
 
+from autocl_sweeper.command_line import CommandLineError
 from train.config.memory import MemorySettings, translate_memory
+from train.config.script_options import translated
 from train.config.typed import SettingsError
 
 Compose = Callable[..., dict[str, Any]]
@@ -42,6 +47,14 @@ def test_mimoses_names_become_ours() -> None:
     assert translate_memory({"memory_threshold": 8}) == {"budget_gib": 8.0}  # a cap alone
 
 
+def test_mimoses_switches_choose_a_value_of_ours() -> None:
+    asked = {"only_input_size": True, "profile_memory": True, "offload": True}
+    assert translate_memory(asked) == {
+        **{"mode": "sizes", "empty_cache": True, "on_infeasible": "offload"}
+    }
+    assert translate_memory(dict.fromkeys(asked, False)) == {}
+
+
 def test_mimoses_names_work_on_the_command_line(composed: Compose) -> None:
     overrides = ["memory.memory_threshold=6", "memory.dynamic_checkpoint=true"]
     found = composed(TASK, overrides=overrides)["memory"]
@@ -51,6 +64,10 @@ def test_mimoses_names_work_on_the_command_line(composed: Compose) -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
+        (
+            {"method": "gc", "dynamic_checkpoint": True},
+            r"memory\.dynamic_checkpoint chooses memory\.method=plan, and memory\.method=gc is set",
+        ),
         ({"use_dtr": True}, r"memory\.use_dtr=true is not taken over: it needs a patched torch"),
         ({"memory_threshold": "x"}, r"memory\.memory_threshold=x: must be a number"),
         (
@@ -71,6 +88,7 @@ def test_mimoses_names_that_cannot_be_taken_are_refused(
     [
         ({"method": "plan"}, r"memory\.method=plan: plans need a budget"),
         ({"method": "static", "budget_gib": 8}, r"memory\.max_size"),
+        ({"method": "gc", "selective": "linear"}, r"memory\.selective=linear: is for plans"),
         ({"method": "fixed"}, r"memory\.blocks=null: is the list"),
         ({"blocks": (0,)}, r"memory\.blocks=\[0\]: .* the method is none"),
         ({"method": "fixed", "blocks": (0, 0)}, r"must be different indices"),
@@ -92,3 +110,98 @@ def test_a_trainer_option_that_works_against_a_method_is_refused_beside_it(
     make_job(f"trainer.{key}=true")
     with pytest.raises(SettingsError, match=rf"trainer\.{key}=true: .* memory\.method=gc is set"):
         make_job("memory=gc", f"trainer.{key}=true")
+
+
+def test_a_prefix_is_refused_beside_a_method_and_no_budget_is_zero(
+    make_job: Callable[..., Any],
+) -> None:
+    with pytest.raises(SettingsError, match=r"delta\._name=prefix: .* memory\.method=gc is set"):
+        make_job("memory=gc", "delta=prefix")
+    with pytest.raises(
+        SettingsError, match=r"memory\.budget_gib=0(\.0)?: must be a finite number above"
+    ):
+        make_job("memory.budget_gib=0")
+
+
+# The command lines of Mimose's scripts, without the name of the script.
+SWAG = (
+    "--model_name_or_path bert-base-uncased --output_dir /tmp/swag --do_train --num_train_epochs 1"
+    " --per_device_train_batch_size 16 --memory_threshold 8"
+)
+SQUAD = (
+    "--model_name_or_path bert-base-uncased --dataset_name squad --do_train"
+    " --per_device_train_batch_size 12 --learning_rate 3e-5 --output_dir /tmp/squad/ --doc_stride 128"
+    " --num_train_epochs 1 --memory_threshold 8"
+)
+
+
+def test_the_command_lines_of_mimoses_scripts_become_overrides() -> None:
+    shared = ["trainer.do_train=true", "trainer.num_train_epochs=1", "memory.memory_threshold=8"]
+    swag = translated(["experiment=memory_swag", *SWAG.split()])
+    assert sorted(swag) == sorted(
+        [
+            *("experiment=memory_swag", "model.path=bert-base-uncased", "hydra.run.dir=/tmp/swag"),
+            *("trainer.per_device_train_batch_size=16", *shared),
+        ]
+    )
+    assert sorted(translated(SQUAD.split())) == sorted(
+        [
+            *(
+                "experiment=memory_squad",
+                "model.path=bert-base-uncased",
+                "hydra.run.dir=/tmp/squad/",
+            ),
+            *("trainer.per_device_train_batch_size=12", "trainer.learning_rate=3e-5"),
+            *("task.squad.preprocess.text.doc_stride=128", *shared),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "typed, made",
+    [
+        ("memory_threshold=6,8", "memory.memory_threshold=6,8"),
+        ("--dynamic_checkpoint warmup_iters=10", "memory.dynamic_checkpoint=true memory.warmup_iters=10"),
+        ("--dynamic_checkpoint False", "memory.dynamic_checkpoint=False"),
+        ("--static_checkpoint --max_input_size=142", "memory.static_checkpoint=true memory.max_input_size=142"),
+        ("--task_name QQP experiment=memory_glue", "experiment=memory_glue"),
+        ("-m seed=1 trainer.seed=2 --multirun", "-m seed=1 trainer.seed=2 --multirun"),
+    ],
+)  # fmt: skip
+def test_bare_names_of_mimose_are_keys_of_ours_and_other_words_stay(typed: str, made: str) -> None:
+    assert translated(typed.split()) == made.split()
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        ("--gradient_checkpointing", "is written otherwise here: memory=gc"),
+        ("--max_seq_length 128", r"max_src_length=<tokens>"),
+        (
+            "--memory_threshold",
+            r"--memory_threshold: wants a value: .*memory\.memory_threshold=<value>",
+        ),
+        ("--dataset_name sqad", "did you mean squad"),
+        ("--dataset_name squad experiment=memory_ner", "means experiment=memory_squad, and"),
+    ],
+)
+def test_options_of_scripts_that_are_not_taken_name_the_key_to_use(typed: str, said: str) -> None:
+    with pytest.raises(CommandLineError, match=said):
+        translated(typed.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "typed, rows", [(f"experiment=memory_swag {SWAG}", 64), (SQUAD, 12)], ids=["swag", "squad"]
+)
+def test_a_command_line_of_mimoses_runs_on_made_up_rows(
+    tmp_path: Path, typed: str, rows: int
+) -> None:
+    here = typed.replace("--model_name_or_path bert-base-uncased ", "").replace("/tmp/", "")
+    more = ("--only_input_size", "--dynamic_checkpoint", "--max_steps", "2")
+    done = train(tmp_path, *here.split(), *more)
+    assert done.returncode == 0, done.stderr
+    (written,) = tmp_path.glob("s*/memory_sizes.json")
+    found = json.loads(written.read_text())
+    assert (found["method"], found["budget_gib"]) == ("plan", 8.0)
+    assert found["largest"]["shape"]["rows"] == rows  # multiple choice: 16 questions of 4 answers

@@ -20,7 +20,7 @@ from train.memory.sizes import DryRun, to_measure
 from train.model.text_answer import TextAnswer
 
 TEXT = ["task=boolqa", "model=unify_tiny", "trainer.max_steps=3"]
-SIZES = [*TEXT, "memory=plan", "memory.mode=sizes"]
+SIZES = [*TEXT, "memory=plan", "memory.mode=sizes", "memory.collect_steps=4"]
 
 
 def dry_run(model: torch.nn.Module, **settings: Any) -> DryRun:
@@ -31,13 +31,16 @@ def dry_run(model: torch.nn.Module, **settings: Any) -> DryRun:
     return DryRun(memory, model, CpuMeter(), step, 8, accumulates=False)
 
 
-def test_every_plan_of_a_dry_run_has_the_peak_that_it_predicts_below_the_budget() -> None:
+@pytest.mark.parametrize("selective, room", [("auto", 24e6), ("linear", 18e6)])
+def test_every_plan_of_a_dry_run_has_the_peak_that_it_predicts_below_the_budget(
+    selective: Any, room: float
+) -> None:
     model = bert().train()
     before = [p.detach().clone() for p in model.parameters()]
     parameters = sum(p.numel() for p in model.parameters())
     made = {Shape(4, n): collated(batches([n])) for n in (64, 72, 88, 96, 104, 120, 128)}
-    budget = 12 * parameters + 24e6
-    dry = dry_run(model, budget_gib=budget / GIB, collect_steps=4)
+    budget = 12 * parameters + room
+    dry = dry_run(model, budget_gib=budget / GIB, collect_steps=4, selective=selective)
     dry.collect(made)
     assert dry.planner.steps == 4
     chosen = set()
@@ -46,15 +49,16 @@ def test_every_plan_of_a_dry_run_has_the_peak_that_it_predicts_below_the_budget(
         model.zero_grad()
         meter = CpuMeter()
         dry.blocks.enable()
-        dry.blocks.choose(planned.blocks)
+        dry.blocks.choose(planned.blocks, planned.selective, dry.tier)
         start = meter.start()
         model(**batch).loss.backward()
         peak = 12 * parameters + meter.read()[0] - start  # parameters, and two states of AdamW
         dry.blocks.disable()
         assert planned.predicted == pytest.approx(peak, rel=0.01)
         assert planned.fits and peak <= budget and not planned.extrapolated
-        chosen.add(len(planned.blocks))
-    assert len(chosen) > 1 and 0 in chosen
+        chosen.add((len(planned.blocks), len(planned.selective)))
+    assert len(chosen) > 1 and (0, 0) in chosen
+    assert any(partly for _, partly in chosen) is (selective == "linear")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

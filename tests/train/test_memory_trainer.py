@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from autocl_sweeper.device.predicted import read_model
 from autocl_sweeper.errors import InfeasibleBudgetError
 from autocl_sweeper.outcome import cause_of
 from autocl_sweeper.types import Cause
@@ -56,11 +57,15 @@ class PeakOnTheCpu:
     def __init__(self, static: float) -> None:
         self.static = static
         self.running: Any = None
+        self.marked: float | None = None
 
     def start(self) -> float:
         self.running = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.running.__enter__()
         return self.static
+
+    def mark(self) -> None:
+        pass
 
     def read(self) -> tuple[float, float]:
         self.running.__exit__(None, None, None)
@@ -74,8 +79,13 @@ class PeakOnTheCpu:
 
 
 class NoMeter:
+    marked: float | None = None
+
     def start(self) -> float:
         return 0.0
+
+    def mark(self) -> None:
+        pass
 
     def read(self) -> tuple[float, float]:
         return 0.0, 0.0
@@ -105,34 +115,38 @@ def trained(
     lengths: list[int] | None = None,
     accumulation: int = 1,
     model: torch.nn.Module | None = None,
+    resume: bool = False,
+    **more: Any,
 ) -> tuple[dict[str, torch.Tensor], list[float], Any]:
     """Parameters and losses of a training with dropout, and its callback."""
     lengths = [16, 48, 32, 64, 24, 40, 56, 64, 16, 48] if lengths is None else lengths
     model = bert() if model is None else model
     own = callback(model)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=ROWS,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=1,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        seed=3,
-        train_sampling_strategy="sequential",
-    )
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": ROWS,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+        "train_sampling_strategy": "sequential",
+    }
+    arguments = TrainingArguments(**{**settings, **more})
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=batches(lengths),  # type: ignore[arg-type]
+        eval_dataset=batches([24]),  # type: ignore[arg-type]
         data_collator=collated,  # type: ignore[arg-type]
         callbacks=[] if own is None else [own],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {n: p.detach().clone() for n, p in model.named_parameters()}, losses, own
 
@@ -220,6 +234,13 @@ def test_peaks_of_a_step_are_predicted_and_stay_below_the_budget(tmp_path: Path)
         assert one["predicted_bytes"] == pytest.approx(one["peak_allocated_bytes"], rel=0.01)
     assert {len(one["blocks"]) for one in records[4:]} >= {0, 2}
     assert callback.planner.hits == 2 == sum(one["cache_hit"] for one in records)
+    # What the launcher reads of it, to reserve room for jobs with other batches.
+    model = read_model(tmp_path)
+    assert model is not None
+    largest = max(one["predicted_bytes"] for one in records[4:] if len(one["blocks"]) == 2)
+    assert model.peak_mib(budget_mib=24e6 / 2**20) * 2**20 + static == pytest.approx(
+        largest, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("margin", [0.0, "auto"])

@@ -13,6 +13,7 @@ import torch
 from support.runs import finish
 
 from autocl_sweeper.errors import SkippedError
+from train.merge.plan import read_plan
 from train.start import pool_of
 
 QUICK = ("trainer.max_steps=2", "trainer.learning_rate=3e-2", "evaluate_test=false")
@@ -89,6 +90,13 @@ def test_a_score_weighs_the_lineage_and_one_source_is_taken_as_it_is(
     )
     weights = [told["weight_sentiment"], told["weight_parity"]]
     assert sum(weights) == pytest.approx(1) and weights[0] != weights[1]
+    # Blocks by their own scores, at the temperature whose merge is best on dev.
+    grid = ("merge.init=grand", "merge.temperature=[0.01,10.0]", "merge.blocks=all")
+    finish(make(*own, "task=arithmetic", *more, *grid, "delta.lora_dim=6"), tmp_path / "5")
+    plan = read_plan(tmp_path / "5/merge_plan.json")
+    assert {*plan.dev_losses} == {"0.01", "10.0"} and "encoder.1" in plan.block_weights
+    assert str(plan.temperature) == min(plan.dev_losses, key=lambda t: plan.dev_losses[t])
+    assert plan.text() == (tmp_path / "5/merge_plan.json").read_text()
     # The target's own delta is never in its pool: one is left.
     told = finish(
         make(*own, "task=parity", *more, "merge.init=loss", "merge.target_ess=1"), tmp_path / "4"

@@ -20,7 +20,7 @@ def command(folders: Any) -> list[str]:
         *(f"model.path={folders('t5')}", "delta=lora", "delta.lora_dim=3", "trainer.max_steps=2"),
         *("trainer.learning_rate=3e-2", "evaluate_test=false", "hydra/launcher=gpu_warm"),
         # The first task has two settings, so that the second one's beam has two parents.
-        "hydra.sweeper.task_params={sentiment:[{trainer.learning_rate:3e-2},{trainer.learning_rate:1e-2}]}",
+        "+hydra.sweeper.task_params.sentiment=[{trainer.learning_rate:3e-2},{trainer.learning_rate:1e-2}]",
         *("hydra.launcher.cpu_slots=1", "merge.init=average", "merge.extra_parents=1"),
         *("merge.pool=beam", "+hydra.sweeper.handover.merge.sources=sources"),
     ]

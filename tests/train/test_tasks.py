@@ -227,7 +227,9 @@ def test_what_a_family_refuses_is_known_without_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
-    assert done.stdout == "('vit', 'unify', 'seq2seq', 'causal', 'encoder') set()\n", done.stderr
+    assert done.stdout == "('vit', 'unify', 'seq2seq', 'causal', 'encoder', 'headed') set()\n", (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.origins import typed_for
 from train.config.before import check_words
 from train.config.schema import CONF
+from train.config.script_options import translated
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ HYDRAS = ("hydra.sweeper", "hydra.launcher")
 def accept_yaml_files() -> None:
     """Let Hydra read this process's command line. Ends the process where it cannot."""
     try:
-        sys.argv[1:] = rewrite(sys.argv[1:], first="base")
+        sys.argv[1:] = rewrite(translated(sys.argv[1:]), first="base")
         refuse_nameless(sys.argv[1:])
         check_words(sys.argv[1:])
     except CommandLineError as error:

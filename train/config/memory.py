@@ -33,7 +33,11 @@ class MemorySettings:
         "also on the CPU",
     )
     budget_gib: float | None = option(
-        None, "GPU memory of a process; null: no limit", unit="GiB of 2^30 bytes", least=0
+        None,
+        "GPU memory of a process; null: no limit",
+        unit="GiB of 2^30 bytes",
+        check=lambda v: v is None or 0 < v < float("inf"),
+        rule="must be a finite number above 0, or null",
     )
     budget_mib: int | None = option(None, "the same in MiB; give one of them", unit="MiB", least=1)
     margin_gib: Literal["auto"] | float = option(
@@ -54,9 +58,23 @@ class MemorySettings:
     hard_cap: bool = option(
         True, "more than the budget is an out-of-memory error; false: the budget is for plans alone"
     )
-    on_infeasible: Literal["raise", "warn"] = option(
+    on_infeasible: Literal["raise", "warn", "offload"] = option(
         "raise",
-        "where no plan of a batch fits: end the job before the step, or go on with the smallest peak",
+        "where no plan of a batch fits: end the job before the step; warn: go on with the smallest peak; "
+        "offload: inputs of recomputed blocks wait in the machine's memory",
+    )
+    selective: Literal["auto", "none", "linear", "attention"] = option(
+        "auto",
+        "of plan: blocks may be recomputed in part, with the outputs of their linear layers kept, or of all"
+        " matrix products (attention); auto: whichever a GPU is seen to be faster with, if any",
+    )
+    records: Literal["auto"] | bool = option(
+        "auto",
+        "write memory_records.jsonl: peaks and seconds of each micro-batch; auto: on a GPU. On the CPU a"
+        " profiler measures them, which is slow; plan and static always write it",
+    )
+    empty_cache: bool = option(
+        False, "give cached GPU memory back before each micro-batch, which costs time"
     )
     max_size: int | None = option(
         None, "of static: length of the largest batch", unit="tokens", least=1
@@ -98,12 +116,24 @@ class MemorySettings:
                 f"memory.blocks={shown(self.blocks)}: is the list of recomputed blocks of "
                 f"memory.method=fixed, and the method is {self.method}. Set both or none"
             )
+        if self.selective in ("linear", "attention") and (
+            self.method not in PLANNED or self.planner != "prefix"
+        ):
+            raise SettingsError(
+                f"memory.selective={self.selective}: is for plans of memory.planner=prefix, and the method "
+                f"is {self.method} with planner {self.planner}. Set memory=plan, or leave it at auto"
+            )
         if self.blocks is not None and (
             len(set(self.blocks)) < len(self.blocks) or min(self.blocks, default=0) < 0
         ):
             raise SettingsError(
                 f"memory.blocks={list(self.blocks)}: must be different indices, 0 or more"
             )
+
+    @property
+    def measures(self) -> bool | None:
+        """Whether micro-batches are recorded whatever the method; None: where there is a GPU."""
+        return None if self.records == "auto" else self.records
 
     def refuse_processes(self, count: int) -> None:
         """Raise SettingsError where a job of `count` processes cannot do what `mode` asks for."""
@@ -142,10 +172,15 @@ BESIDE: Mapping[str, str] = {
 }
 
 
-def refuse_beside(memory: MemorySettings, trainer: Mapping[str, Any]) -> None:
-    """Raise SettingsErrors for options of `trainer` that a memory method cannot work with."""
+def refuse_beside(memory: MemorySettings, trainer: Mapping[str, Any], delta: str) -> None:
+    """Raise SettingsErrors for options of `trainer`, and kinds of delta, that no method can work with."""
     if memory.method == "none":
         return
+    if delta == "prefix":
+        raise SettingsError(
+            f"delta._name=prefix: its keys and values arrive through past_key_values, which a recomputed "
+            f"block drops, and memory.method={memory.method} is set. Use another delta, or memory=none"
+        )
     problems = [
         Problem(
             f"trainer.{key}",
@@ -168,6 +203,7 @@ class Row:
 
     type: Any
     to: str = ""  # our key
+    value: Any = None  # of it when true; None: the value given
     method: Method | None = None  # what it chooses when true or given
     why: str = ""  # it is not taken, or has no effect
 
@@ -185,8 +221,9 @@ ROWS: Mapping[str, Row] = {
     "memory_predict_test": Row(bool, why="predicted and measured bytes are always recorded"),
     "use_sublinear": Row(bool, why="there are no segments of blocks; memory=every_n is the static baseline"),
     "use_dtr": Row(bool, why="it needs a patched torch; memory=plan does without"),
-    "profile_memory": Row(bool, why="the cache is never emptied; peaks are measured as they are"),
-    "offload": Row(bool, why="parameters stay on the device"),
+    "only_input_size": Row(bool, "mode", "sizes"),
+    "profile_memory": Row(bool, "empty_cache", True),
+    "offload": Row(bool, "on_infeasible", "offload"),
 }
 # fmt: on
 HARMLESS = ("min_input_size", "memory_predict_test")
@@ -243,7 +280,7 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
         if row.method:
             methods.append(row.method)
         if row.to:
-            other = made.get(row.to)
+            other, given = made.get(row.to), given if row.value is None else row.value
             if other is not None and other != given and (row.to, other) not in UNSET:
                 problems.append(
                     Problem(
@@ -253,9 +290,19 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
                     )
                 )
             made[row.to] = given
-    if methods and made.get("method", "none") == "none":
-        # Mimose's scripts give static_checkpoint beside dynamic_checkpoint, as a kind of it.
-        made["method"] = next(m for m in ("fixed", "static", "plan") if m in methods)
+    # Mimose's scripts give static_checkpoint beside dynamic_checkpoint, as a kind of it.
+    chosen = next((m for m in ("fixed", "static", "plan") if m in methods), None)
+    method = made.get("method", "none")
+    if chosen is not None and method == "none":
+        made["method"] = chosen
+    elif chosen is not None and method != chosen and (method, chosen) != ("static", "plan"):
+        names = ", ".join(f"memory.{key}" for key, row in ROWS.items() if row.method == chosen)
+        problems.append(
+            Problem(
+                f"memory.{names.partition('.')[2]}",
+                f"{names} chooses memory.method={chosen}, and memory.method={method} is set. Remove one",
+            )
+        )
     if problems:
         raise SettingsErrors(problems)
     return made

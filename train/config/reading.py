@@ -52,7 +52,7 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
         name: build(kind, values.get(name) or {}, name) for name, kind in PARTS.items()
     }
     trainer = parts.pop("trainer")
-    refuse_beside(parts["memory"], values.get("trainer") or {})
+    refuse_beside(parts["memory"], values.get("trainer") or {}, parts["delta"].kind)
     # Only what somebody set: what Hugging Face makes of the others is its own affair.
     named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
     tasks = read_tasks(values.get("task") or {})

@@ -240,8 +240,8 @@ class ModelSettings:
     the model that transformers has for the task's class, such as AutoModelForQuestionAnswering.
     """
 
-    kind: Literal["vit", "unify", "seq2seq", "causal", "encoder", "pretrained", "headed"] = option(
-        "vit", "vit, unify, seq2seq, causal, encoder, pretrained or headed", key="_name"
+    kind: Literal["vit", "unify", "seq2seq", "causal", "encoder", "headed", "pretrained"] = option(
+        "vit", "vit, unify, seq2seq, causal, encoder, headed or pretrained", key="_name"
     )
     path: str | None = option(
         None,

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from autocl_sweeper.errors import EvaluationMemoryError
 from train.data.rows import Rows
 from train.data.tables import Row
 from train.data.task_metrics import compute
@@ -79,12 +80,17 @@ def predict(
     model.eval()
     with torch.inference_mode():
         for some, examples in in_batches(task, rows, part, max_batches):
+            try:
+                found, own_loss, own_counted = _of_batch(model, task, examples, device, with_loss)
+            except torch.OutOfMemoryError as error:
+                raise EvaluationMemoryError(
+                    f"task {plan.name}, {part}: no memory is left for a batch of {len(some)} rows. Set "
+                    f"task.{plan.name}.dataset.micro_valid_batch_size smaller; memory.mode=sizes says "
+                    "what the largest batch of each evaluation takes"
+                ) from error
             chosen += some
-            answers += task.answers(model, examples, device)
-            if with_loss:
-                batch = {k: v.to(device) for k, v in task.batch(examples).items()}
-                counted += sample_size(batch["labels"], plan.loss, 0)
-                loss += float(task_loss(task, model, batch, 0)[0])
+            answers += found
+            loss, counted = loss + own_loss, counted + own_counted
     if plan.task.evaluation.output_dir is not None:
         _keep_answers(plan, Path(plan.task.evaluation.output_dir), part, chosen, answers)
     vocabulary = getattr(task, "vocabulary", None)  # of families that answer in text
@@ -98,6 +104,22 @@ def predict(
         (loss, counted) if with_loss else None,
         lengths,
     )
+
+
+def _of_batch(
+    model: torch.nn.Module,
+    task: Meeting,
+    examples: Sequence[Any],
+    device: torch.device,
+    with_loss: bool,
+) -> tuple[list[str], float, int]:
+    """Answers, sum of the loss and what was summed over; logits are gone when it returns."""
+    answers = task.answers(model, examples, device)
+    if not with_loss:
+        return answers, 0.0, 0
+    batch = {k: v.to(device) for k, v in task.batch(examples).items()}
+    loss = float(task_loss(task, model, batch, 0)[0])
+    return answers, loss, sample_size(batch["labels"], task.plan.loss, 0)
 
 
 def in_batches(

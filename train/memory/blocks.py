@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
 
 import torch
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.config.typed import SettingsError
+from train.memory.selective import KEPT, checkpointing
 
 
 class Blocks:
@@ -34,6 +39,7 @@ class Blocks:
                     "past_key_values; a recomputed block drops those. Use another delta, or memory=none"
                 )
         self.owner = owners[0]
+        self.chosen: Any = None  # what `choose` was last asked for
 
     @property
     def kinds(self) -> list[int]:
@@ -52,18 +58,48 @@ class Blocks:
     def enable(self) -> None:
         """Let torch's non-reentrant checkpoint recompute whichever blocks `choose` says; none yet."""
         self.owner.activation_checkpointing_enable({"use_reentrant": False})
+        self.chosen = None
         for module in self.owner.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = False  # outer layers of nested ones stay off
 
-    def choose(self, recomputed: Collection[int]) -> None:
-        """Recompute these blocks from the next forward pass on."""
+    def choose(
+        self,
+        recomputed: Collection[int],
+        selective: Collection[int] = (),
+        tier: str | None = None,
+        offload: bool = False,
+    ) -> None:
+        """Recompute these blocks from the next forward pass on.
+
+        selective: blocks that are recomputed in part, as `tier` says. offload: inputs of recomputed
+        blocks wait in the machine's memory.
+        """
+        chosen = (tuple(recomputed), tuple(selective), tier, offload)
+        if chosen == self.chosen:
+            return
+        self.chosen = chosen
+        whole: Callable[..., Any] = offloading if offload else WHOLE
+        partly = None if tier is None else checkpointing(tier)
         for i, block in enumerate(self.layers):
-            block.gradient_checkpointing = i in recomputed
+            block.gradient_checkpointing = i in recomputed or i in selective
+            # The one place where transformers takes the function of a single layer.
+            function: Any = partly if i in selective else whole
+            block._gradient_checkpointing_func = function
 
     def disable(self) -> None:
         """The model as it was."""
+        self.chosen = None
         self.owner.activation_checkpointing_disable()
+
+
+WHOLE = partial(checkpoint, use_reentrant=False)
+
+
+def offloading(function: Callable[..., Any], *args: Any) -> Any:
+    """`function` is recomputed, and what is saved for it lies in the machine's memory until then."""
+    with save_on_cpu(pin_memory=True):
+        return WHOLE(function, *args)
 
 
 def check_indices(indices: Sequence[int], blocks: Blocks) -> None:
@@ -74,6 +110,20 @@ def check_indices(indices: Sequence[int], blocks: Blocks) -> None:
             f"memory.blocks={list(indices)}: {type(blocks.owner).__name__} has {n} blocks, 0 to "
             f"{n - 1}; there is no {', '.join(map(str, wrong))}"
         )
+
+
+def check_tier(wanted: str, blocks: Blocks) -> bool:
+    """Whether blocks may be recomputed in part: they are of one kind.
+
+    wanted: memory.selective. Raises SettingsError where it names a tier that cannot be.
+    """
+    alike = len(set(blocks.kinds)) == 1
+    if not alike and wanted in KEPT:
+        raise SettingsError(
+            f"memory.selective={wanted}: the blocks of {type(blocks.owner).__name__} differ, and are "
+            "recomputed as a whole. Leave it at auto"
+        )
+    return alike
 
 
 def _holds_another(layer: torch.nn.Module) -> bool:

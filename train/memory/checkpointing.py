@@ -1,73 +1,70 @@
-"""Which blocks of each micro-batch are recomputed, on the Trainer as it is: a callback and a forward hook."""
+"""Which blocks of each micro-batch are recomputed: callbacks of the Trainer, by method."""
 
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import TrainerCallback
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import PLANNED, MemorySettings
-from train.memory.blocks import Blocks, check_indices
-from train.memory.collector import Collector
+from train.memory.blocks import WHOLE, Blocks, check_indices, check_tier
+from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
-from train.memory.planner import Choice, Collected, Planner
-from train.memory.records import Record, Records, write_model
+from train.memory.planner import Choice, Planner
+from train.memory.records import write_model
+from train.memory.selective import KEPT, cheapest, checkpointing, timed
+from train.memory.static import OTHER_STATES, STATE_BYTES, Static, gib, made_with, trainable
+from train.memory.steps import MeasuredSteps, Running
 
 log = logging.getLogger(__name__)
 
-STATE_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0}  # of a trainable parameter
-OTHER_STATES = 8  # assumed in plans for optimizers that are not among them
 
-
-class RecomputedBlocks(TrainerCallback):
+class RecomputedBlocks(MeasuredSteps):
     """Recomputes the same blocks in every step: methods gc, fixed and every_n."""
 
-    def __init__(self, settings: MemorySettings, model: torch.nn.Module) -> None:
+    def __init__(
+        self, settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter | None
+    ) -> None:
+        super().__init__(settings, model, folder, meter)
         self.blocks = Blocks(model)
         n = len(self.blocks.layers)
         chosen = {"gc": range(n), "every_n": range(0, n, settings.n)}
-        self.chosen = chosen.get(settings.method, settings.blocks or ())
+        self.chosen = tuple(chosen.get(settings.method, settings.blocks or ()))
         check_indices(self.chosen, self.blocks)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
         self.blocks.enable()
         self.blocks.choose(self.chosen)
         log.info("%d of %d blocks are recomputed", len(self.chosen), len(self.blocks.layers))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_end(args, state, control, **kwargs)
         self.blocks.disable()
 
-
-@dataclass(frozen=True)
-class _Running:
-    """The micro-batch between its forward pass and the end of its backward pass."""
-
-    shape: Shape
-    static: float
-    fresh: bool  # gradients are not there yet
-    began_s: float
-    plan_us: float
-    choice: Choice | None  # None: it is collected
+    def leave(self) -> None:
+        super().leave()
+        if self.records.order and self.records.writes:
+            write_model(self.records.folder, self.blocks.kinds, made_with())
 
 
-class PlannedBlocks(TrainerCallback):
+class PlannedBlocks(MeasuredSteps):
     """Recomputes as few blocks as each micro-batch needs under the budget: methods plan and static."""
 
     def __init__(
         self, settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter
     ) -> None:
+        super().__init__(settings, model, folder, meter)
         assert settings.budget_bytes is not None
-        self.settings, self.model, self.folder, self.meter = settings, model, folder, meter
-        self.blocks = Blocks(model)
         self.budget = settings.budget_bytes
+        self.blocks = Blocks(model)
+        self.has_decoder = bool(getattr(self.blocks.owner.config, "is_encoder_decoder", False))
         self.planner = Planner(
             self.blocks.kinds,
             self.budget,
@@ -76,14 +73,12 @@ class PlannedBlocks(TrainerCallback):
             settings.planner,
             self.blocks.gradients,
         )
-        self.records = Records(folder)
-        self.has_decoder = bool(getattr(self.blocks.owner.config, "is_encoder_decoder", False))
-        self.step = 0  # updates done
         self.states = 0.0  # bytes of the optimizer's, which the first update allocates
-        self.running: _Running | None = None
         self.collector: Collector | None = None
-        self.hook: Any = None
-        self.logged: set[tuple[int, ...]] = set()
+        self.logged: set[tuple[tuple[int, ...], ...]] = set()
+        wanted = settings.selective
+        alike = check_tier(wanted, self.blocks) and settings.planner == "prefix"
+        self.tier = wanted if alike and (wanted != "auto" or torch.cuda.is_available()) else "none"
 
     # -- what the Trainer calls ------------------------------------------------------------------
 
@@ -99,132 +94,129 @@ class PlannedBlocks(TrainerCallback):
                 "feasible; memory.mode=sizes finds the one that is. Set a larger one, or take a smaller "
                 "model or delta"
             )
-        self.step = state.global_step
-        self.records.writes = state.is_world_process_zero
+        super().on_train_begin(args, state, control, **kwargs)
         self.blocks.enable()
-        self.collector = Collector(self.blocks.layers)
-        self.hook = self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._finish()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step = state.global_step
+        assert self.meter is not None
+        unlike = len(set(self.blocks.kinds)) > 1
+        self.collector = Collector(
+            self.blocks.layers, self.meter.mark if unlike else None, self.tier != "none"
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._finish()
-        self.hook.remove()
+        super().on_train_end(args, state, control, **kwargs)
         self._stop_collecting()
         self.blocks.disable()
-        self.leave()
-        for line in self.records.mimose_lines():
-            log.info("%s", line)
 
     def leave(self) -> None:
-        """Write what is known by now into the job folder."""
-        self.records.flush()
+        super().leave()
         if self.planner.rows and self.records.writes:
-            write_model(self.folder, self.planner, made_with())
+            write_model(self.records.folder, self.blocks.kinds, made_with(), self.planner)
 
     # -- one micro-batch -------------------------------------------------------------------------
 
-    def _before_forward(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        if not module.training or not torch.is_grad_enabled():
+    def _shape(self, kwargs: dict[str, Any]) -> Shape | None:
+        return shape_of(kwargs, self.has_decoder)
+
+    def _prepare(self) -> None:
+        if self.collector is not None and not self.planner.collecting:
+            self._choose_tier(self.collector)
+            self._stop_collecting()
+
+    def _choose_tier(self, found: Collector) -> None:
+        """Whether blocks may be recomputed in part, by work where a tier is asked for, else by time."""
+        if self.tier == "none" or found.outputs is None:
             return
-        self._finish()
-        shape = shape_of(kwargs, self.has_decoder)
-        static = self.meter.start()
-        fresh = all(p.grad is None for p in self.model.parameters() if p.requires_grad)
-        began = time.perf_counter()
-        choice = None
-        if self.planner.collecting and self.collector is not None:
+        if self.tier != "auto":
+            self.planner.tier = found.outputs.tier(self.tier)
+            return
+        functions: Mapping[str, Callable[..., Any] | None] = {
+            **{"kept": None, "whole": WHOLE},
+            **{name: checkpointing(name) for name in KEPT},
+        }
+        seconds = timed(found.blocks[found.probe], functions, found.call)
+        held = self.planner.held_by(found.probe, [*KEPT])
+        self.planner.tier = cheapest(seconds, held)
+        log.info(
+            "a block takes %s: %s",
+            ", ".join(f"{1e3 * took:.2f} ms {name}" for name, took in seconds.items()),
+            f"tier {self.planner.tier.name}"
+            if self.planner.tier
+            else "no block is recomputed in part",
+        )
+
+    def _choose(self, shape: Shape, static: float, fresh: bool) -> Choice | None:
+        if self.collector is not None:
             probe = self.planner.probe
             self.blocks.choose([i for i in range(len(self.blocks.layers)) if i != probe])
+            # Timed afterwards: the arguments of the last probe.
+            self.collector.keeps_call = (
+                self.tier == "auto" and self.planner.steps + 1 >= self.settings.collect_steps
+            )
             self.collector.start(probe)
-        else:
-            self._stop_collecting()
-            choice = self._choose(shape, static, fresh)
-            self.blocks.choose(choice.blocks)
-        took = time.perf_counter() - began
-        self.running = _Running(shape, static, fresh, began, took * 1e6, choice)
+            return None
+        choice = self._plan(shape, static, fresh)
+        tier = self.planner.tier
+        self.blocks.choose(
+            choice.blocks, choice.selective, tier.name if tier else None, choice.offload
+        )
+        return choice
 
-    def _choose(self, shape: Shape, static: float, fresh: bool) -> Choice:
+    def _plan(self, shape: Shape, static: float, fresh: bool) -> Choice:
         planned = shape
         if self.settings.method == "static" and self.settings.max_size is not None:
             planned = replace(shape, length=max(shape.length, self.settings.max_size))
         if not self.step:  # states of the optimizer come with the first update
             static += self.states
         choice = self.planner.plan(planned.features(), planned.length, static, fresh)
-        if choice.blocks not in self.logged:
-            self.logged.add(choice.blocks)
-            log.info(
-                "batches like %d x %d: %d of %d blocks are recomputed, predicted peak %s",
-                *(shape.rows, shape.length, len(choice.blocks), len(self.blocks.layers)),
-                gib(choice.predicted),
-            )
         if not choice.fits:
-            message = (
-                f"{self.settings.named_budget}: no plan fits a batch of {shape.rows} x {shape.length}"
-                f" in update {self.step + 1}: predicted peak {gib(choice.predicted)} with "
-                f"{len(choice.blocks)} blocks recomputed, {gib(static)} of it static, and a margin of "
-                f"{gib(choice.margin)}. The smallest feasible budget is "
-                f"{gib(choice.least_budget)}; or make batches smaller, or set "
-                "memory.on_infeasible=warn"
+            choice = self._unfit(choice, planned, static, fresh)
+        if (choice.blocks, choice.selective) not in self.logged:
+            self.logged.add((choice.blocks, choice.selective))
+            partly = f", {len(choice.selective)} in part" if choice.selective else ""
+            log.info(
+                "batches like %d x %d: %d of %d blocks are recomputed%s, predicted peak %s",
+                *(shape.rows, shape.length, len(choice.blocks), len(self.blocks.layers)),
+                *(partly, gib(choice.predicted)),
             )
-            if self.settings.on_infeasible == "raise":
-                self.leave()
-                raise InfeasibleBudgetError(message)
-            log.warning("%s", message)
         return choice
 
-    def _finish(self) -> None:
-        """Take the peak of the micro-batch whose backward pass is over."""
-        if self.running is None:
-            return
-        one, self.running = self.running, None
-        allocated, reserved = self.meter.read()
-        features = one.shape.features()
-        if one.choice is None:
-            found = self.collector
-            assert found is not None
-            kind = self.planner.kinds[found.probe]
-            kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
-            peak = allocated - one.static
-            self.planner.collect(
-                features,
-                Collected(
-                    kind=kind,
-                    kept=kept,
-                    stash=stashes[found.probe],
-                    largest=float(found.largest),
-                    shared=shared,
-                    outside=self.planner.outside(kind, stashes, kept, shared, peak, one.fresh),
-                ),
-            )
-            blocks = tuple(i for i in range(len(self.blocks.layers)) if i != found.probe)
-        else:
-            blocks = one.choice.blocks
-            self.planner.measured(features, one.choice, allocated, reserved, one.static)
-        self.records.add(
-            Record(
-                step=self.step + 1,
-                size=one.shape.length,
-                features=features,
-                phase="collect" if one.choice is None else "plan",
-                blocks=blocks,
-                predicted_bytes=None if one.choice is None else one.choice.predicted,
-                peak_allocated_bytes=allocated,
-                peak_reserved_bytes=reserved,
-                static_bytes=one.static,
-                step_s=time.perf_counter() - one.began_s,
-                plan_us=one.plan_us,
-                cache_hit=one.choice is not None and one.choice.cached,
-                extrapolated=one.choice is not None and one.choice.extrapolated,
-                infeasible=one.choice is not None and not one.choice.fits,
-            )
+    def _unfit(self, choice: Choice, shape: Shape, static: float, fresh: bool) -> Choice:
+        """What to do with a batch that has no plan. Raises InfeasibleBudgetError."""
+        how = self.settings.on_infeasible
+        recomputed = f"with {len(choice.blocks)} blocks recomputed"
+        if how == "offload":
+            choice = self.planner.offloaded(choice, shape.features(), static, fresh)
+            recomputed += " and their inputs in the machine's memory"
+        message = (
+            f"{self.settings.named_budget}: no plan fits a batch of {shape.rows} x {shape.length}"
+            f" in update {self.step + 1}: predicted peak {gib(choice.predicted)} {recomputed}, "
+            f"{gib(static)} of it static, and a margin of {gib(choice.margin)}. The smallest feasible "
+            f"budget is {gib(choice.least_budget)}"
         )
+        if how == "raise" or (how == "offload" and not choice.offload):
+            self.leave()
+            raise InfeasibleBudgetError(
+                f"{message}; or make batches smaller, or set memory.on_infeasible="
+                f"{'offload, or warn' if how == 'raise' else 'warn'}"
+            )
+        log.warning("%s", message)
+        return choice
+
+    def _learn(self, one: Running, allocated: float, reserved: float) -> tuple[int, ...]:
+        features, choice = one.shape.features(), one.choice
+        if choice is not None:
+            if not choice.offload:  # a plan of its own, which is never corrected
+                self.planner.measured(features, choice, allocated, reserved, one.static)
+            return choice.blocks
+        found, marked = self.collector, self.meter.marked if self.meter else None
+        assert found is not None
+        head = None if marked is None else marked - one.static
+        peak = allocated - one.static
+        self.planner.collect(features, collected(found, self.planner, peak, head, one.fresh))
+        return tuple(i for i in range(len(self.blocks.layers)) if i != found.probe)
+
+    def _phase(self, one: Running) -> Any:
+        return "collect" if one.choice is None else "plan"
 
     def _stop_collecting(self) -> None:
         if self.collector is not None:
@@ -234,50 +226,15 @@ class PlannedBlocks(TrainerCallback):
 
 def recomputing(
     settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter
-) -> RecomputedBlocks | PlannedBlocks | None:
-    """The callback of memory.method; None where nothing is recomputed. Raises SettingsError."""
-    if settings.method == "none":
-        return None
+) -> MeasuredSteps | None:
+    """The callback of memory.method; None where nothing is recomputed or recorded.
+
+    Raises SettingsError.
+    """
     if settings.method in PLANNED:
         return PlannedBlocks(settings, model, folder, meter)
-    return RecomputedBlocks(settings, model)
-
-
-def gib(value: float) -> str:
-    return f"{value / 2**30:.3f} GiB"
-
-
-@dataclass(frozen=True)
-class Static:
-    """Bytes that every step of a training needs, whatever its batch."""
-
-    parameters: float
-    gradients: float
-    states: float  # of the optimizer
-
-    @classmethod
-    def of(cls, model: torch.nn.Module, states: int) -> Static:
-        """states: bytes of the optimizer for each trainable parameter."""
-        own = [p for p in model.parameters() if p.device.type != "meta"]
-        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in own]
-        gradients = sum(n for n, trained in sizes if trained)
-        return cls(sum(n for n, _ in sizes), gradients, states * trainable(model))
-
-    @property
-    def total(self) -> float:
-        return self.parameters + self.gradients + self.states
-
-    def __str__(self) -> str:
-        return (
-            f"{gib(self.parameters)} parameters, {gib(self.gradients)} gradients, "
-            f"{gib(self.states)} optimizer states"
-        )
-
-
-def trainable(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def made_with() -> dict[str, str]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "gpu": gpu}
+    is_measured = torch.cuda.is_available() if settings.measures is None else settings.measures
+    own = meter if is_measured else None
+    if settings.method == "none":
+        return None if own is None else MeasuredSteps(settings, model, folder, own)
+    return RecomputedBlocks(settings, model, folder, own)

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+
+from train.memory.planner import Collected, Planner
+from train.memory.selective import Outputs, call_of, tensors
 
 
 class Collector:
     """Counts the saved bytes of one kept block, and what recomputed ones hold, in a forward pass.
 
     The blocks' own forward hooks do it: nothing is run twice. `close` takes them away.
+    mark: called when the backward pass comes to the first block, which is the last of the model.
+    counts_outputs: count what tiers would keep of the probe, too.
     """
 
-    def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:
+    def __init__(
+        self,
+        blocks: Iterable[torch.nn.Module],
+        mark: Callable[[], None] | None = None,
+        counts_outputs: bool = False,
+    ) -> None:
         self.blocks = list(blocks)
+        self.mark = mark
+        self.counts_outputs = counts_outputs
+        self.outputs: Outputs | None = None  # of the probe
+        self.call: Any = None  # arguments of the probe, where `keeps_call` was set
+        self.keeps_call = False
+        self.is_marked = False
         self.probe = -1
         self.alive: list[torch.Tensor] = []  # so that no storage is reused while it is counted
         self.own: dict[int, int] = {}  # storage -> bytes, of what the probe saves
@@ -34,6 +50,7 @@ class Collector:
         """Begin a forward pass in which block `probe` is kept and all others are recomputed."""
         self.probe = probe
         self.own, self.inputs, self.others = {}, {}, {}
+        self.is_marked = False
         self.fixed = {p.untyped_storage().data_ptr() for p in self.blocks[probe].parameters()}
 
     def close(self) -> None:
@@ -68,23 +85,38 @@ class Collector:
 
     def _before(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first, *rest = [*_tensors(args), *_tensors(kwargs)]
+            first, *rest = [*tensors(args), *tensors(kwargs)]
             self.inputs[i] = _bytes(first)
             self.others |= {t.untyped_storage().data_ptr(): _bytes(t) for t in rest}
             if i == self.probe:
                 self.counting = saved_tensors_hooks(self._pack, lambda packed: packed)
                 self.counting.__enter__()
+                if self.keeps_call:
+                    self.call = call_of(args, kwargs)
+                if self.counts_outputs:
+                    self.outputs = Outputs()
+                    self.outputs.__enter__()  # type: ignore[no-untyped-call]
 
         return hook
 
     def _after(self, i: int) -> Any:
-        def hook(*_: Any) -> None:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            first = next(tensors(output), None)
+            if self.mark is not None and first is not None and first.requires_grad:
+                first.register_hook(self._mark)  # type: ignore[no-untyped-call]
             if i == self.probe and self.counting is not None:
+                if self.outputs is not None:
+                    self.outputs.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 self.counting.__exit__(None, None, None)
                 self.counting = None
                 self.alive = []  # the backward pass frees them as ever
 
         return hook
+
+    def _mark(self, gradient: torch.Tensor) -> None:
+        if not self.is_marked and self.mark is not None:
+            self.is_marked = True
+            self.mark()
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         place = tensor.untyped_storage().data_ptr()
@@ -94,16 +126,29 @@ class Collector:
         return tensor.detach()  # the tensor itself would keep its own graph alive
 
 
+def collected(
+    found: Collector, planner: Planner, peak: float, head: float | None, fresh: bool
+) -> Collected:
+    """What a step under collection has shown. Peaks are without the static part.
+
+    head: the peak up to the mark; None: it was not measured. fresh: the step allocated its gradients.
+    """
+    kind = planner.kinds[found.probe]
+    kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
+    outputs = {} if found.outputs is None else found.outputs.bytes
+    return Collected(
+        kind=kind,
+        kept=kept,
+        stash=stashes[found.probe],
+        largest=float(found.largest),
+        shared=shared,
+        partly={tier: stashes[found.probe] + n for tier, n in outputs.items()},
+        outside=planner.outside(kind, stashes, kept, shared, peak, fresh),
+        peak=peak,
+        fresh=fresh,
+        head=None if head is None else planner.head(kind, stashes, kept, shared, head),
+    )
+
+
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _tensors(one)

@@ -40,6 +40,8 @@ class Measured:
     recomputed: tuple[int, ...] = ()  # blocks, of each micro-batch
     blocks: int | None = None  # of the model
     predictions: tuple[tuple[float, float], ...] = ()  # predicted and measured peak, bytes
+    partly: tuple[int, ...] = ()  # blocks recomputed in part, of each micro-batch
+    collected: int = 0  # first micro-batches, which ran before there was a plan
 
 
 NAMES = (
@@ -98,12 +100,13 @@ def _loaded(path: Path) -> Mapping[str, Any]:
 
 
 def from_records(text: str, name: str) -> Measured:
-    """Records as a job writes them."""
+    """Records as a job writes them. They do not hold the time of the whole training."""
     peaks: dict[int, list[float]] = {}
     order: list[int] = []
     strategy: dict[int, tuple[int, ...]] = {}
-    reserved, seconds = 0.0, 0.0
+    reserved, collected = 0.0, 0
     recomputed: list[int] = []
+    partly: list[int] = []
     predictions: list[tuple[float, float]] = []
     blocks: int | None = None
     for number, line in enumerate(text.splitlines(), start=1):
@@ -112,24 +115,28 @@ def from_records(text: str, name: str) -> Measured:
             size = int(one["size"])
             peaks.setdefault(size, []).append(float(one["peak_allocated_bytes"]))
             reserved = max(reserved, float(one["peak_reserved_bytes"]))
-            seconds += float(one["step_s"])
             recomputed.append(len(one["blocks"]))
-            if one["phase"] == "plan":
+            partly.append(len(one.get("selective", ())))
+            if one["phase"] != "collect":
                 strategy[size] = tuple(one["blocks"])
+            if one["phase"] == "plan":
                 pair = (float(one["predicted_bytes"]), float(one["peak_allocated_bytes"]))
                 predictions.append(pair)
-            else:
+            if one["phase"] == "collect":
                 blocks = len(one["blocks"]) + 1  # all but the probe
+                collected += 1
         except (ValueError, KeyError, TypeError) as error:
             raise LogError(_broken(name, number, line)) from error
         order.append(size)
     count = dict(Counter(order))
     measured = {size: tuple(own) for size, own in peaks.items()}
     return Measured(
-        *(count, measured, tuple(order), strategy, reserved, seconds),
+        *(count, measured, tuple(order), strategy, reserved),
         recomputed=tuple(recomputed),
         blocks=blocks,
         predictions=tuple(predictions),
+        partly=tuple(partly),
+        collected=collected,
     )
 
 

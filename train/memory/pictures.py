@@ -15,11 +15,14 @@ COLOURS = ("#3366cc", "#dd7711", "#229955", "#aa44aa", "#996633", "#117788", "#c
 TICKS = 6  # about, on each axis
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`, which are in between or beyond the first and last."""
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Round numbers from `low` to `high`, which are in between or beyond the first and last.
+
+    They are `least` or more apart.
+    """
     if high <= low:
         high = low + 1
-    raw = (high - low) / TICKS
+    raw = max((high - low) / TICKS, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(n * power for n in (1, 2, 5, 10) if n * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -33,6 +36,7 @@ class Chart:
     title: str
     x_name: str
     y_name: str
+    square: bool = False  # both axes have the same ends
     series: list[tuple[str, str, list[float], list[float]]] = field(default_factory=list)
     levels: list[tuple[str, float]] = field(default_factory=list)
 
@@ -73,8 +77,12 @@ class Chart:
         xs = [x for _, _, own, _ in self.series for x in own]
         ys = [y for _, _, _, own in self.series for y in own] + [y for _, y in self.levels]
         bar = self._bar / 2
+        counts = 1.0 if bar else 0.0  # bars count something
         x_ticks = ticks(min(xs, default=0) - bar, max(xs, default=1) + bar)
-        y_ticks = ticks(min([*ys, 0.0]), max(ys, default=1) * 1.03)  # a level is not on the frame
+        # A level is not on the frame.
+        y_ticks = ticks(min([*ys, 0.0]), max(ys, default=1) * 1.03, counts)
+        if self.square:
+            x_ticks = y_ticks = ticks(min([*xs, *ys]), max([*xs, *ys]))
 
         def across(x: float) -> float:
             share = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
@@ -98,6 +106,12 @@ class Chart:
         ImageDraw.Draw(label).text((label.width / 2, 10), self.y_name, 255, font, anchor="mm")
         draw.bitmap((8, TOP), label.rotate(90, expand=True), fill="black")
 
+        levels: list[tuple[str, str]] = []
+        for place, (name, y) in enumerate(self.levels):  # points lie over them
+            colour = ("#cc0000", "#777777", "#000000")[place % 3]
+            levels.append((f"- - {name}", colour))
+            for x in range(LEFT, WIDTH - RIGHT, 12):
+                draw.line((x, up(y), min(x + 7, WIDTH - RIGHT), up(y)), fill=colour, width=2)
         legend: list[tuple[str, str]] = []
         for place, (name, kind, own_x, own_y) in enumerate(self.series):
             colour = COLOURS[place % len(COLOURS)]
@@ -112,11 +126,7 @@ class Chart:
                 draw.line(spots, fill=colour, width=2)
             for x, y in spots:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        for place, (name, y) in enumerate(self.levels):
-            colour = ("#cc0000", "#777777", "#000000")[place % 3]
-            legend.append((f"- - {name}", colour))
-            for x in range(LEFT, WIDTH - RIGHT, 12):
-                draw.line((x, up(y), min(x + 7, WIDTH - RIGHT), up(y)), fill=colour, width=2)
+        legend += levels
         x = float(LEFT)
         for name, colour in legend:
             draw.rectangle((x, 56, x + 12, 68), fill=colour)

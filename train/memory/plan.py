@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,22 @@ def unequal_peak(
     outside: float,
     shared: float,
     gradients: Sequence[float] = (),
+    partly: Mapping[int, float] = MappingProxyType({}),
 ) -> float:
     """A first value for the peak of blocks that differ. Measured peaks have to correct it.
 
     largest: bytes of the largest single tensor each block keeps. recomputed: indices of blocks.
     gradients: bytes that the backward pass of each block adds for its parameters; none where they are
-    there before the step.
+    there before the step. partly: index -> bytes of a block that is recomputed in part.
     """
-    held = [stash[i] if i in recomputed else kept[i] for i in range(len(kept))]
-    peak = sum(held)
+    held = [stash[i] if i in recomputed else partly.get(i, kept[i]) for i in range(len(kept))]
+    peak = below = sum(held)
     behind = 0.0  # gradients of the blocks whose backward pass is over
     for j in reversed(range(len(kept))):
-        if j in recomputed:
-            peak = max(peak, sum(held[:j]) + stash[j] + kept[j] + largest[j] + behind)
-        else:
-            peak = max(peak, sum(held[: j + 1]) + behind)
+        whole = below
+        below -= held[j]
+        if j in recomputed or j in partly:
+            whole = below + stash[j] + kept[j] + largest[j]
+        peak = max(peak, whole + behind)
         behind += gradients[j] if gradients else 0.0
-    return outside + (shared if recomputed else 0.0) + peak
+    return outside + (shared if recomputed or partly else 0.0) + peak

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from train.memory.fit import Features, Fit, determined, fit
 from train.memory.greedy import bucket_greedy, quadratic, rounded_up
+from train.memory.peaks import KEPT, PARTLY, RECOMPUTED, ROWS, Levels, Peaks
 from train.memory.plan import unequal_peak
 
 MIB = 2**20
-ROWS = 64  # distinct feature rows a fit is made of, the last ones
 OFF = 0.02  # share of a measured peak that a prediction may miss before everything is fitted again
 MARGIN = 0.01  # share of the budget that is always left free where the margin is automatic
 WIDER = 2.0  # times the margin, for sizes outside of what was collected
+UNLIKE = 0.04  # share added to first values of blocks that differ: they were up to 3.2 % low
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,19 @@ class Collected:
     largest: float  # the largest single tensor in `kept`
     shared: float  # s: once, if any block is recomputed
     outside: float  # o: by all else at the peak
+    partly: Mapping[str, float] = field(default_factory=dict)  # b: recomputed in part, by tier
+    peak: float | None = None  # of the step, static part excluded; all blocks but one recomputed
+    fresh: bool = False  # the step allocated its gradients
+    head: float | None = None  # by all but the blocks until the last one's backward pass begins
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Blocks may be recomputed in part: what that costs beside recomputing them whole, in any unit."""
+
+    name: str  # key of Collected.partly
+    cost: float
+    full_cost: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,21 @@ class Choice:
     extrapolated: bool = False
     cached: bool = False
     fresh: bool = False  # the step allocates its gradients
+    selective: tuple[int, ...] = ()  # indices of those that are recomputed in part
+    offload: bool = False  # inputs of recomputed blocks wait in the machine's memory
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Bytes of a step with some features, by what keeps them."""
+
+    kept: list[float]  # by block, as the next three
+    partly: list[float]
+    stash: list[float]
+    largest: list[float]
+    outside: float
+    shared: float
+    head: float | None
 
 
 class Planner:
@@ -69,6 +98,8 @@ class Planner:
         self.missed = 0.0  # largest measured minus predicted peak
         self.rows: dict[str, dict[Features, float]] = {}
         self.fits: dict[str, Fit] = {}
+        self.peaks = Peaks()
+        self.tier: Tier | None = None  # set where blocks of one kind may be recomputed in part
         self.cache: dict[tuple[Features | int, int, bool], Choice] = {}
 
     # -- collecting --------------------------------------------------------------------------------
@@ -90,11 +121,18 @@ class Planner:
 
     def collect(self, features: Features, found: Collected) -> None:
         """Take what a step under collection has shown."""
+        if found.peak is not None:
+            levels = self._levels([i for i in range(len(self.kinds)) if i != self.probe])
+            self.peaks.add(levels, found.fresh, features, found.peak)
         self.steps += 1
         for part in ("kept", "stash", "largest"):
             self._keep(f"{part} {found.kind}", features, getattr(found, part))
+        for name, value in found.partly.items():
+            self._keep(f"{name} {found.kind}", features, value)
         self._keep("shared", features, found.shared)
         self._keep("outside", features, found.outside)
+        if found.head is not None:
+            self._keep("head", features, found.head)
         self._forget()
 
     def _keep(self, part: str, features: Features, value: float) -> None:
@@ -121,15 +159,29 @@ class Planner:
 
         held: of each block, its input. kept: of the probe, whose kind is `kind`.
         """
+        known, stash, others = self._collected(kind, held, kept)
+        nothing = [0.0] * len(known)
+        gradients = self.gradients if fresh else ()
+        own = unequal_peak(known, stash, nothing, others, 0.0, shared, gradients)
+        return max(0.0, peak - own)
+
+    def head(
+        self, kind: int, held: Mapping[int, float], kept: float, shared: float, peak: float
+    ) -> float:
+        """The same of the peak before the backward pass of the last block, where all of them are held."""
+        known, stash, others = self._collected(kind, held, kept)
+        own = sum(stash[i] if i in others else known[i] for i in range(len(known)))
+        return max(0.0, peak - own - shared)
+
+    def _collected(
+        self, kind: int, held: Mapping[int, float], kept: float
+    ) -> tuple[list[float], list[float], list[int]]:
+        """Bytes of each block if kept and if recomputed, and which of them were, in a collected step."""
         latest = {k: [*self.rows.get(f"kept {k}", {0: 0.0}).values()][-1] for k in set(self.kinds)}
         latest[kind] = kept
-        known = [latest[own] for own in self.kinds]
         n = range(len(self.kinds))
         stash = [held.get(i, 0.0) for i in n]
-        others = [i for i in n if i != self.probe]
-        gradients = self.gradients if fresh else ()
-        own = unequal_peak(known, stash, [0.0] * len(n), others, 0.0, shared, gradients)
-        return max(0.0, peak - own)
+        return [latest[own] for own in self.kinds], stash, [i for i in n if i != self.probe]
 
     def fit_of(self, part: str) -> Fit:
         if part not in self.fits:
@@ -169,40 +221,122 @@ class Planner:
         self.cache[key] = self._solve(features, size, static, fresh)
         return self.cache[key]
 
-    def predicted(self, features: Features, blocks: Collection[int], fresh: bool = False) -> float:
+    def predicted(
+        self,
+        features: Features,
+        blocks: Collection[int],
+        fresh: bool = False,
+        selective: Collection[int] = (),
+    ) -> float:
         """The peak with these blocks recomputed, static part excluded, bytes."""
-        kept, stash, largest = (
-            [self.fit_of(f"{part} {kind}").predict(features) for kind in self.kinds]
-            for part in ("kept", "stash", "largest")
+        return self._peak(features, self._parts(features), self._levels(blocks, selective), fresh)
+
+    def _levels(self, blocks: Collection[int], selective: Collection[int] = ()) -> Levels:
+        return tuple(
+            RECOMPUTED if i in blocks else PARTLY if i in selective else KEPT
+            for i in range(len(self.kinds))
         )
-        if len(set(self.kinds)) == 1:  # exact without it: no block is wider than another
-            largest = [0.0] * len(kept)
-        outside, shared = (self.fit_of(part).predict(features) for part in ("outside", "shared"))
-        gradients = self.gradients if fresh else ()
-        return unequal_peak(kept, stash, largest, blocks, outside, shared, gradients)
+
+    def _parts(self, features: Features) -> _Parts:
+        def of_blocks(part: str) -> list[float]:
+            by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
+            return [by_kind[kind] for kind in self.kinds]
+
+        kept = of_blocks("kept")
+        return _Parts(
+            kept,
+            of_blocks(self.tier.name) if self.tier is not None else kept,
+            of_blocks("stash"),
+            # Exact without it where no block is wider than another.
+            of_blocks("largest") if len(set(self.kinds)) > 1 else [0.0] * len(kept),
+            self.fit_of("outside").predict(features),
+            self.fit_of("shared").predict(features),
+            self.fit_of("head").predict(features) if "head" in self.rows else None,
+        )
+
+    def _peak(self, features: Features, parts: _Parts, levels: Levels, fresh: bool) -> float:
+        """As measured, if this plan ran with these features; else no more than others' peaks allow."""
+        known = self.peaks.of(levels, fresh, features)
+        if known is not None:
+            return known
+        held = [*zip(parts.stash, parts.partly, parts.kept, strict=True)]
+        bounds = self.peaks.bounds(levels, fresh, features, held)
+        return min([self._first_value(parts, levels, fresh), *bounds])
+
+    def _first_value(self, parts: _Parts, levels: Levels, fresh: bool) -> float:
+        found = unequal_peak(
+            parts.kept,
+            parts.stash,
+            parts.largest,
+            {i for i, level in enumerate(levels) if level == RECOMPUTED},
+            parts.outside,
+            parts.shared,
+            self.gradients if fresh else (),
+            {i: parts.partly[i] for i, level in enumerate(levels) if level == PARTLY},
+        )
+        if parts.head is not None:
+            held = [*zip(parts.stash, parts.partly, parts.kept, strict=True)]
+            kept = sum(own[level] for own, level in zip(held, levels, strict=True))
+            found = max(
+                found, parts.head + kept + parts.shared * any(one != KEPT for one in levels)
+            )
+        return found * (1 + UNLIKE) if len(set(self.kinds)) > 1 else found
+
+    def _plans(
+        self, peak_of: Callable[[Levels], float], available: float
+    ) -> Iterator[tuple[float, float, Levels]]:
+        """Cost, peak and levels of plans: first blocks whole, the next in part, the last always kept.
+
+        In part are as few as fit beside those that are whole; more of them would only cost more.
+        """
+        n, tier = len(self.kinds), self.tier
+
+        def at(full: int, partly: int) -> tuple[float, float, Levels]:
+            levels = (RECOMPUTED,) * full + (PARTLY,) * partly + (KEPT,) * (n - full - partly)
+            cost = float(full) if tier is None else full * tier.full_cost + partly * tier.cost
+            return cost, peak_of(levels), levels
+
+        partly = 0 if tier is None else n - 1
+        for full in range(max(1, n)):
+            partly = max(0, min(partly, n - 1 - full))
+            one = at(full, partly)
+            yield one
+            while partly and one[1] <= available:
+                one = at(full, partly - 1)
+                yield one
+                partly -= one[1] <= available
 
     def _solve(self, features: Features, size: int, static: float, fresh: bool) -> Choice:
-        parts = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
+        used = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
         unsure = any(
-            self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact
-            for part in parts
+            self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact for part in used
         )
         margin = self.margin(unsure)
-        peaks = [
-            static + self.predicted(features, range(k), fresh)
-            for k in range(max(1, len(self.kinds)))
+        parts = self._parts(features)
+        available = self.budget - margin
+        plans = [
+            *self._plans(
+                lambda levels: static + self._peak(features, parts, levels, fresh), available
+            )
         ]
-        least = min(peaks)
-        fitting = [k for k, peak in enumerate(peaks) if peak <= self.budget - margin]
+        least = min(plans, key=lambda one: one[1])
+        fitting = [one for one in plans if one[1] <= available]
         if self.planner == "bucket_greedy":
             blocks = self._greedy(features, rounded_up(size), static, margin)
             peak = static + self.predicted(features, blocks, fresh)
-            fits = peak <= self.budget
+            fits, selective = peak <= self.budget, tuple[int, ...]()
         else:
-            k = fitting[0] if fitting else peaks.index(least)
-            blocks, peak, fits = tuple(range(k)), peaks[k], bool(fitting)
-        enough = self.least_budget(least, unsure)
-        return Choice(blocks, peak, margin, enough, fits, unsure, fresh=fresh)
+            fewest = min(  # of equal costs
+                fitting or [least], key=lambda one: (one[0], sum(n != KEPT for n in one[2]), one[1])
+            )
+            _, peak, levels = fewest
+            blocks, selective = (
+                tuple(i for i, own in enumerate(levels) if own == level)
+                for level in (RECOMPUTED, PARTLY)
+            )
+            fits = bool(fitting)
+        enough = self.least_budget(least[1], unsure)
+        return Choice(blocks, peak, margin, enough, fits, unsure, fresh=fresh, selective=selective)
 
     def _greedy(
         self, features: Features, size: int, static: float, margin: float
@@ -223,6 +357,27 @@ class Planner:
         second, first, constant = quadratic(lengths, measured)
         return second * size**2 + first * size + constant
 
+    def held_by(self, block: int, tiers: Sequence[str]) -> dict[str, float]:
+        """Bytes of a block in the last collected step: `kept`, recomputed `whole`, or in a tier."""
+        parts = {"kept": "kept", "whole": "stash", **{tier: tier for tier in tiers}}
+        kind = self.kinds[block]
+        return {name: [*self.rows[f"{part} {kind}"].values()][-1] for name, part in parts.items()}
+
+    def offloaded(self, choice: Choice, features: Features, static: float, fresh: bool) -> Choice:
+        """The plan of the smallest peak with its blocks' inputs on the machine, if that fits; else as is."""
+        n = len(self.kinds)
+        blocks = tuple(range(max(0, n - 1)))
+        parts = self._parts(features)
+        most, behind = parts.kept[-1], 0.0  # blocks one at a time, behind them their gradients
+        for j in reversed(range(n)):
+            again = parts.stash[j] + parts.largest[j] if j < n - 1 else 0.0
+            most = max(most, parts.kept[j] + again + behind)
+            behind += self.gradients[j] if fresh and self.gradients else 0.0
+        peak = static + parts.outside + parts.shared + most
+        if peak > self.budget - choice.margin:
+            return replace(choice, predicted=peak)
+        return replace(choice, blocks=blocks, selective=(), predicted=peak, offload=True)
+
     # -- correcting --------------------------------------------------------------------------------
 
     def measured(
@@ -230,12 +385,20 @@ class Planner:
     ) -> bool:
         """Take the measured peak of a planned step; whether everything is fitted again for it."""
         self.fragmented = max(self.fragmented, reserved - peak)
-        off = (peak - static) - self.predicted(features, choice.blocks, choice.fresh)
+        levels = self._levels(choice.blocks, choice.selective)
+        parts = self._parts(features)
+        own = peak - static
+        off = own - self._peak(features, parts, levels, choice.fresh)
         if abs(off) <= OFF * peak:
             self.missed = max(self.missed, off)
             return False
-        outside = self.fit_of("outside").predict(features)
-        self._keep("outside", features, max(0.0, outside + off))
+        if off > 0:  # what bounded it no longer holds, and something outside the blocks has grown
+            self.peaks.clear()
+            more = own - self._first_value(parts, levels, choice.fresh)
+            for part in ("outside", *(["head"] if parts.head is not None else [])):
+                before = self.fit_of(part).predict(features)
+                self._keep(part, features, before + max(0.0, more))
+        self.peaks.add(levels, choice.fresh, features, own)
         self._forget()
         self.refits += 1
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,9 @@ class Record:
     step: int  # the update it is part of, from 1
     size: int  # tokens of a sequence, padding included
     features: tuple[float, ...]
-    phase: Literal["collect", "plan"]
+    phase: Literal[
+        "collect", "plan", "fixed"
+    ]  # fixed: the method recomputes the same in every step
     blocks: tuple[int, ...]  # recomputed ones
     predicted_bytes: float | None
     peak_allocated_bytes: float
@@ -33,6 +36,13 @@ class Record:
     cache_hit: bool
     extrapolated: bool
     infeasible: bool
+    shape: tuple[int, ...] = ()  # rows, tokens, tokens of the target or 0
+    selective: tuple[int, ...] = ()  # blocks that are recomputed in part
+    offloaded: bool = False  # inputs of recomputed blocks waited in the machine's memory
+
+    def as_json(self) -> str:
+        counts = {"k_full": len(self.blocks), "k_sac": len(self.selective)}
+        return json.dumps({**dataclasses.asdict(self), **counts})
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Records:
         self.waiting.append(one)
         self.peaks.setdefault(one.size, []).append(one.peak_allocated_bytes)
         self.order.append(one.size)
-        if one.phase == "plan":
+        if one.phase != "collect":
             self.plans[one.size] = one.blocks
         self.reserved = max(self.reserved, one.peak_reserved_bytes)
         self.static = max(self.static, one.static_bytes)
@@ -63,9 +73,9 @@ class Records:
 
     def flush(self) -> None:
         """Write the waiting lines."""
-        if self.writes:
+        if self.writes and self.waiting:
             with (self.folder / RECORDS).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in self.waiting)
+                file.writelines(one.as_json() + "\n" for one in self.waiting)
         self.waiting = []
 
     def mimose_lines(self) -> list[str]:
@@ -78,31 +88,40 @@ class Records:
             f"max_memory_used={round(self.reserved)}",
         ]
 
-    def numbers(self, budget: float) -> dict[str, float]:
-        """What the job returns of it."""
-        allocated = max((max(own) for own in self.peaks.values()), default=0.0)
-        return {
-            "peak_allocated_mib": allocated / 2**20,
-            "peak_reserved_mib": self.reserved / 2**20,
+    def numbers(
+        self, budget: float | None, allocated: float = 0.0, reserved: float = 0.0
+    ) -> dict[str, float]:
+        """What the job returns of it. allocated, reserved: peaks of the whole job, as far as known."""
+        own = max((max(peaks) for peaks in self.peaks.values()), default=0.0)
+        found = {
+            "peak_allocated_mib": max(allocated, own) / 2**20,
+            "peak_reserved_mib": max(reserved, self.reserved) / 2**20,
             "static_mib": self.static / 2**20,
-            "budget_gib": budget / 2**30,
             "infeasible_steps": self.infeasible,
         }
+        return found if budget is None else {**found, "budget_gib": budget / 2**30}
 
 
-def write_model(folder: Path, planner: Planner, made_with: dict[str, str]) -> None:
-    """memory_model.json: the fits of a planner and how often it planned."""
-    fits: dict[str, Any] = {}
-    for part in planner.rows:
-        found = planner.fit_of(part)
-        fits[part] = {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
-    values = {
-        "kinds": planner.kinds,
-        "fits": fits,
-        "margin_bytes": planner.margin(False),
-        "solved": planner.solved,
-        "cache_hits": planner.hits,
-        "refits": planner.refits,
-        "made_with": made_with,
-    }
+def write_model(
+    folder: Path,
+    kinds: Sequence[int],
+    made_with: Mapping[str, str],
+    planner: Planner | None = None,
+) -> None:
+    """memory_model.json: kinds of the blocks, the fits of a planner and how often it planned."""
+    values: dict[str, Any] = {"kinds": tuple(kinds), "made_with": made_with}
+    if planner is not None:
+        fits = {}
+        for part in planner.rows:
+            found = planner.fit_of(part)
+            fits[part] = {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
+        tier = planner.tier
+        values |= {
+            "fits": fits,
+            "tier": None if tier is None else dataclasses.asdict(tier),
+            "margin_bytes": planner.margin(False),
+            "solved": planner.solved,
+            "cache_hits": planner.hits,
+            "refits": planner.refits,
+        }
     (folder / MODEL).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -50,6 +50,8 @@ def rows(runs: Mapping[str, Measured]) -> list[Row]:
         budget = one.budget_gib
         counts = one.recomputed
         errors = [abs(wanted / found - 1.0) for wanted, found in one.predictions if found]
+        if one.method == "DCS":  # it predicts the largest batch alone
+            errors = []
         low_high = [*{min(one.shape_count), max(one.shape_count)}] if one.shape_count else []
         made.append(
             Row(
@@ -107,37 +109,87 @@ def charts(runs: Mapping[str, Measured]) -> dict[str, Chart]:
     made: dict[str, Chart] = {}
     for name, one in runs.items():
         part = re.sub(r"[^\w.-]+", "_", name)
-        if one.memory_count:
-            chart = Chart(f"{name}: memory against size", "tokens of a sequence", "peak, GiB")
-            pairs = [(size, peak / GIB) for size, own in one.memory_count.items() for peak in own]
-            chart.add("peak allocated", [x for x, _ in pairs], [y for _, y in pairs])
-            if one.budget_gib is not None:
-                chart.level("cap", one.budget_gib)
-                if one.margin_gib:
-                    chart.level("budget of plans", one.budget_gib - one.margin_gib)
-            made[f"memory_{part}"] = chart
-            chart = Chart(f"{name}: sizes", "tokens of a sequence", "micro-batches")
-            chart.add("micro-batches", [*one.shape_count], [*one.shape_count.values()], "bars")
-            made[f"sizes_{part}"] = chart
-        if one.predictions:
-            chart = Chart(
-                f"{name}: predicted against measured", "measured peak, GiB", "predicted, GiB"
-            )
-            ends = [end(n for pair in one.predictions for n in pair) / GIB for end in (min, max)]
-            chart.add("equal", ends, ends, "line")
-            measured = [real / GIB for _, real in one.predictions]
-            chart.add("micro-batch", measured, [wanted / GIB for wanted, _ in one.predictions])
-            made[f"predicted_{part}"] = chart
-        if one.recomputed:
-            whole = one.blocks
-            y_name = "blocks recomputed" if whole is None else f"recomputed, % of {whole} blocks"
-            shares = [n if whole is None else 100.0 * n / whole for n in one.recomputed]
-            chart = Chart(f"{name}: share checkpointed", "micro-batch", y_name)
-            chart.add("micro-batch", range(1, len(shares) + 1), shares)
-            made[f"share_{part}"] = chart
+        found = {
+            "memory": _memory_chart,
+            "sizes": _sizes_chart,
+            "predicted": _predicted_chart,
+            "share": _share_chart,
+        }
+        for kind, chart_of in found.items():
+            if chart := chart_of(name, one):
+                made[f"{kind}_{part}"] = chart
     if times := _overhead_chart(runs):
         made["overhead"] = times
     return made
+
+
+def _unit(largest: float) -> tuple[str, float]:
+    """The unit in which bytes up to `largest` are read best, and its bytes."""
+    return ("GiB", GIB) if largest >= GIB else ("MiB", GIB / 1024)
+
+
+def _memory_chart(name: str, one: Measured) -> Chart | None:
+    if not one.memory_count:
+        return None
+    each = {size: iter(own) for size, own in one.memory_count.items()}
+    in_order = [(size, next(each[size])) for size in one.shape_order[: one.collected]]
+    planned = [(size, peak) for size, own in each.items() for peak in own]  # what is left of them
+    unit, scale = _unit(max(peak for own in one.memory_count.values() for peak in own))
+    chart = Chart(f"{name}: memory against size", "size of the input", f"peak, {unit}")
+    for label, pairs in (("planned", planned), ("collecting", in_order)):
+        if pairs:
+            label = label if in_order else "micro-batch"
+            chart.add(label, [x for x, _ in pairs], [y / scale for _, y in pairs])
+    if one.budget_gib is not None:
+        chart.level("cap", one.budget_gib * GIB / scale)
+        if one.margin_gib:
+            chart.level("budget of plans", (one.budget_gib - one.margin_gib) * GIB / scale)
+    return chart
+
+
+def _sizes_chart(name: str, one: Measured) -> Chart | None:
+    if not one.shape_count:
+        return None
+    chart = Chart(f"{name}: how often each size comes", "size of the input", "micro-batches")
+    chart.add("micro-batches", [*one.shape_count], [*one.shape_count.values()], "bars")
+    return chart
+
+
+def _predicted_chart(name: str, one: Measured) -> Chart | None:
+    if not one.predictions or one.method == "DCS":  # it predicts the largest batch alone
+        return None
+    both = [n for pair in one.predictions for n in pair]
+    unit, scale = _unit(max(both))
+    chart = Chart(
+        f"{name}: predicted against measured",
+        f"measured peak, {unit}",
+        f"predicted, {unit}",
+        square=True,
+    )
+    ends = [min(both) / scale, max(both) / scale]
+    chart.add("equal", ends, ends, "line")
+    measured = [real / scale for _, real in one.predictions]
+    chart.add("micro-batch", measured, [wanted / scale for wanted, _ in one.predictions])
+    return chart
+
+
+def _share_chart(name: str, one: Measured) -> Chart | None:
+    if not one.recomputed:
+        return None
+    whole = one.blocks
+    y_name = "blocks recomputed" if whole is None else f"recomputed, % of {whole} blocks"
+    scale = 1.0 if whole is None else 100.0 / whole
+    shares = [n * scale for n in one.recomputed]
+    chart = Chart(f"{name}: share checkpointed", "micro-batch", y_name)
+    places = range(1, len(shares) + 1)
+    if one.collected < len(shares):
+        label = "planned" if one.collected else "micro-batch"
+        chart.add(label, places[one.collected :], shares[one.collected :])
+    if one.collected:
+        chart.add("collecting", places[: one.collected], shares[: one.collected])
+    if any(one.partly):
+        chart.add("in part", places, [n * scale for n in one.partly])
+    return chart
 
 
 def _overhead_chart(runs: Mapping[str, Measured]) -> Chart | None:

@@ -12,15 +12,16 @@ import torch
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import MemorySettings
-from train.memory.blocks import Blocks
-from train.memory.checkpointing import Static, gib, made_with
-from train.memory.collector import Collector
+from train.memory.blocks import Blocks, check_tier
+from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
-from train.memory.planner import Collected, Planner
+from train.memory.planner import Planner
+from train.memory.selective import KEPT
+from train.memory.static import Static, gib, made_with
 
 JSON, TABLE = "memory_sizes.json", "memory_sizes.txt"
-CORRECTIONS = 4  # of the fits for one size, at most
+CORRECTIONS = 4  # of the plan of one size, at most
 UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
@@ -74,6 +75,7 @@ class Planned:
     least_budget: float
     fits: bool
     extrapolated: bool
+    selective: tuple[int, ...] = ()  # blocks that are recomputed in part
 
 
 class DryRun:
@@ -105,6 +107,9 @@ class DryRun:
         )
         self.static = Static.of(model, states)
         self.fresh = not accumulates  # later micro-batches find gradients there
+        wanted = settings.selective  # auto: a GPU in training decides
+        self.tier = wanted if check_tier(wanted, self.blocks) and wanted in KEPT else None
+        self.before = 0.0  # bytes before the last step that ran
 
     @property
     def static_bytes(self) -> float:
@@ -116,23 +121,22 @@ class DryRun:
         shapes = to_measure([*batches], self.settings.collect_steps)
         n, kinds = len(self.blocks.layers), len(set(self.blocks.kinds))
         self.blocks.enable()
-        collector = Collector(self.blocks.layers)
+        collector = Collector(
+            self.blocks.layers, self.meter.mark if kinds > 1 else None, self.tier is not None
+        )
         try:
             self._run(batches[shapes[0]], ())  # what a first step allocates for good
             while self.planner.collecting and self.planner.steps < kinds * len(shapes):
                 shape = shapes[self.planner.steps // kinds]
-                probe, kind = self.planner.probe, self.blocks.kinds[self.planner.probe]
+                probe = self.planner.probe
                 collector.start(probe)
                 peak = self._run(batches[shape], [i for i in range(n) if i != probe])
-                kept, stashes, shared = (
-                    float(collector.kept),
-                    collector.stashes,
-                    float(collector.shared),
-                )
-                outside = self.planner.outside(kind, stashes, kept, shared, peak, self.fresh)
-                largest = float(collector.largest)
-                found = Collected(kind, kept, stashes[probe], largest, shared, outside)
+                head = self.meter.marked
+                head = None if head is None else head - self.before
+                found = collected(collector, self.planner, peak, head, self.fresh)
                 self.planner.collect(shape.features(), found)
+            if self.tier is not None and collector.outputs is not None:
+                self.planner.tier = collector.outputs.tier(self.tier)
         finally:
             collector.close()
             self.blocks.disable()
@@ -155,40 +159,38 @@ class DryRun:
             first,
             self.kept_all(shape),
             choice.blocks,
-            self.static_bytes + self.planner.predicted(shape.features(), choice.blocks, self.fresh),
+            self.static_bytes
+            + self.planner.predicted(shape.features(), choice.blocks, self.fresh, choice.selective),
             choice.margin,
             choice.least_budget,
             choice.fits,
             choice.extrapolated,
+            choice.selective,
         )
 
     def correct(self, shape: Shape, batch: Any, longest: int) -> float:
-        """Run a batch under its plan until its peak is not above what is predicted; that peak.
-
-        Predictions that are too high stay: of blocks that differ, each plan is off by another amount.
-        """
+        """Run a batch under its plan, the next one of what that shows, until they agree; the peak."""
         self.blocks.enable()
         try:
             for _ in range(CORRECTIONS):
                 choice = self.planner.plan(shape.features(), longest, self.static_bytes, self.fresh)
                 tries = self.planner.refits
-                peak = self.static_bytes + self._run(batch, choice.blocks)
-                if peak > choice.predicted:
-                    self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
+                peak = self.static_bytes + self._run(batch, choice.blocks, choice.selective)
+                self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
                 if self.planner.refits == tries:
                     break
             return peak
         finally:
             self.blocks.disable()
 
-    def _run(self, batch: Any, blocks: Sequence[int]) -> float:
+    def _run(self, batch: Any, blocks: Sequence[int], selective: Sequence[int] = ()) -> float:
         """The peak of a step above what was there before it."""
-        self.blocks.choose(blocks)
+        self.blocks.choose(blocks, selective, self.tier)
         if self.fresh:
             self.model.zero_grad(set_to_none=True)
-        before = self.meter.start()
+        self.before = self.meter.start()
         self.step(batch)
-        return self.meter.read()[0] - before
+        return self.meter.read()[0] - self.before
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ class Sizes:
                 *(["wider margin"] if one.extrapolated else []),
                 *([] if one.fits else ["does not fit"]),
             ]
-            recomputed = f"{len(one.blocks)} of {self.blocks}"
+            partly = f"+{len(one.selective)}" if one.selective else ""
+            recomputed = f"{len(one.blocks)}{partly} of {self.blocks}"
             lines.append(
                 f"{one.shape.rows:>6} {one.shape.length:>7} {one.shape.target or '-':>7} "
                 f"{one.batches:>8} {one.first or '-':>6} {gib(one.kept_all):>11} {recomputed:>11} "
@@ -263,7 +266,17 @@ class Sizes:
         (folder / TABLE).write_text(self.table(settings), encoding="utf-8")
 
     def refuse_unfit(self, settings: MemorySettings) -> None:
-        """Raise InfeasibleBudgetError where the largest batch has no plan."""
+        """Raise InfeasibleBudgetError where the largest batch, of training or evaluation, does not fit."""
+        for name, found in self.evaluation.items():
+            needed = self.static.parameters + self.static.states + found["bytes"]
+            if settings.budget_bytes is not None and needed > settings.budget_bytes:
+                raise InfeasibleBudgetError(
+                    f"{settings.named_budget}: the largest batch of the evaluation of {name}, "
+                    f"{found['rows']:g} x {found['length']:g}, needs {gib(needed)} with parameters and "
+                    "optimizer states, and plans are for training alone. Set micro_valid_batch_size of "
+                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget. All sizes are "
+                    f"in {TABLE}"
+                )
         one = self.largest
         if one.fits:
             return

@@ -105,6 +105,9 @@ RULES_OF_OTHERS = (
 )  # fmt: skip
 
 
+WITH_BLOCKS = ("grand", "hidden_cos")  # methods that score single blocks
+
+
 def make_plan(
     settings: MergeSettings, scores: Scores | None = None
 ) -> tuple[MergePlan, list[Source]]:
@@ -167,6 +170,11 @@ def _weights(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Weights by name, and what the plan remembers of how they were found."""
     method, names = settings.method, [one.name for one in sources]
+    if settings.blocks is not None and method not in WITH_BLOCKS:
+        raise MergeError(
+            f"merge.blocks={settings.blocks}: merge.method={method} has no scores of single blocks; "
+            f"{' and '.join(WITH_BLOCKS)} have"
+        )
     if method == "average":
         return weighing.average(names), {}
     if method == "manual":
@@ -241,13 +249,12 @@ def _of_blocks(
     """Weights of the blocks in `merge.blocks`, by their own scores."""
     there = {block for key in sources[0].state for block in blocks_of(key)}
     known = sorted(there & scores.blocks.keys())
-    if settings.blocks == "all":
-        assert settings.blocks is not None
+    if isinstance(settings.blocks, list):
+        wanted = settings.blocks
+    else:
         # Sub-layers of a block, 'encoder.0.1', have one number more.
         depth = min((block.count(".") for block in known), default=0)
         wanted = [block for block in known if block.count(".") == depth]
-    else:
-        wanted = [*settings.blocks]  # type: ignore[misc]
     if missing := [one for one in wanted if one not in known]:
         raise MergeError(
             f"merge.blocks={wanted}: '{missing[0]}' is no block of these deltas that "
@@ -255,8 +262,8 @@ def _of_blocks(
         )
     if not wanted:
         raise MergeError(
-            f"merge.blocks={settings.blocks}: {scores.method} has no scores of single blocks, or no tensor of "
-            f"these deltas ({sources[0].kind}) lies in one; take grand or hidden_cos, and lora, ia3 or adapter"
+            f"merge.blocks={settings.blocks}: no tensor of these deltas ({sources[0].kind}) lies in a block; "
+            "lora, ia3 and adapter have such"
         )
     weights, found = {}, {}
     for block in wanted:

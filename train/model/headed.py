@@ -50,8 +50,9 @@ class Headed:
         return self.stored.source
 
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
-        first, *others = plans
-        for plan in (first, *others):
+        plans = list(plans)
+        for plan in plans:
+            first = plans[0]
             if plan.task.kind not in HEADED:
                 raise SettingsError(
                     f"task.{plan.name}: model=headed is for tasks of the classes {', '.join(HEADED)}; this "
@@ -71,7 +72,7 @@ class Headed:
         path = self.settings.path
         if begins and path is not None:
             described(path, CONFIG, "model.path")
-            if first.task.kind == "object_detection":
+            if any(plan.task.kind == "object_detection" for plan in plans):
                 described(path, PROCESSOR, "model.path")
             else:
                 require_tokenizer(

@@ -84,6 +84,7 @@ class ForkServer:
         self._answers: queue.SimpleQueue[dict[str, Any] | ForkedProcess | None]
         self._answers = queue.SimpleQueue()
         self._lost = ""
+        self._begun = time.monotonic()
         self._control, theirs = socket.socketpair()
         # Files without names: nothing to remove, whoever is killed.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
@@ -103,6 +104,11 @@ class ForkServer:
         self.pid = self._process.pid
         self._listener = threading.Thread(target=self._listen, name="forkserver", daemon=True)
         self._listener.start()
+
+    def importing(self) -> str:
+        """What it imports, and for how long by now."""
+        names = ", ".join(self._modules) or "the app"
+        return f"importing {names} ({time.monotonic() - self._begun:.0f} s)"
 
     def ready(self) -> bool:
         """Wait for the imports. False: jobs cannot be forked, and a log line has said why.

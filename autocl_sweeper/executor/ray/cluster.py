@@ -29,7 +29,7 @@ from autocl_sweeper.executor.settings import check
 from autocl_sweeper.job.package import Package, command
 from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
-from autocl_sweeper.types import Cause, Job, Need, Outcome, Report, State
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class RayExecutor:
                 " was started."
             )
         self._ray: Any = connect(address)
+        self._home = self._ray.get_runtime_context().get_node_id()
         self._package = package
         self._returns = returns
         self._grace_s = float(settings["grace_s"])
@@ -202,7 +203,7 @@ class RayExecutor:
 
     def _learn(self, job: Job, outcome: Outcome, known_to: _Node | None) -> None:
         need, told = self._needs.known(job), []
-        if outcome.lost and outcome.cause is Cause.DEVICE_MEMORY:
+        if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
             self._short.append({"short": job.number, "memory": asdict(need)})
             told.append(self._short[-1])
         folder = Path(job.folder) if job.folder else None
@@ -248,7 +249,14 @@ class RayExecutor:
         if time.monotonic() - self._met < POLL_S:
             return
         self._met = time.monotonic()
-        for node in self._ray.nodes():
+        nodes = self._ray.nodes()
+        if any(node["NodeID"] == self._home and not node["Alive"] for node in nodes):
+            self._nodes.clear()  # Ray ends what its driver started, and starts nothing more
+            raise DeviceError(
+                "The Ray node by which this sweep is connected to its cluster died, and its jobs with it.\n"
+                "  Start it again (`ray start`), then rerun the same command: what finished is kept."
+            )
+        for node in nodes:
             key, resources = node["NodeID"], node["Resources"]
             # A node without CPUs is Ray's way to say: nothing is to run there.
             if node["Alive"] and resources.get("CPU") and key not in {*self._nodes, *self._refused}:

@@ -45,6 +45,8 @@ class Gpu:
     mig: Sequence[Gpu | None] | None = None
     utilisation: int = 0
     temperature_c: int = 40
+    clock_mhz: int = 1980  # now and at most
+    pcie_lanes: int = 16
 
 
 def gpus(count: int = 8) -> list[Gpu]:
@@ -95,7 +97,7 @@ def _line(kind: str, gpu: Gpu) -> str:
     figures = (gpu.total_mib, gpu.free_mib, pids, gpu.error, gpu.memory_error, gpu.compute_mode)
     # Most boards answer "not supported" when asked for their MIG mode: -1 in the file.
     mig_mode = -1 if gpu.mig is None else 1
-    load = (gpu.utilisation, gpu.temperature_c)
+    load = (gpu.utilisation, gpu.temperature_c, gpu.clock_mhz, gpu.pcie_lanes)
     return " ".join(map(str, (kind, gpu.uuid, *figures, mig_mode, *load, gpu.name)))
 
 

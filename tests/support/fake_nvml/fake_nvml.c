@@ -5,13 +5,14 @@
  *
  *     init <error>
  *     gpu <uuid> <total MiB> <free MiB> <pids> <error> <memory error> <compute mode> <MIG>
- *         <utilisation> <temperature> <name>     (on the same line)
+ *         <utilisation> <temperature> <clock> <lanes> <name>     (on the same line)
  *     mig <the same fields>      an instance of the GPU above
  *     gap                        a place among its instances that is empty
  *
  * `pids` is 1,2:500,3 or -, with the MiB of a process where NVML tells them. An `error` is a code of
  * NVML that every call about the device returns, 0 for none. MIG is 1, 0, or -1 for a board that
- * knows no MIG. Utilisation (per cent) and temperature (Celsius) are -1 where not supported.
+ * knows no MIG. Utilisation (per cent) and temperature (Celsius) are -1 where not supported,
+ * as is the clock (MHz, now and at most). Lanes are those of PCIe now, of 16.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,7 @@ typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; c
 typedef struct { unsigned gpu, memory; } utilization;
 
 typedef struct {
-    int exists, error, memory_error, compute_mode, mig_mode, utilisation, temperature, pid_count;
+    int exists, error, memory_error, compute_mode, mig_mode, utilisation, temperature, clock, lanes, pid_count;
     unsigned pids[PIDS];
     unsigned long long pid_bytes[PIDS]; /* all ones: not available, as in a container */
     unsigned long long total_mib, free_mib;
@@ -53,9 +54,9 @@ static int look(int gpu, int place, figures *out, unsigned *count) {
         figures f = {.exists = 1};
         if (sscanf(line, "init %d", &init) == 1) continue;
         if (!strncmp(line, "gap", 3)) { at_place++; continue; }
-        if (sscanf(line, "%7s %95s %llu %llu %255s %d %d %d %d %d %d %95[^\n]", kind, f.uuid, &f.total_mib,
+        if (sscanf(line, "%7s %95s %llu %llu %255s %d %d %d %d %d %d %d %d %95[^\n]", kind, f.uuid, &f.total_mib,
                    &f.free_mib, pids, &f.error, &f.memory_error, &f.compute_mode, &f.mig_mode, &f.utilisation,
-                   &f.temperature, f.name) != 12) continue;
+                   &f.temperature, &f.clock, &f.lanes, f.name) != 14) continue;
         if (strcmp(kind, "mig")) { at_gpu++; at_place = 0; } else at_place++;
         if (!out || at_gpu != gpu || at_place != place) continue;
         for (char *p = strtok(pids, ",-"); p && f.pid_count < PIDS; p = strtok(NULL, ",-")) {
@@ -180,6 +181,20 @@ EXPORT int nvmlDeviceGetTemperature(void *d, int sensor, unsigned *celsius) {
     *celsius = (unsigned)f.temperature;
     return OK;
 }
+EXPORT int nvmlDeviceGetClockInfo(void *d, int type, unsigned *mhz) {
+    ABOUT(d);
+    (void)type;
+    if (place_of(d) || f.clock < 0) return NOT_SUPPORTED;
+    *mhz = (unsigned)f.clock;
+    return OK;
+}
+EXPORT int nvmlDeviceGetMaxClockInfo(void *d, int type, unsigned *mhz) { return nvmlDeviceGetClockInfo(d, type, mhz); }
+EXPORT int nvmlDeviceGetCurrPcieLinkGeneration(void *d, unsigned *value) { ABOUT(d); *value = 5; return OK; }
+EXPORT int nvmlDeviceGetMaxPcieLinkGeneration(void *d, unsigned *value) { ABOUT(d); *value = 5; return OK; }
+EXPORT int nvmlDeviceGetCurrPcieLinkWidth(void *d, unsigned *value) { ABOUT(d); *value = (unsigned)f.lanes; return OK; }
+EXPORT int nvmlDeviceGetMaxPcieLinkWidth(void *d, unsigned *value) { ABOUT(d); *value = 16; return OK; }
+EXPORT int nvmlDeviceGetPowerUsage(void *d, unsigned *milliwatts) { ABOUT(d); *milliwatts = 70500; return OK; }
+EXPORT int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *milliwatts) { ABOUT(d); *milliwatts = 700000; return OK; }
 EXPORT int nvmlDeviceGetMigMode(void *d, unsigned *current, unsigned *pending) {
     ABOUT(d);
     if (f.mig_mode < 0 || place_of(d)) return NOT_SUPPORTED;
