@@ -182,6 +182,18 @@ def test_no_run_begins_that_would_not_end_in_time(tmp_path: Path) -> None:
     assert [line.get("left_out") for line in lines] == [None, None, None, "no time: it takes 40 s"]
 
 
+def test_results_of_an_earlier_run_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="holds the results of an earlier run"):
+        main(["run", "--card", "cpu", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("option", ["--tasks", "--methods"])
+def test_a_name_that_is_none_is_refused_with_those_there_are(option: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"{option} swagg: must be among (multiple|none)"):
+        main(["run", "--card", "cpu", "--out", str(tmp_path / "new"), option, "swagg"])
+
+
 # -- contestants ------------------------------------------------------------------------------------
 
 SWAG = FAMILIES["multiple-choice"]
