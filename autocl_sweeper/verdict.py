@@ -136,9 +136,14 @@ class Verdict:
             )
         if self.objective.needs:
             return "  hydra.sweeper.selection=pareto compares scores by task: a job returns 'eval'."
+        if self.objective.metric is not None:
+            return (
+                f"  hydra.sweeper.metric={self.objective.metric} names the number that ranks jobs."
+                "\n  Correct the name, or let the job return it."
+            )
         return (
             "  With a sequence, trials compete to be parents: a job returns a number, or a\n"
-            "  mapping with 'score' (or the key that hydra.sweeper.metric names) or 'eval'."
+            "  mapping with 'score' or 'eval'. hydra.sweeper.metric=KEY ranks by another number."
         )
 
     def rung_beyond(self, task: str, rung: int, last: int) -> str:

@@ -40,6 +40,8 @@ def older_sweep(settings: Settings) -> OlderSweep | None:
             "  Drop one of the two."
         )
     folder = Path(settings.carry_from).absolute()
+    if not (folder / NAME).is_file():
+        raise _no_sweep(settings.carry_from, f"there is no {NAME} in it")
     try:
         records = read(folder)
         state = fold(records)

@@ -92,7 +92,7 @@ def check_settings(settings: Settings) -> None:
         raise ConfigurationError(
             f"hydra.sweeper.jobs={jobs} is less than hydra.sweeper.top_k={k}: a stage of {jobs} jobs"
             f" cannot have {k} survivors.\n"
-            f"  Set hydra.sweeper.jobs={k} or more, or hydra.sweeper.top_k={jobs} or less."
+            f"  Set hydra.sweeper.jobs={k} or more, or hydra.sweeper.top_k={jobs}."
         )
     if jobs is not None and settings.popsize is not None:
         raise ConfigurationError(

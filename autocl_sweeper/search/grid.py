@@ -31,8 +31,8 @@ class GridSearch:
             if not isinstance(distribution, Choice):
                 raise ConfigurationError(
                     f"{key!r}: {distribution} cannot be listed, and the grid search tries every "
-                    "value. Choose values, choice(...) or range(...), or a search that samples: "
-                    "hydra/sweeper/search=random"
+                    "value.\n  Give it values, choice(...) or range(...), or choose a search that "
+                    "takes intervals: hydra/sweeper/search=relay, tpe or random."
                 )
         self._combinations = Combinations(space_of(space))
         self.size = self._combinations.size

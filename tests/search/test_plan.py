@@ -191,7 +191,11 @@ def test_every_task_and_every_choice_is_composed_before_a_job():
         (["task=a"], {"direction": "up"}, ["direction='up'", "maximize, minimize"]),
         (["task=a"], {"keep_checkpoints": "some"}, ["keep_checkpoints='some'", "beam, all"]),
         (["task=a"], {"handover": {"x": "model"}}, ["handover.x='model'", "checkpoint"]),
-        (["task=a", "lr=interval(0,1)"], {}, ["'lr'", "cannot be listed", "search=random"]),
+        (
+            ["task=a", "lr=interval(0,1)"],
+            {},
+            ["'lr'", "cannot be listed", "search=relay, tpe or random"],
+        ),
         (["task=a", "lr=interval(0,1)"], {"search": RANDOM}, ["never ends", "null", "jobs=8"]),
         (["task=a"], {"search": {"factory": "no.such.Search"}}, ["no.such.Search", "imported"]),
     ],
