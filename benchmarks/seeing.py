@@ -94,7 +94,9 @@ def write_sweep(folder: Path, trials: int) -> None:
             beam = sorted(here, key=lambda n: -scores[n])[:BEAM]
             events.append(("select", {"stage": stage, "beam": beam}))
     journal = Journal(folder)
-    journal.extend([*events, ("end", {})])
+    events.append(("end", {}))
+    for start in range(0, len(events), 500):
+        journal.extend(events[start : start + 500])
     journal.close()
 
 

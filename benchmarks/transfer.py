@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,10 @@ class Bench:
             settings = MergeSettings(
                 sources=self.sources, target=target, **start.merge, **more_settings
             )
+            if scores is not None and len({*scores.by_source.values()}) == 1:
+                settings = replace(
+                    settings, method="average", target_ess=None
+                )  # nothing to weigh by
             begun = time.perf_counter()
             plan, read = make_plan(settings, scores)
             write_merged(merge(plan, read), plan, folder / "merged")

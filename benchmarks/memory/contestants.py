@@ -13,7 +13,7 @@ from benchmarks.memory.discipline import Job
 from benchmarks.memory.families import BLOCKS
 from benchmarks.memory.training import Setting, Steps, run
 from train.config.memory import MemorySettings
-from train.memory.planner import MARGIN
+from train.memory.planner import MARGIN, WIDER
 
 GIB = 2.0**30
 UNPLANNED: Mapping[str, MemorySettings] = {
@@ -167,7 +167,7 @@ def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) ->
     ]
     hits = [one["plan_us"] for one in planned if one["cache_hit"]]
     misses = [one["plan_us"] for one in planned if not one["cache_hit"]]
-    peaks = steps.allocated[setting.collect :]
+    peaks, later = steps.allocated[setting.collect :], steps.records[setting.collect :]
     made: dict[str, Any] = {
         "ended": steps.ended,
         "steps": len(steps.allocated),
@@ -179,8 +179,13 @@ def numbers(setting: Setting, method: str, steps: Steps, limit: float | None) ->
         "peak_allocated_gib": max(steps.allocated, default=0.0) / GIB,
         "peak_reserved_gib": max(steps.reserved, default=0.0) / GIB,
         "over_budget": None if limit is None else sum(n > limit for n in peaks),
-        "above": [limit is not None and n > limit * (1 - MARGIN) for n in peaks],
-        "blocks": [len(one["blocks"]) for one in steps.records[setting.collect :]],
+        "above": [
+            limit is not None
+            and one["peak_allocated_bytes"]
+            > limit * (1 - MARGIN * (WIDER if one["extrapolated"] else 1))
+            for one in later
+        ],
+        "blocks": [len(one["blocks"]) for one in later],
         "infeasible": sum(one["infeasible"] for one in planned) if planned else None,
         "error": max(errors, default=None),
         "hits": len(hits),

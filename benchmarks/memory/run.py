@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory.cards import ROOT, Card, NoCard, card, cards
-from benchmarks.memory.discipline import Job, NotSettled, cool, measure, warm
+from benchmarks.memory.discipline import RESULTS, Job, NotSettled, cool, measure, warm
 from benchmarks.memory.tables import report
 
 PROTOCOL = ("multiple-choice", "question-answering")
@@ -55,6 +55,11 @@ OVERRIDES: Mapping[str, tuple[str, ...]] = {
 
 def measure_methods(given: argparse.Namespace) -> str:
     """Run what the command line asks for; the tables. Raises NoCard, NotSettled."""
+    if (given.out / RESULTS).exists():
+        raise SystemExit(
+            f"--out {given.out}: holds the results of an earlier run. Choose another folder; `table` "
+            "takes several"
+        )
     chosen = choose(given.card)
     reader, before = None, _nothing
     if chosen is not None:  # before torch looks at the GPUs

@@ -182,6 +182,18 @@ def test_no_run_begins_that_would_not_end_in_time(tmp_path: Path) -> None:
     assert [line.get("left_out") for line in lines] == [None, None, None, "no time: it takes 40 s"]
 
 
+def test_results_of_an_earlier_run_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="holds the results of an earlier run"):
+        main(["run", "--card", "cpu", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("option", ["--tasks", "--methods"])
+def test_a_name_that_is_none_is_refused_with_those_there_are(option: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=rf"{option} swagg: must be among (multiple|none)"):
+        main(["run", "--card", "cpu", "--out", str(tmp_path / "new"), option, "swagg"])
+
+
 # -- contestants ------------------------------------------------------------------------------------
 
 SWAG = FAMILIES["multiple-choice"]
@@ -232,17 +244,28 @@ def test_budgets_by_share_lie_between_the_peaks_of_gc_and_none() -> None:
 def test_step_times_leave_collection_out_and_steps_above_the_budget_are_counted() -> None:
     record = {"phase": "plan", "predicted_bytes": 0.98 * GIB, "peak_allocated_bytes": GIB}
     known = {**record, "cache_hit": True, "plan_us": 10.0, "infeasible": False}
+    known |= {"blocks": [0, 1], "extrapolated": False}
     solved = {**known, "cache_hit": False, "plan_us": 900.0}
+    collected = [{**known, "phase": "collect"}] * 8
+    # 98.5 % of the budget: it leaves the margin of 1 %, not that of a size beyond what was collected.
+    near = 0.985 * 1.5 * GIB
+    beyond = [
+        {**solved, "peak_allocated_bytes": near, "extrapolated": far} for far in (False, True)
+    ]
+    margins = numbers(
+        Setting(SWAG, 2, (10,) * 10, "base"), "static", Steps(records=collected + beyond), 1.5 * GIB
+    )
+    assert margins["above"] == [False, True] and margins["blocks"] == [2, 2]
     steps = Steps(
         seconds=[9.0] * 8 + [1.0, 2.0, 3.0],
         allocated=[5 * GIB] * 8 + [GIB, 2 * GIB, 3 * GIB],
-        records=[solved, known, known],
+        records=[*collected, solved, known, known],
     )
     setting = Setting(SWAG, 2, (10,) * 8 + (1, 2, 3), "base")
     found = numbers(setting, "prefix", steps, 1.5 * GIB)
     assert (found["step_s"], found["steps_s"], found["collect_s"]) == (2.0, 6.0, 72.0)
     assert found["tokens_per_s"] == 2 * (1 + 2 + 3) / 6.0
-    assert found["over_budget"] == 2 and found["above"] == [False, True, True]
+    assert found["over_budget"] == 2
     assert (found["hit_us"], found["miss_us"], found["hits"]) == (10.0, 900.0, 2)
     assert found["error"] == pytest.approx(0.02)
 

@@ -144,7 +144,9 @@ def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 
 
 def base_of(model: Any) -> Any:
-    """The model of transformers inside, with its adapters in place."""
+    """The model of transformers inside, with its adapters in place; also that of several processes."""
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
