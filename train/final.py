@@ -106,6 +106,7 @@ def leased_device(folder: Path) -> Iterator[str]:
         "jobs_per_device": 1,
         "memory_per_job_mib": None,
         "stagger_s": 0,
+        "keep_free_mib": 0,
     }
     pool = Pool.of(settings, f"{folder}: test rows")
     said = ""

@@ -304,15 +304,16 @@ def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empt
 
 
 def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
-    make_pool: Pools, monkeypatch: pytest.MonkeyPatch
+    make_pool: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(sampling, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0])
+    monkeypatch.setattr(sampling, "time", clock)
     monkeypatch.setattr(sampling, "PERIOD_S", 1000.0)  # it looks when it is told to
     probe = FakeProbe.gpus(1, 80 * GIB)
     pool = make_pool(probe, seen=False, jobs_per_device=4)
     sampler = sampling.Sampler(pool, lambda number, reason: None)
-    sampler.add(0, os.getpid(), [probe.devices()[0].id], {})
+    sampler.add(0, os.getpid(), [probe.devices()[0].id], {}, tmp_path / "devices.csv")
     # Seconds, MiB in use -> what the next ones reserve.
     table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
              (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),
