@@ -32,7 +32,7 @@ FAULTS: dict[str, tuple[str, str, str] | None] = {
     "segfault": ("killed by SIGSEGV", "about to: segfault", "signal"),
     "no_memory": ("MemoryError", "raise MemoryError", "host_memory"),
     "no_device_memory": (
-        r"OutOfMemoryError: CUDA out of memory\. Tried .* \[alone on cpu-.: once more .*\]",
+        r"OutOfMemoryError: CUDA out of memory\. Tried .* \[alone on cpu-.: another attempt .*\]",
         "raise OutOfMemoryError",
         "device_memory",
     ),
