@@ -93,7 +93,8 @@ def layers_of(hydra: Any) -> list[Layer]:
         return []
     loader = GlobalHydra.instance().config_loader()
     typed = [*typed_for(hydra, "hydra"), *typed_for(hydra, "task")]
-    found = loader.compute_defaults_list(hydra.job.config_name, typed, RunMode.RUN)
+    # Hydra has composed it already; in a sweep a group may have no choice yet, which RUN refuses.
+    found = loader.compute_defaults_list(hydra.job.config_name, typed, RunMode.MULTIRUN)
     folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
     snapshot = installed()
     read = read_text if snapshot is None else snapshot.text
