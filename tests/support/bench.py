@@ -63,8 +63,10 @@ class Bench:
         self.leases = folder / "leases"
         self.hold = folder / "hold"  # jobs wait while it exists
         self.started: list[subprocess.Popen[bytes]] = []
+        # The size of a terminal is asked from it: pytest-xdist's workers have these two from readline.
+        given = {key: v for key, v in os.environ.items() if key not in ("COLUMNS", "LINES")}
         self.environment = {
-            **os.environ,
+            **given,
             "AUTOCL_LEASE_DIR": str(self.leases),
             "CUDA_VISIBLE_DEVICES": "",  # no test may touch a GPU of this machine
             "HOLD": str(self.hold),
