@@ -298,7 +298,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("advice", ["add the key", "another name", "none"])
+@pytest.mark.parametrize(
+    "advice",
+    ["add the key", *(pytest.param(a, marks=pytest.mark.slow) for a in ("another name", "none"))],
+)
 def test_what_the_message_of_a_missing_init_from_advises_works(tmp_path: Path, advice: str) -> None:
     bench = Bench(tmp_path, tmp_path / "app.py")
     bench.app.write_text(NO_INIT_FROM)

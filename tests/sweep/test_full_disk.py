@@ -52,7 +52,7 @@ def told_of(disk: Path, output: str) -> None:
     assert "Traceback (most recent call last)" not in output.partition("DiskError: ")[2]
 
 
-@pytest.mark.parametrize("fill", ["outcome", "checkpoint", "child", slow("unhandled")])
+@pytest.mark.parametrize("fill", ["outcome", slow("checkpoint"), slow("child"), slow("unhandled")])
 def test_a_job_that_fills_the_disk_is_not_failed_and_wins_after_a_rerun(
     bench: Bench, disk: Path, fill: str
 ) -> None:

@@ -312,6 +312,7 @@ def test_the_sampling_tool_writes_crossfits_names_and_the_seed_alone_decides(
     assert not set(one["train"]) & set(one["dev"]) and one["test"] == ["v1\tA", "v2\tB"]
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_few_shot_tasks_by_their_folder(
     folders: Any, tmp_path: Path
 ) -> None:

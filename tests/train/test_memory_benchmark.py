@@ -270,6 +270,7 @@ def test_step_times_leave_collection_out_and_steps_above_the_budget_are_counted(
     assert found["error"] == pytest.approx(0.02)
 
 
+@pytest.mark.slow
 def test_each_recomputed_block_adds_the_same_part_of_a_third_of_the_flops(tmp_path: Path) -> None:
     setting = Setting(FAMILIES["text-classification"], 2, (32,) * 3, "tiny", collect=1)
     own = MemorySettings(method="fixed", blocks=(0, 5, 6))

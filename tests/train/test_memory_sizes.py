@@ -111,6 +111,7 @@ def test_of_a_longer_run_the_largest_batch_is_a_marked_bound(
     assert "bound" in (tmp_path / "memory_sizes.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_that_the_largest_batch_does_not_fit_is_refused_with_the_table_written(
     make_job: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -504,6 +504,7 @@ def transfer(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_plan_merge_and_inspect_work_from_the_command_line(tmp_path: Path) -> None:
     library(tmp_path / "deltas", 4, 8, 2)
     made = transfer(tmp_path, "plan", "merge.sources=deltas", "merge.target=s3", "hydra.run.dir=1")

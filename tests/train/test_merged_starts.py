@@ -28,7 +28,7 @@ def of(folders: Any, kind: str) -> list[str]:
     return ["model=pretrained", f"model.path={folders('t5')}", *DELTAS[kind], *QUICK]
 
 
-@pytest.fixture(scope="module", params=["seqlora", "adapter"])
+@pytest.fixture(scope="module", params=["seqlora", pytest.param("adapter", marks=pytest.mark.slow)])
 def chain(
     request: Any, make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[str], Path]:

@@ -103,6 +103,7 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_what_the_log_has(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     done = train(
