@@ -46,7 +46,7 @@ for url in sys.argv[1:]:
                 {"state": t.state.name, "value": t.value, "params": t.params,
                  "kinds": {k: type(d).__name__ for k, d in t.distributions.items()},
                  "reports": t.intermediate_values, "attrs": t.user_attrs,
-                 "seconds": t.duration.total_seconds() if t.duration else None}
+                 "seconds": t.duration.total_seconds() if t.duration is not None else None}
                 for t in study.trials]}
     print(json.dumps(studies))
 """
