@@ -50,7 +50,7 @@ setup(
         "nvidia-ml-py>=12.550.52",
         "omegaconf>=2.2.1",
         "optuna>=5.0",
-        "rich>=12.1.0",
+        "rich>=12.3.0",
         "scipy>=1.14",
     ],
     extras_require={
