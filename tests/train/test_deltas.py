@@ -239,9 +239,7 @@ def test_bf16_computes_nearly_what_float32_does_and_leaves_the_gradients_in_floa
     assert 0.99 < float(cosine) < 1 - 1e-12  # rounded, and in the same direction
 
 
-@pytest.mark.parametrize(
-    "kind", ["lora", "adapter", pytest.param("prefix", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["lora", "adapter", "prefix"])
 def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
