@@ -170,6 +170,7 @@ def svd(
     used, same = _checked(sources, weights)
     if same is not None:
         return same
+    rank = rank or _largest(used)
     cores = {}
     for module in used[0][0].modules:
         a, b = _stacked(used, module)
@@ -177,10 +178,11 @@ def svd(
         q_b, r_b = torch.linalg.qr(b)
         q_a, r_a = torch.linalg.qr(a.T)
         u, s, vh = torch.linalg.svd(r_b @ r_a.T)
-        cores[module] = (q_b @ u[:, : len(s)], s, vh[: len(s)] @ q_a.T)
+        kept = len(s) if energy is not None else min(rank, len(s))
+        cores[module] = (q_b @ u[:, :kept], s, vh[:kept] @ q_a.T)
     if energy is not None:
         rank = max(_needed(s, energy) for _, s, _ in cores.values())
-    return _cut(cores, rank or _largest(used), used[0][0])
+    return _cut(cores, rank, used[0][0])
 
 
 def _largest(used: Sequence[tuple[LoRA, float]]) -> int:
