@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     """
     began = time.perf_counter()
     disable_progress_bar()  # a job's output is a log file
+    # peft asks transformers for it by its old name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
     rows = {name: load_rows(plan, run.evaluation) for name, plan in plans.items()}
