@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.config.sections import ModelSettings
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Continued
 from train.model.family import MakeFamily, Meeting, load_base
 from train.model.fit import refuse_images
-from train.model.stored import Stored
+from train.model.stored import FromFolder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -21,19 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Causal:
+class Causal(FromFolder):
     """The family of `model=causal`: weights of the folder, in float32, or random ones of its shape."""
-
-    settings: ModelSettings
-    base: Path | None = None
-
-    @property
-    def stored(self) -> Stored:
-        return Stored(self.settings, self.base)
-
-    @property
-    def source(self) -> str | None:
-        return self.stored.source
 
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         if begins:

@@ -12,13 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.config.sections import ModelSettings
 from train.config.text_data import HEADED
 from train.config.typed import SettingsError
 from train.data.pretrained import CONFIG, PROCESSOR, described, read, require_tokenizer
 from train.data.task_plan import TaskPlan
 from train.model.family import MakeFamily, Meeting, load_base
-from train.model.stored import Stored
+from train.model.stored import FromFolder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,19 +34,8 @@ HEADS = ("classifier", "qa_outputs", "pooler", "sequence_summary", "logits_proj"
 
 
 @dataclass(frozen=True)
-class Headed:
+class Headed(FromFolder):
     """The family of `model=headed`; `settings.head` and the labels are those of the tasks (`fitted`)."""
-
-    settings: ModelSettings
-    base: Path | None = None
-
-    @property
-    def stored(self) -> Stored:
-        return Stored(self.settings, self.base)
-
-    @property
-    def source(self) -> str | None:
-        return self.stored.source
 
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         plans = list(plans)

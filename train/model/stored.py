@@ -173,3 +173,19 @@ class Stored:
                 "scratch"
             )
         return model
+
+
+@dataclass(frozen=True)
+class FromFolder:
+    """What every family has: the settings of its model, and the folder of the chain's base if there is one."""
+
+    settings: ModelSettings
+    base: Path | None = None
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.settings, self.base)
+
+    @property
+    def source(self) -> str | None:
+        return self.stored.source
