@@ -179,6 +179,21 @@ Arm = Callable[[Chain, int], Any]
 """(chain, jobs per stage) -> key of the weights that it ends with."""
 
 
+def play(strategy: SequentialTopK, history: History, finish: Callable[[Trial], None]) -> None:
+    """Run a strategy to its end, `BATCH` jobs at a time; `finish` ends a job in the history."""
+    while not isinstance(decision := strategy.next(history), Done):
+        if isinstance(decision, Select):
+            history.select(decision.stage.number, decision.beam)
+        elif isinstance(decision, Start) and len(history.running()) < BATCH:
+            number, stage = len(history), decision.stage
+            history.start(
+                Trial(number, stage.number, stage.task, decision.suggestion, decision.parent)
+            )
+        else:
+            for trial in history.running():
+                finish(trial)
+
+
 def stage_by_stage(
     search: Callable[[int, int, int], Search],
     chain: Chain,
@@ -200,17 +215,7 @@ def stage_by_stage(
         keys[trial.number] = key
         history.finish(trial.number, Outcome(State.COMPLETE, score=score))
 
-    while not isinstance(decision := strategy.next(history), Done):
-        if isinstance(decision, Select):
-            history.select(decision.stage.number, decision.beam)
-        elif isinstance(decision, Start) and len(history.running()) < BATCH:
-            number, stage = len(history), decision.stage
-            history.start(
-                Trial(number, stage.number, stage.task, decision.suggestion, decision.parent)
-            )
-        else:
-            for trial in history.running():
-                finish(trial)
+    play(strategy, history, finish)
     assert len(history) == jobs * TASKS, f"{len(history)} jobs, not {jobs * TASKS}"
     return keys[history.beams[TASKS][0]]
 

@@ -23,6 +23,7 @@ from functools import partial
 from importlib.resources import files
 
 import numpy as np
+from chain import play
 from scipy.stats import t as student_t
 
 from autocl_sweeper.distributions import Interval, Space
@@ -32,11 +33,10 @@ from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.search.relay import RelaySearch
 from autocl_sweeper.search.tpe import tpe_search
 from autocl_sweeper.selection import TopK
-from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start
+from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import History, Outcome, State, Trial
 
-BATCH = 4
 # A key is a place in its list of ten values (three of depth), which rises evenly in the logarithm.
 PLACES = {"alpha": 10, "batch_size": 10, "depth": 3, "learning_rate_init": 10, "width": 10}
 SPACE = Space({key: Interval(0, count - 1, integer=True) for key, count in PLACES.items()})
@@ -83,19 +83,12 @@ def better(arm: str, tasks: Sequence[Task], jobs: int, seed: int) -> list[float]
     def key(trial: Trial) -> str:
         return "".join(str(trial.suggestion.params[name]) for name in PLACES)
 
-    while not isinstance(decision := strategy.next(history), Done):
-        if isinstance(decision, Select):
-            history.select(decision.stage.number, decision.beam)
-        elif isinstance(decision, Start) and len(history.running()) < BATCH:
-            number, stage = len(history), decision.stage
-            history.start(
-                Trial(number, stage.number, stage.task, decision.suggestion, decision.parent)
-            )
-        else:
-            for trial in history.running():
-                runs = order[trial.stage - 1].runs[key(trial)]
-                score = runs[draws[trial.stage - 1][int(key(trial)) % 5]]
-                history.finish(trial.number, Outcome(State.COMPLETE, score=score))
+    def finish(trial: Trial) -> None:
+        runs = order[trial.stage - 1].runs[key(trial)]
+        score = runs[draws[trial.stage - 1][int(key(trial)) % 5]]
+        history.finish(trial.number, Outcome(State.COMPLETE, score=score))
+
+    play(strategy, history, finish)
     assert len(history) == jobs * len(order)
     return [
         task.better(key(history[history.beams[place][0]])) for place, task in enumerate(order, 1)
