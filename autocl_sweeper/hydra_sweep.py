@@ -208,10 +208,10 @@ def _plan(
 def _with_seen_tasks(
     settings: Settings, arguments: Sequence[str], config: DictConfig
 ) -> dict[str, str | None]:
-    """What is handed over: also the tasks so far, to an app that has null or a list at their key.
+    """The handover, with the tasks so far added where the app's `seen_tasks` is null or a list.
 
-    Not where the user names the key or the value, nor where jobs get no checkpoint. null is as if
-    there was no such default, so that a sweep begun without it goes on.
+    They are not added where the user sets the key or hands something to it, nor where jobs get no
+    checkpoint. A handover of null switches this off, also for a sweep that was begun without it.
     """
     handed = dict(flat_keys(settings.handover))
     if handed.get(SEEN, "") is None:

@@ -278,7 +278,9 @@ def failure(
 
 
 def cause_of(error: BaseException, folder: Path | None = None) -> Cause:
-    """The cause that the error, or one that led to it, names: memory, disk, settings; else an exception.
+    """What an error says of its cause: memory, disk or settings; `EXCEPTION` if it says nothing of these.
+
+    Errors that it was raised from count too.
 
     By names and texts, because nothing here imports torch: `torch.OutOfMemoryError` and its like by
     the name of the class, the rest by what the libraries write. A disk that is broken or read-only

@@ -153,9 +153,9 @@ def refusal(
 ) -> str:
     """Why a job with the claim `ours` may not join those of `claims` there; empty when it may.
 
-    The strictest of all decides: nobody joins who wants or has the device alone, and no more jobs
-    are there than any of them allows. `free_memory` is a share (0 to 1) that nobody foreign uses
-    when the first job comes. `keep_free_mib` are left to nobody.
+    The strictest claim decides: no job joins where one wants or has the device alone, and there are
+    never more jobs than each of them allows. `free_memory`: the share of the memory (0 to 1) that
+    other programs must leave free when the first job comes. `keep_free_mib` is given to no job.
     """
     if device.problem:
         return device.problem

@@ -202,10 +202,10 @@ class Pool:
     ) -> Grant | None:
         """Devices for one job, or None while none is free.
 
-        `alone`: nobody else on them, whatever sharing the pool allows. While that is asked for, or
-        with `insist`, the shared device with the fewest jobs takes no further ones. `stage` and
-        `need`: of the job; None: not known yet, so that the least of the last two kinds counts, and
-        `suits` has to be asked when the job is known.
+        `alone`: no other job on them, even if the pool allows sharing. With `alone` or `insist`, the
+        shared device with the fewest jobs takes no further ones until it is empty. `stage` and
+        `need` describe the job. None: it is not known yet. Then the smaller need of the last two
+        kinds of jobs counts, and the caller asks `suits` once it knows the job.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
         alike = [(one, need or Need()) for one in [stage] if one is not None] or self._latest

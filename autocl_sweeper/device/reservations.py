@@ -108,7 +108,7 @@ class _Sampled:
     """Peaks of jobs with one key, as NVML showed them."""
 
     by_stage: dict[int, tuple[int, int]] = field(default_factory=dict)  # largest, how many
-    running_mib: int | None = None  # of one that has not grown for a while; None: none yet
+    running_mib: int | None = None  # of a running job whose peak stopped growing; None: no such job
 
     def add(self, stage: int, peak_mib: int) -> None:
         largest, count = self.by_stage.get(stage, (0, 0))
@@ -159,7 +159,8 @@ class Reservations:
     def learn(self, used: Used) -> None:
         """Take what a finished job used."""
         key, gpu = used.need.key, used.gpu
-        if used.reserved_mib is not None or used.sampled_mib:  # one that ran out runs alone by then
+        # A job that ran out of memory has run again, alone, and now its need is known.
+        if used.reserved_mib is not None or used.sampled_mib:
             self._ran_out.get(key, set()).discard(used.number)
         if used.context_mib is not None:
             contexts = self._contexts.setdefault("", {})

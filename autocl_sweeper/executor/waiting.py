@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autocl_sweeper.device.pool import Grant
 from autocl_sweeper.types import Job, Need
 
-PASSED = 3  # later jobs that may start before one that waits
+PASSED = 3  # how many later jobs may start before a waiting one
 MOST = 3  # jobs that wait, before no other is asked for
 
 
@@ -25,7 +25,7 @@ class Waiting:
     def is_next(self) -> bool:
         """Whether no other job may start before it.
 
-        Those that share devices would be refilled for ever, and one that has to be alone would wait.
+        Otherwise small jobs would keep filling the shared devices, and this one would never start.
         """
         return self.alone or self.passed >= PASSED
 

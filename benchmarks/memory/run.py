@@ -83,7 +83,7 @@ def measure_methods(given: argparse.Namespace) -> str:
 
 
 def choose(asked: str | None) -> Card | None:
-    """The card all runs are on; None: the CPU. Raises NoCard, and NotSettled for one that is in use."""
+    """The card for all runs; None: they run on the CPU. Raises NoCard; NotSettled if the card is in use."""
     if asked == "cpu":
         return None
     if asked is not None:
