@@ -78,7 +78,7 @@ def scoring(root: Path) -> None:
     from transformers import AutoModel
 
     from train.config.merging import MergeSettings
-    from train.config.sections import LossSettings
+    from train.config.task import LossSettings
     from train.data.rows import load as load_rows
     from train.loop.criterion import loss_sum
     from train.loop.evaluation import in_batches

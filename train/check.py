@@ -27,8 +27,9 @@ from train.config.memory import ROWS as MIMOSE
 from train.config.ofasys import BY_KEY
 from train.config.reading import PARTS, read_run, read_tasks, read_text, values_of_run
 from train.config.schema import CONF, KINDS, TopLevel, not_a_section
-from train.config.sections import Run, Task
+from train.config.sections import Run
 from train.config.settle import as_written, settle
+from train.config.task import Task
 from train.config.text_data import config_root, task_names
 from train.config.typed import (
     Problem,

@@ -13,7 +13,7 @@ import pytest
 from support.runs import finish, planned
 from support.train_app import ENV, ROOT
 
-from train.config.sections import MetricSettings
+from train.config.task import MetricSettings
 from train.data.few_shot_metrics import few_shot_metric
 from train.data.task_metrics import compute
 

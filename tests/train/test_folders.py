@@ -321,7 +321,8 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     from PIL import Image
     from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
-    from train.config.sections import ImagePreprocess, SettingsError
+    from train.config.sections import SettingsError
+    from train.config.task import ImagePreprocess
     from train.data.pixels import image_pixels
     from train.model.fit import fitted
 

@@ -191,7 +191,7 @@ def test_forward_and_concatenated_factors_have_the_reference_values() -> None:
 
 @pytest.mark.parametrize("case", GOLDEN["normalise"], ids=lambda case: case["prediction"])
 def test_exact_match_compares_answers_normalised(case: dict[str, Any]) -> None:
-    from train.config.sections import MetricSettings
+    from train.config.task import MetricSettings
     from train.data.task_metrics import compute, normalise
 
     assert normalise(case["prediction"]) == case["normalised_prediction"]

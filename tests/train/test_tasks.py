@@ -340,7 +340,7 @@ def test_images_come_from_a_path_base64_or_pil_and_are_resized_and_normalised(
 ) -> None:
     from PIL import Image
 
-    from train.config.sections import ImagePreprocess
+    from train.config.task import ImagePreprocess
     from train.data.pixels import blank_centre, image_pixels, open_image
     from train.data.tables import DataError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.cl_benchmark import configure, dataset, put, rows
 
-from train.config.sections import DatasetSettings, Task
+from train.config.task import DatasetSettings, Task
 from train.config.text_data import SHIPPED, TextData
 from train.config.typed import SettingsError
 from train.data import text_tasks
@@ -350,7 +350,7 @@ def test_the_closed_set_of_a_task_is_its_labels_and_one_that_lacks_some_is_refus
     closed = plan(root, closed_set=True)
     assert closed.answers == {"True": 0, "False": 1}
     assert list(closed.metrics) == ["exact_match"]
-    from train.config.sections import PreprocessSettings, TextPreprocess
+    from train.config.task import PreprocessSettings, TextPreprocess
 
     few = PreprocessSettings(text=TextPreprocess(ans2label={"True": 0, "Maybe": 1}))
     text = TextData(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from train.config.sections import MetricSettings
+from train.config.task import MetricSettings
 from train.data.task_metrics import compute, exact_match, normalise
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/olora_text.json").read_text())

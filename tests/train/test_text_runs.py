@@ -14,7 +14,7 @@ from support.cl_benchmark import configure, dataset, overrides, rows
 from support.runs import finish, meeting_of, planned
 from support.train_app import SMALL, train
 
-from train.config.sections import MetricSettings, Task
+from train.config.task import MetricSettings, Task
 from train.config.text_data import TextData
 from train.data.task_plan import TaskPlan, plan_task
 from train.loop import records

@@ -21,7 +21,7 @@ ONE_STEP = ["+trainer.max_steps=1", "+trainer.optim=sgd", "trainer.max_grad_norm
 
 
 def loss(settings: dict[str, Any], logits: torch.Tensor, labels: Sequence[int]) -> float:
-    from train.config.sections import LossSettings
+    from train.config.task import LossSettings
     from train.loop.criterion import loss_sum, sample_size
 
     made, wanted = LossSettings(**settings), torch.tensor(labels)
@@ -215,7 +215,7 @@ def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any)
 def test_metrics_are_logged_by_name_with_the_value_worked_out_by_hand(
     metric: str, answers: list[str], truths: list[str], expected: dict[str, float]
 ) -> None:
-    from train.config.sections import MetricSettings
+    from train.config.task import MetricSettings
     from train.data.task_metrics import compute
 
     settings = MetricSettings("t", ans2label={"n": 0, "y": 1}, beta=2.0)

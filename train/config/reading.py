@@ -15,8 +15,9 @@ from train.chain import walk
 from train.config.hf_arguments import HFArguments
 from train.config.memory import refuse_beside
 from train.config.schema import TopLevel
-from train.config.sections import TRAINER_DEFAULTS, Run, Task, TrainerExtras, TrainerSettings
+from train.config.sections import TRAINER_DEFAULTS, Run, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
+from train.config.task import Task
 from train.config.text_data import (
     CL_BENCHMARK,
     DEFAULTS,

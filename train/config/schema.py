@@ -23,12 +23,8 @@ from train.config.env import EnvSettings
 from train.config.memory import MemoryKeys
 from train.config.merging import MergeSettings
 from train.config.ofasys import OFASYS, ModelKeys
-from train.config.sections import (
-    DeltaSettings,
-    EvaluationSettings,
-    Task,
-    TrainerSettings,
-)
+from train.config.sections import DeltaSettings, EvaluationSettings, TrainerSettings
+from train.config.task import Task
 from train.config.text_data import (
     CL_BENCHMARK,
     FEW_SHOT,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import Task
+from train.config.task import Task
 from train.config.text_data import FEW_SHOT_FILE, TextData
 from train.config.typed import SettingsError, nearest
 from train.data.text_tasks import TextRows

@@ -18,7 +18,7 @@ from train.data.tables import DataError, Row
 from train.data.task_plan import INTERPOLATIONS
 
 if TYPE_CHECKING:
-    from train.config.sections import ImagePreprocess
+    from train.config.task import ImagePreprocess
     from train.data.task_plan import TaskPlan
 
 Pixels = NDArray[np.float32]  # channels x height x width

@@ -22,7 +22,7 @@ from train.data.pixels import Pixels, pixels_of
 from train.data.tables import DataError, Row
 
 if TYPE_CHECKING:
-    from train.config.sections import TextPreprocess
+    from train.config.task import TextPreprocess
     from train.data.task_plan import TaskPlan
     from train.data.vocabulary import Vocabulary
 

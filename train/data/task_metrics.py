@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from train.data import few_shot_metrics, head_metrics
 
 if TYPE_CHECKING:
-    from train.config.sections import MetricSettings
+    from train.config.task import MetricSettings
 
 LOGGED: Mapping[str, tuple[str, ...]] = {
     "accuracy": ("acc",),

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import (
+from train.config.task import (
     CRITERIA,
     CriterionSettings,
     ImagePreprocess,

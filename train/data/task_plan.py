@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from train.config.sections import (
+from train.config.sections import Run
+from train.config.task import (
     ImagePreprocess,
     InstructionSettings,
     LossSettings,
     MetricSettings,
-    Run,
     Task,
     TextPreprocess,
 )

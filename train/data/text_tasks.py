@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.sections import Task
+from train.config.task import Task
 from train.config.text_data import SHIPPED, TextData
 from train.config.typed import SettingsError
 from train.data.benchmark import (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from train.config.sections import LossSettings
+from train.config.task import LossSettings
 from train.model.family import IGNORED, Meeting, OwnLoss
 
 

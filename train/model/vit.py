@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.config.sections import CLASSES, ModelSettings
+from train.config.sections import ModelSettings
+from train.config.task import CLASSES
 from train.config.typed import SettingsError
 from train.data.pixels import Pixels, pixels_of
 from train.data.tables import Row

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from train.config.merging import MergeSettings
-from train.config.sections import LossSettings
+from train.config.task import LossSettings
 from train.data.rows import Rows
 from train.data.tables import Row
 from train.loop.criterion import loss_sum

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.sections import Task
+from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.records import json_of, line_of, text_of
 from train.data.specs import Column

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.sections import Task
+from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.made import FIRST, LAST, Lengths, one_of, words
 from train.data.families.records import json_of, line_of, read_records, text_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.sections import Task
+from train.config.task import Task
 from train.config.text_data import HEADED, TextData
 from train.config.typed import SettingsError
 from train.data.families.made import PARTS

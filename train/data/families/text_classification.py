@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.sections import Task
+from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.made import BAD, GOOD, Lengths, one_of, words
 from train.data.families.records import Record, read_records
