@@ -112,7 +112,10 @@ def read_source(name: str, path: str) -> Source:
     """The delta at `path`. Raises MergeError, which names it, and CheckpointError for a chain."""
     place = Path(path)
     if not place.exists():
-        raise MergeError(f"source '{name}': there is no {place}")
+        raise MergeError(
+            f"source '{name}': there is no {place} in {Path.cwd()}. A source is a job's checkpoint folder, "
+            "a folder of a peft adapter or a file of tensors: correct merge.sources"
+        )
     if place.is_file():
         return _of_file(name, path)
     base, fingerprint, folder = "", None, place
