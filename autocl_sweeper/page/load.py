@@ -35,7 +35,8 @@ def load(sweep: Overview) -> Mapping[str, Sequence[Stretch]]:
         runs = trial.state is State.RUNNING
         for one in samples(files.samples(number) if runs else sweep.folder / trial.folder / NAME):
             found.setdefault(one.device, []).append(one)
-    width_s = max(1e-3, (sweep.as_of - sweep.begun) / POINTS)
+    # One less than POINTS: the sweep begins and ends within a width.
+    width_s = max(1e-3, (sweep.as_of - sweep.begun) / (POINTS - 1))
     return {device: _stretches(every, width_s) for device, every in sorted(found.items())}
 
 

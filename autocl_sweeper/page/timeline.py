@@ -56,7 +56,7 @@ def timeline(sweep: Overview) -> Spec | None:
         {
             "lane": lane_name(device),
             "x": round(max(0.0, one.begin - sweep.begun) / unit, 4),
-            "x2": round((one.end - sweep.begun) / unit, 4),
+            "x2": round(min(gone, one.end - sweep.begun) / unit, 4),
             "u": one.utilisation,
             "m": one.memory,
         }

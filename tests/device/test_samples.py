@@ -46,7 +46,7 @@ def test_a_real_sweep_leaves_samples_with_each_job_and_its_timeline_shows_them(
     assert chart is not None
     (shown,) = (one["values"] for one in chart["data"] if one["name"] == "sampled")
     assert {one["u"] for one in shown} == {0.4, 0.5} and {one["m"] for one in shown} == {0.126}
-    end = sweep.as_of - sweep.begun
+    end = sweep.as_of - sweep.begun + 1e-4  # the chart's rounding
     assert all(0 <= one["x"] <= one["x2"] <= end for one in shown)
 
 
@@ -102,6 +102,9 @@ def test_the_report_thins_samples_and_leaves_gaps_where_no_job_ran(tmp_path: Pat
     found.records[-1]["time"] = begun + 10000
     (stretches,) = load(found).values()
     assert 350 < len(stretches) <= POINTS
-    assert {one.utilisation for one in stretches} <= {0.75, *(n / 1000 for n in range(700, 801))}
     gaps = [b.begin - a.end for a, b in pairwise(stretches)]
     assert [gap > 0 for gap in gaps].count(True) == 1 and max(gaps) == pytest.approx(2000, abs=25)
+    # A job begins and ends anywhere within a stretch, which then holds as little as one sample.
+    second = gaps.index(max(gaps)) + 1
+    whole = stretches[1 : second - 1] + stretches[second + 1 : -1]
+    assert all(one.utilisation == pytest.approx(0.75, abs=0.05) for one in whole)
