@@ -116,6 +116,8 @@ def test_the_fisher_of_ewc_is_the_mean_over_rows_of_squared_gradients(
 
     from train.data.rows import load as load_rows
     from train.delta.ewc import EWC, ElasticityOff
+    from train.model.checkpoints import load
+    from train.model.family import family_of
 
     few = ("evaluation.dev_share=0.48", "evaluation.test_share=0.48")  # what is left is trained on
     grown(make, folders, tmp_path, "ewc", *few)
@@ -140,21 +142,27 @@ def test_the_fisher_of_ewc_is_the_mean_over_rows_of_squared_gradients(
     for name, value in total.items():
         torch.testing.assert_close(saved[name], value / len(train), rtol=1e-4, atol=1e-9)
 
-    delta = EWC(job.delta)
-    from train.model.checkpoints import load
-    from train.model.family import family_of
+    def second_task() -> EWC:
+        delta = EWC(job.delta)
+        chain = load(tmp_path / "1/checkpoint", family_of(job.model), delta)
+        delta.attach(chain.model, "task2", chain.deltas)
+        return delta
 
-    chain = load(tmp_path / "1/checkpoint", family_of(job.model), delta)
-    delta.attach(chain.model, "task2", chain.deltas)
+    def move(delta: EWC) -> None:
+        with torch.no_grad():
+            for p in delta._weights().values():
+                p += 0.5
+
+    delta = second_task()
     assert delta.penalty().parts["ewc_loss"] == 0  # nothing has moved yet
-    with torch.no_grad():
-        for p in delta._weights().values():
-            p += 0.5
+    move(delta)
     expected = sum(value.sum().item() for value in saved.values()) * 0.5**2 / 2
     assert delta.penalty().parts["ewc_loss"].item() == pytest.approx(expected, rel=1e-4)
-    delta.old, delta.is_on = {k: torch.zeros_like(v) for k, v in saved.items()}, False
+    lost = second_task()
+    lost.old = {k: torch.zeros_like(v) for k, v in saved.items()}
+    move(lost)
     with pytest.raises(ElasticityOff, match=r"penalty is 0\.0 although the adapter has moved"):
-        delta.penalty()
+        lost.penalty()
 
 
 def test_replay_keeps_the_same_rows_of_an_earlier_task_and_trains_on_them(

@@ -36,10 +36,10 @@ def modules_of(case: dict[str, Any], dtype: torch.dtype) -> list[Any]:
 def test_penalties_and_total_have_the_reference_values(
     case: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    from train.delta.olora import l2_loss, orthogonal_loss
+    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
 
     modules, expected = modules_of(case, dtype), case["expected"]
-    orthogonal, l2 = orthogonal_loss(modules), l2_loss(modules)
+    orthogonal, l2 = orthogonal_loss(by_shape(modules)), l2_loss(by_shape(modules))
     total = case["inputs"]["task_loss"] + case["lamda_1"] * orthogonal + case["lamda_2"] * l2
     rel = TOLERANCE[dtype]
     assert orthogonal.item() == pytest.approx(expected["orthogonal_loss"], rel=rel)
@@ -52,10 +52,11 @@ def test_penalties_and_total_have_the_reference_values(
 @by_case
 @by_dtype
 def test_penalties_have_the_reference_gradients(case: dict[str, Any], dtype: torch.dtype) -> None:
-    from train.delta.olora import l2_loss, orthogonal_loss
+    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
 
     modules = modules_of(case, dtype)
-    (case["lamda_1"] * orthogonal_loss(modules) + case["lamda_2"] * l2_loss(modules)).backward()
+    groups = by_shape(modules)
+    (case["lamda_1"] * orthogonal_loss(groups) + case["lamda_2"] * l2_loss(groups)).backward()
     for module, expected in zip(modules, case["expected"]["gradient_of_regulariser"], strict=True):
         for factor, key in ((module.a_new, "A_new"), (module.b_new, "B_new")):
             reference = torch.tensor(expected[key], dtype=dtype)
@@ -63,19 +64,19 @@ def test_penalties_have_the_reference_gradients(case: dict[str, Any], dtype: tor
 
 
 def test_the_norm_of_a_zero_b_has_gradient_zero() -> None:
-    from train.delta.olora import Factors, l2_loss
+    from train.delta.olora import Factors, by_shape, l2_loss
 
     a, b = torch.ones(2, 3, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
-    l2_loss([Factors(torch.zeros(0, 3), a, b)]).backward()
+    l2_loss(by_shape([Factors(torch.zeros(0, 3), a, b)])).backward()
     assert b.grad is not None and torch.equal(b.grad, torch.zeros(4, 2))
 
 
 def test_bfloat16_factors_are_summed_in_float32() -> None:
-    from train.delta.olora import Factors, orthogonal_loss
+    from train.delta.olora import Factors, by_shape, orthogonal_loss
 
     # In bfloat16 the running sum would stick at 256: the next representable number is 258.
     one = torch.ones(1, 1, dtype=torch.bfloat16)
-    total = orthogonal_loss([Factors(one, one, one)] * 300)
+    total = orthogonal_loss(by_shape([Factors(one, one, one)] * 300))
     assert total.dtype == torch.float32 and total.item() == 300
 
 
@@ -87,7 +88,7 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
     """
     from train.config.sections import DeltaSettings
     from train.delta.lora import add_adapter
-    from train.delta.olora import factors, l2_loss, orthogonal_loss
+    from train.delta.olora import by_shape, factors, l2_loss, orthogonal_loss
 
     torch.manual_seed(0)
     expected = GOLDEN["at_initialisation"][name]
@@ -107,7 +108,7 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
     adapted = add_adapter(add_adapter(model, "old", [], old), "new", ["old"], new)  # type: ignore[arg-type]
     modules = factors(adapted, "new", ["old"])
     assert len(modules) == count
-    orthogonal, l2 = orthogonal_loss(modules).item(), l2_loss(modules).item()
+    orthogonal, l2 = orthogonal_loss(by_shape(modules)).item(), l2_loss(by_shape(modules)).item()
     reference = 16 * expected["expected_orthogonal_loss_r8_second_task"]
     assert orthogonal == pytest.approx(reference, rel=0.01)
     assert l2 == pytest.approx(expected["expected_l2_loss_r8_step0"], rel=0.01)

@@ -90,7 +90,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
     A chain multiplies a last bit into other accuracies, so results of old runs stay comparable.
     """
-    from train.delta.olora import l2_loss, orthogonal_loss
+    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
 
     trained = one_step(make_job, tmp_path, 8, 1)
     job = make_job(*PENALTIES)
@@ -102,7 +102,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
         [training.task.example(row, np.random.default_rng(0), True, "") for row in rows]
     )
     loss = torch.nn.functional.cross_entropy(training.task.logits(model, batch), batch["labels"])
-    (loss + 0.5 * orthogonal_loss(modules) + 0.1 * l2_loss(modules)).backward()
+    (loss + 0.5 * orthogonal_loss(by_shape(modules)) + 0.1 * l2_loss(by_shape(modules))).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None
@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
 def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.delta.olora import a_norm, l2_loss, orthogonal_loss
+    from train.delta.olora import a_norm, by_shape, l2_loss, orthogonal_loss
     from train.loop.trainer import train
 
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
@@ -159,9 +159,11 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
         assert key in caplog.text
     modules = delta.modules
-    assert report.delta["orthogonal_loss"] == pytest.approx(orthogonal_loss(modules).item())
-    assert report.delta["l2_loss"] == pytest.approx(l2_loss(modules).item())
-    assert report.delta["a_norm"] == pytest.approx(a_norm(modules).item())
+    assert report.delta["orthogonal_loss"] == pytest.approx(
+        orthogonal_loss(by_shape(modules)).item()
+    )
+    assert report.delta["l2_loss"] == pytest.approx(l2_loss(by_shape(modules)).item())
+    assert report.delta["a_norm"] == pytest.approx(a_norm(by_shape(modules)).item())
 
 
 @pytest.mark.parametrize(("updates", "warmup"), [(1, 0.06), (5, 5), (5, 50), (3, 0.99)])

@@ -13,6 +13,7 @@ rows cancel. Fishers of several old tasks are added up around the last theta* (o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,13 +65,22 @@ class EWC(SeqLoRA):
             name.replace(own, "."): p for name, p in self.model.named_parameters() if own in name
         }
 
+    @cached_property
+    def held(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(theta, theta*, F), found when first asked for: only then the model is on its device."""
+        return [
+            (weight, *(one[key].to(weight.device).float() for one in (self.star, self.old)))
+            for key, weight in self._weights().items()
+            if self.star
+        ]
+
     def penalty(self) -> Penalty:
         """Raises ElasticityOff where the weights have moved and it is 0."""
         found = torch.zeros(())
         moved = False
-        for key, weight in self._weights().items() if self.star else ():
-            away = weight.float() - self.star[key].to(weight.device).float()
-            found = found + (self.old[key].to(weight.device) * away.square()).sum() / 2
+        for weight, star, fisher in self.held:
+            away = weight.float() - star
+            found = found + (fisher * away.square()).sum() / 2
             moved = moved or (not self.is_on and bool(away.any()))
         if moved and not self.is_on:
             if not found.item() > 0:

@@ -66,14 +66,18 @@ class OLoRA:
         """Found when first asked for, in training: only then the model is on its device."""
         return [] if self.model is None else factors(self.model, self.chain[-1], self.chain[:-1])
 
+    @cached_property
+    def groups(self) -> list[Alike]:
+        return by_shape(self.modules)
+
     def penalty(self) -> Penalty:
         """lamda_1 * L_orth + lamda_2 * L_l2. Raises OrthogonalityOff at the first step."""
         weights = self.settings.lamda_1, self.settings.lamda_2
         with self._in_full():
             with torch.set_grad_enabled(weights[0] > 0):  # else it is logged alone
-                orthogonal = orthogonal_loss(self.modules)
+                orthogonal = orthogonal_loss(self.groups)
             with torch.set_grad_enabled(weights[1] > 0):
-                l2 = l2_loss(self.modules)
+                l2 = l2_loss(self.groups)
         if self.first is None:
             self.first = orthogonal.item()
             if any(len(m.a_old) for m in self.modules) and not self.first > 0:
@@ -96,9 +100,9 @@ class OLoRA:
     def report(self) -> dict[str, float]:
         return {
             "orthogonal_loss_first": self.first or 0.0,
-            "orthogonal_loss": orthogonal_loss(self.modules).item(),
-            "l2_loss": l2_loss(self.modules).item(),
-            "a_norm": a_norm(self.modules).item(),
+            "orthogonal_loss": orthogonal_loss(self.groups).item(),
+            "l2_loss": l2_loss(self.groups).item(),
+            "a_norm": a_norm(self.groups).item(),
         }
 
     def save(self, folder: Path) -> None:
@@ -120,39 +124,48 @@ class Factors:
     b_new: torch.Tensor  # d_out x r
 
 
-def orthogonal_loss(modules: Iterable[Factors]) -> torch.Tensor:
-    """Sum of the absolute values of A_old A_new^T: neither squared nor averaged over anything."""
-    return _total(
-        (_full(m.a_old for m in alike) @ _full(m.a_new for m in alike).mT).abs().sum()
-        for alike in _by_shape(modules)
-    )
+@dataclass(frozen=True)
+class Alike:
+    """Modules whose factors have the same shapes: one by one, 144 of them take longer than a layer."""
+
+    a_old: torch.Tensor  # modules x R x d_in; frozen, so that it is put together only once
+    a_new: Sequence[torch.Tensor]
+    b_new: Sequence[torch.Tensor]
 
 
-def l2_loss(modules: Iterable[Factors]) -> torch.Tensor:
-    """Sum of the plain Frobenius norms of the new factors; the gradient of ||B|| at B = 0 is 0."""
-    return _total(
-        _full(factors).norm(dim=(1, 2)).sum()
-        for alike in _by_shape(modules)
-        for factors in ((m.a_new for m in alike), (m.b_new for m in alike))
-    )
-
-
-def a_norm(modules: Iterable[Factors]) -> torch.Tensor:
-    """||A_new|| over all modules. L_orth also falls when A_new shrinks to nothing: watch both."""
-    return _total(
-        _full(m.a_new for m in alike).square().sum() for alike in _by_shape(modules)
-    ).sqrt()
-
-
-def _by_shape(modules: Iterable[Factors]) -> list[list[Factors]]:
-    """Modules whose factors can be computed together: one by one, 144 of them take longer than a layer."""
+def by_shape(modules: Iterable[Factors]) -> list[Alike]:
+    """The modules in groups that can be computed together."""
     groups: dict[tuple[torch.Size, ...], list[Factors]] = {}
     for m in modules:
         groups.setdefault((m.a_old.shape, m.a_new.shape, m.b_new.shape), []).append(m)
-    return [*groups.values()]
+    return [
+        Alike(_full([m.a_old for m in own]), [m.a_new for m in own], [m.b_new for m in own])
+        for own in groups.values()
+    ]
 
 
-def _full(factors: Iterable[torch.Tensor]) -> torch.Tensor:
+def orthogonal_loss(groups: Iterable[Alike]) -> torch.Tensor:
+    """Sum of the absolute values of A_old A_new^T: neither squared nor averaged over anything."""
+    return _total(
+        (alike.a_old @ _full(alike.a_new).mT).abs().sum() for alike in groups if alike.a_old.numel()
+    )
+
+
+def l2_loss(groups: Iterable[Alike]) -> torch.Tensor:
+    """Sum of the plain Frobenius norms of the new factors; the gradient of ||B|| at B = 0 is 0."""
+    return _total(
+        torch.linalg.vector_norm(_full(factors), dim=(1, 2)).sum()
+        for alike in groups
+        for factors in (alike.a_new, alike.b_new)
+    )
+
+
+def a_norm(groups: Iterable[Alike]) -> torch.Tensor:
+    """||A_new|| over all modules. L_orth also falls when A_new shrinks to nothing: watch both."""
+    return _total(_full(alike.a_new).square().sum() for alike in groups).sqrt()
+
+
+def _full(factors: Sequence[torch.Tensor]) -> torch.Tensor:
     together = torch.stack([*factors])
     # Summed in bfloat16, 144 modules were 5 % off; float64 is kept for exact comparisons.
     return together if together.dtype == torch.float64 else together.float()

@@ -16,7 +16,7 @@ from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError
 from train.delta.delta import Penalty
 from train.delta.lora import activate, add_adapter, load_adapter, save_adapter
-from train.delta.olora import a_norm, factors, l2_loss
+from train.delta.olora import a_norm, by_shape, factors, l2_loss
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -57,8 +57,8 @@ class SeqLoRA:
     def report(self) -> dict[str, float]:
         if self.model is None:
             return {}
-        modules = factors(self.model, self.own, [])
-        return {"l2_loss": l2_loss(modules).item(), "a_norm": a_norm(modules).item()}
+        groups = by_shape(factors(self.model, self.own, []))
+        return {"l2_loss": l2_loss(groups).item(), "a_norm": a_norm(groups).item()}
 
     def save(self, folder: Path) -> None:
         assert self.model is not None

@@ -78,13 +78,14 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
     def _batch(self, part: MicroBatch) -> dict[str, Any]:
         training = self.tasks[part.task]
         rows = training.rows.train(part.epoch)
+        task = training.task
+        where = f"task {task.plan.name}, training row"
         examples = []
         for i in part.rows:
             # By row and epoch, so that it does not matter which process draws it.
             rng = np.random.default_rng([training.seed, part.epoch, i])
-            where = f"task {training.task.plan.name}, training row {i + 1}"
-            examples.append(training.task.example(rows[i], rng, True, where))
-        return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
+            examples.append(task.example(rows[i], rng, True, f"{where} {i + 1}"))
+        return {"task": part.task, "batch": task.batch(examples) if examples else {}}
 
 
 def ends_of_epochs(updates: Updates) -> dict[int, int]:

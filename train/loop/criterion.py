@@ -40,6 +40,12 @@ def loss_sum(
     the tokens with the highest loss are left out, after `drop_worst_after` updates.
     """
     flat, wanted = logits.float().flatten(0, -2), labels.flatten()
+    if settings.label_smoothing == settings.drop_worst_ratio == 0:
+        total = torch.nn.functional.cross_entropy(
+            flat, wanted, ignore_index=IGNORED, reduction="sum"
+        )
+        return total * settings.weight
+    # A GPU has to wait where rows are picked, as their number is not known before.
     counts = wanted != IGNORED
     losses = torch.nn.functional.cross_entropy(flat[counts], wanted[counts], reduction="none")
     if settings.label_smoothing > 0:

@@ -35,12 +35,17 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return added
 
 
-def any_of(here: bool) -> bool:
-    """True if it is so in any process; a collective."""
+def count(here: int) -> int | torch.Tensor:
+    """The sum over all processes of a number; a collective. Several give a tensor: reading it would wait."""
     if size() == 1:
         return here
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return bool(total(torch.tensor(int(here), device=device)) > 0)
+    return total(torch.tensor(here, device=device))
+
+
+def any_of(here: bool) -> bool:
+    """True if it is so in any process; a collective."""
+    return bool(count(int(here)) > 0)
 
 
 def add_gradients(model: torch.nn.Module) -> None:

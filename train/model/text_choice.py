@@ -15,7 +15,7 @@ from train.data.preprocess import example
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary
-from train.model.text_answer import is_cut
+from train.model.text_answer import is_cut, padded
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +52,9 @@ class TextChoice:
         return Text(made.source or (self.vocabulary.eos,), label)
 
     def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
-        width = max(len(one.ids) for one in examples)
-        pad = self.vocabulary.pad
         return {
-            "input_ids": torch.tensor([[*e.ids, *[pad] * (width - len(e.ids))] for e in examples]),
-            "attention_mask": torch.tensor(
-                [[*[1] * len(e.ids), *[0] * (width - len(e.ids))] for e in examples]
-            ),
+            "input_ids": padded([one.ids for one in examples], self.vocabulary.pad),
+            "attention_mask": padded([[1] * len(one.ids) for one in examples], 0),
             "labels": torch.tensor([one.label for one in examples]),
         }
 
