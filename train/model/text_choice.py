@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,11 @@ def directions(answers: Sequence[str], size: int) -> torch.Tensor:
     In hundreds of dimensions such vectors are nearly orthogonal, and the same text has the same one in
     every task, process and machine: there is nothing to train, to save or to hand over.
     """
-    drawn = []
-    for answer in answers:
-        seed = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:8], "little")
-        drawn.append(np.random.default_rng(seed).standard_normal(size))
-    rows = np.stack(drawn)
-    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+    return torch.stack([_direction(answer, size) for answer in answers])
+
+
+@cache
+def _direction(answer: str, size: int) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:8], "little")
+    drawn = np.random.default_rng(seed).standard_normal(size)
+    return torch.from_numpy(drawn / np.linalg.norm(drawn)).float()
