@@ -87,11 +87,11 @@ def directions(answers: Sequence[str], size: int) -> torch.Tensor:
     In hundreds of dimensions such vectors are nearly orthogonal, and the same text has the same one in
     every task, process and machine: there is nothing to train, to save or to hand over.
     """
-    return torch.stack([_direction(answer, size) for answer in answers])
+    return torch.from_numpy(np.stack([_direction(answer, size) for answer in answers])).float()
 
 
 @cache
-def _direction(answer: str, size: int) -> torch.Tensor:
+def _direction(answer: str, size: int) -> Any:
     seed = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:8], "little")
     drawn = np.random.default_rng(seed).standard_normal(size)
-    return torch.from_numpy(drawn / np.linalg.norm(drawn)).float()
+    return drawn / np.linalg.norm(drawn)
