@@ -38,8 +38,6 @@ def lease_free(
     count: int = 1,
     free_memory: float = 0.8,
     max_devices: int | None = None,
-    holder: str = "",
-    allow_processes: bool = False,
     *,
     claim: Claim | None = None,
     claim_on: Callable[[Device], Claim] | None = None,
@@ -51,16 +49,16 @@ def lease_free(
     """`count` devices that are free, or none at all and the reasons. Never waits.
 
     Free: leased by nobody, without a problem, `free_memory` (a share, 0 to 1) of its memory free,
-    and, unless `allow_processes`, no foreign process computing on it. What a device does not tell
-    does not count against it. A `claim` whose limit is not 1 is content with a place beside others
-    (`packing.refusal` decides), and the emptiest devices come first; `claim_on` gives it for each
+    and no foreign process computing on it. What a device does not tell does not count against it.
+    A `claim` whose limit is not 1 is content with a place beside others (`packing.refusal`
+    decides), and the emptiest devices come first; `claim_on` gives it for each
     device, with what such a job reserves there. Devices on which a job started less than
     `stagger_s` ago wait. Who wants an empty device, and gets none because others share them, has
     one emptied if it has no device at all, or with `insist`. Only the first `max_devices` are
     considered, and of them not the `retired` (id -> why). Raises DeviceError when waiting cannot
     help: there are fewer devices than `count`.
     """
-    claim = claim or Claim(os.getpid(), holder)
+    claim = claim or Claim(os.getpid())
     own = claim_on or (lambda device: claim)
     retired = retired or {}
     considered = probe.devices()[:max_devices]
@@ -79,7 +77,6 @@ def lease_free(
             occupied.claims,
             own(device),
             free_memory,
-            allow_processes,
             keep_free_mib=keep_free_mib,
         )
         if reason.startswith("is leased by"):

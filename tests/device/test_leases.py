@@ -63,7 +63,6 @@ def test_every_device_has_its_own_reason(leases: LeaseFolder) -> None:
     assert reasons[2] == "NVML: GPU is lost"
     assert "2 foreign" in reasons[3]
     assert str(refusal).startswith("1 wanted: GPU-fa000000 is leased by pid")
-    assert ids_of(lease_free(probe, leases, allow_processes=True)) == [ids[3]]
     assert held is not None
 
 
