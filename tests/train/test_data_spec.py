@@ -107,12 +107,14 @@ def test_a_mistake_names_the_value_and_the_rule(call: Any, words: list[str]) -> 
         assert word in str(caught.value)
 
 
-@given(st.integers(0, 50), st.integers(1, 9))
-def test_shards_cover_all_rows_in_order_and_differ_by_one_at_most(rows: int, world: int) -> None:
-    parts = [shard(rows, rank, world) for rank in range(world)]
+@given(st.integers(0, 50), st.integers(1, 9), st.booleans())
+def test_shards_cover_all_rows_in_order_and_differ_by_one_at_most(
+    rows: int, world: int, larger_first: bool
+) -> None:
+    parts = [shard(rows, rank, world, larger_first) for rank in range(world)]
     assert [row for start, end in parts for row in range(start, end)] == list(range(rows))
     sizes = [end - start for start, end in parts]
-    assert sorted(sizes, reverse=True) == sizes and max(sizes) - min(sizes) <= 1
+    assert sorted(sizes, reverse=larger_first) == sizes and max(sizes) - min(sizes) <= 1
 
 
 @settings(deadline=None)

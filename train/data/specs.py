@@ -130,13 +130,15 @@ def ratios(value: float | str | Sequence[float], n_sources: int) -> tuple[float,
     return tuple(numbers)
 
 
-def shard(rows: int, rank: int, world: int) -> tuple[int, int]:
-    """[start, end) of a rank's contiguous part; the first `rows % world` parts are one row longer."""
+def shard(rows: int, rank: int, world: int, larger_first: bool = True) -> tuple[int, int]:
+    """[start, end) of a rank's contiguous part; `rows % world` parts are one row longer."""
     if not 0 <= rank < world:
         raise DataSpecError(f"rank {rank} of {world} processes: must be from 0 to {world - 1}")
     size, longer = divmod(rows, world)
-    start = rank * size + min(rank, longer)
-    return start, start + size + (rank < longer)
+    before = min(rank, longer) if larger_first else max(0, rank - (world - longer))
+    own = rank < longer if larger_first else rank >= world - longer
+    start = rank * size + before
+    return start, start + size + own
 
 
 def taken(rows: int, ratio: float) -> int:
