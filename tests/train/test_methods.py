@@ -153,6 +153,7 @@ def test_the_fisher_of_ewc_is_the_mean_over_rows_of_squared_gradients(
             for p in delta._weights().values():
                 p += 0.5
 
+    assert EWC(job.delta).penalty().weighted == 0  # the whole model is trained
     delta = second_task()
     assert delta.penalty().parts["ewc_loss"] == 0  # nothing has moved yet
     move(delta)

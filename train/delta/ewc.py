@@ -68,10 +68,10 @@ class EWC(SeqLoRA):
     @cached_property
     def held(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(theta, theta*, F), found when first asked for: only then the model is on its device."""
+        weights = self._weights() if self.star else {}
         return [
-            (weight, *(one[key].to(weight.device).float() for one in (self.star, self.old)))
-            for key, weight in self._weights().items()
-            if self.star
+            (p, self.star[key].to(p.device).float(), self.old[key].to(p.device))
+            for key, p in weights.items()
         ]
 
     def penalty(self) -> Penalty:
