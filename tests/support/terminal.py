@@ -35,6 +35,14 @@ class Terminal:
         except OSError:  # the other end is closed
             pass
 
+    def type(self, keys: str) -> None:
+        """Press these keys; Ctrl-C is \x03."""
+        os.write(self._ours, keys.encode())
+
+    @property
+    def cursor_hidden(self) -> bool:
+        return bool(self._screen.cursor.hidden)
+
     def shows(self, text: str) -> bool:
         """Whether a line of the screen has this now."""
         return bool(self.frames) and any(text in line for line in self.frames[-1])
