@@ -217,16 +217,27 @@ class Overview:
         return dict(sorted(known.items()))
 
     @cached_property
+    def pauses(self) -> list[tuple[float, float]]:
+        """From when to when no controller wrote, between two sessions."""
+        return [
+            (before["time"], record["time"])
+            for before, record in pairwise(self.records)
+            if record["event"] == "session" and before["event"] != "sweep"
+            if record["time"] > before["time"]
+        ]
+
+    def open_s(self, time_s: float) -> float:
+        """Seconds from the sweep's begin to a moment, without the pauses between sessions."""
+        paused = sum(max(0.0, min(end, time_s) - begin) for begin, end in self.pauses)
+        return float(time_s - self.begun - paused)
+
+    @cached_property
     def window_s(self) -> float:
-        """From the first job's start to the last event, without the time between sessions."""
+        """From the first job's start to the last event, without the pauses between sessions."""
         if not self.attempts:
             return 0.0
         begin = min(one.began for one in self.attempts)
-        away = 0.0
-        for before, record in pairwise(self.records):
-            if record["event"] == "session" and before["time"] > begin:
-                away += record["time"] - before["time"]
-        return float(self.as_of - begin - away)
+        return self.open_s(self.as_of) - self.open_s(begin)
 
     def busy_of(self, device: str) -> float | None:
         """The share of that time in which a device had a job."""
