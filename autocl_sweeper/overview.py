@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -197,6 +198,20 @@ class Overview:
             for number in list(found):
                 end(number, last, "its controller ended")
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
+
+    def overrides_of(self, trial: Trial) -> list[str]:
+        """The command line of its job without Hydra's own keys; paths of this folder where it lies now."""
+        every = self.state.overrides.get(trial.number, ())
+        found = [one for one in every if not one.lstrip("+~").startswith("hydra.")]
+        parent = None if trial.parent is None else self.history[trial.parent].outcome
+        if parent is None or parent.checkpoint is None:
+            return found
+        # A checkpoint in the folder is relative in the journal and absolute on the command line.
+        path = re.compile(rf"(/[^\[\],='\"]*/){re.escape(parent.checkpoint)}(?![\w/])")
+        begun_at = next((match[1] for one in found if (match := path.search(one))), None)
+        if begun_at is None:
+            return found
+        return [one.replace(begun_at, f"{self.folder.absolute()}/") for one in found]
 
     def attempts_of(self, number: int) -> list[Attempt]:
         return [one for one in self.attempts if one.trial == number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,26 @@ def test_best_prints_the_chain_and_the_overrides_of_each_stage(tmp_path, capsys)
     assert overrides[0] == "task=a lr=2" and overrides[2] == "task=c lr=1 p=2"
     found = json.loads(said(capsys, "best", "--json", folder))
     assert [one["trial"] for one in found] == [1, 2, 6]
+
+
+def test_commands_of_a_folder_that_was_moved_name_its_checkpoints_where_they_lie_now(
+    tmp_path, capsys
+):
+    folder = crossed(tmp_path / "s")
+    lines = read(folder)
+    lines[0]["command"] = "python app.py -m task=a,b,c"
+    for line in lines:
+        if line["event"] == "finish":
+            line["checkpoint"] = f"trials/{line['trial']}/checkpoint"
+        elif line["event"] == "start" and line["parent"] is not None:
+            there = f"/old/runs/s/trials/{line['parent']}/checkpoint"
+            other = there.replace("checkpoint", "checkpoint_2")
+            line["overrides"] = [f"init_from={there}", f"all=['{there}','/old/runs/s/x','{other}']"]
+    written_anew(folder, lines)
+    now = f"{folder}/trials/1/checkpoint"
+    told = said(capsys, "best", "--overrides", folder).splitlines()[1]
+    assert shlex.split(told) == [f"init_from={now}", f"all=['{now}','{folder}/x','{now}_2']"]
+    assert f"init_from={now}" in shlex.split(said(capsys, "show", "2", folder))
 
 
 def test_best_of_a_sweep_without_a_score_is_refused(tmp_path, capsys):
