@@ -17,7 +17,9 @@ WIDTH = 1018.0
 ROW = 25.0
 TOP = 58.0  # the middle of the first row
 LEFT, BAND = 5.0, 100.0
-DIGIT = 8.0  # how much wider a column is for each digit of numbers beyond two, of scores beyond three
+DIGIT = (
+    8.0  # how much wider a column is for each digit of numbers beyond two, of scores beyond three
+)
 NODE = 17.0  # from a column's left edge to its nodes
 CLOSEST, FARTHEST = 128.0, 240.0  # of two columns
 LINK = 20.0  # between them, at least
@@ -55,7 +57,9 @@ class Layout:
     def band(self) -> float:
         """Width of a column: a node, its score and its number."""
         scores = (len(short_score(place.trial.score)) for place in self.places.values())
-        more = max(0, len(str(max(self.places, default=0))) - 2) + max(0, max(scores, default=0) - 4)
+        more = max(0, len(str(max(self.places, default=0))) - 2) + max(
+            0, max(scores, default=0) - 4
+        )
         return BAND + DIGIT * more
 
     @property

@@ -219,6 +219,9 @@ def test_shells_complete_commands_by_argcomplete(tmp_path):
     }
     autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert told.read_text().split() == ["status"]
+    environ |= {"COMP_LINE": "autocl plot t", "COMP_POINT": "13"}
+    autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
+    assert {"tree", "timeline"} <= set(told.read_text().split())
 
 
 def swept(tmp_path: Path, before: str) -> tuple[subprocess.CompletedProcess[str], Path]:
