@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autocl_sweeper.cli.options import Commands, folder_argument, four, json_option, sweep_of
+from autocl_sweeper.cli.options import Commands, folder_argument, json_option, sweep_of
+from autocl_sweeper.display.screen import four
 from autocl_sweeper.journal import NAME, Record
 from autocl_sweeper.overview import Overview, look
 

@@ -84,12 +84,13 @@ def test_the_panel_of_a_sweep_counts_trials_and_shows_each_device_with_load_memo
 WIDTHS = (40, 60, 80, 120)
 
 
+@pytest.mark.parametrize("task", ["digits_45", "多任务学习情感分类" * 4])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_at_any_width_score_failures_and_time_stay_and_no_line_is_wider(width):
+def test_at_any_width_score_failures_and_time_stay_and_no_line_is_wider(width, task):
     gpus = [Device(f"GPU-{n:08}-x", "A", 143000, 128000, utilisation=93) for n in range(2)]
     running = {n: (gpus[n - 16].id,) for n in (16, 17)}
     shown = Glance(
-        14, 34, 2, 1, 16.0, 18, 14.0, "3/5", "digits_45", "0.9852", (0, 9, 14), 0, 0,
+        14, 34, 2, 1, 16.0, 18, 14.0, "3/5", task, "0.9852", (0, 9, 14), 0, 0,
         "#11: CUDA out of memory: tried to allocate 2 GiB (2 alike)", "autocl show 11",
     )  # fmt: skip
     settings = "learning_rate=0.004 num_train_epochs=4 lamda_1=3 lamda_2=0.01 名前=漢字漢字"
@@ -100,7 +101,7 @@ def test_at_any_width_score_failures_and_time_stay_and_no_line_is_wider(width):
     assert max(line.cell_len for line in lines) <= width
     assert len(lines) == 5 and not any("\n" in line.plain for line in lines)
     first, second, gpu, _, failure = (line.plain for line in lines)
-    assert first.startswith("stage 3/5") and "14/34" in first
+    assert first.startswith(f"stage 3/5 {task[:1]}") and "14/34" in first
     assert "best 0.9852 #14" in second and "1 failed" in second and "0:16" in second
     assert "#16" in gpu and failure.endswith("autocl show 11")
     told = {

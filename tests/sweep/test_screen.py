@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.bench import Bench
 
-from autocl_sweeper.display.screen import PatientStream, patient_screen, screen
+from autocl_sweeper.display.screen import PatientStream, four, patient_screen, screen
 from autocl_sweeper.plain import plain
 
 APP = """
@@ -206,3 +206,11 @@ def test_a_console_shows_strings_as_they_are(capsys: pytest.CaptureFixture[str])
 )
 def test_no_text_moves_the_cursor(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(0.98524, "0.9852"), (0.0012345, "0.001234"), (-3e-5, "-3e-05"), (12.5, "12.5000"), (None, "-")],
+)  # fmt: skip
+def test_small_scores_keep_four_digits(score: float | None, shown: str) -> None:
+    assert four(score) == shown
