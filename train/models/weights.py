@@ -66,9 +66,9 @@ def t5(files: Sequence[Path], folder: Path) -> None:
     config: Any = T5Config(
         vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_heads=6,
         feed_forward_proj="gated-gelu", architectures=["T5ForConditionalGeneration"],
-        tie_word_embeddings=False,  # else what the decoder gives is scaled, which FLAN's is not
     )  # fmt: skip
     config.decoder_start_token_id = 0
+    config.scale_decoder_outputs = False  # FLAN does not scale them
     config.save_pretrained(str(folder))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
