@@ -199,9 +199,10 @@ class Overview:
                 end(number, last, "its controller ended")
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
 
-    def overrides_of(self, trial: Trial) -> list[str]:
-        """The command line of its job without Hydra's own keys; paths of this folder where it lies now."""
-        every = self.state.overrides.get(trial.number, ())
+    def overrides_of(self, number: int) -> list[str]:
+        """A job's command line without Hydra's own keys; paths of this folder where it lies now."""
+        trial = self.history[number]
+        every = self.state.overrides.get(number, ())
         found = [one for one in every if not one.lstrip("+~").startswith("hydra.")]
         parent = None if trial.parent is None else self.history[trial.parent].outcome
         if parent is None or parent.checkpoint is None:

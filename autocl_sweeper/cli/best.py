@@ -45,7 +45,7 @@ def _best(given: argparse.Namespace) -> None:
         print_json([_entry(sweep, number) for number in range(len(sweep.chain))])
     elif given.overrides:
         for trial in sweep.chain:
-            print(shlex.join(sweep.overrides_of(trial)))
+            print(shlex.join(sweep.overrides_of(trial.number)))
     else:
         _print(sweep)
 
@@ -61,7 +61,7 @@ def _entry(sweep: Overview, place: int) -> dict[str, object]:
         "params": dict(trial.suggestion.params),
         "folder": str(sweep.folder / trial.folder) if trial.folder else None,
         "checkpoint": checkpoint and str(sweep.folder / checkpoint),
-        "overrides": sweep.overrides_of(trial),
+        "overrides": sweep.overrides_of(trial.number),
     }
 
 

@@ -93,7 +93,7 @@ def command(sweep: Overview, trial: Trial) -> str | None:
         value = before.startswith("-") and before not in ("-m", "--multirun")
         if option or (value and "=" not in word and "=" not in before):
             kept.append(word)
-    return shlex.join([*kept, *sweep.overrides_of(trial)])
+    return shlex.join([*kept, *sweep.overrides_of(trial.number)])
 
 
 def _print(sweep: Overview, trial: Trial) -> None:
