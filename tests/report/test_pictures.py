@@ -96,7 +96,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason(tmp_path):
     sweep = look(failing(tmp_path / "s"))
     with pytest.raises(ConfigurationError, match="no scores by task"):
         draw(sweep, "matrix", tmp_path / "m.svg")
-    with pytest.raises(ConfigurationError, match="enough different"):
+    with pytest.raises(ConfigurationError, match="8 suggestions or more"):
         draw(sweep, "importances", tmp_path / "m.svg")
     with pytest.raises(ConfigurationError, match=r"neither \.svg nor \.png"):
         draw(sweep, "tree", tmp_path / "m.pdf")
