@@ -22,7 +22,10 @@ from support.bench import APPS, DEADLINE_S, REPOSITORY, Bench, wait_until
 from autocl_sweeper.budget import spent
 from autocl_sweeper.executor.ray.agent import wait_to_see
 
-OURS = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
+OURS = (
+    "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2",
+    "hydra.launcher.warm=true",
+)  # fmt: skip
 DAY_S = 86400.0
 # Imported at the start of every Python: the time of day goes a day forwards and back all the time.
 STEPPING = """

@@ -8,7 +8,10 @@ import json
 import pytest
 from support.bench import wait_until
 
-GPU = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2")
+GPU = (
+    "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=2",
+    "hydra.launcher.warm=true",
+)  # fmt: skip
 SPACE = ("lr=tag(log,interval(1,100))", "momentum=interval(0,1)")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
