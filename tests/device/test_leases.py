@@ -237,7 +237,7 @@ def test_of_processes_that_race_for_a_lease_one_has_it(tmp_path: Path) -> None:
     racers = [start(RACER, tmp_path / "new", tmp_path / "witness", 800) for _ in range(4)]
     for racer in racers:
         assert racer.stdout is not None and racer.stdout.readline() == "ready\n"
-    answers = [racer.communicate("go\n", timeout=60)[0].split() for racer in racers]
+    answers = [racer.communicate("go\n", timeout=300)[0].split() for racer in racers]
     assert [int(clashes) for _, clashes in answers] == [0] * 4
     assert all(int(won) > 0 for won, _ in answers)
 
@@ -280,7 +280,7 @@ def test_of_processes_that_race_for_places_the_strictest_on_a_device_decides(
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    answers = [racer.communicate(timeout=60)[0].split() for racer in racers]
+    answers = [racer.communicate(timeout=300)[0].split() for racer in racers]
     assert [int(won) for won, _ in answers] == [60] * 5
     assert int(answers[0][1]) == 1 and max(int(most) for _, most in answers) >= 2
 
@@ -304,7 +304,7 @@ print(won)
 
 def test_sweeps_that_want_several_devices_each_do_not_starve_each_other(tmp_path: Path) -> None:
     sweeps = [start(PAIRS, tmp_path / "leases", 200) for _ in range(3)]
-    assert [sweep.communicate(timeout=60)[0] for sweep in sweeps] == ["200\n"] * 3
+    assert [sweep.communicate(timeout=300)[0] for sweep in sweeps] == ["200\n"] * 3
 
 
 CREATOR = """

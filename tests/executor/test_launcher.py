@@ -95,7 +95,7 @@ def test_two_sweeps_at_once_never_share_a_device(
         bench.start(*WARM, choices(6), CUDA_VISIBLE_DEVICES=mask, LASTS_S="0.1") for bench in both
     ]
     for bench, process in zip(both, running, strict=True):
-        assert process.wait(120) == 0, bench.printed(process)
+        assert process.wait(300) == 0, bench.printed(process)
         assert len(bench.finished()) == 6
     assert len(both[0].ledger("end")) == 12
     held(both[0])

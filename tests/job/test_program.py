@@ -81,7 +81,7 @@ class App:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=300,
         )
 
     def run(self, *command: str, status: int = 0) -> list[dict[str, Any]]:

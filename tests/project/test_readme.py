@@ -35,25 +35,6 @@ def typed(line: str, cwd: Path) -> str:
     return done.stdout
 
 
-def test_the_first_sweep_of_the_readme_prints_what_it_shows_and_can_be_looked_at(
-    tmp_path: Path,
-) -> None:
-    pytest.importorskip("vl_convert")
-    first = next(line for line in COMMANDS if line.startswith("python "))
-    assert first.startswith("python examples/minimal/")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    printed = [line.rstrip() for line in typed(first, tmp_path).splitlines() if line.strip()]
-    (shown,) = (text for _, text in BLOCKS if text.startswith("Best chain"))
-    shown_lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
-    begin = printed.index(shown_lines[0])
-    assert printed[begin : begin + len(shown_lines)] == shown_lines
-    looks = [line for line in COMMANDS if line.startswith("autocl ") and "runs/" not in line]
-    assert looks[0] == "autocl report"
-    for line in looks:
-        assert typed(line, tmp_path).strip()
-    assert len(list(tmp_path.glob("multirun/*/*/report.html"))) == 1
-
-
 def test_the_own_app_of_the_readme_sweeps_and_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     (tmp_path / "my_app.py").write_text(block("python"))

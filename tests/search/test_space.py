@@ -525,7 +525,7 @@ def test_jobs_compose_to_the_configs_of_hydras_basic_sweeper_in_its_order(loader
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for our, theirs in zip(ours, hydras, strict=True):
-            assert same(composed(*our), composed(*theirs))
+            assert [*our] == [*theirs] or same(composed(*our), composed(*theirs))
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES[:6], ids=str)

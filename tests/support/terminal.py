@@ -41,6 +41,6 @@ class Terminal:
 
     def close(self) -> list[str]:
         """The last screen. Our copy of the other end is closed by whoever started the program."""
-        self._reader.join(60)
+        self._reader.join(300)
         os.close(self._ours)
         return self.frames[-1]

@@ -177,7 +177,7 @@ def test_two_accounts_of_one_machine_have_lease_folders_of_their_own_and_share_n
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

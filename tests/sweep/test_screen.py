@@ -115,14 +115,17 @@ def test_a_sweep_goes_on_when_its_terminal_is_gone_and_sighup_is_ignored(bench: 
     os.close(theirs)
     assert os.read(ours, 1)  # it has begun to speak
     os.close(ours)
-    assert sweep.wait(200) == 0
+    assert sweep.wait(300) == 0
     assert [row["state"] for row in finished(bench)] == ["COMPLETE", "COMPLETE"]
 
 
 def test_markup_control_sequences_and_other_alphabets_are_shown_as_text(bench: Bench) -> None:
     done = subprocess.run(
         command(
-            bench, "hydra.launcher.warm=true", "task=[/b]", "t='[/INST]','[INST] ü :smile:'",
+            bench,
+            "hydra.launcher.warm=true",
+            "task=[/b]",
+            "t='[/INST]','[INST] ü :smile:'",
             "err=null,ansi,cr,bare",
         ),  # fmt: skip
         cwd=bench.folder,

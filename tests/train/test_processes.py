@@ -357,7 +357,7 @@ def test_a_signal_for_the_job_ends_its_workers_and_then_the_job(
     wait_until(lambda: b"ready" in (tmp_path / "output").read_bytes(), "the agent runs")
     assert len(running(mark)) == 2
     job.send_signal(number)
-    assert job.wait(60) == -number
+    assert job.wait(300) == -number
     wait_until(lambda: not running(mark), "nothing is left")
     assert (b"told to end" in (tmp_path / "output").read_bytes()) is told
     assert b"status" not in (tmp_path / "output").read_bytes()
@@ -504,7 +504,7 @@ def test_nothing_is_left_of_a_job_that_is_ended(tmp_path: Path, number: signal.S
     mark = f"MARK={tmp_path}"
     assert len(running(mark)) == 4  # the job, torch.distributed.run, two workers
     job.send_signal(number)
-    job.wait(120)
+    job.wait(300)
     assert job.returncode in (-number, 1)
     wait_until(lambda: not running(mark), "nothing is left")
 
@@ -516,7 +516,7 @@ def test_a_worker_that_is_killed_is_reported_from_its_partners_complaint(tmp_pat
     wait_until(lambda: b"step 3:" in (tmp_path / "output").read_bytes(), "it trains")
     [second] = [pid for pid in running(f"MARK={tmp_path}") if b"\0RANK=1\0" in environ(pid)]
     os.kill(second, signal.SIGKILL)
-    assert job.wait(120) == 1
+    assert job.wait(300) == 1
     wait_until(lambda: not running(f"MARK={tmp_path}"), "nothing is left")
     said = (tmp_path / "output").read_text()
     # On a busy machine rank 0 is ended before it can complain of its partner.
