@@ -127,7 +127,7 @@ def test_markup_control_sequences_and_other_alphabets_are_shown_as_text(bench: B
             "task=[/b]",
             "t='[/INST]','[INST] ü :smile:'",
             "err=null,ansi,cr,bare",
-        ),  # fmt: skip
+        ),
         cwd=bench.folder,
         env=bench.environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
         capture_output=True,
