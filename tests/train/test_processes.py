@@ -12,13 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bench import wait_until
 from support.train_app import ENV, ROOT, SMALL, train
 
 from train import processes
@@ -313,13 +313,6 @@ def running(mark: str) -> list[int]:
                 if mark.encode() in Path(entry.path, "environ").read_bytes() and state != "Z":
                     found.append(int(entry.name))
     return found
-
-
-def wait_until(happened: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.02)
 
 
 # Stands for torch.distributed.run: notes a SIGTERM, which ends it.
