@@ -60,7 +60,9 @@ def parents(bench: Bench) -> set[int]:
     [
         ([preload("helper")], True),
         ([], False),
-        ([preload("helper"), "hydra.launcher.warm=false"], False),
+        pytest.param(
+            [preload("helper"), "hydra.launcher.warm=false"], False, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, bool) else " ".join(value) or "default",
 )

@@ -102,6 +102,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 FORKS = """
 import json, os, runpy, sys
 import autocl_sweeper.hydra_sweep
+from hydra.core.plugins import Plugins
+Plugins.instance()
 for place, arguments in enumerate(json.loads(sys.argv[2])):
     if os.fork() == 0:
         output = os.open(f"output-{place}", os.O_WRONLY | os.O_CREAT)
