@@ -28,7 +28,7 @@ from autocl_sweeper.strategy.sequential import PARENT_LEFT, SequentialTopK
 from autocl_sweeper.sweep import books
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
-# A hundred more are slow.
+# As many and forty more are slow.
 SEEDS = [*range(60), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(60, 160))]
 
 
