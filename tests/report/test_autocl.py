@@ -266,6 +266,6 @@ def test_a_sweep_that_does_not_ask_imports_nothing_of_the_report(tmp_path):
         "print([m for m in sys.modules if m.startswith(('autocl_sweeper.page', 'jinja2', 'vl_convert'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "[]", done.stderr
