@@ -18,7 +18,7 @@ ROW = 25.0
 TOP = 58.0  # the middle of the first row
 LEFT, BAND = 5.0, 100.0
 DIGIT = (
-    8.0  # how much wider a column is for each digit of numbers beyond two, of scores beyond three
+    8.0  # how much wider a column is for each digit of a number beyond two, of a score beyond three
 )
 NODE = 17.0  # from a column's left edge to its nodes
 CLOSEST, FARTHEST = 128.0, 240.0  # of two columns
@@ -56,11 +56,9 @@ class Layout:
     @cached_property
     def band(self) -> float:
         """Width of a column: a node, its score and its number."""
+        numbers = max((len(str(number)) for number in self.places), default=0)
         scores = (len(short_score(place.trial.score)) for place in self.places.values())
-        more = max(0, len(str(max(self.places, default=0))) - 2) + max(
-            0, max(scores, default=0) - 4
-        )
-        return BAND + DIGIT * more
+        return BAND + DIGIT * (max(0, numbers - 2) + max(0, max(scores, default=0) - 4))
 
     @property
     def rows(self) -> int:
