@@ -17,9 +17,8 @@ WIDTH = 1018.0
 ROW = 25.0
 TOP = 58.0  # the middle of the first row
 LEFT, BAND = 5.0, 100.0
-DIGIT = (
-    8.0  # how much wider a column is for each digit of a number beyond two, of a score beyond three
-)
+# A column is wider by this for each digit of a number beyond two, of a score beyond three.
+DIGIT = 8.0
 NODE = 17.0  # from a column's left edge to its nodes
 CLOSEST, FARTHEST = 128.0, 240.0  # of two columns
 LINK = 20.0  # between them, at least
