@@ -175,10 +175,10 @@ def _refuse_two_kinds(spaces: Mapping[str, Mapping[str, Distribution]]) -> None:
     first: dict[str, tuple[str, Distribution]] = {}
     for task, space in spaces.items():
         for key, distribution in space.items():
-            if (kind := _kind(distribution)) is None:
+            if not (kinds := kinds_of(distribution)):
                 continue
             before, other = first.setdefault(bare(key), (task, distribution))
-            if kind != _kind(other):
+            if ("names" in kinds) != ("names" in kinds_of(other)):
                 raise ConfigurationError(
                     f"{bare(key)!r} is {other} for task '{before}' and {distribution} for task"
                     f" '{task}'.\n  A key has one type in all tasks: numbers or names."
@@ -186,12 +186,12 @@ def _refuse_two_kinds(spaces: Mapping[str, Mapping[str, Distribution]]) -> None:
                 )
 
 
-def _kind(distribution: Distribution) -> str | None:
-    """Whether values are numbers or names; null is either, so nothing but null has no kind."""
+def kinds_of(distribution: Distribution) -> set[str]:
+    """What its values are: `numbers`, `names` or both. Null is neither."""
     if isinstance(distribution, Interval):
-        return "number"
-    kinds = {is_number(value) for value in distribution.values if value is not None}
-    return None if not kinds else "number" if all(kinds) else "name"
+        return {"numbers"}
+    values = (value for value in distribution.values if value is not None)
+    return {"numbers" if is_number(value) else "names" for value in values}
 
 
 def _space(
