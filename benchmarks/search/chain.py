@@ -1,8 +1,8 @@
 """Searches and simple protocols on a chain of ten tasks of rotated digits, at equal jobs.
 
-    python benchmarks/search/chain.py --keep chain.jsonl     all tables and the times, about an hour
-    python benchmarks/search/chain.py --seeds 3              a first look
-    python benchmarks/search/chain.py --arms relay k=4       only these arms
+    python benchmarks/search/chain.py                    all tables and the times
+    python benchmarks/search/chain.py --seeds 3          a first look
+    python benchmarks/search/chain.py --arms relay k=4   only these arms
 
 A job trains a small network, warm-started from its parent's weights, on 100 digits rotated by the
 angle of its task, and is ranked by its mean accuracy on the dev images of all tasks so far: order,
@@ -411,8 +411,8 @@ def times() -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=200, help="how many")
-    parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=20, help="how many")
+    parser.add_argument("--first-seed", type=int, default=200)
     parser.add_argument("--jobs", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *PARTS])
     parser.add_argument("--mirrored", nargs="*", default=list(MIRRORED), choices=[*ARMS, *PARTS])
