@@ -9,7 +9,7 @@ from typing import Literal
 from train.memory.fit import Features, Fit, determined, fit
 from train.memory.greedy import bucket_greedy, quadratic, rounded_up
 from train.memory.peaks import KEPT, PARTLY, RECOMPUTED, ROWS, Levels, Peaks
-from train.memory.plan import unequal_peak
+from train.memory.plan import in_backward, unequal_peak
 
 MIB = 2**20
 OFF = 0.02  # share of a measured peak that a prediction may miss before everything is fitted again
@@ -31,7 +31,10 @@ class Collected:
     partly: Mapping[str, float] = field(default_factory=dict)  # b: recomputed in part, by tier
     peak: float | None = None  # of the step, static part excluded; all blocks but one recomputed
     fresh: bool = False  # the step allocated its gradients
-    head: float | None = None  # by all but the blocks until the last one's backward pass begins
+    # The same of each part of the step; None: they were not told apart.
+    head: float | None = None  # until the backward pass comes to the blocks
+    backward: Sequence[float] = ()  # while it is in each block
+    tail: float | None = None  # once it has left them
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class _Parts:
     largest: list[float]
     outside: float
     shared: float
-    head: float | None
+    head: float
+    backward: list[float]
+    tail: float
 
 
 class Planner:
@@ -133,7 +138,10 @@ class Planner:
         self._keep("outside", features, found.outside)
         if found.head is not None:
             self._keep("head", features, found.head)
-        self._forget()
+        for i, value in enumerate(found.backward):
+            self._keep(f"backward {i}", features, value)
+        if found.tail is not None:
+            self._keep("tail", features, found.tail)
 
     def _keep(self, part: str, features: Features, value: float) -> None:
         rows = self.rows.setdefault(part, {})
@@ -141,9 +149,7 @@ class Planner:
         rows[features] = value
         if len(rows) > ROWS:
             del rows[next(iter(rows))]
-
-    def _forget(self) -> None:
-        self.fits.clear()
+        self.fits.pop(part, None)
         self.cache.clear()
 
     def outside(
@@ -172,6 +178,25 @@ class Planner:
         known, stash, others = self._collected(kind, held, kept)
         own = sum(stash[i] if i in others else known[i] for i in range(len(known)))
         return max(0.0, peak - own - shared)
+
+    def tail(self, peak: float, fresh: bool) -> float:
+        """The same of the peak after the backward pass of the first block, where none is held."""
+        return max(0.0, peak - fresh * sum(self.gradients))
+
+    def backward(
+        self,
+        kind: int,
+        held: Mapping[int, float],
+        kept: float,
+        shared: float,
+        peaks: Sequence[float],
+        fresh: bool,
+    ) -> tuple[float, ...]:
+        """The same of the peak in the backward pass of each block."""
+        known, stash, others = self._collected(kind, held, kept)
+        before = [stash[i] if i in others else known[i] for i in range(len(known))]
+        own = in_backward(before, known, self.gradients if fresh else ())
+        return tuple(max(0.0, peak - one - shared) for peak, one in zip(peaks, own, strict=True))
 
     def _collected(
         self, kind: int, held: Mapping[int, float], kept: float
@@ -229,7 +254,8 @@ class Planner:
         selective: Collection[int] = (),
     ) -> float:
         """The peak with these blocks recomputed, static part excluded, bytes."""
-        return self._peak(features, self._parts(features), self._levels(blocks, selective), fresh)
+        parts = self._parts(features, fresh)
+        return self._peak(features, parts, self._levels(blocks, selective), fresh)
 
     def _levels(self, blocks: Collection[int], selective: Collection[int] = ()) -> Levels:
         return tuple(
@@ -237,10 +263,14 @@ class Planner:
             for i in range(len(self.kinds))
         )
 
-    def _parts(self, features: Features) -> _Parts:
+    def _parts(self, features: Features, fresh: bool) -> _Parts:
         def of_blocks(part: str) -> list[float]:
             by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
             return [by_kind[kind] for kind in self.kinds]
+
+        def at(part: str) -> float:
+            found = self.fit_of(part)
+            return found.predict(features) + found.residual
 
         kept = of_blocks("kept")
         return _Parts(
@@ -251,7 +281,9 @@ class Planner:
             of_blocks("largest") if len(set(self.kinds)) > 1 else [0.0] * len(kept),
             self.fit_of("outside").predict(features),
             self.fit_of("shared").predict(features),
-            self.fit_of("head").predict(features) if "head" in self.rows else None,
+            self.fit_of("head").predict(features) if "head" in self.rows else 0.0,
+            [at(f"backward {i}") for i in range(len(kept))] if "backward 0" in self.rows else [],
+            at("tail") + fresh * sum(self.gradients) if "tail" in self.rows else 0.0,
         )
 
     def _peak(self, features: Features, parts: _Parts, levels: Levels, fresh: bool) -> float:
@@ -264,21 +296,29 @@ class Planner:
         return min([self._first_value(parts, levels, fresh), *bounds])
 
     def _first_value(self, parts: _Parts, levels: Levels, fresh: bool) -> float:
-        found = unequal_peak(
-            parts.kept,
-            parts.stash,
-            parts.largest,
-            {i for i, level in enumerate(levels) if level == RECOMPUTED},
-            parts.outside,
-            parts.shared,
-            self.gradients if fresh else (),
-            {i: parts.partly[i] for i, level in enumerate(levels) if level == PARTLY},
-        )
-        if parts.head is not None:
-            held = [*zip(parts.stash, parts.partly, parts.kept, strict=True)]
-            kept = sum(own[level] for own, level in zip(held, levels, strict=True))
+        gradients = self.gradients if fresh else ()
+        if not parts.backward:
+            found = unequal_peak(
+                parts.kept,
+                parts.stash,
+                parts.largest,
+                {i for i, level in enumerate(levels) if level == RECOMPUTED},
+                parts.outside,
+                parts.shared,
+                gradients,
+                {i: parts.partly[i] for i, level in enumerate(levels) if level == PARTLY},
+            )
+        else:
+            by_level = zip(parts.stash, parts.partly, parts.kept, strict=True)
+            held = [own[level] for own, level in zip(by_level, levels, strict=True)]
+            again = [*map(max, held, parts.kept)]
+            own = in_backward(held, again, gradients)
+            shared = parts.shared * any(one != KEPT for one in levels)
             found = max(
-                found, parts.head + kept + parts.shared * any(one != KEPT for one in levels)
+                # What recomputed blocks share is there in any forward pass.
+                parts.head + parts.shared + sum(held),
+                shared + max(map(sum, zip(parts.backward, own, strict=True))),
+                parts.tail,
             )
         return found * (1 + UNLIKE) if len(set(self.kinds)) > 1 else found
 
@@ -312,7 +352,7 @@ class Planner:
             self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact for part in used
         )
         margin = self.margin(unsure)
-        parts = self._parts(features)
+        parts = self._parts(features, fresh)
         available = self.budget - margin
         plans = [
             *self._plans(
@@ -367,13 +407,17 @@ class Planner:
         """The plan of the smallest peak with its blocks' inputs on the machine, if that fits; else as is."""
         n = len(self.kinds)
         blocks = tuple(range(max(0, n - 1)))
-        parts = self._parts(features)
-        most, behind = parts.kept[-1], 0.0  # blocks one at a time, behind them their gradients
-        for j in reversed(range(n)):
-            again = parts.stash[j] + parts.largest[j] if j < n - 1 else 0.0
-            most = max(most, parts.kept[j] + again + behind)
-            behind += self.gradients[j] if fresh and self.gradients else 0.0
-        peak = static + parts.outside + parts.shared + most
+        parts = self._parts(features, fresh)
+        # Blocks one at a time: nothing is held before.
+        again = [*map(sum, zip(parts.kept, parts.stash, parts.largest, strict=True))]
+        again[-1:] = parts.kept[-1:]
+        own = in_backward([0.0] * n, again, self.gradients if fresh else ())
+        outside = parts.backward or [parts.outside] * n
+        peak = static + max(
+            parts.head + parts.shared + parts.kept[-1],
+            parts.shared + max(map(sum, zip(outside, own, strict=True))),
+            parts.tail,
+        )
         if peak > self.budget - choice.margin:
             return replace(choice, predicted=peak)
         return replace(choice, blocks=blocks, selective=(), predicted=peak, offload=True)
@@ -386,7 +430,7 @@ class Planner:
         """Take the measured peak of a planned step; whether everything is fitted again for it."""
         self.fragmented = max(self.fragmented, reserved - peak)
         levels = self._levels(choice.blocks, choice.selective)
-        parts = self._parts(features)
+        parts = self._parts(features, choice.fresh)
         own = peak - static
         off = own - self._peak(features, parts, levels, choice.fresh)
         if abs(off) <= OFF * peak:
@@ -395,10 +439,11 @@ class Planner:
         if off > 0:  # what bounded it no longer holds, and something outside the blocks has grown
             self.peaks.clear()
             more = own - self._first_value(parts, levels, choice.fresh)
-            for part in ("outside", *(["head"] if parts.head is not None else [])):
+            grown = [part for part in self.rows if part.startswith(("outside", "head", "backward"))]
+            for part in grown:
                 before = self.fit_of(part).predict(features)
                 self._keep(part, features, before + max(0.0, more))
         self.peaks.add(levels, choice.fresh, features, own)
-        self._forget()
+        self.cache.clear()
         self.refits += 1
         return True

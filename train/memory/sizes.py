@@ -121,19 +121,15 @@ class DryRun:
         shapes = to_measure([*batches], self.settings.collect_steps)
         n, kinds = len(self.blocks.layers), len(set(self.blocks.kinds))
         self.blocks.enable()
-        collector = Collector(
-            self.blocks.layers, self.meter.mark if kinds > 1 else None, self.tier is not None
-        )
+        collector = Collector(self.blocks.layers, self.meter.mark, self.tier is not None)
         try:
             self._run(batches[shapes[0]], ())  # what a first step allocates for good
             while self.planner.collecting and self.planner.steps < kinds * len(shapes):
                 shape = shapes[self.planner.steps // kinds]
                 probe = self.planner.probe
                 collector.start(probe)
-                peak = self._run(batches[shape], [i for i in range(n) if i != probe])
-                head = self.meter.marked
-                head = None if head is None else head - self.before
-                found = collected(collector, self.planner, peak, head, self.fresh)
+                self._run(batches[shape], [i for i in range(n) if i != probe])
+                found = collected(collector, self.planner, self.before, self.meter, self.fresh)
                 self.planner.collect(shape.features(), found)
             if self.tier is not None and collector.outputs is not None:
                 self.planner.tier = collector.outputs.tier(self.tier)
