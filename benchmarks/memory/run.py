@@ -29,7 +29,7 @@ METHODS = (
     "every_2",
     "every_4",
 )
-ON_CPU = ("none", "gc", "prefix", "static", "bucket_greedy")
+ON_CPU = ("none", "gc", "prefix", "tiered", "static", "bucket_greedy")
 # Experiment -> the task whose published times stand beside it.
 TASKS = {
     "memory_swag": "multiple-choice",
