@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from train.memory.meter import Meter
-from train.memory.planner import Collected, Planner
+from train.memory.planner import Collected, Planner, Seen
 from train.memory.selective import Outputs, call_of, tensors
 
 
@@ -143,30 +143,28 @@ def collected(
     """
     head, *parts = [peak - static for peak in meter.parts]
     peak = max([head, *parts])
-    at = dict.fromkeys(
-        range(len(found.blocks)), peak
-    )  # of a block without a part of its own: at most
-    at |= {i: 0.0 for i in found.order}
+    # At most the peak, where a block has no part of its own.
+    at = [0.0 if i in found.order else peak for i in range(len(found.blocks))]
     for i, part in zip(found.order, parts, strict=False):  # the tail is no block's
         at[i] = max(at[i], part)
-    kind = planner.kinds[found.probe]
-    kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
+    stashes = found.stashes
     outputs = {} if found.outputs is None else found.outputs.bytes
     return Collected(
-        kind=kind,
-        kept=kept,
+        kind=planner.kinds[found.probe],
+        kept=float(found.kept),
         stash=stashes[found.probe],
         largest=float(found.largest),
-        shared=shared,
+        shared=float(found.shared),
         partly={tier: stashes[found.probe] + n for tier, n in outputs.items()},
-        outside=planner.outside(kind, stashes, kept, shared, peak, fresh),
-        peak=peak,
         fresh=fresh,
-        head=planner.head(kind, stashes, kept, shared, head) if parts else None,
-        backward=planner.backward(kind, stashes, kept, shared, [*at.values()], fresh)
-        if parts
-        else (),
-        tail=planner.tail(parts[-1], fresh) if len(parts) > len(found.order) else None,
+        seen=Seen(
+            probe=found.probe,
+            held=stashes,
+            peak=peak,
+            head=head if parts else None,
+            backward=at if parts else (),
+            tail=parts[-1] if len(parts) > len(found.order) else None,
+        ),
     )
 
 

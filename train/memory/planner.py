@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from train.memory.fit import Features, Fit, determined, fit
@@ -19,6 +20,18 @@ UNLIKE = 0.04  # share added to first values of blocks that differ: they were up
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Peaks of a step under collection, static part excluded; None or empty: parts were not told apart."""
+
+    probe: int  # the block that was kept; all others were recomputed
+    held: Mapping[int, float]  # of each block, bytes when recomputed
+    peak: float
+    head: float | None = None  # until the backward pass comes to the blocks
+    backward: Sequence[float] = ()  # while it is in each block
+    tail: float | None = None  # once it has left them
+
+
+@dataclass(frozen=True)
 class Collected:
     """What one step under collection kept, bytes."""
 
@@ -27,14 +40,10 @@ class Collected:
     stash: float  # h: by a recomputed one of its kind
     largest: float  # the largest single tensor in `kept`
     shared: float  # s: once, if any block is recomputed
-    outside: float  # o: by all else at the peak
+    outside: float = 0.0  # o: by all else at the peak; found by the planner where `seen` is given
     partly: Mapping[str, float] = field(default_factory=dict)  # b: recomputed in part, by tier
-    peak: float | None = None  # of the step, static part excluded; all blocks but one recomputed
     fresh: bool = False  # the step allocated its gradients
-    # The same of each part of the step; None: they were not told apart.
-    head: float | None = None  # until the backward pass comes to the blocks
-    backward: Sequence[float] = ()  # while it is in each block
-    tail: float | None = None  # once it has left them
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class Planner:
         self.missed = 0.0  # largest measured minus predicted peak
         self.rows: dict[str, dict[Features, float]] = {}
         self.fits: dict[str, Fit] = {}
+        self.pending: list[tuple[Features, Collected, Seen]] = []  # to be taken apart
         self.peaks = Peaks()
         self.tier: Tier | None = None  # set where blocks of one kind may be recomputed in part
         self.cache: dict[tuple[Features | int, int, bool], Choice] = {}
@@ -126,22 +136,19 @@ class Planner:
 
     def collect(self, features: Features, found: Collected) -> None:
         """Take what a step under collection has shown."""
-        if found.peak is not None:
-            levels = self._levels([i for i in range(len(self.kinds)) if i != self.probe])
-            self.peaks.add(levels, found.fresh, features, found.peak)
+        seen = found.seen
+        if seen is not None:
+            levels = self._levels([i for i in range(len(self.kinds)) if i != seen.probe])
+            self.peaks.add(levels, found.fresh, features, seen.peak)
+            self.pending.append((features, found, seen))
+        else:
+            self._keep("outside", features, found.outside)
         self.steps += 1
         for part in ("kept", "stash", "largest"):
             self._keep(f"{part} {found.kind}", features, getattr(found, part))
         for name, value in found.partly.items():
             self._keep(f"{name} {found.kind}", features, value)
         self._keep("shared", features, found.shared)
-        self._keep("outside", features, found.outside)
-        if found.head is not None:
-            self._keep("head", features, found.head)
-        for i, value in enumerate(found.backward):
-            self._keep(f"backward {i}", features, value)
-        if found.tail is not None:
-            self._keep("tail", features, found.tail)
 
     def _keep(self, part: str, features: Features, value: float) -> None:
         rows = self.rows.setdefault(part, {})
@@ -152,61 +159,36 @@ class Planner:
         self.fits.pop(part, None)
         self.cache.clear()
 
-    def outside(
-        self,
-        kind: int,
-        held: Mapping[int, float],
-        kept: float,
-        shared: float,
-        peak: float,
-        fresh: bool,
-    ) -> float:
-        """Bytes outside the blocks, from the peak of a collected step without its static part.
-
-        held: of each block, its input. kept: of the probe, whose kind is `kind`.
-        """
-        known, stash, others = self._collected(kind, held, kept)
-        nothing = [0.0] * len(known)
-        gradients = self.gradients if fresh else ()
-        own = unequal_peak(known, stash, nothing, others, 0.0, shared, gradients)
-        return max(0.0, peak - own)
-
-    def head(
-        self, kind: int, held: Mapping[int, float], kept: float, shared: float, peak: float
-    ) -> float:
-        """The same of the peak before the backward pass of the last block, where all of them are held."""
-        known, stash, others = self._collected(kind, held, kept)
-        own = sum(stash[i] if i in others else known[i] for i in range(len(known)))
-        return max(0.0, peak - own - shared)
-
-    def tail(self, peak: float, fresh: bool) -> float:
-        """The same of the peak after the backward pass of the first block, where none is held."""
-        return max(0.0, peak - fresh * sum(self.gradients))
-
-    def backward(
-        self,
-        kind: int,
-        held: Mapping[int, float],
-        kept: float,
-        shared: float,
-        peaks: Sequence[float],
-        fresh: bool,
-    ) -> tuple[float, ...]:
-        """The same of the peak in the backward pass of each block."""
-        known, stash, others = self._collected(kind, held, kept)
-        before = [stash[i] if i in others else known[i] for i in range(len(known))]
-        own = in_backward(before, known, self.gradients if fresh else ())
-        return tuple(max(0.0, peak - one - shared) for peak, one in zip(peaks, own, strict=True))
-
-    def _collected(
-        self, kind: int, held: Mapping[int, float], kept: float
-    ) -> tuple[list[float], list[float], list[int]]:
-        """Bytes of each block if kept and if recomputed, and which of them were, in a collected step."""
-        latest = {k: [*self.rows.get(f"kept {k}", {0: 0.0}).values()][-1] for k in set(self.kinds)}
-        latest[kind] = kept
+    def _derive(self) -> None:
+        """Bytes outside the blocks in collected steps, from what the blocks of each keep, once all is known."""
+        pending, self.pending = self.pending, []
         n = range(len(self.kinds))
-        stash = [held.get(i, 0.0) for i in n]
-        return [latest[own] for own in self.kinds], stash, [i for i in n if i != self.probe]
+        for features, found, seen in pending:
+            known = self._of_blocks("kept", features)
+            known[seen.probe] = found.kept
+            stash = [seen.held.get(i, 0.0) for i in n]
+            held = [known[i] if i == seen.probe else stash[i] for i in n]
+            shared = self.fit_of("shared").predict(features)
+            gradients = self.gradients if found.fresh else ()
+            others = {*n} - {seen.probe}
+            own = unequal_peak(known, stash, [0.0] * len(n), others, 0.0, shared, gradients)
+            self._keep("outside", features, max(0.0, seen.peak - own))
+            if seen.head is not None:
+                self._keep("head", features, max(0.0, seen.head - sum(held) - shared))
+            for i, one in enumerate(in_backward(held, known, gradients) if seen.backward else ()):
+                rest = max(0.0, seen.backward[i] - one - shared)
+                self._keep(f"backward {i}", features, rest)
+            if seen.tail is not None:
+                self._keep("tail", features, max(0.0, seen.tail - sum(gradients)))
+
+    def _of_blocks(self, part: str, features: Features) -> list[float]:
+        by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
+        return [by_kind[kind] for kind in self.kinds]
+
+    def all_fits(self) -> dict[str, Fit]:
+        """The fit of each part of which something is known."""
+        self._derive()
+        return {part: self.fit_of(part) for part in self.rows}
 
     def fit_of(self, part: str) -> Fit:
         if part not in self.fits:
@@ -264,9 +246,8 @@ class Planner:
         )
 
     def _parts(self, features: Features, fresh: bool) -> _Parts:
-        def of_blocks(part: str) -> list[float]:
-            by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
-            return [by_kind[kind] for kind in self.kinds]
+        self._derive()
+        of_blocks = partial(self._of_blocks, features=features)
 
         def at(part: str) -> float:
             found = self.fit_of(part)
@@ -347,12 +328,12 @@ class Planner:
                 partly -= one[1] <= available
 
     def _solve(self, features: Features, size: int, static: float, fresh: bool) -> Choice:
+        parts = self._parts(features, fresh)
         used = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
         unsure = any(
             self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact for part in used
         )
         margin = self.margin(unsure)
-        parts = self._parts(features, fresh)
         available = self.budget - margin
         plans = [
             *self._plans(
