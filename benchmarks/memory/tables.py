@@ -53,6 +53,10 @@ NAMES = {"none": "None", "gc": "GC", "prefix": "DC", "plan": "DC", "static": "DC
 
 def show_table(folders: Sequence[Path]) -> str:
     """The tables of what lies in these folders."""
+    if missing := [folder for folder in folders if not (folder / RESULTS).exists()]:
+        raise SystemExit(
+            f"{missing[0]}: has no {RESULTS}. Give a folder that `run --out` has written"
+        )
     lines = [
         json.loads(line)
         for folder in folders
@@ -213,7 +217,7 @@ def recompute_table(lines: Sequence[Line]) -> str:
         limit = next(line["budget_gib"] for line in own.values() if line)
         cells = [
             f"{1024 * line['peak_allocated_gib']:.2f}, {100 * share[f'{kind}@{budget}']:.1f} %"
-            + (f", {line['over_budget']} steps above" if line["over_budget"] else "")
+            + (f", {_steps(line['over_budget'])} above" if line["over_budget"] else "")
             if line
             else "-"
             for kind, line in own.items()
@@ -299,6 +303,10 @@ def named(method: str) -> str:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _steps(n: int) -> str:
+    return f"{n} step" if n == 1 else f"{n} steps"
 
 
 def _number(value: float | None, form: str, times: float = 1) -> str:

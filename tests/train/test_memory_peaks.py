@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from train.config.memory import MemorySettings
 from train.memory.features import Shape, shape_of
@@ -66,6 +71,40 @@ def test_a_bound_is_for_plans_that_keep_as_much_or_more_and_for_no_others() -> N
     assert bounds(KEPT, KEPT, KEPT) == [200.0 + 90 + 60]
     assert bounds(RECOMPUTED, RECOMPUTED, KEPT) == [] == bounds(KEPT, KEPT, KEPT, fresh=True)
     assert [*peaks.bounds((KEPT,) * 3, False, (2.0, 1.0, 1.0, 1.0), held)] == []  # another size
+
+
+def test_a_peak_behind_the_blocks_is_no_part_of_what_plans_are_made_of() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(  # the gradients of its words are more than all blocks of a short batch
+        vocab_size=9000,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    model = BertForSequenceClassification(config).train()
+
+    def batch(length: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(3, 64, (2, length))
+        return {"input_ids": ids, "labels": torch.zeros(2, dtype=torch.long)}
+
+    def step(inputs: dict[str, Any]) -> None:
+        model(**inputs).loss.backward()
+
+    batches = {shape_of(b): b for b in map(batch, (32, 64, 128, 160))}
+    settings = MemorySettings(method="plan", mode="sizes", budget_gib=1.0, collect_steps=4)
+    dry = DryRun(settings, model, CpuMeter(), step, states=8, accumulates=False)
+    dry.collect(batches)
+    words = model.bert.embeddings.word_embeddings.weight.nbytes
+    for length in (48, 144):
+        inputs = batch(length)
+        dry.blocks.enable()
+        real = [dry._run(inputs, range(k)) for k in range(4)]
+        dry.blocks.disable()
+        features = shape_of(inputs).features()
+        found = [dry.planner.predicted(features, range(k), True) for k in range(4)]
+        assert all(old <= new * 1.001 < 1.01 * old for new, old in zip(found, real, strict=True))
+        assert (real[0] == real[3]) is (length == 48) and real[3] > words
 
 
 def test_no_plan_of_an_encoder_decoder_is_above_its_budget_once_corrected() -> None:

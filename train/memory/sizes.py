@@ -263,23 +263,24 @@ class Sizes:
 
     def refuse_unfit(self, settings: MemorySettings) -> None:
         """Raise InfeasibleBudgetError where the largest batch, of training or evaluation, does not fit."""
+        told = []
+        one = self.largest
+        if not one.fits:
+            told.append(
+                f"{settings.named_budget}: no plan fits "
+                f"{'a bound of all batches, ' if self.is_bound else ''}"
+                f"{one.shape.rows} x {one.shape.length}: predicted peak {gib(one.predicted)} with "
+                f"{len(one.blocks)} blocks recomputed, {gib(self.static.total)} of it static, and a margin "
+                f"of {gib(one.margin)}. The smallest feasible budget is {gib(one.least_budget)}"
+            )
         for name, found in self.evaluation.items():
             needed = self.static.parameters + self.static.states + found["bytes"]
             if settings.budget_bytes is not None and needed > settings.budget_bytes:
-                raise InfeasibleBudgetError(
+                told.append(
                     f"{settings.named_budget}: the largest batch of the evaluation of {name}, "
                     f"{found['rows']:g} x {found['length']:g}, needs {gib(needed)} with parameters and "
                     "optimizer states, and plans are for training alone. Set micro_valid_batch_size of "
-                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget. All sizes are "
-                    f"in {TABLE}"
+                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget"
                 )
-        one = self.largest
-        if one.fits:
-            return
-        raise InfeasibleBudgetError(
-            f"{settings.named_budget}: no plan fits {'a bound of all batches, ' if self.is_bound else ''}"
-            f"{one.shape.rows} x {one.shape.length}: predicted peak {gib(one.predicted)} with "
-            f"{len(one.blocks)} blocks recomputed, {gib(self.static.total)} of it static, and a margin of "
-            f"{gib(one.margin)}. The smallest feasible budget is {gib(one.least_budget)}. All sizes are "
-            f"in {TABLE}"
-        )
+        if told:
+            raise InfeasibleBudgetError("\n".join([*told, f"All sizes are in {TABLE}"]))
