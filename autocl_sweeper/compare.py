@@ -181,31 +181,7 @@ def _without_seeds(node: Any) -> Any:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """Student's t quantile above the median, by bisection on its distribution function.
+    """Student's t quantile."""
+    from scipy.special import stdtrit
 
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, 1.0
-    while _t_within(high, freedom) < 2 * probability - 1:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _t_within(middle, freedom) < 2 * probability - 1:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _t_within(t: float, freedom: int) -> float:
-    """The probability that |T| < t."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = total = cosine if odd else 1.0
-    for n in range(2 + odd, freedom - 1, 2):
-        term *= cosine**2 * (n - 1) / n
-        total += term
-    if not odd:
-        return sine * total
-    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
+    return float(stdtrit(freedom, probability))

@@ -41,7 +41,8 @@ from autocl_sweeper.plan.stages import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
 from autocl_sweeper.space import bare
-from autocl_sweeper.sweep import Progress, Sweep
+from autocl_sweeper.sweep.loop import Sweep
+from autocl_sweeper.sweep.progress import Progress
 from autocl_sweeper.types import Job, Outcome
 from autocl_sweeper.yaml.layers import below_files
 from autocl_sweeper.yaml.origins import layers_of, sets

@@ -117,6 +117,10 @@ class JobFiles:
         """There once another launcher's worker has begun the job."""
         return self.folder / f"{number}.begun"
 
+    def mark(self, number: int) -> str:
+        """Names a job in its environment: the same for whichever controller has it."""
+        return str(self.folder.absolute() / str(number))
+
     def forget(self, number: int) -> None:
         """Remove what an ended job left here; all of it is elsewhere by now.
 

@@ -198,6 +198,11 @@ class Overview:
                 end(number, last, "its controller ended")
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
 
+    def overrides_of(self, number: int) -> list[str]:
+        """What a trial's job was given on its command line, without Hydra's own keys."""
+        found = self.state.overrides.get(number, ())
+        return [text for text in found if not text.lstrip("+~").startswith("hydra.")]
+
     def attempts_of(self, number: int) -> list[Attempt]:
         return [one for one in self.attempts if one.trial == number]
 

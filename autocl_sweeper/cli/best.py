@@ -45,14 +45,9 @@ def _best(given: argparse.Namespace) -> None:
         print_json([_entry(sweep, number) for number in range(len(sweep.chain))])
     elif given.overrides:
         for trial in sweep.chain:
-            print(shlex.join(_overrides(sweep, trial.number)))
+            print(shlex.join(sweep.overrides_of(trial.number)))
     else:
         _print(sweep)
-
-
-def _overrides(sweep: Overview, number: int) -> list[str]:
-    found = sweep.state.overrides.get(number, ())
-    return [override for override in found if not override.lstrip("+~").startswith("hydra.")]
 
 
 def _entry(sweep: Overview, place: int) -> dict[str, object]:
@@ -66,7 +61,7 @@ def _entry(sweep: Overview, place: int) -> dict[str, object]:
         "params": dict(trial.suggestion.params),
         "folder": str(sweep.folder / trial.folder) if trial.folder else None,
         "checkpoint": checkpoint and str(sweep.folder / checkpoint),
-        "overrides": _overrides(sweep, trial.number),
+        "overrides": sweep.overrides_of(trial.number),
     }
 
 

@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
         "compare",
         help="one table over sweeps: accuracy, forgetting, jobs, device-hours",
         description="Finished sweeps side by side, from their journals alone. Sweeps that differ in"
-        " their seeds only are one row, with mean and 95 %% t-interval.",
+        " their seeds only are one row, with mean and 95 % t-interval.",
     )
     json_option(comparing)
     comparing.add_argument(

@@ -93,8 +93,7 @@ def command(sweep: Overview, trial: Trial) -> str | None:
         value = before.startswith("-") and before not in ("-m", "--multirun")
         if option or (value and "=" not in word and "=" not in before):
             kept.append(word)
-    overrides = sweep.state.overrides.get(trial.number, ())
-    return shlex.join([*kept, *(o for o in overrides if not o.lstrip("+~").startswith("hydra."))])
+    return shlex.join([*kept, *sweep.overrides_of(trial.number)])
 
 
 def _print(sweep: Overview, trial: Trial) -> None:

@@ -147,7 +147,6 @@ def refusal(
     claims: Sequence[Claim],
     ours: Claim,
     free_memory: float,
-    allow_processes: bool = False,
     related: Relatives = relatives,
     keep_free_mib: int = 0,
 ) -> str:
@@ -181,7 +180,7 @@ def refusal(
                 " joins when that is measured or the job is over (memory_per_job_mib sets it at once)"
             )
     use = use_of(device, [claim.job for claim in claims if claim.job is not None], related)
-    if use.strangers and not allow_processes:
+    if use.strangers:
         return f"is in use: {len(use.strangers)} foreign process(es), see nvidia-smi"
     found = balance(device, claims, ours, related)
     if found is None:

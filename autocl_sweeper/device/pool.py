@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autocl_sweeper.device.leases import Lease, LeaseFolder, Refusal, lease_free, refuse_too_few
+from autocl_sweeper.device.choice import Refusal, lease_free, refuse_too_few
+from autocl_sweeper.device.leases import Lease, LeaseFolder
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.device.probe import Device, Probe, find_probe, short
 from autocl_sweeper.device.reservations import Reservation, Reservations, Used

@@ -14,7 +14,7 @@ from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
 from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
 from autocl_sweeper.protocols import IndexedSearch
-from autocl_sweeper.results import origin_text
+from autocl_sweeper.results.provenance import origin_text
 from autocl_sweeper.strategy.decisions import Stage, views
 from autocl_sweeper.types import History, State, Suggestion, Trial
 from autocl_sweeper.view import StageView

@@ -12,7 +12,8 @@ from typing import TypeGuard
 from autocl_sweeper.display.panel import Glance, JobLine, Panel, Watched
 from autocl_sweeper.plain import masked, plain
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.results import origin_text, savings, waste
+from autocl_sweeper.results.early import savings, waste
+from autocl_sweeper.results.provenance import origin_text
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_skipped, is_stopped
 

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocl_sweeper import results
 from autocl_sweeper.display.progress import settings_text, short_key, value_text
+from autocl_sweeper.journal import NAME as JOURNAL
 from autocl_sweeper.plan import Plan
+from autocl_sweeper.results.best import BEST_FILE
+from autocl_sweeper.results.early import savings, waste
+from autocl_sweeper.results.lineage import continual_metrics, final_lineages
+from autocl_sweeper.results.result_file import RESULT_FILE
+from autocl_sweeper.results.table import TABLE_FILE
 from autocl_sweeper.types import History, State, Suggestion, Trial
 from autocl_sweeper.verdict import alike, named
 
@@ -21,7 +26,7 @@ MOST_KINDS = 5  # of failures, each a line
 
 def print_summary(plan: Plan, history: History, folder: Path, console: Console) -> None:
     """The beam of each stage, the best chain with its matrix and metrics, and where the files are."""
-    chains = results.final_lineages(plan, history)
+    chains = final_lineages(plan, history)
     if not chains:
         return
     best = chains[0]
@@ -36,7 +41,7 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
         if matrix is not None:
             console.print(f"Best chain, scores on {title}", style="bold")
             console.print(_matrix(list(plan.tasks), matrix))
-            found = results.continual_metrics(matrix, forward)
+            found = continual_metrics(matrix, forward)
             text = ", ".join(f"{name.replace('_', ' ')} {n:.4f}" for name, n in found.items())
             console.print(f"  {text}\n", highlight=False)
     console.print(f"Best chain: score {best.score:.4f}", style="bold", highlight=False)
@@ -47,14 +52,14 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
             f" {best.score:.4f}",
             highlight=False,
         )
-    if (saved := results.savings(history)).trials:
+    if (saved := savings(history)).trials:
         told = str(saved)
         console.print(told[0].upper() + told[1:], highlight=False, soft_wrap=True)
     if history.given_up:
-        told = str(results.waste(history))
+        told = str(waste(history))
         console.print(told[0].upper() + told[1:], highlight=False)
     console.print("Files", style="bold")
-    files = [results.BEST_FILE, results.RESULT_FILE, results.TABLE_FILE, "journal.jsonl"]
+    files = [BEST_FILE, RESULT_FILE, TABLE_FILE, JOURNAL]
     outcome = best.trials[-1].outcome
     if outcome is not None and outcome.checkpoint is not None:
         files.append(outcome.checkpoint)
@@ -65,7 +70,7 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
 def print_best(plan: Plan, history: History, folder: Path, console: Console) -> None:
     """The best trial of a sweep without a sequence, its failures by kind, and where the table is."""
     failed = [trial for trial in history if trial.state is State.FAIL]
-    chains = results.final_lineages(plan, history)
+    chains = final_lineages(plan, history)
     if not chains and not failed:  # jobs without a score: there is nothing to compare
         return
     lines = []
@@ -80,7 +85,7 @@ def print_best(plan: Plan, history: History, folder: Path, console: Console) -> 
     for kind in alike(failed)[:MOST_KINDS]:
         assert kind[0].outcome is not None
         lines.append(f"  {named(kind)}: {kind[0].outcome.reason.partition(chr(10))[0]}")
-    lines.append(f"All trials: {folder / results.TABLE_FILE}")
+    lines.append(f"All trials: {folder / TABLE_FILE}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

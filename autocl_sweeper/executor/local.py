@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.pool import Grant, Pool
@@ -22,27 +18,19 @@ from autocl_sweeper.device.reservations import Used, used_by
 from autocl_sweeper.device.sampling import Sampler
 from autocl_sweeper.errors import DeviceError, InfeasibleBudgetError
 from autocl_sweeper.executor.ends import Ends, not_composed
-from autocl_sweeper.executor.process import guardian
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
 from autocl_sweeper.executor.process.deadlines import Deadlines
-from autocl_sweeper.executor.process.forked import ForkServer, ForkServerLostError
-from autocl_sweeper.executor.process.fresh import FreshProcess
-from autocl_sweeper.executor.process.groups import (
-    JOB,
-    STRAGGLER_S,
-    end_group,
-    start_time,
-    write_group,
-)
+from autocl_sweeper.executor.process.forked import ForkServer
+from autocl_sweeper.executor.process.groups import STRAGGLER_S, end_group
+from autocl_sweeper.executor.process.guard import Guard
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.running import Limits, Process, Running
+from autocl_sweeper.executor.starting import Commands, Starter
 from autocl_sweeper.executor.waiting import Waiting, WaitingRoom
 from autocl_sweeper.job.package import NOT_IMPORTED
-from autocl_sweeper.job.process import GO
 from autocl_sweeper.outcome import JobFiles, failure
 from autocl_sweeper.private import private_folder
-from autocl_sweeper.reporter import VARIABLE as REPORTS
 from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Need, Outcome, Report, State
 
 log = logging.getLogger(__name__)
@@ -51,31 +39,11 @@ POLL_S = 1.0  # how often devices that others hold are looked at again
 UNKILLABLE_S = 30.0  # after SIGKILL; a process that waits for a lost device may never die
 
 
-class Commands(Protocol):
-    """What to run for a job; `job.Package` in real life."""
-
-    def command(self) -> list[str]: ...
-
-    def order(self, job: Job, returns: bool) -> bytes:
-        """Raises what composing the job does."""
-        ...
-
-
-@contextmanager
-def _in_memory(data: bytes) -> Iterator[int]:
-    """A descriptor to read `data` from, which a process can inherit."""
-    with os.fdopen(os.memfd_create("order"), "wb+") as file:
-        file.write(data)
-        file.seek(0)
-        yield file.fileno()
-
-
 class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. Jobs are forked from what `forkserver` starts while that works, and are
-    fresh interpreters otherwise. The creator calls `close`, which closes the fork server too unless
+    ends what it started. The creator calls `close`, which closes the fork server too unless
     `keeps_forkserver`. If it dies before, its jobs end with it, or with `jobs_outlive` run to their end.
     """
 
@@ -92,13 +60,17 @@ class LocalExecutor:
         needs: Needs | None = None,
     ) -> None:
         self._commands = commands
+        self._guard = Guard(jobs_outlive)
+        self._starter = Starter(
+            commands, files, self._guard, forkserver, keeps_forkserver, jobs_outlive
+        )
         self._needs = needs or Siblings()
         self._files = files
         self._pool = pool
         self._limits = limits or Limits()
         self._returns = returns
         self._jobs_outlive = jobs_outlive
-        self._ends = Ends(files, pool, returns, self._stop_forking)
+        self._ends = Ends(files, pool, returns, self._starter.stop_forking)
         self._running: dict[int, Running] = {}
         # No SimpleQueue: a deadline that passes while its `get(timeout=0)` looks is none to CPython.
         self._ended: queue.Queue[tuple[Job, Outcome]] = queue.Queue()
@@ -112,11 +84,6 @@ class LocalExecutor:
         self._stopping = False
         self._stopped = "stopping"  # what is said of it
         self._announcing = False
-        self._guardian: subprocess.Popen[bytes] | None = None
-        self._start_forkserver = forkserver
-        self._keeps_forkserver = keeps_forkserver
-        self._forkserver: ForkServer | None = None  # started when a job wants a device
-        self._forks: bool | None = None  # whether jobs are forked; None: not known yet
         self.on_end: Callable[[], None] = lambda: None  # called when `wait` has something to give
 
     def free_slots(self) -> int:
@@ -125,10 +92,7 @@ class LocalExecutor:
         The first call waits for the forkserver. Raises ConfigurationError when a module that it
         should import does not exist, before a device is touched.
         """
-        if self._forks is None:
-            self._forks = self._start_forkserver is not None and self._forks_from(
-                self._start_forkserver()
-            )
+        self._starter.get_ready()
         if self._ready is None and not self._start_waiting():
             return 0
         if self._ready is None:
@@ -138,20 +102,6 @@ class LocalExecutor:
                 log.info("waiting for a device: %s", refused)
             self._refused = refused
         return int(self._ready is not None)
-
-    def _forks_from(self, forkserver: ForkServer) -> bool:
-        self._forkserver = forkserver
-        first = forkserver.pid
-        self._tell_guardian("!", first, forkserver.mark)
-        if not forkserver.ready():
-            return False
-        if forkserver.pid != first:  # it began again, without a module that forks would suffer from
-            self._tell_guardian("-", first)
-            self._tell_guardian("!", forkserver.pid, forkserver.mark)
-        if self._jobs_outlive:
-            forkserver.outlive()
-            self._tell_guardian("-", forkserver.pid)  # it ends after its last job
-        return True
 
     def _acquire(self, one: Waiting | None = None) -> Grant | None:
         """As the pool's, but an error of devices waits until the jobs on others have ended."""
@@ -179,9 +129,7 @@ class LocalExecutor:
         """What everything waits for, in a line; mostly empty."""
         if self._stopping:
             return self._stopped
-        if self._forks is None and self._forkserver is not None:
-            return self._forkserver.importing()
-        return ""
+        return self._starter.doing()
 
     def refuse_budget(self, need: Need) -> None:
         """Raises InfeasibleBudgetError for a memory budget that no device here has."""
@@ -227,7 +175,7 @@ class LocalExecutor:
         process = AdoptedProcess.find(self._files.group(job.number))
         if process is None or not self._jobs_outlive:
             return False
-        self._tell_guardian("+", process.pid, self._mark(job))
+        self._guard.tell("+", process.pid, self._files.mark(job.number))
         self._reports.begin(job.number, job.reported)
         running = self._running_of(job, process.devices, job.alone, process)
         running.announce(self._pool)
@@ -329,21 +277,10 @@ class LocalExecutor:
                     number, pid = running.job.number, running.process.pid
                     log.warning("job %d cannot be killed (pid %d)", number, pid)
             self._running.clear()
-            self._close_helpers()
-
-    def _close_helpers(self) -> None:
-        self._deadlines.close()
-        self._sampler.close()
-        if self._forkserver is not None:
-            if not self._keeps_forkserver:
-                self._forkserver.close()
-            self._tell_guardian("-", self._forkserver.pid)
-            self._forkserver = None
-        if self._guardian is not None:
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
-            self._guardian.wait()
-            self._guardian = None
+            self._deadlines.close()
+            self._sampler.close()
+            self._starter.close()
+            self._guard.close()
 
     def _release(self) -> None:
         """Give back a device that was asked for and not used: others may want it."""
@@ -394,30 +331,12 @@ class LocalExecutor:
             self._files.forget(job.number)
             self._files.reserve(job.number)
             self._reports.begin(job.number)
-            running = self._started(job, need, grant, order)
-            given_back.pop_all()  # until it is reaped: a job may close its own copy
-        return running
-
-    def _started(self, job: Job, need: Need, grant: Grant, order: bytes) -> Running:
-        stdin, word = os.pipe()
-        # A job starts with a word, so a controller killed before it leaves no job unknown.
-        with open(word, "wb", buffering=0) as go:
-            try:
-                with (
-                    open(self._files.log(job.number), "wb") as output,
-                    _in_memory(order) as reading,
-                ):
-                    share = self._pool.environment(grant, need, job.stage)
-                    process = self._process(job, reading, stdin, output.fileno(), grant, share)
+            share = self._pool.environment(grant, need, job.stage)
+            with self._starter.start(job.number, order, grant, share) as process:
                 self._pool.began(grant, process.pid, job.stage, need)
-            finally:
-                os.close(stdin)
-            self._tell_guardian("+", process.pid, self._mark(job))
-            write_group(self._files.group(job.number), process.pid, grant.ids)
-            running = self._running_of(job, grant.ids, grant.alone, process)
-            running.need, running.grant, running.base_mib = need, grant, grant.base_mib
-            with suppress(BrokenPipeError):  # `_await` finds out
-                go.write(GO)
+                running = self._running_of(job, grant.ids, grant.alone, process)
+                running.need, running.grant, running.base_mib = need, grant, grant.base_mib
+            given_back.pop_all()  # until it is reaped: a job may close its own copy
         return running
 
     def _announce(self) -> None:
@@ -429,41 +348,15 @@ class LocalExecutor:
         self._announce()
         self._deadlines.at(self._deadlines.now() + POLL_S, self._announce_again)
 
-    def _mark(self, job: Job) -> str:
-        """The same for whichever controller has the job."""
-        return str(self._files.folder.absolute() / str(job.number))
-
-    def _process(
-        self, job: Job, order: int, stdin: int, output: int, grant: Grant, share: dict[str, str]
-    ) -> Process:
-        environment = {
-            **grant.environment,
-            **share,
-            JOB: self._mark(job),
-            REPORTS: str(self._files.reports(job.number).absolute()),
-        }
-        if self._forks:
-            assert self._forkserver is not None
-            try:
-                return self._forkserver.start(order, stdin, output, grant.fds, environment)
-            except ForkServerLostError as lost:
-                self._stop_forking(str(lost))
-        argv = self._commands.command()
-        return FreshProcess(argv, order, stdin, output, grant.fds, environment)
-
-    def _stop_forking(self, reason: str) -> None:
-        if self._forks and self._forkserver is not None:
-            self._forks = False
-            self._forkserver.retire()
-            log.warning("%s: further jobs start in fresh interpreters", reason)
-
     def _await(self, running: Running) -> None:
         """Runs in the job's thread: from here on nobody else reaps the process."""
         pid = running.process.pid
         running.process.wait()
-        end_group(pid, STRAGGLER_S, reaped=running.adopted, mark=self._mark(running.job))
+        end_group(
+            pid, STRAGGLER_S, reaped=running.adopted, mark=self._files.mark(running.job.number)
+        )
         status = running.reap()
-        self._tell_guardian("-", pid)
+        self._guard.tell("-", pid)
         if running.abandoned:
             return
         try:
@@ -492,20 +385,3 @@ class LocalExecutor:
             log.warning("job %d cannot be killed (pid %d)", running.job.number, running.process.pid)
             lost = Outcome(State.FAIL, reason, cause=Cause.DEVICE, lost=True)
             self._over(running, replace(lost, seconds=running.seconds))
-
-    def _tell_guardian(self, change: str, group: int, mark: str = "") -> None:
-        if self._guardian is None:
-            at_death = "finish" if self._jobs_outlive else "kill"
-            self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), at_death],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                # Of a sweep inside a job: it has to outlive that job.
-                env={name: value for name, value in os.environ.items() if name != JOB},
-                start_new_session=True,
-                bufsize=0,
-            )
-        assert self._guardian is not None and self._guardian.stdin is not None
-        with suppress(BrokenPipeError):  # somebody killed it; resuming still ends what is left
-            told = f"{start_time(group) or 0} {os.fsencode(f'{JOB}={mark}').hex()}" if mark else ""
-            self._guardian.stdin.write(f"{change}{group} {told}\n".encode())

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.local import Commands, LocalExecutor
+from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer, Shared
 from autocl_sweeper.executor.running import Limits
+from autocl_sweeper.executor.starting import Commands
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.types import Job
 

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.compare import Figures, figures
+from autocl_sweeper.compare import figures
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import write_whole
 from autocl_sweeper.overview import Overview, S
@@ -39,23 +39,6 @@ PACKAGES = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}
 SIGNS = {FAILED: "✕", GIVEN_UP: "◌", PRUNED: "▽", RUNNING: "◉"}
 PARTS = "autocl_sweeper.page.parts"
 ORDINALS = {2: "second", 3: "third"}
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A row of the comparison."""
-
-    name: str
-    protocol: str
-    search: str
-    beam: str
-    trials: int
-    dev: float | None
-    dev_forgetting: float | None
-    test: float | None
-    test_forgetting: float | None
-    device_s: float
-    finished: bool
 
 
 @dataclass(frozen=True)
@@ -166,7 +149,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         "cost": cost(sweep),
         "failures": failures(sweep),
         "charts": charts,
-        "others": [_compared(one) for one in compared],
+        "others": compared,
         "plan": _plan(sweep),
         "made": _made(sweep),
         "example": _example(trials),
@@ -263,23 +246,6 @@ def _example(trials: Sequence[Trial]) -> str:
     return ""
 
 
-def _compared(one: Figures) -> Compared:
-    kind = one.kind
-    return Compared(
-        words.clean(one.folder.name),
-        str(kind["protocol"]),
-        str(kind["search"]),
-        str(kind["top_k"]),
-        one.jobs,
-        one.dev,
-        one.dev_forgetting,
-        one.test,
-        one.test_forgetting,
-        one.device_hours * 3600,
-        one.finished,
-    )
-
-
 # -- parts ------------------------------------------------------------------------------------------
 
 
@@ -289,7 +255,14 @@ def _templates() -> Any:
     known = Environment(
         loader=FunctionLoader(_part), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    for function in (words.score, words.drop, words.share, words.duration, words.counted):
+    for function in (
+        words.score,
+        words.drop,
+        words.share,
+        words.duration,
+        words.counted,
+        words.clean,
+    ):
         known.globals[function.__name__] = function
     return known
 

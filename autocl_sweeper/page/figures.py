@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from autocl_sweeper.page.scale import STEP_SCALE, Scale, Spec, chart, var
 from autocl_sweeper.page.words import score
 
+FLIP = 4  # from this step on, text is that of the card
+
 
 def heat(
     rows: Sequence[tuple[str, Sequence[float]]], columns: Sequence[str], scale: Scale, title: str
@@ -18,7 +20,7 @@ def heat(
             "column": m,
             "s": scale.step(v),
             "text": score(v),
-            "flip": int(scale.step(v) >= 4),
+            "flip": int(scale.step(v) >= FLIP),
         }
         for n, (_, values) in enumerate(rows)
         for m, v in enumerate(values)

@@ -9,7 +9,7 @@ from autocl_sweeper import metrics
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.scale import Scale
 from autocl_sweeper.page.words import clean
-from autocl_sweeper.results import Lineage, lineage_of
+from autocl_sweeper.results.lineage import Lineage, lineage_of
 from autocl_sweeper.types import State, Trial
 
 MOST_CHAINS = 24

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 STEPS = 7
-FLIP = 4  # from this step on, text is that of the paper
 
 LIGHT = {
     "paper": "#fcfcfa", "card": "#ffffff", "band": "#eef3f8",

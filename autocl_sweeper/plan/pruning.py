@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,9 @@ from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.protocols import Pruner
 from autocl_sweeper.prune.asha import Asha
 from autocl_sweeper.prune.median import Median
+from autocl_sweeper.prune.watch import EarlyStopping
 from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.types import History
 
 KEY = "hydra.sweeper.prune"
 OPTIONS = {
@@ -35,6 +37,14 @@ class Pruning:
             return None
         rule = self.rule
         return replace(rule, k=stage.survivors) if isinstance(rule, Asha) else rule
+
+    def watch(
+        self, stages: Sequence[Stage], history: History, loss: Callable[[float], float]
+    ) -> EarlyStopping:
+        """The rule of each stage that has one, asked about the trials of this history."""
+        found = {stage.number: self.of(stage) for stage in stages}
+        rules = {number: rule for number, rule in found.items() if rule is not None}
+        return EarlyStopping(rules, self.max_steps, history, loss)
 
 
 def pruning_of(given: Any, top_k: int, ranked: bool) -> Pruning | None:

@@ -144,9 +144,9 @@ def sets(layers: Sequence[Layer], dotted: str) -> bool:
     return any(layer.has(keys_of(dotted)) for layer in layers)
 
 
-def layers_of_file(path: str, read: ReadText = read_text) -> list[Layer]:
+def layers_of_file(path: str) -> list[Layer]:
     """A file that is read without error, with what it includes; lowest first."""
-    return list(_read(path, (), (), read))
+    return list(_read(path, (), (), read_text))
 
 
 def typed_for(hydra: Any, whose: str = "task") -> list[str]:

@@ -38,7 +38,7 @@ from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Job, Outcome, State, Trial
 from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 

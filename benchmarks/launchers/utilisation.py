@@ -26,16 +26,17 @@ from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
-from autocl_sweeper import results
 from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.order import Work
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan, Settings
+from autocl_sweeper.results.early import waste
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.sequential import SequentialTopK, Stage
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep import books
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Job, Outcome, State
 from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 
@@ -101,7 +102,7 @@ class Tree:
         worked = max(begins)
         busy = sum(min(span.end_s, worked) - span.begin_s for span in executor.busy)
         self.idle_share = max(0.0, 1 - busy / (DEVICES * worked)) if worked else 0.0
-        self.wasted_share = results.waste(self.history).share
+        self.wasted_share = waste(self.history).share
 
     def _run(self, job: Job) -> Outcome:
         """The score comes from the chain of suggestions, so that every way to run it agrees."""
@@ -285,8 +286,8 @@ def main() -> None:
     print(f"Python {sys.version.split()[0]}, {versions}, {os.cpu_count()} cores")
     with (  # virtual time does not wait for a disk
         mock.patch("os.fsync"),
-        mock.patch.object(results, "write_best"),
-        mock.patch.object(results, "write_table"),
+        mock.patch.object(books, "write_best"),
+        mock.patch.object(books, "write_table"),
     ):
         virtual(options.seeds)
     if options.real:

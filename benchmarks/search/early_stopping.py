@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from autocl_sweeper import results
 from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Settings, make_plan
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.results.early import savings
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Job, Outcome, State
 from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 
@@ -117,7 +117,7 @@ def run(kind: Callable[[random.Random], Trained], seed: int, rule: Any) -> Figur
         folder = Path(scratch, "sweep")
         sweep = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress())
         history = sweep.run()
-    saved = results.savings(history)
+    saved = savings(history)
     best = max(range(TRIALS), key=lambda one: trained[one].final)
     beam = [history[number] for number in history.beams[1]]
     return Figures(

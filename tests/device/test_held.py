@@ -15,7 +15,8 @@ import pytest
 from support.bench import alive, wait_until
 from support.scripts import Command, script
 
-from autocl_sweeper.device.leases import LeaseFolder, Refusal, lease_free
+from autocl_sweeper.device.choice import Refusal, lease_free
+from autocl_sweeper.device.leases import LeaseFolder
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.device.probe import CpuProbe, FakeProbe

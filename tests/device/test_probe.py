@@ -349,7 +349,7 @@ def test_memory_decides_anew_at_each_look(machine: Machine) -> None:
     said = machine.run(
         "probe, folder = find_probe(None, os.environ), LeaseFolder()\n"
         "def attempt():\n"
-        "    got = lease_free(probe, folder, 1, 0.8, holder='t')\n"
+        "    got = lease_free(probe, folder, 1, 0.8)\n"
         "    if isinstance(got, Refusal): return got.reasons[EIGHT[0].uuid]\n"
         "    got[0].close(); return got[0].device_id\n"
         # 0.8 * 81559 = 65247.2

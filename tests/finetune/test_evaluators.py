@@ -12,7 +12,7 @@ from support.rounds import FULLTRAIL, POPULATION, PSHE2, SETTINGS, Jobs, option,
 
 from autocl_sweeper.distributions import Choice, Interval, Space
 from autocl_sweeper.errors import ConfigurationError, NoSurvivorError
-from autocl_sweeper.results import final_lineages
+from autocl_sweeper.results.lineage import final_lineages
 from autocl_sweeper.search.perturbed import Perturbed
 from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.selection import TopK

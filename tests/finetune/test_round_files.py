@@ -19,7 +19,7 @@ from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.rounds import scalars
 from autocl_sweeper.rounds.watch import RoundsProgress
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History
 
 

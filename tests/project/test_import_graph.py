@@ -97,7 +97,7 @@ OTHERS = {
     "optuna": {"search", "export", "page"},
     "cma": {"search"},
     "cmaes": {"search"},
-    "scipy": {"search"},
+    "scipy": {"search", "compare"},
     "numpy": {"search"},  # comes with scipy
     "rich": {"display", "hydra_sweep", "cli"},
     "pynvml": {"device"},

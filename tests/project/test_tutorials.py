@@ -15,7 +15,7 @@ import yaml
 from support.installed import CLEAN, ROOT
 
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-TUTORIALS = ("avalanche", "huggingface", "lightning", "migration", "ray", "slurm")
+TUTORIALS = ("avalanche", "huggingface", "lightning", "machines", "migration", "slurm")
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_training_tutorial_ends_with_a_chain_through_its_three_tasks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "library"), [("ray", "ray"), ("slurm", "submitit")])
+@pytest.mark.parametrize(("page", "library"), [("machines", "ray"), ("slurm", "submitit")])
 def test_the_example_runs_on_the_other_launchers(tmp_path: Path, page: str, library: str) -> None:
     pytest.importorskip(library)
     (tmp_path / "examples").symlink_to(ROOT / "examples")

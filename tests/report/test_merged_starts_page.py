@@ -16,7 +16,7 @@ from autocl_sweeper.outcome import failure, outcome_of
 from autocl_sweeper.overview import look
 from autocl_sweeper.page.document import page
 from autocl_sweeper.page.starts import merged_starts
-from autocl_sweeper.results import write_table
+from autocl_sweeper.results.table import write_table
 from autocl_sweeper.types import Cause, State
 
 

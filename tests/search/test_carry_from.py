@@ -20,7 +20,7 @@ from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import read
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Carried, History, Job, Outcome, State
 
 RELAY = {"factory": "autocl_sweeper.search.relay.RelaySearch"}

@@ -20,7 +20,7 @@ from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, Wait, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History, Later, Outcome, Report, State, Suggestion, Trial
 
 LISTED = Stage(1, "a", ListedSearch([{"x": 3}, {"x": 5}, {"x": 4}]))

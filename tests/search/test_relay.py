@@ -30,7 +30,7 @@ from autocl_sweeper.search.relay import RelaySearch, Rules
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Carried, History, Outcome, Report, State, Suggestion, Trial
 from hydra_plugins.hydra_autocl_sweeper._schema import RelayConf
 

@@ -14,7 +14,7 @@ from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import Record, read
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History, Outcome, State, Trial
 
 Turns = Callable[[Sequence[Trial]], Outcome]

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from autocl_sweeper.device.probe import *
 from autocl_sweeper.device.leases import *
+from autocl_sweeper.device.choice import *
 from autocl_sweeper.errors import *
 from support.fake_nvml import build as fake
 

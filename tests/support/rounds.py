@@ -10,7 +10,8 @@ from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.sweep import Progress, Sweep
+from autocl_sweeper.sweep.loop import Sweep
+from autocl_sweeper.sweep.progress import Progress
 from autocl_sweeper.types import Cause, History, Job, Outcome, State
 
 PSHE2 = {"factory": "autocl_sweeper.search.pshe2.pshe2_search", "popsize": 4}

@@ -13,7 +13,7 @@ from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.order import Work
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Outcome, State
 
 

@@ -24,7 +24,7 @@ from autocl_sweeper.errors import JobContractError, NoSurvivorError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import fold, read
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Cause, Outcome, State, is_stopped
 
 ASHA = {"rule": "asha", "max_steps": 900}

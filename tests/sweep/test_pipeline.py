@@ -17,13 +17,15 @@ from support.pipelined import COMMAND, check_the_tree, started
 from support.searches import Doubling
 from support.virtual import Run, World
 
-from autocl_sweeper import results
 from autocl_sweeper.errors import TooManyFailuresError
 from autocl_sweeper.journal import fold
+from autocl_sweeper.results.early import waste as cost_of
+from autocl_sweeper.results.result_file import RESULT_FILE, ResultFile
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Select, Stage, Start, Wait
 from autocl_sweeper.strategy.sequential import PARENT_LEFT, SequentialTopK
+from autocl_sweeper.sweep import books
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 SEEDS = range(200)
@@ -33,8 +35,8 @@ SEEDS = range(200)
 def quick_disk(monkeypatch):
     """Nothing here is about a machine that loses its power, and few tests are about the files."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(results, "write_best", lambda *_: None)
-    monkeypatch.setattr(results, "write_table", lambda *_: None)
+    monkeypatch.setattr(books, "write_best", lambda *_: None)
+    monkeypatch.setattr(books, "write_table", lambda *_: None)
 
 
 @pytest.fixture(params=SEEDS)
@@ -70,7 +72,7 @@ def test_the_tree_is_that_of_the_sweep_that_waits_at_every_stage(world, tmp_path
     last = {span.number: span for span in early.executor.busy}
     wasted = sum(span.end_s - span.begin_s for n, span in last.items() if n in orphans)
     all_of_it = sum(span.end_s - span.begin_s for span in last.values())
-    waste = results.waste(early.history)
+    waste = cost_of(early.history)
     assert waste.trials == len(orphans)
     assert waste.seconds == pytest.approx(wasted)
     assert waste.share == pytest.approx(wasted / all_of_it)
@@ -84,7 +86,7 @@ def test_a_sweep_goes_on_from_every_line_of_its_journal_to_the_same_tree(seed, t
     whole = Run(world, tmp_path / "whole", pipeline=True, longest=world.longest)
     assert whole.history.given_up
     records = whole.records()
-    result_file = (whole.folder / results.RESULT_FILE).read_text()
+    result_file = (whole.folder / RESULT_FILE).read_text()
     for length in range(1, len(records)):
         folder = tmp_path / str(length)
         again = Run(world, folder, True, world.longest, records[:length])
@@ -100,9 +102,9 @@ def test_a_sweep_goes_on_from_every_line_of_its_journal_to_the_same_tree(seed, t
                 after = again.history[trial.number]
                 assert after == trial or trial.number in again.history.given_up
         # Its files say the same as those made from its journal alone.
-        text = (folder / results.RESULT_FILE).read_text()
-        results.ResultFile(folder, again.plan).rebuild(again.records(), again.history)
-        assert (folder / results.RESULT_FILE).read_text() == text
+        text = (folder / RESULT_FILE).read_text()
+        ResultFile(folder, again.plan).rebuild(again.records(), again.history)
+        assert (folder / RESULT_FILE).read_text() == text
         assert titles(text) == titles(result_file)
 
 
@@ -141,7 +143,7 @@ def test_the_result_file_keeps_each_tasks_lines_together_and_leaves_out_what_was
     run = Run(world, tmp_path / "early", pipeline=True)
     assert run.history.given_up
     stage, told = 0, []
-    for line in (run.folder / results.RESULT_FILE).read_text().splitlines():
+    for line in (run.folder / RESULT_FILE).read_text().splitlines():
         if line.startswith("---"):
             stage += 1
             assert line == f"-------------t{stage - 1} beginner---------------"
@@ -179,7 +181,7 @@ def test_failures_of_trials_that_are_given_up_count_for_nothing(tmp_path):
     run = Run(Script(told | fails_early), tmp_path / "stays", pipeline=True)
     assert run.history.failures == 0
     assert [run.chain(run.history[n]) for n in run.history.given_up] == [(0, 0), (1, 0)]
-    assert results.waste(run.history).seconds == 1.0
+    assert cost_of(run.history).seconds == 1.0
 
     told[(2,)] = (9, 0.0)  # now 1 stays the best, and so the failure of its child counts
     with pytest.raises(TooManyFailuresError, match=r"1 trials failed .*max_failures=0"):

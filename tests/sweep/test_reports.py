@@ -22,7 +22,7 @@ from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, read
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.reporter import VARIABLE, report
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 # -- in the job -------------------------------------------------------------------------------------

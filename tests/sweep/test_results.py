@@ -15,9 +15,9 @@ from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.display.summary import print_summary
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.results import training_params
+from autocl_sweeper.results.result_file import training_params
 from autocl_sweeper.retention import Leaders
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 FAILED = Outcome(State.FAIL, reason="exit status 3", log_tail=("boom",))

@@ -17,7 +17,7 @@ from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, read
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.retries import Retries, delay_s
-from autocl_sweeper.sweep import Sweep
+from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, State
 
 

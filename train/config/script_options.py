@@ -91,7 +91,7 @@ def _experiment(name: str, value: str, words: Sequence[str]) -> list[str]:
         near = nearest(value.lower(), EXPERIMENTS) or f"; there are: {', '.join(EXPERIMENTS)}"
         raise CommandLineError(
             f"--{name}={value}: no file of conf/experiment has this data{near}. Give rows of your own: "
-            "task.<name>.dataset.train_data (docs/data.md)"
+            "task.<name>.dataset.train_data (docs/families.md)"
         )
     wanted = f"experiment={found}"
     given = [word for word in words if word.lstrip("+").startswith("experiment=")]

@@ -1,4 +1,4 @@
-"""The joints for deltas, the changes of a model by a task: training one, and merging several."""
+"""The joint for deltas, the changes of a model by a task."""
 
 from __future__ import annotations
 
@@ -80,17 +80,3 @@ def delta_of(settings: DeltaSettings) -> Delta:
     """The method `delta._name` names: `DELTA` of its module."""
     make: Callable[[DeltaSettings], Delta] = import_module(f"train.delta.{settings.kind}").DELTA
     return make(settings)
-
-
-class Merge(Protocol):
-    """One delta's state made of several, tensor by tensor: a pure function.
-
-    `states` map names of tensors to values and have names, shapes and dtypes in common; `weights` has a
-    number per state and need not sum to 1. The result has the same names and new tensors; the same input
-    gives the same bits, and one state with weight 1 comes back bit for bit. Raises ValueError, naming the
-    tensor, where states differ, and for a weight that is not finite.
-    """
-
-    def __call__(
-        self, states: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]
-    ) -> dict[str, torch.Tensor]: ...

@@ -5,31 +5,21 @@ One for the whole chain, which every task trains on; a checkpoint holds it as it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError
-from train.delta.delta import Penalty
+from train.delta.method import Method
 
 
-class IA3:
+class IA3(Method):
     """A delta: vectors of ones that are trained."""
 
     name = "ia3"
     kind = "ia3"
-
-    def __init__(self, settings: DeltaSettings) -> None:
-        self.settings = settings
-        self.model: Any = None
-        self.own = ""
-
-    def trains_whole(self, first: bool, pretrained: bool) -> bool:
-        wanted = self.settings.first
-        return first and (wanted == "full" or (wanted is None and not pretrained))
 
     def attach(self, model: Any, name: str, ancestors: Sequence[str]) -> Any:
         """The vectors are ones, or begin as those of the last of `ancestors`, which goes."""
@@ -56,12 +46,6 @@ class IA3:
         for key, p in model.named_parameters():
             p.requires_grad_(key.endswith(f".{name}"))
         return model
-
-    def penalty(self) -> Penalty:
-        return Penalty(torch.zeros(()), {})
-
-    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
-        """Nothing is left to do."""
 
     def report(self) -> dict[str, float]:
         if self.model is None:

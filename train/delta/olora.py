@@ -23,6 +23,7 @@ import torch
 from train.config.sections import DeltaSettings
 from train.delta.delta import Penalty
 from train.delta.lora import ANCESTORS, add_adapter, load_adapter, save_adapter, stack
+from train.delta.method import Method
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,22 +34,17 @@ class OrthogonalityOff(RuntimeError):
     """The orthogonal penalty of a task with ancestors is not above 0."""
 
 
-class OLoRA:
+class OLoRA(Method):
     """A delta: the adapter of one task. Not attached, where the whole model is trained, it has no penalty."""
 
     name = "olora"
     kind = "adapters"  # one per task, all of them active
+    model: PeftModel | None
 
     def __init__(self, settings: DeltaSettings) -> None:
-        self.settings = settings
-        self.model: PeftModel | None = None
+        super().__init__(settings)
         self.chain: tuple[str, ...] = ()  # names of the adapters: ancestors, if any, and its own
         self.first: float | None = None  # the orthogonal penalty at the first step
-
-    def trains_whole(self, first: bool, pretrained: bool) -> bool:
-        """The first task, of a chain that begins with random weights unless told."""
-        wanted = self.settings.first
-        return first and (wanted == "full" or (wanted is None and not pretrained))
 
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
@@ -89,9 +85,6 @@ class OLoRA:
         """Without autocast, which would multiply the factors in 16 bits."""
         device = self.modules[0].a_new.device.type if self.modules else "cpu"
         return torch.autocast(device, enabled=False)
-
-    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
-        """Nothing is left to do."""
 
     def report(self) -> dict[str, float]:
         return {

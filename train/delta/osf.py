@@ -14,7 +14,7 @@ so that siblings share their ancestors, and a chain is loaded without decomposin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,30 +22,25 @@ import torch
 
 from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError
-from train.delta.delta import Penalty
 from train.delta.lora import default_targets, load_adapter, own_names
+from train.delta.method import Method
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-class OSF:
+class OSF(Method):
     """A delta: what a task changed of the weights, outside of the directions that are frozen."""
 
     name = "osf"
     kind = "adapters"  # one per task, all of them active
+    model: PeftModel | None
 
     def __init__(self, settings: DeltaSettings) -> None:
-        self.settings = settings
-        self.model: PeftModel | None = None
-        self.own = ""
+        super().__init__(settings)
         self.targets: list[str] = []
         self.begun: dict[str, torch.Tensor] = {}  # the trained factors as they were
-
-    def trains_whole(self, first: bool, pretrained: bool) -> bool:
-        wanted = self.settings.first
-        return first and (wanted == "full" or (wanted is None and not pretrained))
 
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
@@ -78,15 +73,6 @@ class OSF:
         assert self.model is not None
         mark = f".osf_svd_params.{self.own}."
         return {n.replace(mark, "."): p for n, p in self.model.named_parameters() if mark in n}
-
-    def penalty(self) -> Penalty:
-        return Penalty(torch.zeros(()), {})
-
-    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
-        """Nothing is left to do."""
-
-    def report(self) -> dict[str, float]:
-        return {}
 
     def save(self, folder: Path) -> None:
         """A LoRA adapter with scaling 1 that adds what the task changed."""

@@ -7,15 +7,14 @@ them as they are after its task.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError
-from train.delta.delta import Penalty
+from train.delta.method import Method
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MARK = "delta_"  # in the name of every tensor that belongs to a delta, and of none of a model
@@ -26,16 +25,11 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if f".{MARK}" in f".{name}"}
 
 
-class OwnDelta:
+class OwnDelta(Method):
     """A delta of our own modules, the only trainable part, which every task of a chain trains on."""
 
     name: str
     kind: str
-
-    def __init__(self, settings: DeltaSettings) -> None:
-        self.settings = settings
-        self.model: Any = None
-        self.own = ""
 
     def insert(self, model: Any) -> None:
         """Put new modules into `model`, drawn from torch's global generator. Raises SettingsError."""
@@ -44,10 +38,6 @@ class OwnDelta:
     def described(self) -> Mapping[str, Any]:
         """What decides the shapes of its tensors, beside the model."""
         raise NotImplementedError
-
-    def trains_whole(self, first: bool, pretrained: bool) -> bool:
-        wanted = self.settings.first
-        return first and (wanted == "full" or (wanted is None and not pretrained))
 
     def attach(self, model: Any, name: str, ancestors: Sequence[str]) -> Any:
         """The modules are new, or those of the last of `ancestors`, which are in the model already."""
@@ -58,12 +48,6 @@ class OwnDelta:
         for p in tensors_of(model).values():
             p.requires_grad_(True)
         return model
-
-    def penalty(self) -> Penalty:
-        return Penalty(torch.zeros(()), {})
-
-    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
-        """Nothing is left to do."""
 
     def report(self) -> dict[str, float]:
         if self.model is None:

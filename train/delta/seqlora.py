@@ -6,16 +6,15 @@ task, so that siblings of a search may go on from one parent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError
-from train.delta.delta import Penalty
 from train.delta.lora import activate, add_adapter, load_adapter, save_adapter
+from train.delta.method import Method
 from train.delta.olora import a_norm, factors, l2_loss
 
 if TYPE_CHECKING:
@@ -23,20 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class SeqLoRA:
+class SeqLoRA(Method):
     """A delta: the adapter of the tasks so far, trained on without penalty."""
 
     name = "seqlora"
     kind = "adapter"  # of all tasks so far; it alone is active
-
-    def __init__(self, settings: DeltaSettings) -> None:
-        self.settings = settings
-        self.model: PeftModel | None = None
-        self.own = ""
-
-    def trains_whole(self, first: bool, pretrained: bool) -> bool:
-        wanted = self.settings.first
-        return first and (wanted == "full" or (wanted is None and not pretrained))
+    model: PeftModel | None
 
     def attach(
         self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
@@ -47,12 +38,6 @@ class SeqLoRA:
             _copy(self.model, ancestors[-1], name)
             _only(self.model, name, trainable=True)
         return self.model
-
-    def penalty(self) -> Penalty:
-        return Penalty(torch.zeros(()), {})
-
-    def conclude(self, row_losses: Iterable[torch.Tensor]) -> None:
-        """Nothing is left to do."""
 
     def report(self) -> dict[str, float]:
         if self.model is None:

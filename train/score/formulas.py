@@ -27,7 +27,6 @@ SIGNS: Mapping[str, int] = {
     "loss": -1, "kl": -1, "el2n": -1, "logits_labels_cos": 1, "grand": -1,
     "hidden_cos": 1, "cosine": 1, "euclidean": -1, "performance": 1,
 }  # fmt: skip
-FORWARD = ("loss", "el2n", "logits_labels_cos")  # all of one pass
 UNITS: Mapping[str, str] = {"loss": "nats", "kl": "nats"}
 OVER_TOKENS = ("loss", "kl", "el2n", "logits_labels_cos")
 IGNORED = -100
@@ -80,12 +79,6 @@ def cosine(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor
         for key in sorted(target)
     ]
     return float(torch.stack(found).mean())
-
-
-def cosine_flat(target: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> float:
-    """One cosine of all tensors behind one another."""
-    both = [torch.cat([s[k].double().flatten() for k in sorted(target)]) for s in (target, source)]
-    return float(torch.nn.functional.cosine_similarity(both[0], both[1], dim=0))
 
 
 def euclidean(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:

@@ -27,59 +27,6 @@ def write_tsv(path: Path, matrix: Matrix, sources: Sequence[str]) -> None:
     write_whole(path, "\n".join(lines) + "\n")
 
 
-def read_tsv(path: Path) -> dict[str, dict[str, float]]:
-    """The matrix in a file of `write_tsv`, without its nan. Raises MergeError with the line."""
-    lines = path.read_text().splitlines()
-    head, *sources = lines[0].split("\t") if lines else [""]
-    if head != "target":
-        raise MergeError(f"{path}, line 1: must begin with 'target', not {head!r}")
-    made: dict[str, dict[str, float]] = {}
-    for number, line in enumerate(lines[1:], start=2):
-        target, *values = line.split("\t")
-        if len(values) != len(sources) or target in made:
-            raise MergeError(
-                f"{path}, line {number}: {len(values)} values for {len(sources)} sources"
-            )
-        row = {s: float(v) for s, v in zip(sources, values, strict=True)}
-        made[target] = {s: v for s, v in row.items() if not math.isnan(v)}
-    return made
-
-
-def read_original(path: Path, tasks: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """The matrix in the layout of the published code: a target's line, then a line `source,score` each.
-
-    tasks: all sources there should be; null: those of the first target. Names are checked, and how many
-    there are: nothing is found by its place. Raises MergeError with the line.
-    """
-    made: dict[str, dict[str, float]] = {}
-    row: dict[str, float] | None = None
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, comma, value = line.strip().rpartition(",")
-        if not comma:
-            if value in made:
-                raise MergeError(f"{path}, line {number}: target '{value}' stands twice")
-            row = made[value] = {}
-            continue
-        if row is None:
-            raise MergeError(f"{path}, line {number}: a score before the first target")
-        if name in row:
-            raise MergeError(f"{path}, line {number}: source '{name}' stands twice for one target")
-        try:
-            row[name] = float(value)
-        except ValueError:
-            raise MergeError(f"{path}, line {number}: '{value}' is no number") from None
-    wanted = set(tasks if tasks is not None else next(iter(made.values()), {}))
-    for target, found in made.items():
-        if different := sorted(wanted ^ found.keys()):
-            raise MergeError(
-                f"{path}: target '{target}' has {len(found)} sources, {len(wanted)} are expected; "
-                f"'{different[0]}' is only in one of them"
-            )
-    return made
-
-
 def read_scores(path: str, target: str | None, method: str) -> Scores:
     """The scores of one method for one target, of a result.json. Raises MergeError."""
     try:

@@ -1,0 +1,1 @@
+"""A sweep while it runs: the loop, and each thing it keeps an eye on in a file of its own."""
