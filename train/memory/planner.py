@@ -16,7 +16,7 @@ MIB = 2**20
 OFF = 0.02  # share of a measured peak that a prediction may miss before everything is fitted again
 MARGIN = 0.01  # share of the budget that is always left free where the margin is automatic
 WIDER = 2.0  # times the margin, for sizes outside of what was collected
-UNLIKE = 0.04  # share added to first values of blocks that differ: they were up to 3.2 % low
+UNLIKE = 0.02  # share added to first values of blocks that differ: they were up to 0.7 % low
 
 
 @dataclass(frozen=True)
