@@ -17,7 +17,7 @@ from train.config.memory import MemorySettings
 from train.memory.features import Shape, shape_of
 from train.memory.meter import CpuMeter
 from train.memory.peaks import KEPT, PARTLY, RECOMPUTED, Peaks
-from train.memory.planner import Collected, Planner
+from train.memory.planner import Collected, Planner, Seen
 from train.memory.sizes import DryRun
 
 ROW = (1.0, 1.0, 1.0, 1.0)
@@ -105,6 +105,14 @@ def test_a_peak_behind_the_blocks_is_no_part_of_what_plans_are_made_of() -> None
         found = [dry.planner.predicted(features, range(k), True) for k in range(4)]
         assert all(old <= new * 1.001 < 1.01 * old for new, old in zip(found, real, strict=True))
         assert (real[0] == real[3]) is (length == 48) and real[3] > words
+
+
+def test_a_training_that_ends_before_each_kind_of_block_was_probed_leaves_what_it_knows() -> None:
+    planner = Planner([0, 1], 1e9)
+    planner.collect(ROW, Collected(0, 100.0, 10.0, 0.0, 0.0, seen=Seen(0, {0: 10.0}, 200.0)))
+    assert "outside" not in planner.all_fits() and "kept 0" in planner.all_fits()
+    planner.collect(ROW, Collected(1, 50.0, 10.0, 0.0, 0.0, seen=Seen(1, {0: 10.0}, 190.0)))
+    assert "outside" in planner.all_fits()
 
 
 def test_no_plan_of_an_encoder_decoder_is_above_its_budget_once_corrected() -> None:

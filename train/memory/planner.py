@@ -161,6 +161,8 @@ class Planner:
 
     def _derive(self) -> None:
         """Bytes outside the blocks in collected steps, from what the blocks of each keep, once all is known."""
+        if any(f"kept {kind}" not in self.rows for kind in self.kinds):
+            return  # the training ended before each kind was probed
         pending, self.pending = self.pending, []
         n = range(len(self.kinds))
         for features, found, seen in pending:
