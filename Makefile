@@ -47,6 +47,9 @@ DEMO = .venv/bin/python benchmarks/split_digits.py --folder demo
 .PHONY: demo models demo-text test test-hydra13 test-hydra14 test-newest test-oldest test-slow storm test-gpu test-models check docs dist clean
 .NOTPARALLEL:
 
+# Tests start hundreds of processes: what one has compiled the others need not compile again.
+unexport PYTHONDONTWRITEBYTECODE
+
 demo: .venv/.installed
 	$(DEMO)
 

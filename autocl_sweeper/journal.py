@@ -131,7 +131,7 @@ class Journal:
         Raises DiskError, and JournalLostError when the file is no longer the one that was opened.
         """
         checksum = self._checksum
-        data = b""
+        data = bytearray()  # bytes would be copied with every line
         for event, fields in events:
             record = {"event": event, **fields, "time": round(time.time(), 3)}
             line, checksum = seal(record, checksum)

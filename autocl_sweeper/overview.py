@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections import Counter
@@ -199,9 +200,19 @@ class Overview:
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
 
     def overrides_of(self, number: int) -> list[str]:
-        """What a trial's job was given on its command line, without Hydra's own keys."""
-        found = self.state.overrides.get(number, ())
-        return [text for text in found if not text.lstrip("+~").startswith("hydra.")]
+        """A job's command line without Hydra's own keys; paths of this folder where it lies now."""
+        trial = self.history[number]
+        every = self.state.overrides.get(number, ())
+        found = [one for one in every if not one.lstrip("+~").startswith("hydra.")]
+        parent = None if trial.parent is None else self.history[trial.parent].outcome
+        if parent is None or parent.checkpoint is None:
+            return found
+        # A checkpoint in the folder is relative in the journal and absolute on the command line.
+        path = re.compile(rf"(/[^\[\],='\"]*/){re.escape(parent.checkpoint)}(?![\w/])")
+        begun_at = next((match[1] for one in found if (match := path.search(one))), None)
+        if begun_at is None:
+            return found
+        return [one.replace(begun_at, f"{self.folder.absolute()}/") for one in found]
 
     def attempts_of(self, number: int) -> list[Attempt]:
         return [one for one in self.attempts if one.trial == number]
@@ -222,16 +233,27 @@ class Overview:
         return dict(sorted(known.items()))
 
     @cached_property
+    def pauses(self) -> list[tuple[float, float]]:
+        """From when to when no controller wrote, between two sessions."""
+        return [
+            (before["time"], record["time"])
+            for before, record in pairwise(self.records)
+            if record["event"] == "session" and before["event"] != "sweep"
+            if record["time"] > before["time"]
+        ]
+
+    def open_s(self, time_s: float) -> float:
+        """Seconds from the sweep's begin to a moment, without the pauses between sessions."""
+        paused = sum(max(0.0, min(end, time_s) - begin) for begin, end in self.pauses)
+        return float(time_s - self.begun - paused)
+
+    @cached_property
     def window_s(self) -> float:
-        """From the first job's start to the last event, without the time between sessions."""
+        """From the first job's start to the last event, without the pauses between sessions."""
         if not self.attempts:
             return 0.0
         begin = min(one.began for one in self.attempts)
-        away = 0.0
-        for before, record in pairwise(self.records):
-            if record["event"] == "session" and before["time"] > begin:
-                away += record["time"] - before["time"]
-        return float(self.as_of - begin - away)
+        return self.open_s(self.as_of) - self.open_s(begin)
 
     def busy_of(self, device: str) -> float | None:
         """The share of that time in which a device had a job."""

@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
+from hypothesis import HealthCheck, settings
 from support.bench import APPS, Bench, Gpus
 from support.fake_nvml import build as fake
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background by a script, which processes we start would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Neither how busy the machine is nor a new draw decides whether a commit passes.
+# --hypothesis-profile=default draws anew.
+settings.register_profile(
+    "repeated", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeated")
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Commands about one sweep take its folder last; without one, they take the newest.",
     )
     parser.add_argument("--version", action="version", version=f"autocl-sweeper {own_version()}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(metavar="command")
     for command in COMMANDS:
         command.add(commands)
     commands.add_parser(
@@ -65,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 given.folder = Path(rest.pop(0))
             if rest:
                 parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            if "run" not in given:
+                parser.print_help(sys.stderr)
+                return 2
             code = given.run(given) or 0
         sys.stdout.flush()
     except AutoCLError as error:

@@ -8,11 +8,11 @@ import shlex
 from autocl_sweeper.cli.options import (
     Commands,
     folder_argument,
-    four,
     json_option,
     print_json,
     sweep_of,
 )
+from autocl_sweeper.display.screen import four
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.overview import Overview
 
@@ -66,14 +66,17 @@ def _entry(sweep: Overview, place: int) -> dict[str, object]:
 
 
 def _print(sweep: Overview) -> None:
+    from rich.cells import cell_len
+
     from autocl_sweeper.display.progress import settings_text
     from autocl_sweeper.page.story import title_text
     from autocl_sweeper.page.words import clean
 
     print(title_text(sweep))
-    width = max(len(clean(trial.task)) for trial in sweep.chain)
+    width = max(cell_len(clean(trial.task)) for trial in sweep.chain)
     for trial in sweep.chain:
-        task = f"{clean(trial.task):<{width}}  " if width else ""
+        task = clean(trial.task)
+        task += " " * (width - cell_len(task) + 2) if width else ""
         settings = clean(settings_text(trial))
         print(
             f"  {trial.stage}  {task}trial {trial.number:<5} {four(trial.score)}  {settings}".rstrip()

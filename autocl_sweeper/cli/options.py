@@ -47,8 +47,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0:
         return None
     return value
-
-
-def four(score: float | None) -> str:
-    """A score as commands print it."""
-    return "-" if score is None else f"{score:.4f}"

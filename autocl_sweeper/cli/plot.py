@@ -24,7 +24,8 @@ def add(commands: Commands) -> None:
         help="a name that ends in .svg or .png (default: CHART.svg)",
     )
     plot.add_argument("--dark", action="store_true", help="for dark pages")
-    plot.add_argument("chart", help=f"what to draw: {', '.join(CHARTS)}")
+    chart = plot.add_argument("chart", help=f"what to draw: {', '.join(CHARTS)}")
+    chart.completer = lambda **_: CHARTS  # type: ignore[attr-defined]  # argcomplete asks for it
     folder_argument(plot)
     plot.set_defaults(run=_plot, wrong=plot.error)
 

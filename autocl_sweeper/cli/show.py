@@ -9,11 +9,11 @@ from typing import Any
 from autocl_sweeper.cli.options import (
     Commands,
     folder_argument,
-    four,
     json_option,
     print_json,
     sweep_of,
 )
+from autocl_sweeper.display.screen import four
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import LOG_NAME
 from autocl_sweeper.overview import Overview

@@ -9,12 +9,12 @@ from typing import Any
 from autocl_sweeper.cli.options import (
     Commands,
     folder_argument,
-    four,
     json_option,
     print_json,
     sweep_of,
 )
 from autocl_sweeper.device.probe import short
+from autocl_sweeper.display.screen import four
 from autocl_sweeper.overview import Overview, Status
 
 WORDS: dict[Status, str] = {

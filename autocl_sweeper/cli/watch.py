@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autocl_sweeper.cli.options import Commands, folder_argument, four, json_option, sweep_of
+from autocl_sweeper.cli.options import Commands, folder_argument, json_option, sweep_of
+from autocl_sweeper.display.screen import four
 from autocl_sweeper.journal import NAME, Record
 from autocl_sweeper.overview import Overview, look
 
@@ -63,14 +64,14 @@ def _states(sweep: Overview) -> Iterator[Overview]:
             sweep = look(sweep.folder)
             took_s = time.monotonic() - begun
             yield sweep
-        if sweep.status == "finished" or _status_now(sweep) == "stopped":
+        if sweep.status == "finished" or _as_of_now(sweep).status == "stopped":
             return
         time.sleep(max(LOOK_S, SHARE * took_s))
 
 
-def _status_now(sweep: Overview) -> str:
-    """As of now: a controller that was killed writes nothing about it."""
-    return Overview(sweep.folder, sweep.records, sweep.state, sweep.setup).status
+def _as_of_now(sweep: Overview) -> Overview:
+    """The same records, read again: a controller that was killed writes nothing about it."""
+    return Overview(sweep.folder, sweep.records, sweep.state, sweep.setup)
 
 
 def line_of(sweep: Overview, record: Record) -> str:
@@ -146,7 +147,7 @@ def _panel(sweep: Overview) -> None:
         panel.stop()
     from autocl_sweeper.cli.status import text
 
-    print(text(elsewhere.sweep))
+    print(text(_as_of_now(elsewhere.sweep)))
 
 
 def _glance(sweep: Overview) -> Glance:

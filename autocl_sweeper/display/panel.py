@@ -265,6 +265,8 @@ def _device_line(
     beside: Device | None = None,
 ) -> Text:
     """A device with its job. Settings are cut first, then what `from` says, memory and load."""
+    from rich.cells import cell_len
+
     figures = _figures(device, width)
     if beside is not None:  # another job on the device of the line above
         figures = " " * len(_figures(beside, width))
@@ -275,8 +277,8 @@ def _device_line(
     if job is None:
         return _cut(f"{left}  -", width, "dim")
     told = f"{left}  {plain(job.name)}"
-    right = plain(job.progress) if len(told) + len(job.progress) + 2 <= width else ""
-    room = width - len(told) - len(right) - (4 if right else 2)
+    right = plain(job.progress) if cell_len(told) + len(job.progress) + 2 <= width else ""
+    room = width - cell_len(told) - len(right) - (4 if right else 2)
     settings = _shortened(plain(job.settings), room)
     return _both(f"{told}  {settings}" if settings else told, right, width, "dim")
 
@@ -295,18 +297,26 @@ def _figures(device: Device | None, width: int) -> str:
 
 def _both(left: str, right: str, width: int, style: str = "") -> Text:
     """Text at the left and, where it fits, at the right."""
+    from rich.cells import cell_len
+
     left = plain(left)
     if not right:
         return _cut(left, width, style)
-    if len(left) + 2 + len(right) > width:
-        left = _shortened(left, width - len(right) - 2)
-    return _cut(f"{left:<{max(0, width - len(right))}}{right}", width, style)
+    left = _shortened(left, width - cell_len(right) - 2)
+    apart = max(0, width - cell_len(right) - cell_len(left))
+    return _cut(f"{left}{' ' * apart}{right}", width, style)
 
 
 def _shortened(text: str, room: int) -> str:
-    if len(text) <= room:
+    """Text of so many cells at most: some characters are two wide."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    if cell_len(text) <= room:
         return text
-    return f"{text[: room - 1]}…" if room > 3 else ""
+    line = Text(text)
+    line.truncate(max(0, room), overflow="ellipsis")
+    return line.plain if room > 3 else ""
 
 
 def _cut(text: str, width: int, style: str = "") -> Text:

@@ -17,6 +17,7 @@ from autocl_sweeper.results.provenance import origin_text
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_skipped, is_stopped
 
+LONGEST = 100  # characters of a value; the whole is in trials.csv and `autocl show`
 log = logging.getLogger(__name__)
 
 
@@ -45,8 +46,11 @@ class LogProgress:
         self._ended = 0
         self._parallel = 1
         self._best = self._best_of(history.stage(history.open_stage))
-        if len(history):
-            self.say(f"continuing: {len(history) - len(history.running())} trials are finished")
+        over = len(history) - len(history.running())
+        if history.open_stage > len(plan.stages):
+            self.say(f"the sweep is over: {over} trials are finished, none is left to run")
+        elif len(history):
+            self.say(f"continuing: {over} trials are finished")
 
     def started(self, trial: Trial) -> None:
         self._parallel = max(self._parallel, len(self._history.running()))
@@ -269,7 +273,8 @@ def short_key(key: str) -> str:
 
 
 def value_text(value: Value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _name(trial: Trial) -> str:

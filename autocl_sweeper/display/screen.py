@@ -134,3 +134,10 @@ def _occupy_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+
+
+def four(score: float | None) -> str:
+    """A score as tables and commands print it: four decimals, or four digits of a small one."""
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if score == 0 or abs(score) >= 0.01 else f"{score:.4g}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocl_sweeper.display.progress import settings_text, short_key, value_text
+from autocl_sweeper.display.screen import four
 from autocl_sweeper.journal import NAME as JOURNAL
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results.best import BEST_FILE
@@ -44,12 +45,12 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
             found = continual_metrics(matrix, forward)
             text = ", ".join(f"{name.replace('_', ' ')} {n:.4f}" for name, n in found.items())
             console.print(f"  {text}\n", highlight=False)
-    console.print(f"Best chain: score {best.score:.4f}", style="bold", highlight=False)
+    console.print(f"Best chain: score {four(best.score)}", style="bold", highlight=False)
     console.print(_trials(best.trials, set()))
     if len(chains) > 1:
         console.print(
-            f"Chains through the last stage: {len(chains)}, from {chains[-1].score:.4f} to"
-            f" {best.score:.4f}",
+            f"Chains through the last stage: {len(chains)}, from {four(chains[-1].score)} to"
+            f" {four(best.score)}",
             highlight=False,
         )
     if (saved := savings(history)).trials:
@@ -78,7 +79,7 @@ def print_best(plan: Plan, history: History, folder: Path, console: Console) -> 
         best = chains[0].trials[-1]
         settings = settings_text(best)
         lines.append(
-            f"Best of {len(history)} trials: {best.score:.4f}, trial {best.number} ({settings})"
+            f"Best of {len(history)} trials: {four(best.score)}, trial {best.number} ({settings})"
         )
     if failed:
         lines.append(f"{len(failed)} of {len(history)} trials failed:")
@@ -108,7 +109,7 @@ def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:
             trial.task,
             f"{'*' if trial.number in marked else ''}{trial.number}",
             "-" if trial.parent is None else str(trial.parent),
-            f"{trial.score:.4f}",
+            four(trial.score),
             *([origin] if any(origins) else []),
             *(value_text(params[key]) if key in params else "" for key in keys),
         )

@@ -73,7 +73,7 @@ def curves(sweep: Overview) -> Spec | None:
                  "domain": {"data": "of_stage", "field": "x"}},
             ],
             "axes": [{
-                "scale": "x", "orient": "bottom", "tickCount": 4,
+                "scale": "x", "orient": "bottom", "tickCount": 4, "titleLimit": {"signal": "width"},
                 "title": {"signal": "scale('names', parent.stage) + ', step'"},
             }],
             "marks": [{

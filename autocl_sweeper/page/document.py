@@ -127,7 +127,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
     known: dict[str, Any] = {
         "name": words.clean(sweep.name),
         "status": sweep.status,
-        "as_of": f"{datetime.fromtimestamp(sweep.as_of):%d %B %Y, %H:%M:%S}",
+        "as_of": f"{datetime.fromtimestamp(sweep.as_of).astimezone():%d %B %Y, %H:%M:%S %Z}",
         "story": story(sweep, found, compared[1:]),
         "trials": len(trials),
         "stages": sweep.stages,

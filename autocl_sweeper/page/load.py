@@ -36,7 +36,7 @@ def load(sweep: Overview) -> Mapping[str, Sequence[Stretch]]:
         for one in samples(files.samples(number) if runs else sweep.folder / trial.folder / NAME):
             found.setdefault(one.device, []).append(one)
     # One less than POINTS: the sweep begins and ends within a width.
-    width_s = max(1e-3, (sweep.as_of - sweep.begun) / (POINTS - 1))
+    width_s = max(1e-3, sweep.open_s(sweep.as_of) / (POINTS - 1))
     return {device: _stretches(every, width_s) for device, every in sorted(found.items())}
 
 

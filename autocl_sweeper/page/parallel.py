@@ -14,6 +14,7 @@ from autocl_sweeper.page.words import bare_key, score, setting
 from autocl_sweeper.types import State, Value
 
 MOST_LINES = 400
+APART = 110  # pixels between two axes, at least
 SPREAD = 0.012  # of an axis, between trials of equal values
 LOG_FROM = 30  # an axis whose largest value is so many times its smallest is logarithmic
 ABSENT = -0.12  # where lines pass that have no value: below the axis
@@ -74,8 +75,8 @@ def parallel(sweep: Overview) -> Spec | None:
     return chart(
         "Parallel coordinates: a line a trial, from axis to axis through its parameters to its score.",
         250 if gap else 220,
-        width=max(WIDTH - 80, 110 * len(axes)),
-        usermeta={"margin": 108, "least": 110 * len(axes)},
+        width=max(WIDTH - 80, APART * len(axes)),
+        usermeta={"margin": 108, "least": APART * len(axes)},
         padding={"left": 40, "right": 40, "top": 4, "bottom": 4},
         data=[{"name": "points", "values": points}, {"name": "heads", "values": heads}],
         scales=[
@@ -131,7 +132,7 @@ def _axis_text(
         "type": "text", "from": {"data": "heads"}, "aria": False, "interactive": False,
         "encode": {"update": {
             "x": {"scale": "x", "field": "a"}, "y": dict(y), "text": {"field": field},
-            "align": {"value": "center"}, "fontSize": {"value": size},
+            "limit": {"value": APART - 6}, "align": {"value": "center"}, "fontSize": {"value": size},
             "fontWeight": {"value": weight}, "fill": {"value": var(colour)},
         }},
     }  # fmt: skip

@@ -40,7 +40,7 @@ WHY_NOT = {
     "tree": "no trial has started.",
     "matrix": "its best chain has no scores by task (`eval`), or only one task.",
     "timeline": "no job has started.",
-    "importances": "no stage has enough different suggestions to tell parameters apart.",
+    "importances": "that takes a stage with two parameters that vary apart, in 8 suggestions or more.",
 }
 
 

@@ -40,7 +40,7 @@ class ReportServer(ThreadingHTTPServer):
         except OSError as error:
             raise ConfigurationError(
                 f"The report cannot be served on {address}:{port}: {error.strerror or error}.\n"
-                "  Name another one with --port (0: any free one)."
+                "  Name another port with --port (0: any free one)."
             ) from error
 
     @property

@@ -71,7 +71,10 @@ def lanes_text(sweep: Overview) -> str:
 
 def _meta(sweep: Overview) -> list[str]:
     took = f"{duration(sweep.spent.wall_clock_s)} on {lanes_text(sweep)}"
-    as_of = f"as of {datetime.fromtimestamp(sweep.as_of):%H:%M:%S}"
+    begun, last = (datetime.fromtimestamp(moment) for moment in (sweep.begun, sweep.as_of))
+    as_of = f"as of {last:%H:%M:%S}"
+    if begun.date() != last.date():
+        as_of = f"as of {when(sweep.as_of)}"
     times = [when(sweep.begun), took]
     return [clean(sweep.name), *times, *([] if sweep.status == "finished" else [as_of])]
 

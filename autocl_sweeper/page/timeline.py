@@ -27,7 +27,7 @@ def timeline(sweep: Overview) -> Spec | None:
     lanes = sweep.lanes
     if not lanes:
         return None
-    gone = sweep.as_of - sweep.begun
+    gone = sweep.open_s(sweep.as_of)
     unit, name = next((size, word) for least, size, word in UNITS if gone >= least)
     best = {trial.number for trial in sweep.chain}
     history = sweep.history
@@ -45,24 +45,27 @@ def timeline(sweep: Overview) -> Spec | None:
             elif one.trial in history.given_up:
                 kind = 4
             row = {"t": one.trial, "lane": lane_name(lane), "k": kind}
-            begin_u, end_u = (one.began - sweep.begun) / unit, (end - sweep.begun) / unit
+            begin_u, end_u = sweep.open_s(one.began) / unit, sweep.open_s(end) / unit
             jobs.append({**row, "x": round(begin_u, 4), "x2": round(end_u, 4)})
             if one.began - one.asked > max(0.5, gone / 400):
-                asked = (one.asked - sweep.begun) / unit
+                asked = sweep.open_s(one.asked) / unit
                 waits.append(
                     {"lane": lane_name(lane), "x": round(asked, 4), "x2": round(begin_u, 4)}
                 )
     sampled = [
         {
             "lane": lane_name(device),
-            "x": round(max(0.0, one.begin - sweep.begun) / unit, 4),
-            "x2": round(min(gone, one.end - sweep.begun) / unit, 4),
+            "x": round(max(0.0, sweep.open_s(one.begin)) / unit, 4),
+            "x2": round(min(gone, sweep.open_s(one.end)) / unit, 4),
             "u": one.utilisation,
             "m": one.memory,
         }
         for device, stretches in load(sweep).items()
         for one in stretches
     ]
+    ends = (sweep.open_s(end) for _, end in sweep.pauses if end < sweep.as_of)
+    paused = [round(end / unit, 4) for end in ends if end < gone]
+    since = f"{name} since the sweep began{', without pauses' if paused else ''}"
     height = {"value": JOB} if sampled else {"scale": "lane", "band": 1}
     jobs.sort(key=lambda job: job["k"] == 2)  # drawn last
     names = [lane_name(lane) for lane in lanes]
@@ -76,6 +79,7 @@ def timeline(sweep: Overview) -> Spec | None:
             {"name": "jobs", "values": jobs},
             {"name": "waits", "values": waits},
             {"name": "sampled", "values": sampled},
+            {"name": "pauses", "values": [{"x": place} for place in paused]},
         ],
         scales=[
             {"name": "lane", "type": "band", "domain": names, "range": "height",
@@ -91,13 +95,21 @@ def timeline(sweep: Overview) -> Spec | None:
         ],
         axes=[
             {
-                "scale": "x", "orient": "bottom", "title": f"{name} since the sweep began",
+                "scale": "x", "orient": "bottom", "title": since,
                 "tickCount": 8, "labelOverlap": True,
             },
             {"scale": "lane", "orient": "left", "domain": False, "ticks": False, "labelPadding": 8},
         ],
         marks=[
             *(_of_samples() if sampled else ()),
+            {
+                "type": "rule", "from": {"data": "pauses"}, "aria": False,
+                "encode": {"update": {
+                    "x": {"scale": "x", "field": "x"}, "y": {"value": 0}, "y2": {"signal": "height"},
+                    "stroke": {"value": var("soft")}, "strokeDash": {"value": [3, 3]},
+                    "tooltip": {"value": "stopped and continued"},
+                }},
+            },
             {
                 "type": "rect", "from": {"data": "waits"}, "aria": False, "interactive": False,
                 "encode": {"update": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from autocl_sweeper.overview import Overview
@@ -16,9 +17,11 @@ WIDTH = 1018.0
 ROW = 25.0
 TOP = 58.0  # the middle of the first row
 LEFT, BAND = 5.0, 100.0
-DIGIT = 8.0  # how much wider a column is for each digit that numbers have beyond two
+# A column is wider by this for each digit of a number beyond two, of a score beyond three.
+DIGIT = 8.0
 NODE = 17.0  # from a column's left edge to its nodes
-CLOSEST, FARTHEST = 128.0, 240.0
+CLOSEST, FARTHEST = 128.0, 240.0  # of two columns
+LINK = 20.0  # between them, at least
 LEAST_ROWS = 12
 
 DONE, BEST_RING, FAILED, GIVEN_UP, PRUNED, RUNNING = (
@@ -49,10 +52,12 @@ class Layout:
     columns: Sequence[Sequence[Trial]]
     hidden: Sequence[Sequence[Trial]]  # of each column, what is not drawn
 
-    @property
+    @cached_property
     def band(self) -> float:
         """Width of a column: a node, its score and its number."""
-        return BAND + DIGIT * max(0, len(str(max(self.places, default=0))) - 2)
+        numbers = max((len(str(number)) for number in self.places), default=0)
+        scores = (len(short_score(place.trial.score)) for place in self.places.values())
+        return BAND + DIGIT * (max(0, numbers - 2) + max(0, max(scores, default=0) - 4))
 
     @property
     def rows(self) -> int:
@@ -63,12 +68,11 @@ class Layout:
     def step(self) -> float:
         """Pixels from a column to the next."""
         gaps = max(1, len(self.columns) - 1)
-        return min(FARTHEST, max(CLOSEST, (WIDTH - self.band - 2 * LEFT - self.margin) / gaps))
+        return min(FARTHEST, max(self.closest, (WIDTH - self.band - 2 * LEFT) / gaps))
 
     @property
-    def margin(self) -> float:
-        """Room at the right for what is said of hidden trials."""
-        return 24.0 if self.hidden and self.hidden[-1] else 0.0
+    def closest(self) -> float:
+        return max(CLOSEST, self.band + LINK)
 
     @staticmethod
     def y(row: int) -> float:
@@ -159,10 +163,10 @@ def tree(sweep: Overview) -> dict[str, Any]:
         if hidden := drawn.hidden[column]:
             scores = [t.score for t in hidden if t.score is not None]
             worst = min(scores) if sweep.maximize else max(scores, default=None)
-            to = f", to {score(worst)}" if scores else ""
+            to = f",\nto {score(worst)}" if scores else ""
             y = drawn.y(len(trials))
             more.append({"c": column, "y": y, "text": f"{len(hidden):,} more{to}"})
-    rest = 2 * LEFT + drawn.band + drawn.margin
+    rest = 2 * LEFT + drawn.band
     return {
         "$schema": "https://vega.github.io/schema/vega/v6.json",
         "description": "Lineage: each column is a stage, its best trial on top; lines lead from"
@@ -176,7 +180,7 @@ def tree(sweep: Overview) -> dict[str, Any]:
             {"name": "apart", "value": round(drawn.step, 1)},
             {"name": "width", "update": f"{rest} + apart * {len(drawn.columns) - 1}"},
         ],
-        "usermeta": {"columns": len(drawn.columns), "rest": rest + 10},
+        "usermeta": {"columns": len(drawn.columns), "rest": rest + 10, "closest": drawn.closest},
         "data": [
             {"name": "bands", "values": bands, "transform": [_x("x")]},
             {"name": "heads", "values": heads, "transform": [_x("x")]},
@@ -236,7 +240,7 @@ def _backs(band: float) -> list[dict[str, Any]]:
             "type": "text", "from": {"data": "more"}, "interactive": False, "aria": False,
             "encode": {"update": {
                 "x": {"field": "x"}, "y": {"field": "y", "offset": 4}, "text": {"field": "text"},
-                "fontSize": {"value": 11.5}, "fill": {"value": var("soft")},
+                "lineBreak": {"value": "\n"}, "fontSize": {"value": 11.5}, "fill": {"value": var("soft")},
             }},
         },
     ]  # fmt: skip
@@ -249,7 +253,7 @@ def _text(
         "type": "text", "from": {"data": data}, "interactive": False, "aria": False,
         "encode": {"update": {
             "x": {"field": "x"}, "y": {"value": y}, "text": {"field": field},
-            "limit": {"signal": "apart - 10"}, "fontSize": {"value": size},
+            "limit": {"signal": "min(apart - 10, width - datum.x)"}, "fontSize": {"value": size},
             "fontWeight": {"value": weight}, "fill": {"value": var(colour)},
         }},
     }  # fmt: skip

@@ -43,12 +43,15 @@ def shown(text: str) -> str:
 
 
 def score(value: float | None) -> str:
-    """Three decimals; four digits where three decimals would say too little or too much."""
+    """Three decimals; four digits where three decimals would say too little or too much; 120,800."""
     if value is None or not math.isfinite(value):
         return NOTHING
     if value == 0:
         return "0"
-    text = f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.4g}"
+    if 1e4 <= abs(value) < 1e7:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.4g}"
     return text.replace("-", "\u2212")
 
 

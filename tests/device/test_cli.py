@@ -26,7 +26,7 @@ def autocl(folder: Path, *arguments: str, **environment: str) -> subprocess.Comp
             **os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "250",
             "AUTOCL_LEASE_DIR": str(folder / "leases"), **environment,
         },
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -75,7 +74,6 @@ def test_a_device_is_announced_again_after_its_lock_files_were_deleted(
             file.unlink()
     # Neither of its own sweep, at once, nor of another one, which asks a moment later.
     wait_until(lambda: list(leases.path.glob("*.lock")), "the lock is there again")
-    time.sleep(0.1)
     assert leases.try_lease("cpu-0", "another sweep") is None
     there = leases.look("cpu-0")
     assert there is not None and len(there.claims) == 1

@@ -114,7 +114,6 @@ jobs_on_it = st.lists(
 )  # what each reserved and uses
 
 
-@settings(deadline=None)
 @given(jobs_on_it, st.integers(0, 40), st.integers(1, 120))
 def test_the_balance_is_that_of_a_ledger_kept_by_hand(
     jobs: list[tuple[int, int]], foreign: int, wanted: int
@@ -138,7 +137,7 @@ def test_the_balance_is_that_of_a_ledger_kept_by_hand(
     assert (decide(board, claims, claim(reserved=wanted), 0.5) == "") == fits
 
 
-@settings(deadline=None, max_examples=40)  # each of them draws a hundred numbers
+@settings(max_examples=40)  # each of them draws a hundred numbers
 @given(st.data(), st.booleans())
 def test_jobs_that_keep_to_their_reservation_never_run_out_of_memory(
     data: st.DataObject, told: bool
@@ -161,7 +160,6 @@ def test_jobs_that_keep_to_their_reservation_never_run_out_of_memory(
         assert base + sum(most for most, _ in running.values()) <= TOTAL
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([None, 1, 2, 3, 4]), max_size=30))
 def test_no_device_ever_has_more_jobs_than_the_strictest_of_them_allows(
     limits: list[int | None],

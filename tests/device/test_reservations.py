@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autocl_sweeper.device.needs import Siblings, budget_of
@@ -172,7 +172,6 @@ uses = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(uses, max_size=8), st.randoms())
 def test_what_was_learned_does_not_depend_on_the_order_nor_on_the_way_it_came(
     learned: list[Used], random: Any

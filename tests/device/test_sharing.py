@@ -406,7 +406,7 @@ def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
     wait_until(lambda: len(one.ledger("start")) == 2, "a job of the other joins it")
     hold.unlink()
     for bench, process in ((one, first), (other, second)):
-        assert process.wait(120) == 0, bench.printed(process)
+        assert process.wait(300) == 0, bench.printed(process)
         assert {event["state"] for event in bench.finished().values()} == {"COMPLETE"}
     assert crowd(one.ledger()) == 2
     assert len(one.ledger("end")) == 4

@@ -202,26 +202,34 @@ def test_too_many_failures_stop_the_sweep_with_their_reasons_and_end_the_rest(
 # -- without Hydra: what a process can do to its executor -------------------------------------------
 
 
-def outcome_of_script(folder: Path, text: str, limits: Limits | None = None) -> Outcome:
+def outcome_of(
+    command: Command,
+    folder: Path,
+    limits: Limits | None = None,
+    cancel_when: Callable[[], object] | None = None,
+) -> Outcome:
     pool = Pool(CpuProbe(1, {}), LeaseFolder())
-    executor = LocalExecutor(script(text), JobFiles.of(folder), pool, limits)
+    executor = LocalExecutor(command, JobFiles.of(folder), pool, limits)
     try:
         executor.submit(Job(0, ()))
+        if cancel_when is not None:
+            wait_until(cancel_when, "the job has begun")
+            executor.cancel(Job(0, ()))
         ((_, outcome),) = wait_until(lambda: executor.wait(0.1), "the job ends")
     finally:
         executor.close()
     return outcome
 
 
-DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-
-
-@pytest.mark.parametrize("first_words", ["", DEAF], ids=["listening", "deaf to SIGTERM"])
+# A shell, which has begun when Python on a busy machine has not.
+@pytest.mark.parametrize(
+    "first_words", ["", "trap '' TERM; "], ids=["listening", "deaf to SIGTERM"]
+)
 def test_a_job_that_takes_too_long_is_ended_also_when_it_does_not_listen(
     tmp_path: Path, first_words: str
 ) -> None:
-    text = f"{first_words}print('busy', flush=True); import time; time.sleep(1000)"
-    outcome = outcome_of_script(tmp_path, text, Limits(timeout_s=1.0, grace_s=0.2))
+    shell = Command("/bin/sh", "-c", f"{first_words}echo busy; sleep 1000; :")
+    outcome = outcome_of(shell, tmp_path, Limits(timeout_s=1.0, grace_s=0.2))
     assert (outcome.state, outcome.cause) == (State.FAIL, Cause.TIMEOUT)
     assert outcome.reason == "timed out after 1 s (hydra.launcher.timeout_s)"
     assert outcome.log_tail == ("busy",)
@@ -229,9 +237,16 @@ def test_a_job_that_takes_too_long_is_ended_also_when_it_does_not_listen(
 
 def test_helpers_that_do_not_listen_are_ended_with_their_job(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    helper = f"{DEAF} import os; open({str(pids)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
-    text = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {helper!r}]);"
-    outcome_of_script(tmp_path, f"{text} time.sleep(1000)", Limits(timeout_s=3.0, grace_s=0.2))
+    shell = Command(
+        "/bin/sh",
+        "-c",
+        f"(trap '' TERM; sh -c 'echo $PPID' > {pids}; while :; do sleep 1; done) & wait",
+    )
+
+    def begun() -> bool:
+        return pids.exists() and pids.read_text() != ""
+
+    outcome_of(shell, tmp_path, Limits(grace_s=0.2), cancel_when=begun)
     wait_until(lambda: not alive(int(pids.read_text())), "the helper is gone")
 
 
@@ -256,7 +271,7 @@ def test_what_a_job_leaves_behind_is_gone_when_its_end_is_told(tmp_path: Path) -
 
 def test_a_log_of_any_bytes_has_last_lines(tmp_path: Path) -> None:
     text = r"import sys; sys.stdout.buffer.write(b'\xff\xfe' * 20000 + b'\nlast\n'); sys.exit(4)"
-    outcome = outcome_of_script(tmp_path, text)
+    outcome = outcome_of(script(text), tmp_path)
     assert (outcome.reason, outcome.log_tail[-1]) == ("exit status 4", "last")
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,15 @@ with_torch = pytest.mark.skipif(
 @pytest.fixture
 def bench(benches: Callable[..., Bench]) -> Bench:
     """The app tests/support/apps/warm.py, with a folder for modules to preload."""
-    made = benches("warm")
-    modules = made.folder / "modules"
+    return with_modules(benches("warm"))
+
+
+def with_modules(bench: Bench) -> Bench:
+    modules = bench.folder / "modules"
     modules.mkdir()
-    made.environment["PYTHONPATH"] = f"{modules}:{made.environment['PYTHONPATH']}"
-    write_module(made, "helper", HELPER)
-    return made
+    bench.environment["PYTHONPATH"] = f"{modules}:{bench.environment['PYTHONPATH']}"
+    write_module(bench, "helper", HELPER)
+    return bench
 
 
 def write_module(bench: Bench, name: str, text: str) -> None:
@@ -57,7 +60,9 @@ def parents(bench: Bench) -> set[int]:
     [
         ([preload("helper")], True),
         ([], False),
-        ([preload("helper"), "hydra.launcher.warm=false"], False),
+        pytest.param(
+            [preload("helper"), "hydra.launcher.warm=false"], False, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, bool) else " ".join(value) or "default",
 )
@@ -162,29 +167,6 @@ def test_every_job_draws_other_random_numbers(reports: dict[str, list[dict[str, 
     assert len(set(drawn)) == len(drawn) == 12
 
 
-def test_what_a_module_sets_in_the_environment_holds_in_jobs_and_devices_hold_more(
-    bench: Bench, tmp_path: Path
-) -> None:
-    library = fake.build(tmp_path)
-    gpus = fake.gpus(2)
-    bench.environment |= fake.environment(library, fake.write_figures(tmp_path / "figures", gpus))
-    del bench.environment["CUDA_VISIBLE_DEVICES"]
-    write_module(
-        bench,
-        "sets",
-        "import os\nos.environ['SET_BY_IMPORT'] = 'yes'\nos.environ.pop('REMOVED_BY_IMPORT')\n"
-        "os.environ['CUDA_VISIBLE_DEVICES'] = '7'\n",
-    )
-    bench.run("hydra/launcher=gpu", "do=look", "again=1,2,3", preload("sets"), REMOVED_BY_IMPORT="")
-    for event in bench.ledger():
-        assert event["environment"]["SET_BY_IMPORT"] == "yes"
-        assert "REMOVED_BY_IMPORT" not in event["environment"]
-        assert event["environment"]["CUDA_VISIBLE_DEVICES"] == event["mask"]
-        (lease,) = (name for name in event["fds"].values() if name.endswith(".lock"))
-        assert event["mask"] == Path(lease).stem
-    assert {event["mask"] for event in bench.ledger()} <= {gpu.uuid for gpu in gpus}
-
-
 def test_a_job_can_fork_and_spawn_workers(bench: Bench) -> None:
     bench.run(*GPU, "do=workers", "again=1,2", preload("helper"))
     assert [event["answers"] for event in bench.ledger()] == [[42, 42]] * 2
@@ -192,49 +174,24 @@ def test_a_job_can_fork_and_spawn_workers(bench: Bench) -> None:
 
 
 @with_torch
-def test_torch_works_in_forked_jobs_with_as_many_threads_as_in_fresh_ones(bench: Bench) -> None:
+def test_torch_and_its_data_loaders_work_in_forked_jobs_with_as_many_threads_as_in_fresh_ones(
+    bench: Bench,
+) -> None:
     # At import, a parallel operation as libraries do them for a table of constants.
     write_module(
         bench, "tables", "import torch\nTABLE = torch.randn(500, 500) @ torch.randn(500, 500)\n"
     )
-    jobs = ("do=matmul", "again=1,2,3")
+    jobs = ("do=matmul,loader", "again=1,2")
     output = bench.run(*GPU, *jobs, preload("torch", "tables"), OMP_NUM_THREADS="2")
     assert COLD not in output
     assert len(parents(bench)) == 1
-    assert [(event["threads"], event["finite"]) for event in bench.ledger()] == [(2, True)] * 3
-    assert len({event["seed"] for event in bench.ledger()}) == 3
+    loaders = [event["total"] for event in bench.ledger() if "total" in event]
+    assert loaders == [28.0] * 2
+    products = [event for event in bench.ledger() if "total" not in event]
+    assert [(event["threads"], event["finite"]) for event in products] == [(2, True)] * 2
+    assert len({event["seed"] for event in products}) == 2
     # OpenBLAS starts the second thread when it is needed. Started before, it spins.
-    assert [event["native"] for event in bench.ledger()] == [[1, 2]] * 3
-
-
-@with_torch
-def test_a_data_loader_with_workers_works_in_a_forked_job(bench: Bench) -> None:
-    output = bench.run(*GPU, "do=loader", "again=1,2", preload("torch"))
-    assert COLD not in output
-    assert [event["total"] for event in bench.ledger()] == [28.0] * 2
-
-
-SCRATCH = """
-import atexit, json, os, tempfile
-assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
-FOLDER = tempfile.TemporaryDirectory()
-def tell():
-    told = {"event": "exit", "there": os.path.isdir(FOLDER.name)}
-    told["checks"] = "PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ
-    with open(os.environ["LEDGER"], "a") as ledger:
-        ledger.write(json.dumps(told) + "\\n")
-atexit.register(tell)
-"""
-
-
-def test_what_an_import_made_for_all_jobs_stays_and_its_exit_hook_runs_in_each(
-    bench: Bench,
-) -> None:
-    write_module(bench, "scratch", SCRATCH)
-    one_by_one = (*GPU, "hydra.launcher.cpu_slots=1", "do=look", "again=1,2", preload("scratch"))
-    output = bench.run(*one_by_one, TMPDIR=str(bench.folder))
-    assert COLD not in output
-    assert bench.ledger("exit") == [{"event": "exit", "there": True, "checks": False}] * 2
+    assert [event["native"] for event in products] == [[1, 2]] * 2
 
 
 @pytest.mark.slow  # a spawned worker imports torch
@@ -300,8 +257,42 @@ def test_a_finished_sweep_run_again_imports_nothing(bench: Bench) -> None:
     assert len(bench.ledger()) == 2
 
 
-# -- when it cannot be ------------------------------------------------------------------------------
+# -- what is imported for all of them ---------------------------------------------------------------
 
+LEDGER = """
+import json, os
+def tell(**told):
+    with open(os.environ["LEDGER"], "a") as ledger:
+        ledger.write(json.dumps(told) + "\\n")
+"""
+# A library whose allocator has a thread, unless an environment variable switches it off.
+ARROW_LIKE = """
+import os, threading, time
+if os.environ.get("JE_ARROW_MALLOC_CONF") != "background_thread:false":
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+"""
+SETS = """
+import os
+os.environ["SET_BY_IMPORT"] = "yes"
+os.environ.pop("REMOVED_BY_IMPORT")
+os.environ["CUDA_VISIBLE_DEVICES"] = "7"
+"""
+SCRATCH = """
+import atexit, os, tempfile, told
+assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+FOLDER = tempfile.TemporaryDirectory()
+def tell():
+    checks = "PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ
+    told.tell(event="exit", there=os.path.isdir(FOLDER.name), checks=checks)
+atexit.register(tell)
+"""
+LIBCUDA = """
+static int count_status = 3;
+int cuDeviceGetCount(int *count) { *count = 1; return count_status; }
+int cuInit(unsigned flags) { (void)flags; count_status = 0; return 0; }
+"""
+LOAD = "import ctypes\nLIBRARY = ctypes.CDLL({library!r})\n"
+# Modules that forks would suffer from, and why.
 UNFIT = {
     "raises": ("raise ValueError('not today')", "ValueError: not today"),
     "leaves": ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
@@ -316,68 +307,90 @@ UNFIT = {
         "it leaves a child process running",
     ),
     "sockets": ("import socket\nPAIR = socket.socketpair()", "it leaves a socket open"),
+    "starts": (f"{LOAD}LIBRARY.cuInit(0)", "it initialises CUDA"),
+}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, str]]:
+    """Two jobs on two GPUs, forked from a process that imported all sorts of modules; what was printed."""
+    folder = tmp_path_factory.mktemp("imported")
+    made = with_modules(Bench(folder, APPS / "warm.py"))
+    gpus = fake.gpus(2)
+    made.environment |= fake.environment(fake.build(folder), fake.write_figures(folder / "f", gpus))
+    del made.environment["CUDA_VISIBLE_DEVICES"]
+    (folder / "libcuda.c").write_text(LIBCUDA)
+    library = str(folder / "libcuda.so.1")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "libcuda.c"], check=True)
+    fit = {
+        "told": LEDGER,
+        "arrow_like": ARROW_LIKE,
+        "scratch": SCRATCH,
+        "sets": SETS,
+        "loads": LOAD,
+    }
+    for name, text in {**fit, **{name: text for name, (text, _) in UNFIT.items()}}.items():
+        write_module(made, name, text.replace("{library!r}", repr(library)) + "\n")
+    try:
+        yield made, made.run(
+            "hydra/launcher=gpu", "do=look", "again=1,2", preload("helper", *fit, *UNFIT),
+            REMOVED_BY_IMPORT="", TMPDIR=str(folder),
+        )  # fmt: skip
+    finally:
+        made.close()
+
+
+def test_modules_that_forks_would_suffer_from_are_named_and_left_out(
+    imported: tuple[Bench, str],
+) -> None:
+    bench, output = imported
+    for name, (_, reason) in UNFIT.items():
+        said = f"hydra.launcher.preload: {name}: .*{reason}.*it is left out"
+        assert re.search(said, output), output
+    named = re.search(r"preloaded (.*) in ", output)
+    assert named and named[1] == "helper, told, arrow_like, scratch, sets, loads", output
+    assert not re.search(COLD, output) and len(parents(bench)) == 1
+    wait_until(bench.nothing_is_left, "what the modules started is gone")
+
+
+def test_what_a_module_sets_in_the_environment_holds_in_jobs_and_devices_hold_more(
+    imported: tuple[Bench, str],
+) -> None:
+    bench, _ = imported
+    for event in bench.ledger("job"):
+        assert event["environment"]["SET_BY_IMPORT"] == "yes"
+        assert "REMOVED_BY_IMPORT" not in event["environment"]
+        assert "JE_ARROW_MALLOC_CONF" not in event["environment"]
+        assert event["environment"]["CUDA_VISIBLE_DEVICES"] == event["mask"]
+        (lease,) = (name for name in event["fds"].values() if name.endswith(".lock"))
+        assert event["mask"] == Path(lease).stem
+    assert {event["mask"] for event in bench.ledger("job")} <= {gpu.uuid for gpu in fake.gpus(2)}
+
+
+def test_what_an_import_made_for_all_jobs_stays_and_its_exit_hook_runs_in_each(
+    imported: tuple[Bench, str],
+) -> None:
+    bench, _ = imported
+    assert bench.ledger("exit") == [{"event": "exit", "there": True, "checks": False}] * 2
+
+
+# -- when it cannot be ------------------------------------------------------------------------------
+
+KILLS = {
     "dies": ("import os; print('last words', flush=True); os._exit(3)", "exit status 3"),
     "falls": ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
 }
 
 
-def test_the_thread_of_pyarrows_allocator_is_switched_off_while_importing(bench: Bench) -> None:
-    write_module(
-        bench,
-        "arrow_like",
-        "import os, threading, time\n"
-        "if os.environ.get('JE_ARROW_MALLOC_CONF') != 'background_thread:false':\n"
-        "    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()\n",
-    )
-    output = bench.run(*GPU, "do=look", preload("arrow_like"))
-    assert "preloaded arrow_like in " in output
-    assert "JE_ARROW_MALLOC_CONF" not in bench.ledger()[0]["environment"]
-
-
-def test_modules_that_forks_would_suffer_from_are_named_and_left_out(bench: Bench) -> None:
-    names = ["raises", "leaves", "needs", "threads", "children", "sockets"]
-    for name in names:
-        write_module(bench, name, UNFIT[name][0] + "\n")
-    output = bench.run(*GPU, "do=look", preload("helper", *names))
-    for name in names:
-        reason = UNFIT[name][1]
-        assert re.search(f"hydra.launcher.preload: {name}: .*{reason}.*it is left out", output), (
-            output
-        )
-    assert "preloaded helper in " in output and not re.search(COLD, output)
-    assert len(parents(bench)) == 1
-    wait_until(bench.nothing_is_left, "what the modules started is gone")
-
-
 # How a process died is reported in one way, so one death will do.
 @pytest.mark.parametrize("name", ["dies", pytest.param("falls", marks=pytest.mark.slow)])
 def test_where_an_import_kills_the_process_jobs_are_fresh(bench: Bench, name: str) -> None:
-    text, reason = UNFIT[name]
+    text, reason = KILLS[name]
     write_module(bench, name, text + "\n")
     output = bench.run(*GPU, "do=look", preload("helper", name))
     assert re.search(f"{reason}.*{COLD}", output), output
     assert ("last words" in output) == (name == "dies")
     assert len(bench.ledger()) == 1
-
-
-LIBCUDA = """
-static int count_status = 3;
-int cuDeviceGetCount(int *count) { *count = 1; return count_status; }
-int cuInit(unsigned flags) { (void)flags; count_status = 0; return 0; }
-"""
-
-
-def test_a_module_that_initialises_cuda_is_named_and_one_that_loads_it_is_not(bench: Bench) -> None:
-    source = bench.folder / "libcuda.c"
-    source.write_text(LIBCUDA)
-    library = bench.folder / "libcuda.so.1"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-    load = f"import ctypes\nLIBRARY = ctypes.CDLL({str(library)!r})\n"
-    write_module(bench, "loads", load)
-    write_module(bench, "starts", f"{load}LIBRARY.cuInit(0)\n")
-    output = bench.run(*GPU, "do=look", preload("loads", "starts"))
-    assert "preloaded loads in " in output
-    assert re.search("preload: starts: it initialises CUDA.*it is left out", output)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Hydra's own suites for launchers and sweepers, run on ours in full."""
+"""Hydra's own suites for launchers and sweepers, run on each of ours, and in real apps on both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TestOurLauncherUnderHydrasBasicSweeper(LauncherTestSuite):
     pass
 
 
-@mark.parametrize("launcher_name, overrides", [("basic", [AUTOCL]), ("gpu", [AUTOCL])])
+@mark.parametrize("launcher_name, overrides", [("basic", [AUTOCL])])
 class TestOurSweeper(LauncherTestSuite):
     pass
 
@@ -32,18 +32,14 @@ class TestOurSweeper(LauncherTestSuite):
     [
         ("gpu", ["hydra.sweeper.max_batch_size=2"]),
         ("basic", [AUTOCL, "hydra.sweeper.max_batch_size=2"]),
-        ("gpu", [AUTOCL, "hydra.sweeper.max_batch_size=2"]),
     ],
 )
 class TestBatches(BatchedSweeperTestSuite):
     pass
 
 
-@mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", "hydra/launcher=gpu", QUIET])])
-class TestOurLauncherInRealApps(IntegrationTestSuite):
-    pass
-
-
-@mark.parametrize("task_launcher_cfg, extra_flags", [({}, ["-m", AUTOCL, QUIET])])
-class TestOurSweeperInRealApps(IntegrationTestSuite):
+@mark.parametrize(
+    "task_launcher_cfg, extra_flags", [({}, ["-m", AUTOCL, "hydra/launcher=gpu", QUIET])]
+)
+class TestBothInRealApps(IntegrationTestSuite):
     pass

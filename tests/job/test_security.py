@@ -56,7 +56,7 @@ def test_a_sweep_started_in_a_shared_folder_imports_nothing_from_it(
 def test_no_process_of_ours_imports_from_its_working_directory(shared: Path, module: str) -> None:
     """Each ends at once, for want of arguments, behind all its imports."""
     argv = command(f"autocl_sweeper.{module}")
-    done = subprocess.run(argv, cwd=shared, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(argv, cwd=shared, capture_output=True, text=True, timeout=300)
     mark = shared.parent / "mark"
     assert "missing" in done.stderr and "main()" in done.stderr, done.stderr
     assert not mark.exists(), mark.read_text()

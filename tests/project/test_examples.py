@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from support.installed import ROOT, Environment, installed
+from support.readme import BLOCKS, COMMANDS, typed
 
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/README.md"))
 LAUNCHER_ALONE = "gpu_launcher"
@@ -110,6 +111,25 @@ def test_the_minimal_app_learns_what_arithmetic_says(
             float(t["score"]) for t in sweep.trials if (t["stage"], t["selected"]) == (stage, "1")
         ]
         assert sorted(kept) == scores[-2:]
+
+
+def test_the_first_sweep_of_the_readme_prints_what_it_shows_and_can_be_looked_at(
+    swept: Callable[[str], Sweep],
+) -> None:
+    pytest.importorskip("vl_convert")
+    first = next(line for line in COMMANDS if line.startswith("python "))
+    assert first in (ROOT / "examples/minimal/README.md").read_text().splitlines()
+    sweep = swept("minimal")
+    printed = [line.rstrip() for line in sweep.printed.splitlines() if line.strip()]
+    (shown,) = (text for _, text in BLOCKS if text.startswith("Best chain"))
+    shown_lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
+    begin = printed.index(shown_lines[0])
+    assert printed[begin : begin + len(shown_lines)] == shown_lines
+    looks = [line for line in COMMANDS if line.startswith("autocl ") and "runs/" not in line]
+    assert looks[0] == "autocl report"
+    for line in looks:
+        assert typed(line, sweep.folder.parents[2]).strip()
+    assert (sweep.folder / "report.html").exists()
 
 
 def test_the_launcher_alone_runs_each_job_of_hydras_own_sweeper_in_its_own_process(

@@ -106,7 +106,6 @@ def test_every_plugin_has_its_entry_point(environment: Environment, tmp_path: Pa
     [
         ("devices --json", '"lease_folder"'),
         ("docs hydra.launcher.grace_s", "key: `grace_s`"),
-        ("docs sweeper", "## Search spaces"),
     ],
 )
 def test_the_command_shows_devices_and_documentation(
@@ -118,7 +117,7 @@ def test_the_command_shows_devices_and_documentation(
     assert words in done.stdout
 
 
-@pytest.mark.parametrize("launcher", ["gpu", "joblib", "basic"])
+@pytest.mark.parametrize("launcher", ["gpu", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_an_app_in_another_folder_is_swept(
     environment: Environment, app: Path, launcher: str
 ) -> None:

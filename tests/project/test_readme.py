@@ -4,54 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.installed import CLEAN, ROOT
-
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
-COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
-
-
-def block(kind: str) -> str:
-    (found,) = (text for one, text in BLOCKS if one == kind)
-    return found
-
-
-def typed(line: str, cwd: Path) -> str:
-    """What a command of the README prints in this folder, with this interpreter."""
-    words = shlex.split(line)
-    program = {"python": [sys.executable], "autocl": [sys.executable, "-m", "autocl_sweeper"]}
-    argv = [*program[words[0]], *words[1:]]
-    environment = CLEAN | {"PYTHONPATH": str(ROOT), "AUTOCL_LEASE_DIR": str(cwd / "leases")}
-    done = subprocess.run(
-        argv, cwd=cwd, env=environment, text=True, capture_output=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def test_the_first_sweep_of_the_readme_prints_what_it_shows_and_can_be_looked_at(
-    tmp_path: Path,
-) -> None:
-    pytest.importorskip("vl_convert")
-    first = next(line for line in COMMANDS if line.startswith("python "))
-    assert first.startswith("python examples/minimal/")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    printed = [line.rstrip() for line in typed(first, tmp_path).splitlines() if line.strip()]
-    (shown,) = (text for _, text in BLOCKS if text.startswith("Best chain"))
-    shown_lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
-    begin = printed.index(shown_lines[0])
-    assert printed[begin : begin + len(shown_lines)] == shown_lines
-    looks = [line for line in COMMANDS if line.startswith("autocl ") and "runs/" not in line]
-    assert looks[0] == "autocl report"
-    for line in looks:
-        assert typed(line, tmp_path).strip()
-    assert len(list(tmp_path.glob("multirun/*/*/report.html"))) == 1
+from support.installed import ROOT
+from support.readme import COMMANDS, README, block, typed
 
 
 def test_the_own_app_of_the_readme_sweeps_and_is_reported(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def run(*arguments: str, cwd: Path, before: Path | None = None) -> subprocess.Co
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(path), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=120
+        command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=300
     )
 
 

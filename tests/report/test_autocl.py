@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_best_prints_the_chain_and_the_overrides_of_each_stage(tmp_path, capsys)
     assert [one["trial"] for one in found] == [1, 2, 6]
 
 
+def test_commands_of_a_folder_that_was_moved_name_its_checkpoints_where_they_lie_now(
+    tmp_path, capsys
+):
+    folder = crossed(tmp_path / "s")
+    lines = read(folder)
+    lines[0]["command"] = "python app.py -m task=a,b,c"
+    for line in lines:
+        if line["event"] == "finish":
+            line["checkpoint"] = f"trials/{line['trial']}/checkpoint"
+        elif line["event"] == "start" and line["parent"] is not None:
+            there = f"/old/runs/s/trials/{line['parent']}/checkpoint"
+            other = there.replace("checkpoint", "checkpoint_2")
+            line["overrides"] = [f"init_from={there}", f"all=['{there}','/old/runs/s/x','{other}']"]
+    written_anew(folder, lines)
+    now = f"{folder}/trials/1/checkpoint"
+    told = said(capsys, "best", "--overrides", folder).splitlines()[1]
+    assert shlex.split(told) == [f"init_from={now}", f"all=['{now}','{folder}/x','{now}_2']"]
+    assert f"init_from={now}" in shlex.split(said(capsys, "show", "2", folder))
+
+
 def test_best_of_a_sweep_without_a_score_is_refused(tmp_path, capsys):
     Written(tmp_path).journal.close()
     assert main(["best", str(tmp_path)]) == 1
@@ -198,6 +219,9 @@ def test_shells_complete_commands_by_argcomplete(tmp_path):
     }
     autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert told.read_text().split() == ["status"]
+    environ |= {"COMP_LINE": "autocl plot t", "COMP_POINT": "13"}
+    autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
+    assert {"tree", "timeline"} <= set(told.read_text().split())
 
 
 def swept(tmp_path: Path, before: str) -> tuple[subprocess.CompletedProcess[str], Path]:
@@ -242,6 +266,6 @@ def test_a_sweep_that_does_not_ask_imports_nothing_of_the_report(tmp_path):
         "print([m for m in sys.modules if m.startswith(('autocl_sweeper.page', 'jinja2', 'vl_convert'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "[]", done.stderr

@@ -57,6 +57,36 @@ def test_arrows_walk_the_tree_enter_opens_a_trial_and_escape_returns(tmp_path):
         assert page.value(PANEL) == "" and page.value("document.activeElement.id") == "tree"
 
 
+# Pairs of texts of the tree that lie on each other, and texts that reach out of it.
+CROWDED = """(() => {
+  const svg = document.querySelector("#tree svg").getBoundingClientRect();
+  const texts = [...document.querySelectorAll("#tree svg text")].filter((one) => one.textContent)
+    .map((one) => [one.textContent, one.getBoundingClientRect()]);
+  const out = texts.filter(([, r]) => r.left < svg.left || r.right > svg.right + 0.5 || r.bottom > svg.bottom);
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom;
+  const pairs = texts.flatMap(([said, a], n) => texts.slice(n + 1).filter(([, b]) => meet(a, b))
+    .map(([other]) => said + " / " + other));
+  return [...pairs, ...out.map(([said]) => said)];
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("best", [0.97, -0.004009, 123456.7])
+def test_no_text_of_the_tree_is_cut_or_lies_on_another(tmp_path, width, best):
+    sweep = Written(tmp_path)
+    for number in range(240):  # the later, the better
+        stage = 1 + number // 120
+        sweep.start(number, stage=stage, parent=119 if stage == 2 else None)
+        sweep.finish(number, best - abs(best) * (240 - number) / 500)
+        if number % 120 == 119:
+            sweep.journal.append("select", stage=stage, beam=[number, number - 1])
+    sweep.journal.close()
+    with browser(tmp_path) as page:
+        page.open(write(look(tmp_path)).as_uri(), width)
+        assert page.value("document.querySelectorAll('#tree svg text').length") > 30
+        assert page.value(CROWDED) == []
+
+
 def test_the_table_filters_by_words_and_comparisons_and_sorts(tmp_path):
     path = write(look(crossed(tmp_path / "s")))
     shown = "[...document.querySelectorAll('#trials tbody tr')].map(row => Number(row.dataset.row))"

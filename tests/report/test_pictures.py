@@ -7,10 +7,11 @@ import struct
 
 import pytest
 import vl_convert
-from support.journals import Written
+from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
 from autocl_sweeper.errors import ConfigurationError
+from autocl_sweeper.journal import read as events
 from autocl_sweeper.overview import look
 from autocl_sweeper.page.influence import influence
 from autocl_sweeper.page.parallel import parallel
@@ -42,6 +43,23 @@ def test_the_tree_has_a_node_a_trial_and_a_link_a_parent(tmp_path):
         trial.number for trial in look(tmp_path / "s").chain[1:]
     ]
     assert [head["title"] for head in tables["heads"]] == ["1 · a", "2 · b", "3 · c"]
+
+
+def test_the_night_in_which_a_sweep_was_stopped_takes_no_room_in_its_timeline(tmp_path):
+    folder = crossed(tmp_path / "s")
+    lines = events(folder)
+    third = [n for n, line in enumerate(lines) if line["event"] == "start"][2]
+    begun = lines[0]["time"]
+    for n, line in enumerate(lines):  # an event a second, and a night before the third trial
+        line["time"] = begun + n + (36_000 if n >= third else 0)
+    again = {"event": "session", "pid": 1, "host": "h", "time": lines[third]["time"] - 0.5}
+    written_anew(folder, [*lines[:third], again, *lines[third:]])
+    spec = timeline(look(folder))
+    tables = {table["name"]: table["values"] for table in spec["data"]}
+    assert max(job["x2"] for job in tables["jobs"]) < len(lines)
+    assert tables["pauses"] == [{"x": third - 1}]
+    assert spec["scales"][1]["domain"][1] == len(lines) - 1.5
+    assert spec["axes"][0]["title"] == "seconds since the sweep began, without pauses"
 
 
 def test_the_matrix_is_drawn_with_its_numbers(tmp_path):
@@ -78,7 +96,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason(tmp_path):
     sweep = look(failing(tmp_path / "s"))
     with pytest.raises(ConfigurationError, match="no scores by task"):
         draw(sweep, "matrix", tmp_path / "m.svg")
-    with pytest.raises(ConfigurationError, match="enough different"):
+    with pytest.raises(ConfigurationError, match="8 suggestions or more"):
         draw(sweep, "importances", tmp_path / "m.svg")
     with pytest.raises(ConfigurationError, match=r"neither \.svg nor \.png"):
         draw(sweep, "tree", tmp_path / "m.pdf")

@@ -46,7 +46,7 @@ def serving(folder: Path, address: str = "127.0.0.1") -> Iterator[ReportServer]:
 def get(url: str, **headers: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=60
+            urllib.request.Request(url, headers=headers), timeout=300
         ) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
@@ -75,7 +75,7 @@ def test_an_event_comes_when_the_journal_grows(tmp_path):
     sweep = Written(tmp_path)
     with (
         serving(tmp_path) as server,
-        urllib.request.urlopen(server.url + "events", timeout=60) as stream,
+        urllib.request.urlopen(server.url + "events", timeout=300) as stream,
     ):
         assert stream.headers["Content-Type"] == "text/event-stream"
         journal = tmp_path / "journal.jsonl"
@@ -124,6 +124,6 @@ def test_the_command_prints_its_url_and_ends_at_ctrl_c(tmp_path):
             )
             assert url and "forgets 0.150" in get(url[1])[1]
             process.send_signal(2)
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=300) == 0
         finally:
             process.kill()

@@ -100,7 +100,8 @@ def test_jobs_known_from_the_start_are_sorted_by_their_overrides():
     assert [job.number for job in longest_first(jobs, Work(DURATION_KEYS))] == [1, 2, 0, 4, 3]
 
 
-GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=1", "hydra.launcher.duration_keys=[lr]")
+GPU = ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=1", "hydra.launcher.duration_keys=[lr]",
+       "hydra.launcher.warm=true")  # fmt: skip
 
 
 @pytest.mark.parametrize("sweeper", ["basic", "autocl"])

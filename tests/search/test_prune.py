@@ -198,7 +198,7 @@ def judged(reports, k, eta, rungs, table):
 
 
 @given(st.lists(curve, min_size=1, max_size=12), st.integers(1, 4), st.integers(2, 4), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_decision_is_that_of_the_rule_whatever_the_order_of_the_table(table, k, eta, data):
     own = data.draw(st.integers(0, len(table) - 1))
     if not table[own]:
@@ -212,7 +212,6 @@ def test_a_decision_is_that_of_the_rule_whatever_the_order_of_the_table(table, k
 
 
 @given(st.permutations(range(9)), st.integers(1, 4))
-@settings(deadline=None)
 def test_the_best_k_are_never_stopped_and_no_other_goes_on_when_the_best_come_first(arrival, k):
     going_on = arrive(Asha(k), [float(loss) for loss in arrival])
     assert {place for place, loss in enumerate(arrival) if loss < k} <= set(going_on)

@@ -472,7 +472,7 @@ def lies_in(space, params):
     )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.lists(spaces(), min_size=1, max_size=3), st.integers(1, 14), st.randoms(), st.booleans())
 def test_suggestions_lie_in_the_space_and_none_repeats(given_spaces, jobs, dice, transfer):
     stages = [

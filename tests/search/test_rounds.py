@@ -264,7 +264,7 @@ NUMBERS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     axes=st.dictionaries(st.sampled_from("abcd"), NUMBERS, min_size=2, max_size=3),
     factory=st.sampled_from([*FACTORIES.values()]),

@@ -243,7 +243,7 @@ def test_a_space_without_axes_has_one_suggestion(factory):
     assert only.params == {}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     factory=st.sampled_from([tpe_search, QMCSearch]),
     seed=st.integers(0, 99),

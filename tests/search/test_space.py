@@ -106,14 +106,14 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(values)
 def test_the_parser_reads_back_the_value_that_was_written(value):
     assert same(read(override("x", value)), value)
 
 
-# Composing takes 50 ms, so many values share one config. Every run draws others.
-@settings(max_examples=10, deadline=None)
+# Composing takes 50 ms, so many values share one config.
+@settings(max_examples=10)
 @given(st.lists(values, min_size=1, max_size=12))
 def test_a_literal_value_survives_composition_whatever_it_holds(loader, many):
     config = compose("config", [override(f"+new.v{i}", literal(v)) for i, v in enumerate(many)])
@@ -122,7 +122,7 @@ def test_a_literal_value_survives_composition_whatever_it_holds(loader, many):
         assert same(plain["new"][f"v{place}"], value)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(texts, min_size=1, max_size=12))
 def test_a_literal_text_survives_composition_and_plain_access(loader, many):
     config = compose(
@@ -138,7 +138,7 @@ def test_a_literal_text_survives_composition_and_plain_access(loader, many):
     assert same([config[f"v{place}"] for place in range(len(many))], many)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(key_texts | texts)
 def test_a_mapping_key_is_written_exactly_when_hydra_can_read_it(text):
     if can_be_a_key(text):
@@ -525,7 +525,7 @@ def test_jobs_compose_to_the_configs_of_hydras_basic_sweeper_in_its_order(loader
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for our, theirs in zip(ours, hydras, strict=True):
-            assert same(composed(*our), composed(*theirs))
+            assert [*our] == [*theirs] or same(composed(*our), composed(*theirs))
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES[:6], ids=str)

@@ -50,7 +50,7 @@ class Page:
             raise RuntimeError(found["exceptionDetails"]["exception"].get("description"))
         return found["result"].get("value")
 
-    def until(self, script: str, timeout_s: float = 120) -> None:
+    def until(self, script: str, timeout_s: float = 300) -> None:
         end = time.monotonic() + timeout_s
         while not self.value(script):
             assert time.monotonic() < end, f"not within {timeout_s} s: {script}"

@@ -79,7 +79,7 @@ class Machine:
         environ["AUTOCL_LEASE_DIR"] = str(self.folder / "leases")
         argv = [sys.executable, "-c", PRELUDE, code]
         done = subprocess.run(
-            argv, env=clean_environment(**environ), capture_output=True, text=True, timeout=60
+            argv, env=clean_environment(**environ), capture_output=True, text=True, timeout=300
         )
         said = [line[5:] for line in done.stdout.splitlines() if line.startswith("SAID ")]
         assert said, f"exit {done.returncode}\n{done.stdout}{done.stderr}"

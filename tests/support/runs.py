@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ def planned(run: Run) -> dict[str, TaskPlan]:
     return plans
 
 
+def leave_the_rest_alone() -> None:
+    """Every training collects garbage: not again among all that the tests have imported so far."""
+    gc.collect()
+    gc.freeze()
+
+
 def finish(run: Run, folder: Path) -> dict[str, Any]:
     """All of a run, in this process."""
     from train.job import train_and_evaluate
 
+    leave_the_rest_alone()
     return train_and_evaluate(run, planned(run), folder)
 
 
@@ -46,6 +54,7 @@ def trainings(run: Run, n_train: int | None = None, every: int = 1) -> list[Any]
     """The tasks of a run as the trainer takes them, on `n_train` of every so many of its rows."""
     from train.loop.batches import Training
 
+    leave_the_rest_alone()
     plans, made = planned(run), []
     for task in run.tasks:
         rows = load(plans[task.name], run.evaluation)

@@ -353,7 +353,7 @@ def test_real_jobs_end_when_they_are_stopped_and_others_take_their_devices(curve
     """lr=9 holds one slot to the end; on the other, each that reaches step 1 is stopped there."""
     process = curve.start_held(
         4, *OURS, "hydra/sweeper/prune=asha", "hydra.sweeper.prune.max_steps=9", "lr=9,1,2,3",
-        "pace_s=0.3", HOLDS="[9]", PACE_S='{"9": 0}',
+        "pace_s=0.05", HOLDS="[9, 1, 2, 3]", FIRST="9",
     )  # fmt: skip
     wait_until(lambda: len(curve.finished()) == 3, "the low ones were stopped")
     output = curve.release(process)

@@ -55,7 +55,7 @@ for url in sys.argv[1:]:
 def ask_optuna(*urls: str) -> list[dict[str, Any]]:
     """The studies in each storage, read by another process."""
     command = [sys.executable, "-W", "error", "-c", ASK_OPTUNA, *urls]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -451,7 +451,7 @@ class Slow:
         self.beams: Beams = {}
 
     def write(self, rows: Sequence[Row], beams: Beams) -> None:
-        self.may.wait(60)
+        self.may.wait(300)
         if self.fails:
             self.fails -= 1
             raise OSError("the storage is away")

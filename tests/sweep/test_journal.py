@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,3 +286,17 @@ def test_an_empty_journal_among_trials_is_refused_and_left_as_it_is(chain: Bench
     after = {path: path.read_bytes() for path in chain.sweep.rglob("*") if path.is_file()}
     del before[chain.sweep / NAME], after[chain.sweep / NAME]
     assert before == after
+
+
+def test_the_cost_of_many_events_at_once_grows_with_their_number_alone(tmp_path):
+    def cost_s(count: int) -> float:
+        journal = Journal(tmp_path / str(count))
+        events = [("report", {"trial": 0, "attempt": 1, "step": 9, "score": 0.5})] * count
+        begun = time.process_time()
+        journal.extend(events)
+        took = time.process_time() - begun
+        journal.close()
+        return took
+
+    small = min(cost_s(1000 + n) for n in range(5))
+    assert cost_s(20_000) < 60 * small  # 20 times as much; copied with every line it was 200 times

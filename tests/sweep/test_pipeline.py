@@ -28,7 +28,8 @@ from autocl_sweeper.strategy.sequential import PARENT_LEFT, SequentialTopK
 from autocl_sweeper.sweep import books
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
-SEEDS = range(200)
+# As many and forty more are slow.
+SEEDS = [*range(60), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(60, 160))]
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def titles(text):
     return [line for line in text.splitlines() if line.startswith("---")]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_decision_depends_on_the_history_and_on_nothing_else(seed, tmp_path, monkeypatch):
     """The strategy remembers what it has read; one that reads all of it anew decides the same."""
     remembering = SequentialTopK.next

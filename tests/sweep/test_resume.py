@@ -297,7 +297,9 @@ def test_a_signal_leaves_no_process_and_no_lease_and_the_sweep_goes_on_later(
     assert [event["state"] for event in chain.finished().values()] == ["COMPLETE"] * 2
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow), "SIGKILL"]
+)
 def test_a_signal_to_our_launcher_under_hydras_basic_sweeper_leaves_nothing(
     chain: Bench, name: str
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.bench import Bench
 
-from autocl_sweeper.display.screen import PatientStream, patient_screen, screen
+from autocl_sweeper.display.screen import PatientStream, four, patient_screen, screen
 from autocl_sweeper.plain import plain
 
 APP = """
@@ -61,7 +61,14 @@ def finished(bench: Bench) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        *(pytest.param(streams, marks=pytest.mark.slow) for streams in (">&-", ">&- 2>&-")),
+        "<&- >&- 2>&-",
+        ">/dev/full 2>/dev/full",
+    ],
+)
 def test_a_sweep_with_closed_or_full_streams_ends_with_all_its_results(
     bench: Bench, closed: str
 ) -> None:
@@ -108,13 +115,19 @@ def test_a_sweep_goes_on_when_its_terminal_is_gone_and_sighup_is_ignored(bench: 
     os.close(theirs)
     assert os.read(ours, 1)  # it has begun to speak
     os.close(ours)
-    assert sweep.wait(200) == 0
+    assert sweep.wait(300) == 0
     assert [row["state"] for row in finished(bench)] == ["COMPLETE", "COMPLETE"]
 
 
 def test_markup_control_sequences_and_other_alphabets_are_shown_as_text(bench: Bench) -> None:
     done = subprocess.run(
-        command(bench, "task=[/b]", "t='[/INST]','[INST] ü :smile:'", "err=null,ansi,cr,bare"),
+        command(
+            bench,
+            "hydra.launcher.warm=true",
+            "task=[/b]",
+            "t='[/INST]','[INST] ü :smile:'",
+            "err=null,ansi,cr,bare",
+        ),
         cwd=bench.folder,
         env=bench.environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
         capture_output=True,
@@ -206,3 +219,11 @@ def test_a_console_shows_strings_as_they_are(capsys: pytest.CaptureFixture[str])
 )
 def test_no_text_moves_the_cursor(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [(0.98524, "0.9852"), (0.0012345, "0.001234"), (-3e-5, "-3e-05"), (12.5, "12.5000"), (None, "-")],
+)  # fmt: skip
+def test_small_scores_keep_four_digits(score: float | None, shown: str) -> None:
+    assert four(score) == shown

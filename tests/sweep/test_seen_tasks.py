@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from support.bench import REPOSITORY, Bench
 
-COMMAND = ("hydra/sweeper=autocl", "hydra/launcher=gpu", "task=low,high", "rate=0.5")
+COMMAND = (
+    "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.warm=true",
+    "task=low,high", "rate=0.5",
+)  # fmt: skip
 
 
 @pytest.fixture

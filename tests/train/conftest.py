@@ -36,19 +36,41 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def make_job() -> MakeJob:
-    """A job as the app would read it, on a model of two layers, width 16; of digits_01 unless told."""
-    from hydra import compose, initialize_config_dir
+def read() -> MakeJob:
+    """A job as the app would read it; what jobs have in common is composed once, as in a sweep."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import open_dict
 
+    from autocl_sweeper.job.compose import Composer
     from train.config.reading import read_run
-    from train.main import VERSION_BASE
+    from train.main import CONF, VERSION_BASE
+
+    composers: list[Composer] = []
+
+    def composed(*overrides: str) -> Any:
+        with initialize_config_dir(str(CONF), **VERSION_BASE):
+            if not composers:
+                loader = GlobalHydra.instance().config_loader()
+                name = ["hydra.job.name=test"]
+                master = loader.load_configuration("base", name, RunMode.MULTIRUN)
+                composers.append(Composer(loader, master))
+            cfg = composers[0](overrides)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return read_run(cfg, CONF / "task")
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def make_job(read: MakeJob) -> MakeJob:
+    """On a model of two layers, width 16; of digits_01 unless told."""
 
     def make(*overrides: str) -> Any:
-        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-            named = any(o.startswith(("task=", "+task=")) for o in overrides)
-            task = [] if named else ["task=digits_01"]
-            cfg = compose("base", overrides=[*task, *SMALL, *overrides])
-        return read_run(cfg, ROOT / "conf" / "task")
+        named = any(o.startswith(("task=", "+task=")) for o in overrides)
+        return read(*([] if named else ["task=digits_01"]), *SMALL, *overrides)
 
     return make
 
@@ -96,18 +118,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def make() -> Callable[..., Any]:
-    """A job as the app would read it, with the model it names; of sentiment unless told."""
-    from hydra import compose, initialize_config_dir
-
-    from train.config.reading import read_run
-    from train.main import VERSION_BASE
+def make(read: MakeJob) -> MakeJob:
+    """With the model it names; of sentiment unless told."""
 
     def job(*overrides: str) -> Any:
         named = any(o.startswith("task=") for o in overrides)
-        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-            given = [*([] if named else ["task=sentiment"]), *overrides]
-            return read_run(compose("base", overrides=given), ROOT / "conf/task")
+        return read(*([] if named else ["task=sentiment"]), *overrides)
 
     return job
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from train.data.specs import (
@@ -117,7 +117,6 @@ def test_shards_cover_all_rows_in_order_and_differ_by_one_at_most(
     assert sorted(sizes, reverse=larger_first) == sizes and max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.sampled_from([0.5, 1.0, 2.5])), min_size=1, max_size=4

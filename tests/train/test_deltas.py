@@ -183,7 +183,9 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
     assert found["loss"] == pytest.approx(told["metrics"]["parity"]["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["adapter", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("prefix", "ia3"))]
+)
 def test_early_stopping_gives_what_a_run_that_ends_at_the_best_update_gives(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
@@ -239,7 +241,9 @@ def test_bf16_computes_nearly_what_float32_does_and_leaves_the_gradients_in_floa
     assert 0.99 < float(cosine) < 1 - 1e-12  # rounded, and in the same direction
 
 
-@pytest.mark.parametrize("kind", ["lora", "adapter", "prefix"])
+@pytest.mark.parametrize(
+    "kind", ["lora", "adapter", pytest.param("prefix", marks=pytest.mark.slow)]
+)
 def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:

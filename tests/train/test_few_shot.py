@@ -297,7 +297,7 @@ def test_the_sampling_tool_writes_crossfits_names_and_the_seed_alone_decides(
         env = {**ENV, "PYTHONPATH": str(ROOT)}
         subprocess.run(
             [*command, "--k", "3", "--seed", str(seed), "--classes"],
-            cwd=tmp_path, env=env, check=True, timeout=120,
+            cwd=tmp_path, env=env, check=True, timeout=300,
         )  # fmt: skip
         stem = f"{Path(folder).name}_3_{seed}"
         return {

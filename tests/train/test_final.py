@@ -57,7 +57,7 @@ def final(
 def test_test_rows_are_evaluated_on_a_gpu_that_no_other_sweep_has(
     sweep: Path, leases: LeaseFolder, first: Lease, library: Path
 ) -> None:
-    out, err = final(sweep, leases, library, [FIRST, SECOND]).communicate(timeout=60)
+    out, err = final(sweep, leases, library, [FIRST, SECOND]).communicate(timeout=300)
     assert f"of 0 chains on {SECOND.uuid}" in out, err
 
 
@@ -70,7 +70,7 @@ def test_the_evaluation_waits_for_the_only_gpu_and_says_who_has_it(
     assert "waiting for a device" in line and "another sweep" in line
     assert waiting.poll() is None and not (sweep / "test_results.json").exists()
     first.close()
-    out, err = waiting.communicate(timeout=60)
+    out, err = waiting.communicate(timeout=300)
     assert f"of 0 chains on {FIRST.uuid}" in out, err
 
 
@@ -78,7 +78,7 @@ def test_a_gpu_below_the_launchers_share_of_free_memory_is_not_taken(
     sweep: Path, leases: LeaseFolder, library: Path
 ) -> None:
     full = fake.Gpu(FIRST.uuid, free_mib=30_000)
-    out, err = final(sweep, leases, library, [full, SECOND]).communicate(timeout=60)
+    out, err = final(sweep, leases, library, [full, SECOND]).communicate(timeout=300)
     assert f"of 0 chains on {SECOND.uuid}" in out, err
 
 

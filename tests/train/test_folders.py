@@ -62,18 +62,9 @@ def of(folder: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture
-def make(make_job: Any) -> Any:
+def make(read: Any) -> Any:
     """A job whose model comes from a folder: without the sizes of `make_job`."""
-    from hydra import compose, initialize_config_dir
-
-    from train.config.reading import read_run
-    from train.main import VERSION_BASE
-
-    def job(*overrides: str) -> Any:
-        with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-            return read_run(compose("base", overrides=[*overrides]), ROOT / "conf" / "task")
-
-    return job
+    return read
 
 
 def example_of(job: Any, row: dict[str, Any]) -> tuple[Any, Any]:

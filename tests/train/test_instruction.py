@@ -184,7 +184,7 @@ def templates(draw: st.DrawFn) -> str:
     return f"{' '.join(encoder)} -> {' '.join([*decoder, '[TEXT:target]'])}"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(templates())
 def test_what_was_parsed_renders_to_a_template_that_parses_alike(source: str) -> None:
     template = parse(source)
@@ -192,7 +192,7 @@ def test_what_was_parsed_renders_to_a_template_that_parses_alike(source: str) ->
     assert str(parse(str(template))) == str(template)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(templates(), st.data())
 def test_every_stray_bracket_is_an_error_at_a_column(source: str, data: st.DataObject) -> None:
     # Not inside of a slot, nor behind a backslash: there a bracket closes or is text.
@@ -204,7 +204,7 @@ def test_every_stray_bracket_is_an_error_at_a_column(source: str, data: st.DataO
     assert 0 <= caught.value.column <= len(source) + 2
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from(list("[]TEXIMAG:,=ab ->\\")), max_size=24))
 def test_any_text_is_a_template_or_a_template_error(source: str) -> None:
     try:

@@ -27,7 +27,7 @@ WITH_HEAD = [Path(f"model/{name}.yaml") for name in ("headed", "bert_base")]  # 
 CHOICES = [
     f
     for f in ALONE
-    if f.parent.name not in ("", "experiment") and f not in (*INCOMPLETE, *WITH_HEAD)
+    if f.parent.name not in ("", "experiment", "task") and f not in (*INCOMPLETE, *WITH_HEAD)
 ]
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 FAMILIES = [file for file in EXPERIMENTS if file.stem.startswith("memory_")]  # no sweeps

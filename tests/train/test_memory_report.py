@@ -120,7 +120,7 @@ def test_the_command_ends_with_the_place_of_what_cannot_be_read(tmp_path: Path) 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ran.returncode == 2 and "cut.log:1: cannot be read, it is cut off" in ran.stderr
     assert not ran.stdout and "Traceback" not in ran.stderr

@@ -132,7 +132,7 @@ def test_a_run_killed_while_it_converts_leaves_no_folder_and_the_next_goes_on(
         [sys.executable, "-c", textwrap.dedent(program)],
         cwd=ROOT,
         env=os.environ,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
@@ -156,7 +156,7 @@ def test_the_command_fetches_the_targets_it_is_given_or_all(
     env = {**os.environ, "AUTOCL_CACHE": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     command = [sys.executable, "-m", "train.models", *names]
     done = subprocess.run(
-        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode and first in done.stderr
 

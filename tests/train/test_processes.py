@@ -12,13 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bench import wait_until
 from support.train_app import ENV, ROOT, SMALL, train
 
 from train import processes
@@ -315,13 +315,6 @@ def running(mark: str) -> list[int]:
     return found
 
 
-def wait_until(happened: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.02)
-
-
 # Stands for torch.distributed.run: notes a SIGTERM, which ends it.
 AGENT = """
 import signal, sys, time
@@ -357,7 +350,7 @@ def test_a_signal_for_the_job_ends_its_workers_and_then_the_job(
     wait_until(lambda: b"ready" in (tmp_path / "output").read_bytes(), "the agent runs")
     assert len(running(mark)) == 2
     job.send_signal(number)
-    assert job.wait(60) == -number
+    assert job.wait(300) == -number
     wait_until(lambda: not running(mark), "nothing is left")
     assert (b"told to end" in (tmp_path / "output").read_bytes()) is told
     assert b"status" not in (tmp_path / "output").read_bytes()
@@ -504,7 +497,7 @@ def test_nothing_is_left_of_a_job_that_is_ended(tmp_path: Path, number: signal.S
     mark = f"MARK={tmp_path}"
     assert len(running(mark)) == 4  # the job, torch.distributed.run, two workers
     job.send_signal(number)
-    job.wait(120)
+    job.wait(300)
     assert job.returncode in (-number, 1)
     wait_until(lambda: not running(mark), "nothing is left")
 
@@ -516,7 +509,7 @@ def test_a_worker_that_is_killed_is_reported_from_its_partners_complaint(tmp_pat
     wait_until(lambda: b"step 3:" in (tmp_path / "output").read_bytes(), "it trains")
     [second] = [pid for pid in running(f"MARK={tmp_path}") if b"\0RANK=1\0" in environ(pid)]
     os.kill(second, signal.SIGKILL)
-    assert job.wait(120) == 1
+    assert job.wait(300) == 1
     wait_until(lambda: not running(f"MARK={tmp_path}"), "nothing is left")
     said = (tmp_path / "output").read_text()
     # On a busy machine rank 0 is ended before it can complain of its partner.

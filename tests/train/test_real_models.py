@@ -72,6 +72,7 @@ def test_t5_still_translates_and_its_output_matrix_is_its_own(
     model, tokenizer = loaded("AutoModelForSeq2SeqLM", fetched("t5"))
     told = continued(model, tokenizer, "Translate to German: The house is small.", 20)
     assert told == "Das Haus ist kleiner."
+    assert model.config.scale_decoder_outputs is False  # as FLAN's: with tied matrices they are
     title = continued(
         model, tokenizer, "summarize: The user asked to fix the failing login test.", 20
     )

@@ -78,7 +78,7 @@ words = st.sampled_from(
 ) | st.sampled_from([["--cfg", "job"], ["-cd", "sub"], ["-p", "x"], ["--info", "config"]])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(words, max_size=8))
 def test_hydra_reads_every_override_and_flag_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, typed: list[str | list[str]]

@@ -279,7 +279,7 @@ def run(app: Path, *arguments: str, status: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == status, done.stdout
     return done.stdout

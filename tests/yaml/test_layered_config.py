@@ -162,7 +162,7 @@ def as_yaml(document: Any) -> str:
     return document if document in SCALARS else json.dumps(document, ensure_ascii=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.text("abcdef", min_size=1), documents, max_size=4))
 def test_a_file_is_read_as_omegaconf_reads_it(document: dict[str, Any]) -> None:
     text = "\n".join(f"{key}: {as_yaml(one)}" for key, one in document.items())
@@ -262,7 +262,7 @@ values = st.recursive(
 layers = st.dictionaries(keys, values, max_size=3)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(layers, layers)
 def test_the_merge_rule_agrees_with_a_naive_one(old: dict[str, Any], new: dict[str, Any]) -> None:
     before = json.dumps([old, new])
@@ -271,7 +271,7 @@ def test_the_merge_rule_agrees_with_a_naive_one(old: dict[str, Any], new: dict[s
     assert json.dumps([old, new]) == before, "neither side is changed"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layers, layers)
 def test_a_merged_layer_shares_no_node_with_its_sides(
     old: dict[str, Any], new: dict[str, Any]
@@ -286,7 +286,7 @@ def test_a_merged_layer_shares_no_node_with_its_sides(
     assert not nodes(merge(old, new)) & (nodes(old) | nodes(new))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(layers)
 def test_nothing_over_a_layer_and_a_layer_over_nothing_is_that_layer(layer: dict[str, Any]) -> None:
     assert merge(layer, {}) == layer == merge({}, layer)

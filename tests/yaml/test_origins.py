@@ -153,7 +153,7 @@ def test_a_process_that_was_sent_its_configuration_finds_file_and_line(folder: P
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
-        env={"PYTHONPATH": str(ROOT)}, timeout=60,
+        env={"PYTHONPATH": str(ROOT)}, timeout=300,
     )  # fmt: skip
     assert done.stdout == "below.yaml:3, included from a.yaml\n", done.stderr
 

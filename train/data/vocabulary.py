@@ -82,7 +82,9 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         if (ids := self._known.get(text)) is None:
-            ids = array("i", self._tokenizer(text, add_special_tokens=False).input_ids)
+            # Not verbose: a text that is too long is cut later, and a warning says so.
+            found = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            ids = array("i", found)
             if len(self._known) < KNOWN:
                 self._known[text] = ids
         return ids.tolist()

@@ -68,6 +68,7 @@ def t5(files: Sequence[Path], folder: Path) -> None:
         feed_forward_proj="gated-gelu", architectures=["T5ForConditionalGeneration"],
     )  # fmt: skip
     config.decoder_start_token_id = 0
+    config.scale_decoder_outputs = False  # FLAN does not scale them
     config.save_pretrained(str(folder))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),

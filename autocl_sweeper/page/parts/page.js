@@ -58,10 +58,10 @@
     }));
   }
   function fit(spec, width) {
-    const { columns, rest, least, margin } = spec.usermeta;
+    const { columns, rest, closest, least, margin } = spec.usermeta;
     if (least) spec.width = Math.max(least, width - margin);
     if (!columns || columns < 2) return;
-    const apart = Math.min(240, Math.max(128, (width - rest) / (columns - 1)));
+    const apart = Math.min(240, Math.max(closest, (width - rest) / (columns - 1)));
     spec.signals = spec.signals.map((one_) => one_.name === "apart" ? { ...one_, value: apart } : one_);
   }
   const known = (item) => item && item.datum && Number.isInteger(item.datum.t);

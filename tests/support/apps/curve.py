@@ -2,6 +2,7 @@
 
 LEDGER    what each job did, in a line of JSON
 HOLD      jobs with a learning rate in HOLDS (a JSON list) stay before their last step while it exists
+FIRST     jobs of other learning rates wait before their first step for one of a job of this
 STUBBORN  when set, jobs ignore SIGTERM
 PACE_S    how long a step takes, by learning rate (JSON)
 """
@@ -37,6 +38,9 @@ def main(cfg: Any) -> float:
     (folder / "model").write_text("m")
     number = HydraConfig.get().job.num
     note("start", trial=number, lr=cfg.lr)
+    if os.environ.get("FIRST") not in (None, str(cfg.lr)):
+        while '"step"' not in Path(os.environ["LEDGER"]).read_text():
+            time.sleep(0.02)
     pace_s = json.loads(os.environ.get("PACE_S", "{}")).get(str(cfg.lr), cfg.pace_s)
     for step in range(1, cfg.steps + 1):
         while step == cfg.steps and cfg.lr in json.loads(os.environ.get("HOLDS", "[]")):
