@@ -29,7 +29,7 @@ class Choice:
     @cached_property
     def ordered(self) -> bool:
         """Whether neighbours mean something: numbers, each once. Searches then go by their rank."""
-        numbers = all(_is_number(value) for value in self.values)
+        numbers = all(is_number(value) for value in self.values)
         return numbers and len(set(self.values)) == len(self.values)
 
     @cached_property
@@ -99,7 +99,7 @@ class Interval:
 
     def position(self, value: Value) -> float | None:
         """The place of a value: `at(position(v)) == v`, floats up to rounding. None: it lies outside."""
-        if not _is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+        if not is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
             return None
         if self.integer and not float(value).is_integer():  # type: ignore[arg-type]
             return None
@@ -120,7 +120,7 @@ def same(one: Value, other: Value) -> bool:
     return isinstance(one, bool) is isinstance(other, bool) and one == other
 
 
-def _is_number(value: Value) -> bool:
+def is_number(value: Value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

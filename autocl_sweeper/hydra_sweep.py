@@ -37,7 +37,7 @@ from autocl_sweeper.plan import Plan, Settings, make_plan
 from autocl_sweeper.plan.memory import MemoryChecks
 from autocl_sweeper.plan.migration import Registered, translated
 from autocl_sweeper.plan.rounds import BEAM
-from autocl_sweeper.plan.stages import flat_keys
+from autocl_sweeper.plan.spaces import flat_keys
 from autocl_sweeper.protocols import Executor
 from autocl_sweeper.rounds.watch import RoundsProgress
 from autocl_sweeper.space import bare

@@ -31,13 +31,13 @@ class Notices:
         self._verdict = verdict
         self._distrust: dict[int, str | None] = {}  # stage -> why its reports decide nothing
         self._beyond: set[int] = set()  # stages with a rung that no report reaches
-        self._warned: set[int] = set()  # trials whose reports were complained of
+        self._warned: set[tuple[int, bool]] = set()  # trial, and whether its report was kept
 
     def of_report(self, trial: Trial, report: Report, kept: bool) -> None:
-        """Say once for a trial that one of its reports was of no use; the trial goes on."""
-        if trial.number in self._warned or (kept and math.isfinite(report.score)):
+        """Say once for a trial that a score was not finite, and once that a step was not larger."""
+        if (trial.number, kept) in self._warned or (kept and math.isfinite(report.score)):
             return
-        self._warned.add(trial.number)
+        self._warned.add((trial.number, kept))
         if kept:
             what = f"a score that is not finite at step {report.step}: it ranks last there"
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from autocl_sweeper.errors import EvaluationMemoryError, InfeasibleError
 from train.config.schema import CONF, VERSION_BASE, register
 
 register()
@@ -16,11 +17,11 @@ register()
 
 @hydra.main(**VERSION_BASE, config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Train the task of `cfg` in Hydra's output folder and return its scores. Raises Refused."""
+    """Train the task of `cfg` in Hydra's output folder and return its scores. Raises Refused, Unfit."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from train.check import checked, placing
+    from train.check import Unfit, checked, placing
     from train.config.command import warn_of_a_default_task, warn_of_choices_below_files
     from train.config.reading import write_resolved
     from train.processes import start
@@ -42,5 +43,10 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         with placing(of_hydra):
             return train_and_evaluate(found.run, found.plans, folder)
 
-    returned: dict[str, Any] = start(found.run, found.env, folder, here)
+    try:
+        returned: dict[str, Any] = start(found.run, found.env, folder, here)
+    except (InfeasibleError, EvaluationMemoryError) as error:
+        if of_hydra.mode == RunMode.MULTIRUN:  # the sweep says which kind of error it was
+            raise
+        raise Unfit(str(error)) from error
     return returned

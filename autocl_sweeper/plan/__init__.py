@@ -25,8 +25,8 @@ from autocl_sweeper.plan.pruning import pruning_of
 from autocl_sweeper.plan.rounds import check_rounds, epochs_taken, taken_names
 from autocl_sweeper.plan.sequence import sequence_of
 from autocl_sweeper.plan.settings import Settings, check_settings
-from autocl_sweeper.plan.spaces import spaces_of
-from autocl_sweeper.plan.stages import chosen_by_auto, flat_keys, stages_of, strategy_of
+from autocl_sweeper.plan.spaces import flat_keys, spaces_of
+from autocl_sweeper.plan.stages import chosen_by_auto, stages_of, strategy_of
 from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 

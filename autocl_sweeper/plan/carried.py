@@ -9,10 +9,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from autocl_sweeper.distributions import Space
+from autocl_sweeper.distributions import Distribution, Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.journal import NAME, VERSION, fold, read
 from autocl_sweeper.plan.settings import Settings
+from autocl_sweeper.plan.spaces import describe, distributions_of, kinds_of
 from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.space import bare
@@ -80,15 +81,30 @@ def refuse_useless(
             f"{where}, but {names} does not learn from other trials.\n"
             "  Choose a search that does: hydra/sweeper/search=relay with hydra.sweeper.jobs set."
         )
-    ours = {bare(key) for space in spaces.values() for axis in space for key in space.keys_of(axis)}
-    theirs = {bare(key) for stage in older.stages for trial in stage.trials for key in trial.params}
-    if not ours & theirs:
+    ours = _kinds([distributions_of(describe(space)) for space in spaces.values()])
+    tried = [[trial.params for trial in stage.trials] for stage in older.stages]
+    theirs = _kinds([distributions_of(params) for params in tried])
+    if not any(ours[key] & theirs[key] for key in ours.keys() & theirs.keys()):
         raise ConfigurationError(
             f"{where}: that sweep has no key in common with this one.\n"
-            f"  It searched: {', '.join(sorted(theirs)) or 'nothing'}.\n"
-            f"  This one searches: {', '.join(sorted(ours)) or 'nothing'}.\n"
+            f"  It searched: {_listed(theirs)}.\n"
+            f"  This one searches: {_listed(ours)}.\n"
             "  Name a sweep over at least one of these keys, or drop carry_from."
         )
+
+
+def _kinds(spaces: Sequence[Mapping[str, Distribution]]) -> dict[str, set[str]]:
+    """Key without prefix -> what its values are in these spaces: `numbers`, `names`."""
+    found: dict[str, set[str]] = {}
+    for space in spaces:
+        for key, distribution in space.items():
+            found.setdefault(bare(key), set()).update(kinds_of(distribution))
+    return found
+
+
+def _listed(kinds: Mapping[str, set[str]]) -> str:
+    told = [f"{key} ({' and '.join(sorted(of)) or 'null'})" for key, of in sorted(kinds.items())]
+    return ", ".join(told) or "nothing"
 
 
 def _stages(history: History, direction: str, sweep: str) -> list[StageView]:

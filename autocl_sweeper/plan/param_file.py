@@ -42,9 +42,8 @@ def read_param_file(path: str | Path, taken: Mapping[str, str], least: int = 1) 
 
     taken: names that the file may not search -> why. least: how many entries the search needs.
     """
-    entries = _entries(path)
-    mistakes: list[str] = []
-    if len(entries) < least:
+    entries, mistakes = _entries(path)
+    if 0 < len(entries) < least:
         mistakes.append(
             f"{LIST} has {len(entries)} entr{'y' if len(entries) == 1 else 'ies'}, but the search"
             f" hazero needs at least {least}: add another, or choose another search"
@@ -81,8 +80,8 @@ def _wrong(path: str | Path, mistakes: list[str]) -> ConfigurationError:
     )
 
 
-def _entries(path: str | Path) -> list[Any]:
-    """Raises ConfigurationError for what is no file of a parameter list."""
+def _entries(path: str | Path) -> tuple[list[Any], list[str]]:
+    """The entries, and the mistakes around them. Raises ConfigurationError for what is no mapping."""
     from yaml import YAMLError
 
     try:
@@ -109,13 +108,7 @@ def _entries(path: str | Path) -> list[Any]:
         mistakes.append(f"{LIST} is {entries!r}, not a list of entries")
     elif not entries:
         mistakes.append(f"{LIST} is empty: name at least one hyper-parameter")
-    if mistakes:
-        inside = entries if isinstance(entries, list) else []
-        for number, entry in enumerate(inside, start=1):
-            mistakes += [f"entry {number}: {mistake}" for mistake in _mistakes(entry)]
-        raise _wrong(path, mistakes)
-    assert isinstance(entries, list)
-    return entries
+    return entries if isinstance(entries, list) else [], mistakes
 
 
 def _mistakes(entry: Any) -> Iterator[str]:

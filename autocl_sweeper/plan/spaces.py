@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from autocl_sweeper.distributions import Choice, Distribution, Interval, Space
+from autocl_sweeper.distributions import Choice, Distribution, Interval, Space, is_number
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.settings import Settings
-from autocl_sweeper.space import bare, parse_space
+from autocl_sweeper.space import bare, literal, parse_space
 from autocl_sweeper.types import Value
 
 
@@ -21,6 +21,7 @@ def spaces_of(
 ) -> dict[str, Space]:
     """The space of every task whose suggestions are not listed. Raises ConfigurationError."""
     by_task: dict[str, Mapping[str, Distribution]] = {}
+    listed: dict[str, Mapping[str, Distribution]] = {}
     for task in tasks:
         where = f"hydra.sweeper.task_params.{task}"
         own = settings.task_params.get(task)
@@ -28,15 +29,44 @@ def spaces_of(
             by_task[task] = shared
         elif isinstance(own, Mapping):
             by_task[task] = parse_space(own, config_loader, where)
-        elif isinstance(own, str) or not isinstance(own, Sequence):
+        elif isinstance(own, Sequence) and not isinstance(own, str):
+            listed[task] = distributions_of(suggestions_of(own, task))
+        else:
             raise ConfigurationError(
                 f"{where} is {own!r}.\n"
                 "  It must be a list of suggestions or a space: key -> values."
             )
-    _refuse_two_kinds(by_task)
+    _refuse_two_kinds({**by_task, **listed})
     when, zips = _conditions(settings.when), _zips(settings.zip)
     _refuse_unknown(when, zips, {bare(key) for space in by_task.values() for key in space})
     return {task: _space(space, when, zips, task) for task, space in by_task.items()}
+
+
+def suggestions_of(own: Sequence[Any], task: str) -> list[dict[str, Value]]:
+    """What `hydra.sweeper.task_params` lists for a task: each entry one suggestion."""
+    where = f"hydra.sweeper.task_params.{task}"
+    suggestions: list[dict[str, Value]] = []
+    for place, item in enumerate(own):
+        if not isinstance(item, Mapping):
+            raise ConfigurationError(
+                f"{where}[{place}] is {item!r}, not a mapping of override keys to values.\n"
+                "  Each entry is one suggestion: {trainer.learning_rate: 1e-3, ...}"
+            )
+        suggestions.append({str(key): literal(value) for key, value in flat_keys(item)})
+    if not suggestions:
+        raise ConfigurationError(f"{where} is an empty list: task '{task}' has nothing to run.")
+    return suggestions
+
+
+def flat_keys(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested YAML is dotted keys, as they are in `params`."""
+    flat: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            flat += flat_keys(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat
 
 
 def describe(space: Space) -> Any:
@@ -145,17 +175,23 @@ def _refuse_two_kinds(spaces: Mapping[str, Mapping[str, Distribution]]) -> None:
     first: dict[str, tuple[str, Distribution]] = {}
     for task, space in spaces.items():
         for key, distribution in space.items():
+            if not (kinds := kinds_of(distribution)):
+                continue
             before, other = first.setdefault(bare(key), (task, distribution))
-            if _kind(distribution) != _kind(other):
+            if ("names" in kinds) != ("names" in kinds_of(other)):
                 raise ConfigurationError(
-                    f"{key!r} is {other} for task '{before}' and {distribution} for task"
+                    f"{bare(key)!r} is {other} for task '{before}' and {distribution} for task"
                     f" '{task}'.\n  A key has one type in all tasks: numbers or names."
                     " Give both tasks the same kind of values."
                 )
 
 
-def _kind(distribution: Distribution) -> str:
-    return "number" if not isinstance(distribution, Choice) or distribution.ordered else "name"
+def kinds_of(distribution: Distribution) -> set[str]:
+    """What its values are: `numbers`, `names` or both. Null is neither."""
+    if isinstance(distribution, Interval):
+        return {"numbers"}
+    values = (value for value in distribution.values if value is not None)
+    return {"numbers" if is_number(value) else "names" for value in values}
 
 
 def _space(

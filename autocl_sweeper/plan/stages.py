@@ -23,11 +23,10 @@ from autocl_sweeper.plan.rounds import (
     round_stages,
 )
 from autocl_sweeper.plan.settings import Settings
-from autocl_sweeper.plan.spaces import describe
+from autocl_sweeper.plan.spaces import describe, suggestions_of
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.search.perturbed import Perturbed
-from autocl_sweeper.space import literal
 from autocl_sweeper.strategy.decisions import Stage, Strategy
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Value
@@ -73,7 +72,7 @@ def stages_of(
         number = len(stages) + 1
         own = settings.task_params.get(task)
         if isinstance(own, Sequence) and not isinstance(own, str):
-            listed = _listed(own, task)
+            listed = ListedSearch(suggestions_of(own, task))
             described[task] = [dict(item) for item in listed.listed]
             whole = replace(settings, popsize=None)  # all that is listed runs
             stages += round_stages(whole, task, number, partial(_same, listed))
@@ -141,21 +140,6 @@ def _replayed(settings: Settings, tasks: Sequence[str]) -> tuple[list[Stage], di
     return stages, {"schedule": schedule}
 
 
-def _listed(own: Sequence[Any], task: str) -> ListedSearch:
-    where = f"hydra.sweeper.task_params.{task}"
-    suggestions: list[Mapping[str, Value]] = []
-    for place, item in enumerate(own):
-        if not isinstance(item, Mapping):
-            raise ConfigurationError(
-                f"{where}[{place}] is {item!r}, not a mapping of override keys to values.\n"
-                "  Each entry is one suggestion: {trainer.learning_rate: 1e-3, ...}"
-            )
-        suggestions.append({str(key): literal(value) for key, value in flat_keys(item)})
-    if not suggestions:
-        raise ConfigurationError(f"{where} is an empty list: task '{task}' has nothing to run.")
-    return ListedSearch(suggestions)
-
-
 def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
     """The factory of a space's search, and its options."""
     options = dict(settings.search)
@@ -164,17 +148,6 @@ def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
         return factory, options
     bounded = settings.jobs is not None or settings.popsize is not None or settings.budget
     return (GRID if space.finite and not bounded else RELAY), options
-
-
-def flat_keys(node: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested YAML is dotted keys, as they are in `params`."""
-    flat: list[tuple[str, Any]] = []
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            flat += flat_keys(value, f"{prefix}{key}.")
-        else:
-            flat.append((f"{prefix}{key}", value))
-    return flat
 
 
 def _imported(path: str) -> Callable[..., Search]:

@@ -56,7 +56,11 @@ def cards(probe: Probe | None = None) -> list[Card]:
     """A reading of every GPU that CUDA_VISIBLE_DEVICES allows. Raises NoCard where there is none."""
     probe = probe or find_probe(1, os.environ)
     if not probe.measured:
-        raise NoCard("there is no GPU here: NVML shows none that this account may use")
+        raise NoCard(
+            "there is no GPU here: NVML shows none that this account and CUDA_VISIBLE_DEVICES may use. Go "
+            "where nvidia-smi lists one, or measure small models on the CPU: "
+            "python -m benchmarks.memory run --card cpu --out <folder>"
+        )
     return [_read(device) for device in probe.devices(load=True)]
 
 

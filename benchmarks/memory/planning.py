@@ -8,7 +8,7 @@ from statistics import mean, median
 
 from benchmarks.memory.families import BLOCKS, FAMILIES, lengths
 from train.memory.features import Shape
-from train.memory.planner import Collected, Planner
+from train.memory.planner import Collected, Planner, Seen
 
 WIDTH, HEADS = 768, 12  # of bert-base
 GIB = 2.0**30
@@ -32,9 +32,14 @@ def planning(budget_gib: float = 6.0) -> str:
         whole = kept(family.rows, length)
         stash = 4.0 * family.rows * length * WIDTH
         mask = 4.0 * family.rows * length**2
+        backward = [(i + 3) * stash + whole + mask for i in range(BLOCKS)]
+        seen = Seen(
+            *(BLOCKS - 1, dict.fromkeys(range(BLOCKS), stash), backward[-1]),
+            *(BLOCKS * stash + whole + mask, backward, 3 * stash),
+        )
         planner.collect(
             Shape(family.rows, length).features(),
-            Collected(0, whole, stash, whole, mask, 3 * stash),
+            Collected(0, whole, stash, whole, mask, seen=seen),
         )
     took: dict[bool, list[float]] = {True: [], False: []}
     gc.collect()

@@ -29,7 +29,7 @@ METHODS = (
     "every_2",
     "every_4",
 )
-ON_CPU = ("none", "gc", "prefix", "static", "bucket_greedy")
+ON_CPU = ("none", "gc", "prefix", "tiered", "static", "bucket_greedy")
 # Experiment -> the task whose published times stand beside it.
 TASKS = {
     "memory_swag": "multiple-choice",
@@ -92,7 +92,7 @@ def choose(asked: str | None) -> Card | None:
         try:
             there = cards()
         except NoCard as error:
-            print(f"{error}; small models on the CPU are measured instead")
+            print(f"{error}\nThe small models are measured now.")
             return None
         if len(there) > 1:
             ids = "\n".join(f"  {one.id}  {one.name}" for one in there)

@@ -53,6 +53,10 @@ NAMES = {"none": "None", "gc": "GC", "prefix": "DC", "plan": "DC", "static": "DC
 
 def show_table(folders: Sequence[Path]) -> str:
     """The tables of what lies in these folders."""
+    if missing := [folder for folder in folders if not (folder / RESULTS).exists()]:
+        raise SystemExit(
+            f"{missing[0]}: has no {RESULTS}. Give a folder that `run --out` has written"
+        )
     lines = [
         json.loads(line)
         for folder in folders
@@ -199,7 +203,10 @@ def recompute_table(lines: Sequence[Line]) -> str:
     measured = {key: own[-1] for key, own in found.items() if own[-1].get("flops")}
     budgets = dict.fromkeys((t, m.partition("@")[2]) for t, m in measured if "@" in m)
     kinds = dict.fromkeys(m.partition("@")[0] for _, m in measured if "@" in m)
-    head = ["task", "None, MiB", "GC, MiB", "budget, MiB", *map(named, kinds), "largest miss, %"]
+    head = [
+        *("task", "None, MiB", "GC, MiB", "budget, MiB", *map(named, kinds)),
+        *("blocks by DC : bucket_greedy where it keeps its margin", "largest miss, %"),
+    ]
     rows = []
     for task, budget in budgets:
         levels = [
@@ -210,14 +217,23 @@ def recompute_table(lines: Sequence[Line]) -> str:
         limit = next(line["budget_gib"] for line in own.values() if line)
         cells = [
             f"{1024 * line['peak_allocated_gib']:.2f}, {100 * share[f'{kind}@{budget}']:.1f} %"
-            + (f", {line['over_budget']} steps above" if line["over_budget"] else "")
+            + (f", {_steps(line['over_budget'])} above" if line["over_budget"] else "")
             if line
             else "-"
             for kind, line in own.items()
         ]
         error = (own.get("prefix") or {}).get("error")
         first = [task, *(_number(level, ".2f", 1024) for level in levels)]
-        rows.append([*first, f"{1024 * limit:.2f} ({budget})", *cells, _number(error, ".2f", 100)])
+        ours, theirs = own.get("prefix"), own.get("bucket_greedy")
+        fair = "-"
+        if ours and theirs:
+            one = fair_steps(ours, theirs)
+            fair = (
+                f"{one.ours} : {one.theirs} in {one.steps} of {len(theirs['above'])} steps, more in "
+                f"{one.more}"
+            )
+        cells += [fair, _number(error, ".2f", 100)]
+        rows.append([*first, f"{1024 * limit:.2f} ({budget})", *cells])
     return markdown(head, rows)
 
 
@@ -231,12 +247,30 @@ def shares(lines: Sequence[Line], task: str) -> dict[str, float]:
     return {m: (n - plain) / (full - plain) for m, n in flops.items() if n is not None}
 
 
-def bars(lines: Sequence[Line]) -> list[str]:
-    """Whether the prefix planner recomputes at most what the reference does, and half of static's.
+@dataclass(frozen=True)
+class Fair:
+    """Blocks recomputed by two methods in the steps in which they can be compared."""
 
-    Steps at which the reference takes what plans have to leave free are left out: there it recomputes
-    too little.
-    """
+    ours: int
+    theirs: int
+    steps: int
+    more: int  # steps in which ours are more
+
+
+def fair_steps(ours: Line, reference: Line) -> Fair:
+    """Of steps in which the reference leaves free what plans have to: in others it recomputes too little."""
+    both = zip(ours["blocks"], reference["blocks"], reference["above"], strict=True)
+    fair = [(own, theirs) for own, theirs, above in both if not above]
+    return Fair(
+        sum(own for own, _ in fair),
+        sum(theirs for _, theirs in fair),
+        len(fair),
+        sum(own > theirs for own, theirs in fair),
+    )
+
+
+def bars(lines: Sequence[Line]) -> list[str]:
+    """Whether the prefix planner recomputes at most what the reference does, and half of static's."""
     said = []
     found = counted(lines)
     for (task, method), (own, *_) in found.items():
@@ -244,20 +278,10 @@ def bars(lines: Sequence[Line]) -> list[str]:
         if kind != "prefix":
             continue
         if reference := found.get((task, f"bucket_greedy@{budget}")):
-            fair = [
-                (ours, theirs)
-                for ours, theirs, above in zip(
-                    own["blocks"], reference[0]["blocks"], reference[0]["above"], strict=True
-                )
-                if not above
-            ]
-            more = sum(ours > theirs for ours, theirs in fair)
-            blocks = [sum(pair[i] for pair in fair) for i in range(2)]
-            left = len(reference[0]["above"]) - len(fair)
+            fair = fair_steps(own, reference[0])
             said.append(
-                f"- {task}, {budget}: {blocks[0]} blocks recomputed in {len(fair)} steps, "
-                f"{blocks[1]} by bucket_greedy{f', which takes of the margin in {left} more' if left else ''}"
-                f"; more in {more} steps: {'FAILS' if more else 'holds'}"
+                f"- {task}, {budget}: more blocks recomputed than by bucket_greedy in {fair.more} of the "
+                f"{fair.steps} steps in which it keeps its margin: {'FAILS' if fair.more else 'holds'}"
             )
         share = shares(lines, task)
         theirs = share.get(f"static@{budget}")
@@ -279,6 +303,10 @@ def named(method: str) -> str:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _steps(n: int) -> str:
+    return f"{n} step" if n == 1 else f"{n} steps"
 
 
 def _number(value: float | None, form: str, times: float = 1) -> str:

@@ -56,7 +56,7 @@ class Steps:
     ended: str = ""  # "out of memory" or the message of an infeasible budget
 
 
-Reading = tuple[float, float, float | None]  # allocated, reserved, up to the mark
+Reading = tuple[float, ...]  # allocated bytes at the peak of each part of a step
 
 
 class StaticMeter:
@@ -83,13 +83,13 @@ class StaticMeter:
         if self.known is not None:
             self.seen.append(next(self.known))
         else:
-            peak, marked = self.inner.read()[0] + self.static, self.inner.marked
-            self.seen.append((peak, peak, None if marked is None else marked + self.static))
-        return self.seen[-1][:2]
+            self.inner.read()
+            self.seen.append(tuple(peak + self.static for peak in self.inner.parts))
+        return max(self.parts), max(self.parts)
 
     @property
-    def marked(self) -> float | None:
-        return self.seen[-1][2]
+    def parts(self) -> Reading:
+        return self.seen[-1]
 
 
 class _Clock(TrainerCallback):

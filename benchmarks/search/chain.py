@@ -8,7 +8,8 @@ A job trains a small network, warm-started from its parent's weights, on 100 dig
 angle of its task, and is ranked by its mean accuracy on the dev images of all tasks so far: order,
 forgetting and parents matter. What is reported is the mean accuracy of the best chain's end on test
 images of all ten tasks, in per cent. A seed is a split of the digits, an order of the angles, the
-initial weights and the seed of the searches; arms with the same seed are paired.
+initial weights and the seed of the searches; arms with the same seed are paired. `--keep` names a file
+for the figure of every seed and arm: what stands there is not computed again.
 
 The strategy and the searches are the package's own. Jobs run in batches of four: the four of a batch
 do not know each other's results. In the mirrored chain every second task turns the search space
@@ -19,6 +20,7 @@ next one.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
@@ -26,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -302,6 +305,8 @@ PARTS: dict[str, Arm] = {  # what carries relay; by --arms
     "no pool": _by_stage(partial(relay, memory=0)),
     "k=1": _by_stage(relay, k=1),
     "k=4": _by_stage(relay, k=4),
+    "TPE, no transfer, k=4": _by_stage(partial(relay, startup=4), k=4, transfer=False),
+    "beam + random, k=4": _by_stage(random_search, k=4),
     "no fresh": _by_stage(partial(relay, fresh=0.0)),
     "Sobol, no transfer": _by_stage(relay, transfer=False),
 }
@@ -322,13 +327,35 @@ def interval(differences: Sequence[float]) -> str:
     return f"{statistics.fmean(differences):+.1f} ± {half:.1f}"
 
 
-def table(names: Sequence[str], jobs: int, seeds: range, mirrored: bool) -> Iterator[str]:
+class Kept:
+    """The figure of each (mirrored, jobs, seed, arm) that was computed, in a file if one is named."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        self._figures = {tuple(key): figure for key, figure in map(json.loads, lines)}
+
+    def figures(self, mirrored: bool, jobs: int, seed: int, names: Sequence[str]) -> list[float]:
+        keys, chain = {name: (mirrored, jobs, seed, name) for name in names}, None
+        for name, key in keys.items():
+            if key in self._figures:
+                continue
+            chain = chain or Chain(seed, mirrored)
+            self._figures[key] = chain.final((ARMS | PARTS)[name](chain, jobs))
+            if self._file is not None:
+                with self._file.open("a") as file:
+                    file.write(json.dumps([key, self._figures[key]]) + "\n")
+        return [self._figures[keys[name]] for name in names]
+
+
+def table(
+    names: Sequence[str], jobs: int, seeds: range, mirrored: bool, kept: Kept
+) -> Iterator[str]:
     found: dict[str, list[float]] = {name: [] for name in names}
     kind = "mirrored chain" if mirrored else "chain"
     for seed in seeds:
-        chain = Chain(seed, mirrored)
-        for name in names:
-            found[name].append(chain.final((ARMS | PARTS)[name](chain, jobs)))
+        for name, figure in zip(names, kept.figures(mirrored, jobs, seed, names), strict=True):
+            found[name].append(figure)
         told = ", ".join(f"{name} {found[name][-1]:.1f}" for name in names)
         print(f"{kind}, {jobs} jobs, seed {seed}: {told}", file=sys.stderr, flush=True)
     yield f"\n{kind}, {jobs} jobs per task, {TASKS} tasks, {len(seeds)} seeds from {seeds[0]} on\n"
@@ -389,15 +416,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=[*ARMS, *PARTS])
     parser.add_argument("--mirrored", nargs="*", default=list(MIRRORED), choices=[*ARMS, *PARTS])
+    parser.add_argument("--keep", type=Path, help="a file for figures; the same again goes on")
     parser.add_argument("--no-times", action="store_true")
     options = parser.parse_args()
-    begin = time.monotonic()
+    begin, kept = time.monotonic(), Kept(options.keep)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     for jobs in options.jobs:
-        for line in table(options.arms, jobs, seeds, mirrored=False):
+        for line in table(options.arms, jobs, seeds, mirrored=False, kept=kept):
             print(line, flush=True)
     for jobs in options.jobs if options.mirrored else ():
-        for line in table(options.mirrored, jobs, seeds, mirrored=True):
+        for line in table(options.mirrored, jobs, seeds, mirrored=True, kept=kept):
             print(line, flush=True)
     if not options.no_times:
         for line in times():

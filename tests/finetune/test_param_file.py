@@ -94,6 +94,14 @@ def test_all_mistakes_of_all_entries_are_said_at_once(written: Any) -> None:
     assert "entry 3 (rate): the name is that of entry 1 too" in said
 
 
+def test_a_key_beside_the_list_hides_no_mistake_in_it(written: Any) -> None:
+    path = written(RATE, RATE.replace("float", "double"))
+    path.write_text(path.read_text() + "\nmore: 1\n")
+    said = mistakes(path)
+    assert "unknown key 'more'" in said and "entry 2 (rate): type is 'double'" in said
+    assert "entry 2 (rate): the name is that of entry 1 too" in said
+
+
 def test_hazero_needs_two_entries(written: Any) -> None:
     assert "hazero needs at least 2" in mistakes(written(RATE), least=2)
     assert len(read_param_file(written(RATE, SIZE), {}, 2).space) == 2

@@ -135,11 +135,12 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path) -> None:
     ("settings", "told"),
     [
         ({"params": {"y": "interval(0,1)"}}, r"(?s)no key in common.*searched: x.*searches: y"),
+        ({"params": {"x": "small,large"}}, r"(?s)searched: x \(numbers\).*searches: x \(names\)"),
         ({"transfer": False}, r"transfer=false"),
         ({"search": {"factory": "autocl_sweeper.search.random.RandomSearch"}},
          r"RandomSearch does not learn"),
     ],
-    ids=["no common key", "no transfer", "no search that learns"],
+    ids=["no common key", "another type", "no transfer", "no search that learns"],
 )  # fmt: skip
 def test_an_older_sweep_that_cannot_help_is_refused(
     old: Path, settings: dict[str, Any], told: str

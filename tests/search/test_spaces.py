@@ -39,6 +39,16 @@ AUTO = {"factory": "auto"}
             {"task_params": {"t": {"a": "x,y"}}},
             ["'a' is choice(1,2) for task 's'", "choice(x,y) for task 't'", "one type"],
         ),
+        (
+            ["task=s,t", "a=interval(0,1)"],
+            {"task_params": {"t": [{"a": "x"}, {"a": "y"}]}, "jobs": 2},
+            ["'a' is interval(0,1) for task 's'", "choice(x,y) for task 't'", "one type"],
+        ),
+        (
+            ["task=s,t"],
+            {"task_params": {"s": [{"+a.b": 1}, {"+a.b": 1}], "t": [{"a": {"b": "x"}}]}},
+            ["'a.b' is choice(1,1) for task 's'", "choice(x) for task 't'", "one type"],
+        ),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_by_name(
@@ -48,6 +58,12 @@ def test_a_space_that_cannot_be_is_refused_by_name(
         plan_of(*arguments, **settings)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_numbers_that_are_listed_twice_are_numbers_and_null_goes_with_either() -> None:
+    listed = {"s": [{"a": 1}, {"a": 1}, {"b": None}], "t": [{"a": None}, {"a": 2}, {"b": 3}]}
+    plan = plan_of("task=s,t,u", "a=0,1", "b=1,2", task_params=listed)
+    assert [stage.task for stage in plan.stages] == ["s", "t", "u"]
 
 
 def test_a_grid_lists_the_branches_of_a_conditional_space() -> None:

@@ -40,6 +40,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a,b", f"+{S}.task_params.b=[{{lr:1}},{{lrr:1}}]"],
         ["Task 'b' cannot be composed", "lrr=1"],
     ),
+    "a key with numbers in one task and names in the list of another": (
+        ["task=a,b", "lr=1,2", f"+{S}.task_params.b=[{{lr:small}},{{lr:large}}]"],
+        ["'lr' is choice(1,2) for task 'a' and choice(small,large) for task 'b'", "one type"],
+    ),
     "a value in a file": (
         ["task=a", "+wrong=top_k"],
         [f"{S}.top_k=0, but it must be at least 1", f"{S}.top_k stands in ", "wrong/top_k.yaml:4."],

@@ -272,6 +272,9 @@ def test_a_report_of_no_use_is_complained_of_once_and_the_trial_goes_on(tmp_path
         f"trial {n} (task 'a') reported a score that is not finite at step 100: it ranks last there"
         for n in (0, 1)
     ]
+    caplog.clear()
+    Virtual(tmp_path / "both", [0.9], nan=[0], reports=[(1.0, 100), (2.0, 50), (3.0, 900)]).run()
+    assert ["not finite" in record.message for record in caplog.records] == [True, False]
 
 
 @pytest.mark.parametrize("reports, words", [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from train.config.typed import SettingsError
 from train.data.head_metrics import head_metric
 from train.data.tables import DataError
 from train.export import export
+from train.loop.evaluation import Evaluated
+from train.loop.records import write_ranked
 from train.model.family import IGNORED
 
 Make = Callable[..., Any]
@@ -144,7 +147,35 @@ def test_the_best_span_of_all_windows_is_the_answer(make: Make) -> None:
     assert task.best([*zip(windows, logits, strict=True)])[0].text == "anna adams"
     for one in logits:
         one[0, 0] = one[1, 0] = 50
-    assert task.best([*zip(windows, logits, strict=True)])[0] == type(best[0])("", 100)
+    assert task.best([*zip(windows, logits, strict=True)])[0] == type(best[0])("", 50, 50)
+
+
+def test_ranked_answers_are_a_questions_spans_with_their_share_of_all_in_the_file_of_squads_tools(
+    make: Make, tmp_path: Path
+) -> None:
+    task = head(make, "squad", "task.squad.evaluation.n_best=2")
+    example = task.example(ASKED, RNG, False, "row")
+    start = next(i for i, one in enumerate(example[0].offsets) if one is not None)
+
+    class Fixed(torch.nn.Module):
+        def forward(self, **batch: torch.Tensor) -> Any:
+            found = type("Found", (), {})()
+            found.start_logits, found.end_logits = torch.full((2, *batch["input_ids"].shape), -9.0)
+            found.start_logits[0, start + 3] = 2  # anna adams
+            found.end_logits[0, start + 4] = 1
+            found.end_logits[0, start + 3] = 0  # anna
+            return found
+
+    [best] = task.ranked(Fixed(), [example], torch.device("cpu"))
+    shares = [math.exp(3) / (math.exp(3) + math.exp(2)), math.exp(2) / (math.exp(3) + math.exp(2))]
+    wanted = [("anna adams", shares[0], 2, 1), ("anna", shares[1], 2, 0)]
+    assert [tuple(one) for one in best] == [("text", "probability", "start_logit", "end_logit")] * 2
+    for one, right in zip(best, wanted, strict=True):
+        assert one["text"] == right[0] and [*one.values()][1:] == pytest.approx(right[1:])
+    assert task.answers(Fixed(), [example], torch.device("cpu")) == ["anna adams"]
+    one = Evaluated(task.plan, "dev", [ASKED], ["anna adams"], {}, None, [], [best])
+    write_ranked(tmp_path, [one])
+    assert json.loads((tmp_path / "nbest_predictions.json").read_text()) == {"q": best}
 
 
 def test_a_tag_is_that_of_the_first_token_of_a_word(make: Make) -> None:
@@ -212,6 +243,13 @@ def test_a_family_trains_and_the_next_task_goes_on_from_it(
     found = finish(make(*own, f"trainer.save_model={keeps}"), first)
     assert found["steps"] == 2 and 0 <= found["score"] <= 1 and np.isfinite(found["train_loss"])
     assert (first / "checkpoint").exists() == keeps == (found["checkpoint"] is not None)
+    if task == "squad":
+        answered = (first / "predict_eval_predictions.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in answered]
+        ranked = json.loads((first / "nbest_predictions.json").read_text())
+        assert {x["Instance"]["id"]: x["Prediction"] for x in lines} == {
+            key: best[0]["text"] for key, best in ranked.items()
+        }
     if not keeps:
         return
     finish(make(*own, f"init_from={first}/checkpoint"), second)  # an adapter

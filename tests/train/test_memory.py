@@ -145,3 +145,34 @@ def test_an_evaluation_keeps_the_logits_of_no_batch_but_the_one_it_is_at(
     monkeypatch.setattr(type(task), "answers", counted)
     evaluate(model_of(run), task, load(task.plan, run.evaluation), "dev", 3, with_loss=True)
     assert alive == [0, 0, 0] and len(seen) >= 3
+
+
+def test_peaks_of_the_parts_of_a_step_and_of_the_job_outlast_each_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from train.memory.meter import GpuMeter
+
+    peaks = {"allocated": 0, "reserved": 0}
+
+    def use(allocated: int) -> None:
+        peaks["allocated"] = max(peaks["allocated"], allocated)
+        peaks["reserved"] = max(peaks["reserved"], allocated + 5)
+
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda: peaks.update(allocated=10, reserved=15)
+    )
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 10)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peaks["allocated"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: peaks["reserved"])
+    meter = GpuMeter()
+    assert meter.start() == 10
+    for part in (70, 40):
+        use(part)
+        meter.mark()
+    use(60)
+    assert meter.read() == (70, 75) and meter.parts == [70, 40, 60]
+    meter.start()
+    use(30)
+    assert meter.read() == (30, 35) and meter.parts == [30] and meter.whole() == (70, 75)

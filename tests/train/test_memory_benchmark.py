@@ -18,7 +18,16 @@ from benchmarks.memory.discipline import Job, NotSettled, cool, interleaved, mea
 from benchmarks.memory.families import CHOICES, FAMILIES, lengths
 from benchmarks.memory.planning import planning
 from benchmarks.memory.run import protocol
-from benchmarks.memory.tables import PUBLISHED, SOURCE, bars, notes, seed_table, shares, step_table
+from benchmarks.memory.tables import (
+    PUBLISHED,
+    SOURCE,
+    bars,
+    notes,
+    recompute_table,
+    seed_table,
+    shares,
+    step_table,
+)
 from benchmarks.memory.training import Setting, Steps, run
 from train.config.memory import MemorySettings
 
@@ -298,7 +307,8 @@ def test_on_the_cpu_plans_stay_within_the_budget_and_recompute_no_more_than_the_
     own = {line["method"]: line for line in lines}
     assert own["prefix@50%"]["over_budget"] == 0 and own["prefix@50%"]["error"] < 0.01
     assert own["gc"]["peak_allocated_gib"] < own["prefix@50%"]["budget_gib"]
-    assert "more in 0 steps: holds" in printed and "at most half of it: holds" in printed
+    assert "more in 0 |" in printed and "FAILS" not in printed
+    assert "by bucket_greedy in 0 of" in printed and "at most half of it: holds" in printed
 
 
 # -- tables -----------------------------------------------------------------------------------------
@@ -355,17 +365,23 @@ def test_what_is_recomputed_is_a_share_of_what_full_checkpointing_adds() -> None
 def test_bars_compare_step_by_step_and_leave_out_those_where_the_reference_takes_the_margin() -> (
     None
 ):
-    def said(ours: list[int], flops: int) -> list[str]:
+    def lines(ours: list[int], flops: int) -> list[dict[str, Any]]:
         levels = [line("none", flops=100), line("gc", flops=130), line("static@50%", flops=112)]
-        theirs = line("bucket_greedy@50%", blocks=[2, 1, 0], above=[False, True, False])
-        return bars([*levels, theirs, line("prefix@50%", flops=flops, blocks=ours)])
+        above = [False, True, False]
+        reference = line("bucket_greedy@50%", flops=103, blocks=[2, 1, 0], above=above)
+        own = line("prefix@50%", flops=flops, blocks=ours)
+        planned = [{**one, "budget_gib": 2.0} for one in (reference, own, levels.pop())]
+        return [*levels, *planned]
 
-    assert said([2, 3, 0], 106) == [
-        "- multiple-choice, 50%: 2 blocks recomputed in 2 steps, 2 by bucket_greedy, which takes of the "
-        "margin in 1 more; more in 0 steps: holds",
+    assert bars(lines([2, 3, 0], 106)) == [
+        "- multiple-choice, 50%: more blocks recomputed than by bucket_greedy in 0 of the 2 steps in "
+        "which it keeps its margin: holds",
         "- multiple-choice, 50%: 20.0 % of full checkpointing, static 40.0 %; at most half of it: holds",
     ]
-    assert [text.rsplit(": ", 1)[1] for text in said([1, 3, 1], 107)] == ["FAILS", "FAILS"]
+    said = bars(lines([1, 3, 1], 107))
+    assert [text.rsplit(": ", 1)[1] for text in said] == ["FAILS", "FAILS"]
+    assert "| 2 : 2 in 2 of 3 steps, more in 0 | - |" in recompute_table(lines([2, 3, 0], 106))
+    assert "| 2 : 2 in 2 of 3 steps, more in 1 | - |" in recompute_table(lines([1, 3, 1], 107))
 
 
 def test_steps_of_a_gpu_are_compared_by_the_sum_of_their_times() -> None:

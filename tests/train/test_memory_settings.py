@@ -205,3 +205,20 @@ def test_a_command_line_of_mimoses_runs_on_made_up_rows(
     found = json.loads(written.read_text())
     assert (found["method"], found["budget_gib"]) == ("plan", 8.0)
     assert found["largest"]["shape"]["rows"] == rows  # multiple choice: 16 questions of 4 answers
+
+
+def test_a_budget_that_does_not_suffice_is_said_without_a_traceback(tmp_path: Path) -> None:
+    few = ("trainer.max_steps=1", "memory.collect_steps=1")
+    done = train(
+        tmp_path,
+        "task=digits_01",
+        "memory=plan",
+        "memory.budget_gib=1e-4",
+        "memory.mode=sizes",
+        *few,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "memory.budget_gib=0.0001: no plan fits 16 x 64: predicted peak 0.00" in done.stderr
+    assert "memory.budget_gib=0.0001: the largest batch of the evaluation of digits_01 dev" in (
+        done.stderr
+    )

@@ -17,7 +17,7 @@ from train.data.tables import Row
 from train.data.task_metrics import compute
 from train.data.task_plan import TaskPlan
 from train.loop.criterion import sample_size, task_loss
-from train.model.family import Meeting
+from train.model.family import Meeting, Ranked
 
 BATCH = 256
 Part = Literal["dev", "test"]
@@ -34,6 +34,7 @@ class Evaluated:
     metrics: Mapping[str, float]  # logged name -> value, in the order of the task's metrics
     loss: tuple[float, int] | None  # teacher-forced cross entropy: sum, and what was summed over
     lengths: Sequence[int]  # ids of every answer with its end mark; empty where answers have none
+    ranked: Sequence[Sequence[Mapping[str, Any]]] = ()  # of every row, where a task has several
 
     @property
     def score(self) -> float:
@@ -76,12 +77,21 @@ def predict(
     plan, device = task.plan, next(model.parameters()).device
     chosen: list[Row] = []
     answers: list[str] = []
+    ranked: list[list[dict[str, Any]]] = []
     loss, counted = 0.0, 0
     model.eval()
     with torch.inference_mode():
         for some, examples in in_batches(task, rows, part, max_batches):
             try:
-                found, own_loss, own_counted = _of_batch(model, task, examples, device, with_loss)
+                if isinstance(task, Ranked):
+                    several = task.ranked(model, examples, device)
+                    ranked += several
+                    found = [str(best[0]["text"]) for best in several]
+                else:
+                    found = task.answers(model, examples, device)
+                own_loss, own_counted = 0.0, 0
+                if with_loss:
+                    own_loss, own_counted = _loss(model, task, examples, device)
             except torch.OutOfMemoryError as error:
                 raise EvaluationMemoryError(
                     f"task {plan.name}, {part}: no memory is left for a batch of {len(some)} rows. Set "
@@ -103,23 +113,17 @@ def predict(
         scored(plan, chosen, answers),
         (loss, counted) if with_loss else None,
         lengths,
+        ranked,
     )
 
 
-def _of_batch(
-    model: torch.nn.Module,
-    task: Meeting,
-    examples: Sequence[Any],
-    device: torch.device,
-    with_loss: bool,
-) -> tuple[list[str], float, int]:
-    """Answers, sum of the loss and what was summed over; logits are gone when it returns."""
-    answers = task.answers(model, examples, device)
-    if not with_loss:
-        return answers, 0.0, 0
+def _loss(
+    model: torch.nn.Module, task: Meeting, examples: Sequence[Any], device: torch.device
+) -> tuple[float, int]:
+    """Sum of the loss and what was summed over; logits are gone when it returns."""
     batch = {k: v.to(device) for k, v in task.batch(examples).items()}
     loss = float(task_loss(task, model, batch, 0)[0])
-    return answers, loss, sample_size(batch["labels"], task.plan.loss, 0)
+    return loss, sample_size(batch["labels"], task.plan.loss, 0)
 
 
 def in_batches(

@@ -12,6 +12,7 @@ from train.data.task_metrics import compute, exact_match
 from train.loop.evaluation import Evaluated
 
 PREDICTIONS = "predict_eval_predictions.jsonl"
+RANKED = "nbest_predictions.json"
 Truths = tuple[list[str], list[str]]  # answers and right answers, row by row
 
 
@@ -86,10 +87,11 @@ def write_job(
 ) -> None:
     """train_results.json, predict_results.json, both with `results` in all_results.json, and predictions.
 
-    predict_results.json is of the test rows; of a job that does not evaluate them, of the dev rows:
-    predict_split says which.
+    predict_results.json and nbest_predictions.json are of the test rows; of a job that does not evaluate
+    them, of the dev rows: predict_split says which.
     """
     write_predictions(folder, [*dev, *test])
+    write_ranked(folder, test or dev)
     predicted: dict[str, Any] = {"predict_split": "test" if test else "dev"}
     predicted |= predict_results(test or dev, int(training["train_steps"]))
     write(folder, "train_results.json", training)
@@ -110,6 +112,7 @@ def write_test(folder: Path, results: Mapping[str, Any], test: Sequence[Evaluate
     kept = [line for line in lines if json.loads(line)["Split"] != "test"]
     own = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(test)]
     path.write_text("".join([*kept, *own]), encoding="utf-8")
+    write_ranked(folder, test)
 
 
 def write(folder: Path, name: str, values: Mapping[str, Any]) -> None:
@@ -120,6 +123,15 @@ def write_predictions(folder: Path, evaluated: Iterable[Evaluated]) -> None:
     with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
         for record in predictions(evaluated):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_ranked(folder: Path, evaluated: Sequence[Evaluated]) -> None:
+    """Id of a question -> its best answers, as SQuAD's scripts have them; a file per task of several."""
+    several = [one for one in evaluated if one.ranked]
+    for one in several:
+        name = RANKED if len(several) == 1 else f"{one.plan.name}_{RANKED}"
+        pairs = zip(one.rows, one.ranked, strict=True)
+        write(folder, name, {str(row["id"]): best for row, best in pairs})
 
 
 def _measures(evaluated: Sequence[Evaluated]) -> dict[str, Callable[[Truths], float]]:

@@ -97,10 +97,7 @@ class PlannedBlocks(MeasuredSteps):
         super().on_train_begin(args, state, control, **kwargs)
         self.blocks.enable()
         assert self.meter is not None
-        unlike = len(set(self.blocks.kinds)) > 1
-        self.collector = Collector(
-            self.blocks.layers, self.meter.mark if unlike else None, self.tier != "none"
-        )
+        self.collector = Collector(self.blocks.layers, self.meter.mark, self.tier != "none")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_end(args, state, control, **kwargs)
@@ -208,11 +205,9 @@ class PlannedBlocks(MeasuredSteps):
             if not choice.offload:  # a plan of its own, which is never corrected
                 self.planner.measured(features, choice, allocated, reserved, one.static)
             return choice.blocks
-        found, marked = self.collector, self.meter.marked if self.meter else None
-        assert found is not None
-        head = None if marked is None else marked - one.static
-        peak = allocated - one.static
-        self.planner.collect(features, collected(found, self.planner, peak, head, one.fresh))
+        found, meter = self.collector, self.meter
+        assert found is not None and meter is not None
+        self.planner.collect(features, collected(found, self.planner, one.static, meter, one.fresh))
         return tuple(i for i in range(len(self.blocks.layers)) if i != found.probe)
 
     def _phase(self, one: Running) -> Any:

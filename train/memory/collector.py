@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from train.memory.planner import Collected, Planner
+from train.memory.meter import Meter
+from train.memory.planner import Collected, Planner, Seen
 from train.memory.selective import Outputs, call_of, tensors
 
 
@@ -16,7 +18,7 @@ class Collector:
     """Counts the saved bytes of one kept block, and what recomputed ones hold, in a forward pass.
 
     The blocks' own forward hooks do it: nothing is run twice. `close` takes them away.
-    mark: called when the backward pass comes to the first block, which is the last of the model.
+    mark: called when the backward pass comes to a block, and when it leaves the first one.
     counts_outputs: count what tiers would keep of the probe, too.
     """
 
@@ -32,7 +34,7 @@ class Collector:
         self.outputs: Outputs | None = None  # of the probe
         self.call: Any = None  # arguments of the probe, where `keeps_call` was set
         self.keeps_call = False
-        self.is_marked = False
+        self.order: list[int] = []  # of the blocks, as the backward pass has come to them
         self.probe = -1
         self.alive: list[torch.Tensor] = []  # so that no storage is reused while it is counted
         self.own: dict[int, int] = {}  # storage -> bytes, of what the probe saves
@@ -50,7 +52,7 @@ class Collector:
         """Begin a forward pass in which block `probe` is kept and all others are recomputed."""
         self.probe = probe
         self.own, self.inputs, self.others = {}, {}, {}
-        self.is_marked = False
+        self.order = []
         self.fixed = {p.untyped_storage().data_ptr() for p in self.blocks[probe].parameters()}
 
     def close(self) -> None:
@@ -86,6 +88,8 @@ class Collector:
     def _before(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first, *rest = [*tensors(args), *tensors(kwargs)]
+            if self.mark is not None and not self.inputs and first.requires_grad:
+                first.register_hook(self._leave)  # type: ignore[no-untyped-call]
             self.inputs[i] = _bytes(first)
             self.others |= {t.untyped_storage().data_ptr(): _bytes(t) for t in rest}
             if i == self.probe:
@@ -103,7 +107,7 @@ class Collector:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
             first = next(tensors(output), None)
             if self.mark is not None and first is not None and first.requires_grad:
-                first.register_hook(self._mark)  # type: ignore[no-untyped-call]
+                first.register_hook(partial(self._come, i))  # type: ignore[no-untyped-call]
             if i == self.probe and self.counting is not None:
                 if self.outputs is not None:
                     self.outputs.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -113,10 +117,14 @@ class Collector:
 
         return hook
 
-    def _mark(self, gradient: torch.Tensor) -> None:
-        if not self.is_marked and self.mark is not None:
-            self.is_marked = True
-            self.mark()
+    def _come(self, i: int, gradient: torch.Tensor) -> None:
+        assert self.mark is not None
+        self.order.append(i)
+        self.mark()
+
+    def _leave(self, gradient: torch.Tensor) -> None:
+        assert self.mark is not None
+        self.mark()
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
         place = tensor.untyped_storage().data_ptr()
@@ -127,26 +135,36 @@ class Collector:
 
 
 def collected(
-    found: Collector, planner: Planner, peak: float, head: float | None, fresh: bool
+    found: Collector, planner: Planner, static: float, meter: Meter, fresh: bool
 ) -> Collected:
-    """What a step under collection has shown. Peaks are without the static part.
+    """What a step under collection has shown, whose peaks the meter has read.
 
-    head: the peak up to the mark; None: it was not measured. fresh: the step allocated its gradients.
+    static: bytes before the step. fresh: the step allocated its gradients.
     """
-    kind = planner.kinds[found.probe]
-    kept, stashes, shared = float(found.kept), found.stashes, float(found.shared)
+    head, *parts = [peak - static for peak in meter.parts]
+    peak = max([head, *parts])
+    # At most the peak, where a block has no part of its own.
+    at = [0.0 if i in found.order else peak for i in range(len(found.blocks))]
+    for i, part in zip(found.order, parts, strict=False):  # the tail is no block's
+        at[i] = max(at[i], part)
+    stashes = found.stashes
     outputs = {} if found.outputs is None else found.outputs.bytes
     return Collected(
-        kind=kind,
-        kept=kept,
+        kind=planner.kinds[found.probe],
+        kept=float(found.kept),
         stash=stashes[found.probe],
         largest=float(found.largest),
-        shared=shared,
+        shared=float(found.shared),
         partly={tier: stashes[found.probe] + n for tier, n in outputs.items()},
-        outside=planner.outside(kind, stashes, kept, shared, peak, fresh),
-        peak=peak,
         fresh=fresh,
-        head=None if head is None else planner.head(kind, stashes, kept, shared, head),
+        seen=Seen(
+            probe=found.probe,
+            held=stashes,
+            peak=peak,
+            head=head if parts else None,
+            backward=at if parts else (),
+            tail=parts[-1] if len(parts) > len(found.order) else None,
+        ),
     )
 
 

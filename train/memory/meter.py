@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Iterable
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 log = logging.getLogger(__name__)
 
-MARK = "the head is through"  # event in a profile
+MARK = "the next part of the step begins"  # event in a profile
 
 
 class Meter(Protocol):
@@ -26,39 +26,43 @@ class Meter(Protocol):
         """Forget the peak so far; bytes allocated now."""
 
     def mark(self) -> None:
-        """The head of the model is through, in the middle of the step."""
+        """A part of the step is over, and the next one begins."""
 
     def read(self) -> tuple[float, float]:
         """Peaks since the start: bytes allocated and bytes reserved."""
 
     @property
-    def marked(self) -> float | None:
-        """The peak up to the mark, once the meter was read; None: there was none."""
+    def parts(self) -> Sequence[float]:
+        """Allocated bytes at the peak of each part, as it was last read: one more than marks."""
 
 
 class GpuMeter:
     """torch's own count of this process's GPU."""
 
     def __init__(self) -> None:
-        self.marked: float | None = None
         self.most = (0.0, 0.0)  # of what was forgotten
+        self.over: list[tuple[float, float]] = []  # of parts of the step
+        self.parts: Sequence[float] = ()
 
     def start(self) -> float:
         self.most = self.whole()
-        self.marked = None
+        self.over = []
         torch.cuda.reset_peak_memory_stats()
         return float(torch.cuda.memory_allocated())
 
     def mark(self) -> None:
-        self.marked = float(torch.cuda.max_memory_allocated())
+        self.over.append(_gpu_peaks())
+        torch.cuda.reset_peak_memory_stats()
 
     def read(self) -> tuple[float, float]:
-        return float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
+        found = [*self.over, _gpu_peaks()]
+        self.parts = [allocated for allocated, _ in found]
+        return max(self.parts), max(reserved for _, reserved in found)
 
     def whole(self) -> tuple[float, float]:
         """The peaks of the whole job so far."""
-        allocated, reserved = self.read()
-        return max(self.most[0], allocated), max(self.most[1], reserved)
+        found = [self.most, *self.over, _gpu_peaks()]
+        return max(one[0] for one in found), max(one[1] for one in found)
 
 
 class CpuMeter:
@@ -66,7 +70,7 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self.running: Any = None
-        self.marked: float | None = None
+        self.parts: Sequence[float] = ()
 
     def start(self) -> float:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints two lines for each step
@@ -85,10 +89,8 @@ class CpuMeter:
             self.running.export_chrome_trace(str(path))
             events = json.loads(path.read_text())["traceEvents"]
         moves = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
-        marks = [e["ts"] for e in events if e.get("name") == MARK]
-        self.marked = _peak(m for m in moves if m[0] <= marks[0]) if marks else None
-        peak = _peak(moves)
-        return peak, peak
+        self.parts = _peaks(moves, [e["ts"] for e in events if e.get("name") == MARK])
+        return max(self.parts), max(self.parts)
 
 
 def used_bytes() -> float | None:
@@ -107,10 +109,22 @@ def used_bytes() -> float | None:
     return float(own[0]) if own and own[0] is not None else None
 
 
-def _peak(moves: Iterable[tuple[float, float]]) -> float:
-    """The largest sum of moves as they happened."""
-    ordered = sorted(moves, key=lambda one: one[0])
-    return float(max(accumulate(moved for _, moved in ordered), default=0))
+def _gpu_peaks() -> tuple[float, float]:
+    return float(torch.cuda.max_memory_allocated()), float(torch.cuda.max_memory_reserved())
+
+
+def _peaks(moves: Iterable[tuple[float, float]], marks: Iterable[float]) -> list[float]:
+    """The largest sum of moves, as they happened, in each part between marks.
+
+    moves: when, and bytes. marks: when.
+    """
+    now, peaks, ends = 0.0, [0.0], [*sorted(marks), math.inf]
+    for when, moved in sorted(moves, key=lambda one: one[0]):
+        while when > ends[len(peaks) - 1]:
+            peaks.append(now)
+        now += moved
+        peaks[-1] = max(peaks[-1], now)
+    return peaks + [now] * (len(ends) - len(peaks))
 
 
 def meter_of(device: torch.device) -> Meter:

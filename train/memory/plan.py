@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import MappingProxyType
 
 
@@ -96,14 +97,22 @@ def unequal_peak(
     gradients: bytes that the backward pass of each block adds for its parameters; none where they are
     there before the step. partly: index -> bytes of a block that is recomputed in part.
     """
-    held = [stash[i] if i in recomputed else partly.get(i, kept[i]) for i in range(len(kept))]
-    peak = below = sum(held)
-    behind = 0.0  # gradients of the blocks whose backward pass is over
-    for j in reversed(range(len(kept))):
-        whole = below
-        below -= held[j]
-        if j in recomputed or j in partly:
-            whole = below + stash[j] + kept[j] + largest[j]
-        peak = max(peak, whole + behind)
-        behind += gradients[j] if gradients else 0.0
+    n = range(len(kept))
+    held = [stash[i] if i in recomputed else partly.get(i, kept[i]) for i in n]
+    own = [
+        stash[i] + kept[i] + largest[i] if i in recomputed or i in partly else kept[i] for i in n
+    ]
+    peak = max([sum(held), *in_backward(held, own, gradients)])
     return outside + (shared if recomputed or partly else 0.0) + peak
+
+
+def in_backward(
+    held: Sequence[float], own: Sequence[float], gradients: Sequence[float] = ()
+) -> list[float]:
+    """Bytes of all blocks while the backward pass is in the first, in the second, and so on.
+
+    held: of each block before its backward pass. own: in it. gradients: added by it.
+    """
+    before = [0.0, *accumulate(held)][:-1]
+    behind = [*accumulate(reversed(gradients or [0.0] * len(held)), initial=0.0)][-2::-1]
+    return [sum(three) for three in zip(before, own, behind, strict=True)]

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from train.memory.fit import Features, Fit, determined, fit
 from train.memory.greedy import bucket_greedy, quadratic, rounded_up
 from train.memory.peaks import KEPT, PARTLY, RECOMPUTED, ROWS, Levels, Peaks
-from train.memory.plan import unequal_peak
+from train.memory.plan import in_backward, unequal_peak
 
 MIB = 2**20
 OFF = 0.02  # share of a measured peak that a prediction may miss before everything is fitted again
 MARGIN = 0.01  # share of the budget that is always left free where the margin is automatic
 WIDER = 2.0  # times the margin, for sizes outside of what was collected
-UNLIKE = 0.04  # share added to first values of blocks that differ: they were up to 3.2 % low
+UNLIKE = 0.02  # share added to first values of blocks that differ: they were up to 0.7 % low
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Peaks of a step under collection, static part excluded; None or empty: parts were not told apart."""
+
+    probe: int  # the block that was kept; all others were recomputed
+    held: Mapping[int, float]  # of each block, bytes when recomputed
+    peak: float
+    head: float | None = None  # until the backward pass comes to the blocks
+    backward: Sequence[float] = ()  # while it is in each block
+    tail: float | None = None  # once it has left them
 
 
 @dataclass(frozen=True)
@@ -27,11 +40,10 @@ class Collected:
     stash: float  # h: by a recomputed one of its kind
     largest: float  # the largest single tensor in `kept`
     shared: float  # s: once, if any block is recomputed
-    outside: float  # o: by all else at the peak
+    outside: float = 0.0  # o: by all else at the peak; found by the planner where `seen` is given
     partly: Mapping[str, float] = field(default_factory=dict)  # b: recomputed in part, by tier
-    peak: float | None = None  # of the step, static part excluded; all blocks but one recomputed
     fresh: bool = False  # the step allocated its gradients
-    head: float | None = None  # by all but the blocks until the last one's backward pass begins
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,9 @@ class _Parts:
     largest: list[float]
     outside: float
     shared: float
-    head: float | None
+    head: float
+    backward: list[float]
+    tail: float
 
 
 class Planner:
@@ -98,6 +112,7 @@ class Planner:
         self.missed = 0.0  # largest measured minus predicted peak
         self.rows: dict[str, dict[Features, float]] = {}
         self.fits: dict[str, Fit] = {}
+        self.pending: list[tuple[Features, Collected, Seen]] = []  # to be taken apart
         self.peaks = Peaks()
         self.tier: Tier | None = None  # set where blocks of one kind may be recomputed in part
         self.cache: dict[tuple[Features | int, int, bool], Choice] = {}
@@ -121,19 +136,19 @@ class Planner:
 
     def collect(self, features: Features, found: Collected) -> None:
         """Take what a step under collection has shown."""
-        if found.peak is not None:
-            levels = self._levels([i for i in range(len(self.kinds)) if i != self.probe])
-            self.peaks.add(levels, found.fresh, features, found.peak)
+        seen = found.seen
+        if seen is not None:
+            levels = self._levels([i for i in range(len(self.kinds)) if i != seen.probe])
+            self.peaks.add(levels, found.fresh, features, seen.peak)
+            self.pending.append((features, found, seen))
+        else:
+            self._keep("outside", features, found.outside)
         self.steps += 1
         for part in ("kept", "stash", "largest"):
             self._keep(f"{part} {found.kind}", features, getattr(found, part))
         for name, value in found.partly.items():
             self._keep(f"{name} {found.kind}", features, value)
         self._keep("shared", features, found.shared)
-        self._keep("outside", features, found.outside)
-        if found.head is not None:
-            self._keep("head", features, found.head)
-        self._forget()
 
     def _keep(self, part: str, features: Features, value: float) -> None:
         rows = self.rows.setdefault(part, {})
@@ -141,47 +156,41 @@ class Planner:
         rows[features] = value
         if len(rows) > ROWS:
             del rows[next(iter(rows))]
-
-    def _forget(self) -> None:
-        self.fits.clear()
+        self.fits.pop(part, None)
         self.cache.clear()
 
-    def outside(
-        self,
-        kind: int,
-        held: Mapping[int, float],
-        kept: float,
-        shared: float,
-        peak: float,
-        fresh: bool,
-    ) -> float:
-        """Bytes outside the blocks, from the peak of a collected step without its static part.
-
-        held: of each block, its input. kept: of the probe, whose kind is `kind`.
-        """
-        known, stash, others = self._collected(kind, held, kept)
-        nothing = [0.0] * len(known)
-        gradients = self.gradients if fresh else ()
-        own = unequal_peak(known, stash, nothing, others, 0.0, shared, gradients)
-        return max(0.0, peak - own)
-
-    def head(
-        self, kind: int, held: Mapping[int, float], kept: float, shared: float, peak: float
-    ) -> float:
-        """The same of the peak before the backward pass of the last block, where all of them are held."""
-        known, stash, others = self._collected(kind, held, kept)
-        own = sum(stash[i] if i in others else known[i] for i in range(len(known)))
-        return max(0.0, peak - own - shared)
-
-    def _collected(
-        self, kind: int, held: Mapping[int, float], kept: float
-    ) -> tuple[list[float], list[float], list[int]]:
-        """Bytes of each block if kept and if recomputed, and which of them were, in a collected step."""
-        latest = {k: [*self.rows.get(f"kept {k}", {0: 0.0}).values()][-1] for k in set(self.kinds)}
-        latest[kind] = kept
+    def _derive(self) -> None:
+        """Bytes outside the blocks in collected steps, from what the blocks of each keep, once all is known."""
+        if any(f"kept {kind}" not in self.rows for kind in self.kinds):
+            return  # the training ended before each kind was probed
+        pending, self.pending = self.pending, []
         n = range(len(self.kinds))
-        stash = [held.get(i, 0.0) for i in n]
-        return [latest[own] for own in self.kinds], stash, [i for i in n if i != self.probe]
+        for features, found, seen in pending:
+            known = self._of_blocks("kept", features)
+            known[seen.probe] = found.kept
+            stash = [seen.held.get(i, 0.0) for i in n]
+            held = [known[i] if i == seen.probe else stash[i] for i in n]
+            shared = self.fit_of("shared").predict(features)
+            gradients = self.gradients if found.fresh else ()
+            others = {*n} - {seen.probe}
+            own = unequal_peak(known, stash, [0.0] * len(n), others, 0.0, shared, gradients)
+            self._keep("outside", features, max(0.0, seen.peak - own))
+            if seen.head is not None:
+                self._keep("head", features, max(0.0, seen.head - sum(held) - shared))
+            for i, one in enumerate(in_backward(held, known, gradients) if seen.backward else ()):
+                rest = max(0.0, seen.backward[i] - one - shared)
+                self._keep(f"backward {i}", features, rest)
+            if seen.tail is not None:
+                self._keep("tail", features, max(0.0, seen.tail - sum(gradients)))
+
+    def _of_blocks(self, part: str, features: Features) -> list[float]:
+        by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
+        return [by_kind[kind] for kind in self.kinds]
+
+    def all_fits(self) -> dict[str, Fit]:
+        """The fit of each part of which something is known."""
+        self._derive()
+        return {part: self.fit_of(part) for part in self.rows}
 
     def fit_of(self, part: str) -> Fit:
         if part not in self.fits:
@@ -229,7 +238,8 @@ class Planner:
         selective: Collection[int] = (),
     ) -> float:
         """The peak with these blocks recomputed, static part excluded, bytes."""
-        return self._peak(features, self._parts(features), self._levels(blocks, selective), fresh)
+        parts = self._parts(features, fresh)
+        return self._peak(features, parts, self._levels(blocks, selective), fresh)
 
     def _levels(self, blocks: Collection[int], selective: Collection[int] = ()) -> Levels:
         return tuple(
@@ -237,10 +247,13 @@ class Planner:
             for i in range(len(self.kinds))
         )
 
-    def _parts(self, features: Features) -> _Parts:
-        def of_blocks(part: str) -> list[float]:
-            by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
-            return [by_kind[kind] for kind in self.kinds]
+    def _parts(self, features: Features, fresh: bool) -> _Parts:
+        self._derive()
+        of_blocks = partial(self._of_blocks, features=features)
+
+        def at(part: str) -> float:
+            found = self.fit_of(part)
+            return found.predict(features) + found.residual
 
         kept = of_blocks("kept")
         return _Parts(
@@ -251,7 +264,9 @@ class Planner:
             of_blocks("largest") if len(set(self.kinds)) > 1 else [0.0] * len(kept),
             self.fit_of("outside").predict(features),
             self.fit_of("shared").predict(features),
-            self.fit_of("head").predict(features) if "head" in self.rows else None,
+            self.fit_of("head").predict(features) if "head" in self.rows else 0.0,
+            [at(f"backward {i}") for i in range(len(kept))] if "backward 0" in self.rows else [],
+            at("tail") + fresh * sum(self.gradients) if "tail" in self.rows else 0.0,
         )
 
     def _peak(self, features: Features, parts: _Parts, levels: Levels, fresh: bool) -> float:
@@ -264,21 +279,29 @@ class Planner:
         return min([self._first_value(parts, levels, fresh), *bounds])
 
     def _first_value(self, parts: _Parts, levels: Levels, fresh: bool) -> float:
-        found = unequal_peak(
-            parts.kept,
-            parts.stash,
-            parts.largest,
-            {i for i, level in enumerate(levels) if level == RECOMPUTED},
-            parts.outside,
-            parts.shared,
-            self.gradients if fresh else (),
-            {i: parts.partly[i] for i, level in enumerate(levels) if level == PARTLY},
-        )
-        if parts.head is not None:
-            held = [*zip(parts.stash, parts.partly, parts.kept, strict=True)]
-            kept = sum(own[level] for own, level in zip(held, levels, strict=True))
+        gradients = self.gradients if fresh else ()
+        if not parts.backward:
+            found = unequal_peak(
+                parts.kept,
+                parts.stash,
+                parts.largest,
+                {i for i, level in enumerate(levels) if level == RECOMPUTED},
+                parts.outside,
+                parts.shared,
+                gradients,
+                {i: parts.partly[i] for i, level in enumerate(levels) if level == PARTLY},
+            )
+        else:
+            by_level = zip(parts.stash, parts.partly, parts.kept, strict=True)
+            held = [own[level] for own, level in zip(by_level, levels, strict=True)]
+            again = [*map(max, held, parts.kept)]
+            own = in_backward(held, again, gradients)
+            shared = parts.shared * any(one != KEPT for one in levels)
             found = max(
-                found, parts.head + kept + parts.shared * any(one != KEPT for one in levels)
+                # What recomputed blocks share is there in any forward pass.
+                parts.head + parts.shared + sum(held),
+                shared + max(map(sum, zip(parts.backward, own, strict=True))),
+                parts.tail,
             )
         return found * (1 + UNLIKE) if len(set(self.kinds)) > 1 else found
 
@@ -307,12 +330,12 @@ class Planner:
                 partly -= one[1] <= available
 
     def _solve(self, features: Features, size: int, static: float, fresh: bool) -> Choice:
+        parts = self._parts(features, fresh)
         used = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
         unsure = any(
             self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact for part in used
         )
         margin = self.margin(unsure)
-        parts = self._parts(features)
         available = self.budget - margin
         plans = [
             *self._plans(
@@ -367,13 +390,17 @@ class Planner:
         """The plan of the smallest peak with its blocks' inputs on the machine, if that fits; else as is."""
         n = len(self.kinds)
         blocks = tuple(range(max(0, n - 1)))
-        parts = self._parts(features)
-        most, behind = parts.kept[-1], 0.0  # blocks one at a time, behind them their gradients
-        for j in reversed(range(n)):
-            again = parts.stash[j] + parts.largest[j] if j < n - 1 else 0.0
-            most = max(most, parts.kept[j] + again + behind)
-            behind += self.gradients[j] if fresh and self.gradients else 0.0
-        peak = static + parts.outside + parts.shared + most
+        parts = self._parts(features, fresh)
+        # Blocks one at a time: nothing is held before.
+        again = [*map(sum, zip(parts.kept, parts.stash, parts.largest, strict=True))]
+        again[-1:] = parts.kept[-1:]
+        own = in_backward([0.0] * n, again, self.gradients if fresh else ())
+        outside = parts.backward or [parts.outside] * n
+        peak = static + max(
+            parts.head + parts.shared + parts.kept[-1],
+            parts.shared + max(map(sum, zip(outside, own, strict=True))),
+            parts.tail,
+        )
         if peak > self.budget - choice.margin:
             return replace(choice, predicted=peak)
         return replace(choice, blocks=blocks, selective=(), predicted=peak, offload=True)
@@ -386,7 +413,7 @@ class Planner:
         """Take the measured peak of a planned step; whether everything is fitted again for it."""
         self.fragmented = max(self.fragmented, reserved - peak)
         levels = self._levels(choice.blocks, choice.selective)
-        parts = self._parts(features)
+        parts = self._parts(features, choice.fresh)
         own = peak - static
         off = own - self._peak(features, parts, levels, choice.fresh)
         if abs(off) <= OFF * peak:
@@ -395,10 +422,11 @@ class Planner:
         if off > 0:  # what bounded it no longer holds, and something outside the blocks has grown
             self.peaks.clear()
             more = own - self._first_value(parts, levels, choice.fresh)
-            for part in ("outside", *(["head"] if parts.head is not None else [])):
+            grown = [part for part in self.rows if part.startswith(("outside", "head", "backward"))]
+            for part in grown:
                 before = self.fit_of(part).predict(features)
                 self._keep(part, features, before + max(0.0, more))
         self.peaks.add(levels, choice.fresh, features, own)
-        self._forget()
+        self.cache.clear()
         self.refits += 1
         return True

@@ -111,10 +111,10 @@ def write_model(
     """memory_model.json: kinds of the blocks, the fits of a planner and how often it planned."""
     values: dict[str, Any] = {"kinds": tuple(kinds), "made_with": made_with}
     if planner is not None:
-        fits = {}
-        for part in planner.rows:
-            found = planner.fit_of(part)
-            fits[part] = {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
+        fits = {
+            part: {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
+            for part, found in planner.all_fits().items()
+        }
         tier = planner.tier
         values |= {
             "fits": fits,

@@ -121,19 +121,15 @@ class DryRun:
         shapes = to_measure([*batches], self.settings.collect_steps)
         n, kinds = len(self.blocks.layers), len(set(self.blocks.kinds))
         self.blocks.enable()
-        collector = Collector(
-            self.blocks.layers, self.meter.mark if kinds > 1 else None, self.tier is not None
-        )
+        collector = Collector(self.blocks.layers, self.meter.mark, self.tier is not None)
         try:
             self._run(batches[shapes[0]], ())  # what a first step allocates for good
             while self.planner.collecting and self.planner.steps < kinds * len(shapes):
                 shape = shapes[self.planner.steps // kinds]
                 probe = self.planner.probe
                 collector.start(probe)
-                peak = self._run(batches[shape], [i for i in range(n) if i != probe])
-                head = self.meter.marked
-                head = None if head is None else head - self.before
-                found = collected(collector, self.planner, peak, head, self.fresh)
+                self._run(batches[shape], [i for i in range(n) if i != probe])
+                found = collected(collector, self.planner, self.before, self.meter, self.fresh)
                 self.planner.collect(shape.features(), found)
             if self.tier is not None and collector.outputs is not None:
                 self.planner.tier = collector.outputs.tier(self.tier)
@@ -267,23 +263,24 @@ class Sizes:
 
     def refuse_unfit(self, settings: MemorySettings) -> None:
         """Raise InfeasibleBudgetError where the largest batch, of training or evaluation, does not fit."""
+        told = []
+        one = self.largest
+        if not one.fits:
+            told.append(
+                f"{settings.named_budget}: no plan fits "
+                f"{'a bound of all batches, ' if self.is_bound else ''}"
+                f"{one.shape.rows} x {one.shape.length}: predicted peak {gib(one.predicted)} with "
+                f"{len(one.blocks)} blocks recomputed, {gib(self.static.total)} of it static, and a margin "
+                f"of {gib(one.margin)}. The smallest feasible budget is {gib(one.least_budget)}"
+            )
         for name, found in self.evaluation.items():
             needed = self.static.parameters + self.static.states + found["bytes"]
             if settings.budget_bytes is not None and needed > settings.budget_bytes:
-                raise InfeasibleBudgetError(
+                told.append(
                     f"{settings.named_budget}: the largest batch of the evaluation of {name}, "
                     f"{found['rows']:g} x {found['length']:g}, needs {gib(needed)} with parameters and "
                     "optimizer states, and plans are for training alone. Set micro_valid_batch_size of "
-                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget. All sizes are "
-                    f"in {TABLE}"
+                    f"task.{name.partition(' ')[0]}.dataset smaller, or a larger budget"
                 )
-        one = self.largest
-        if one.fits:
-            return
-        raise InfeasibleBudgetError(
-            f"{settings.named_budget}: no plan fits {'a bound of all batches, ' if self.is_bound else ''}"
-            f"{one.shape.rows} x {one.shape.length}: predicted peak {gib(one.predicted)} with "
-            f"{len(one.blocks)} blocks recomputed, {gib(self.static.total)} of it static, and a margin of "
-            f"{gib(one.margin)}. The smallest feasible budget is {gib(one.least_budget)}. All sizes are "
-            f"in {TABLE}"
-        )
+        if told:
+            raise InfeasibleBudgetError("\n".join([*told, f"All sizes are in {TABLE}"]))

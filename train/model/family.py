@@ -69,6 +69,17 @@ class Spreads(Protocol):
         """`rows` with a training row per example. Raises DataError."""
 
 
+@runtime_checkable
+class Ranked(Protocol):
+    """A `Meeting` that has several answers to a row."""
+
+    def ranked(
+        self, model: torch.nn.Module, examples: Sequence[Any], device: torch.device
+    ) -> list[list[dict[str, Any]]]:
+        """The best answers to each example, that of `answers` first, as SQuAD's scripts write them:
+        text, probability, start_logit, end_logit."""
+
+
 class Family(Protocol):
     """A kind of model, with the settings and, later in a chain, the base of this run."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from train.data.rows import Rows
 from train.data.tables import DataError, Row
@@ -36,7 +37,12 @@ class Span:
     """An answer, by the sum of two logits; an empty text says that there is none."""
 
     text: str
-    score: float
+    start_logit: float
+    end_logit: float
+
+    @property
+    def score(self) -> float:
+        return self.start_logit + self.end_logit
 
 
 class QuestionAnswering:
@@ -80,18 +86,36 @@ class QuestionAnswering:
     def answers(
         self, model: torch.nn.Module, examples: Sequence[tuple[Window, ...]], device: torch.device
     ) -> list[str]:
+        return [spans[0].text for spans in self._spans(model, examples, device)]
+
+    def ranked(
+        self, model: torch.nn.Module, examples: Sequence[tuple[Window, ...]], device: torch.device
+    ) -> list[list[dict[str, Any]]]:
+        return [
+            [
+                {
+                    "text": one.text,
+                    "probability": float(share),
+                    "start_logit": one.start_logit,
+                    "end_logit": one.end_logit,
+                }
+                for one, share in zip(spans, softmax([one.score for one in spans]), strict=True)
+            ]
+            for spans in self._spans(model, examples, device)
+        ]
+
+    def _spans(
+        self, model: torch.nn.Module, examples: Sequence[tuple[Window, ...]], device: torch.device
+    ) -> list[list[Span]]:
         batch = {key: value.to(device) for key, value in self.batch(examples).items()}
         logits = iter(self.logits(model, batch).float().cpu().numpy())
-        return [
-            self.best([(window, next(logits)) for window in example])[0].text
-            for example in examples
-        ]
+        return [self.best([(window, next(logits)) for window in example]) for example in examples]
 
     def best(self, windows: Sequence[tuple[Window, Any]]) -> list[Span]:
         """The n_best answers of a question, from the logits (2 x tokens) of its windows."""
         settings = self.plan.task.evaluation
         spans = [
-            Span(window.context[first[0] : last[1]], float(starts[i] + ends[j]))
+            Span(window.context[first[0] : last[1]], float(starts[i]), float(ends[j]))
             for window, (starts, ends) in windows
             for i in np.argsort(-starts, kind="stable")[: settings.n_best]
             for j in np.argsort(-ends, kind="stable")[: settings.n_best]
@@ -101,10 +125,14 @@ class QuestionAnswering:
         ]
         spans = sorted(spans, key=lambda one: -one.score)[: settings.n_best]
         if self.may_be_null:
-            null = min(float(starts[w.null] + ends[w.null]) for w, (starts, ends) in windows)
-            ahead = not spans or null - spans[0].score > settings.null_threshold
-            spans.insert(0 if ahead else len(spans), Span("", null))
-        return spans or [Span("", float("-inf"))]
+            marks = [
+                Span("", float(starts[w.null]), float(ends[w.null]))
+                for w, (starts, ends) in windows
+            ]
+            null = min(marks, key=lambda one: one.score)
+            ahead = not spans or null.score - spans[0].score > settings.null_threshold
+            spans.insert(0 if ahead else len(spans), null)
+        return spans or [Span("", 0.0, 0.0)]
 
     def _tokenised(self, rows: Sequence[Row]) -> Any:
         return self.tokenizer(
