@@ -16,6 +16,7 @@ sweeper writes them; files are those of the sweep's snapshot.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def print_jobs(repetitions: int, conf: Path) -> None:
             print(f"{app:20}{way:20}" + "".join(f"{ms:10.2f}" for ms in row))
 
 
-def main(repetitions: int = 15) -> None:
+def main(repetitions: int) -> None:
     packages = ("hydra-core", "omegaconf", "PyYAML")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     print(
@@ -199,4 +200,8 @@ def main(repetitions: int = 15) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repetitions", type=int, nargs="?", default=15)
+    main(parser.parse_args().repetitions)

@@ -16,6 +16,7 @@ on the machine disturbs all alike.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -261,14 +262,14 @@ def measure_chain(base: Path, folder: Path) -> None:
     print(f"  largest after the second task / second task: {later / found[2]:.3f}")
 
 
-def main(*parts: str) -> None:
+def main(parts: Sequence[str]) -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, 1 thread")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = make_folder("t5", folder / "t5")
-        for part in parts or PARTS:
+        for part in parts:
             PARTS[part](base, folder)
 
 
@@ -278,4 +279,9 @@ PARTS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", nargs="?", choices=list(PARTS))
+    part = parser.parse_args().part
+    main([part] if part else [*PARTS])

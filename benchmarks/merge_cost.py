@@ -10,6 +10,7 @@ cross entropy of each source alone. Processor time, so that other work on the ma
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import sys
@@ -137,7 +138,10 @@ def best(work: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["merge"], ["score"]):
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["merge", "score"])
+    what = parser.parse_args().what
     with tempfile.TemporaryDirectory() as place:
-        {"merge": merging, "score": scoring}[sys.argv[1]](Path(place))
+        {"merge": merging, "score": scoring}[what](Path(place))

@@ -10,6 +10,7 @@ add under 20 ms.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def start(python: str, cwd: Path) -> list[float]:
     return measured
 
 
-def main(repetitions: int = 40) -> None:
+def main(repetitions: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pythons = {
@@ -59,4 +60,8 @@ def main(repetitions: int = 40) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("repetitions", type=int, nargs="?", default=40)
+    main(parser.parse_args().repetitions)

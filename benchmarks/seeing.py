@@ -11,6 +11,7 @@ Budgets: 1,000 trials 2 s and 1.3 MB, 10,000 trials 10 s and 2.9 MB, a panel 1 %
 
 from __future__ import annotations
 
+import argparse
 import random
 import resource
 import subprocess
@@ -154,8 +155,12 @@ def panel_cost(folder: Path, trials: int, redraws: int = 400) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trials", type=int, nargs="*", default=list(BUDGETS))
     print("trials  report: cpu s  wall s      MB   panel: % of a core")
-    for trials in [int(word) for word in sys.argv[1:]] or list(BUDGETS):
+    for trials in parser.parse_args().trials:
         with tempfile.TemporaryDirectory() as home:
             folder = Path(home, "sweep")
             write_sweep(folder, trials)
