@@ -48,8 +48,8 @@ def lease_free(
 ) -> list[Lease] | Refusal:
     """`count` devices that are free, or none at all and the reasons. Never waits.
 
-    Free: leased by nobody, without a problem, `free_memory` (a share, 0 to 1) of its memory free,
-    and no foreign process computing on it. What a device does not tell does not count against it.
+    A device is free if it has no lease and no problem, no foreign process computes on it, and
+    `free_memory` (a share, 0 to 1) of its memory is unused. A figure it does not give is no reason.
     A `claim` whose limit is not 1 is content with a place beside others (`packing.refusal`
     decides), and the emptiest devices come first; `claim_on` gives it for each
     device, with what such a job reserves there. Devices on which a job started less than
@@ -100,8 +100,8 @@ def lease_free(
         crowd = {device.id: leases.look(device.id) for device in able}
         untried.sort(key=lambda device: len((crowd[device.id] or Occupied()).claims))
     with ExitStack() as given_back:
-        # Stop when the rest cannot suffice: of two sweeps that each hold a part, the one that is
-        # behind gives way, and the other finds all it needs.
+        # Stop when too few are left to try. If two sweeps each hold some of the devices, the one
+        # that holds fewer gives up first, and the other gets all it needs.
         while len(held) < count <= len(held) + len(untried):
             device = untried.pop(0)
             dated = replace(own(device), since=time.time(), base_mib=None)
@@ -129,7 +129,7 @@ def lease_free(
     for device in untried:
         reason = unfit(device, Occupied())
         reasons[device.id] = reason or "was not tried: it would not be enough"
-    # A device that this sweep has will free, and nobody has to make room for a second one.
+    # A device that this sweep already has becomes free in time: no other has to be emptied for it.
     has_one = any(other.pid == claim.pid for there in seen.values() for other in there.claims)
     if insist or (wants_all and not has_one):
         _want_shared(leases, able, seen, count, claim)
@@ -143,7 +143,7 @@ def _want_shared(
     count: int,
     claim: Claim,
 ) -> None:
-    """Those who share a device would pass it on among themselves for ever: ask to let it empty.
+    """Ask for one shared device to be emptied: else jobs that share it may follow each other for ever.
 
     One that is ours already comes first, then the one with the fewest jobs.
     """

@@ -1,4 +1,4 @@
-"""Chains of trials: the one that is best, its accuracy matrices and their metrics."""
+"""Chains of trials: which is best, their accuracy matrices and metrics."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _forward(tasks: Sequence[str], outcomes: Sequence[Outcome]) -> float | None:
 
 def final_lineages(plan: Plan, history: History) -> list[Lineage]:
     """The lineages that end in the last stage reached: the survivors, then the others by score."""
-    # Rounds of a population train for different times: only one that is over has a winner.
+    # In a population's open round trials have trained for different times: it does not count yet.
     over = plan.settings.parents == POPULATION
     reached = len(history.beams) if over else history.open_stage
     for stage in reversed(plan.stages[:reached]):

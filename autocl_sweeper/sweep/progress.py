@@ -11,7 +11,7 @@ from autocl_sweeper.types import History, Trial
 
 
 class Progress(Protocol):
-    """Who watches a sweep. Called from the control loop, so it must be quick."""
+    """Shows a sweep. The control loop calls these methods, so they must be quick."""
 
     def begin(self, plan: Plan, history: History) -> None: ...
     def started(self, trial: Trial) -> None: ...

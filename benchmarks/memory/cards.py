@@ -22,7 +22,7 @@ LOOK_S = 2.0  # between two looks at a card while a run is measured
 
 
 class NoCard(Exception):
-    """This machine has no GPU, or not the one that was asked for."""
+    """This machine has no GPU, or lacks the one that `--card` names."""
 
 
 @dataclass(frozen=True)

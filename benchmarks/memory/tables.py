@@ -258,7 +258,7 @@ class Fair:
 
 
 def fair_steps(ours: Line, reference: Line) -> Fair:
-    """Of steps in which the reference leaves free what plans have to: in others it recomputes too little."""
+    """The steps in which the reference keeps its margin; in the others it recomputes too little."""
     both = zip(ours["blocks"], reference["blocks"], reference["above"], strict=True)
     fair = [(own, theirs) for own, theirs, above in both if not above]
     return Fair(

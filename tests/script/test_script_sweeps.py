@@ -249,7 +249,7 @@ def test_a_cancelled_script_hears_of_it_and_nothing_is_left(scripted: Benches) -
                           "hydra.launcher.grace_s=1000", "hydra.launcher.cpu_slots=2")  # fmt: skip
     wait_until(lambda: process.poll() or len(bench.ledger("waiting")) == 2, "both scripts wait")
     process.send_signal(signal.SIGTERM)
-    wait_until(lambda: bench.ledger("saved"), "the one that answers SIGTERM saved its state")
+    wait_until(lambda: bench.ledger("saved"), "one script saves its state on SIGTERM")
     process.send_signal(signal.SIGTERM)  # the other one is killed
     bench.finish(process, 143)
     assert bench.nothing_is_left()
