@@ -162,8 +162,7 @@ def tree(sweep: Overview) -> dict[str, Any]:
             bands.append({"c": column, "h": size * ROW + 4, "open": int(not chosen)})
         if hidden := drawn.hidden[column]:
             scores = [t.score for t in hidden if t.score is not None]
-            worst = min(scores) if sweep.maximize else max(scores, default=None)
-            to = f",\nto {score(worst)}" if scores else ""
+            to = f",\nto {score((min if sweep.maximize else max)(scores))}" if scores else ""
             y = drawn.y(len(trials))
             more.append({"c": column, "y": y, "text": f"{len(hidden):,} more{to}"})
     rest = 2 * LEFT + drawn.band

@@ -170,14 +170,15 @@ def test_alike_failures_are_one_kind_with_a_count_and_one_tail(tmp_path):
     assert "exit, 2 trials" in found.words and found.words.count("boom") == 1
 
 
-def test_when_all_failed_failures_come_first(tmp_path):
+@pytest.mark.parametrize("count", [2, 30])  # the tree has no room for all of 30
+def test_when_all_failed_failures_come_first(tmp_path, count):
     sweep = Written(tmp_path)
-    for number in (0, 1):
+    for number in range(count):
         sweep.start(number)
         sweep.finish(number, None, State.FAIL, reason="out of memory", cause=Cause.DEVICE_MEMORY)
     sweep.journal.close()
     headings = [text for text in read(tmp_path).headings if text]
-    assert headings[0] == "All 2 trials failed." and headings[1] == "Failures"
+    assert headings[0] == f"All {count} trials failed." and headings[1] == "Failures"
     assert "Lineage" not in headings and "Best chain" not in headings
 
 
