@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from autocl_sweeper.overview import Overview
-from autocl_sweeper.page.scale import STEP_SCALE, WIDTH, Spec, chart, var
+from autocl_sweeper.page.scale import STEP_SCALE
 from autocl_sweeper.page.tree import scale_of
+from autocl_sweeper.page.vega import WIDTH, Spec, chart, trial_lines
 from autocl_sweeper.page.words import clean
 
 MOST_CURVES, MOST_POINTS = 200, 50
@@ -76,27 +77,6 @@ def curves(sweep: Overview) -> Spec | None:
                 "scale": "x", "orient": "bottom", "tickCount": 4, "titleLimit": {"signal": "width"},
                 "title": {"signal": "scale('names', parent.stage) + ', step'"},
             }],
-            "marks": [{
-                "type": "group",
-                "from": {"facet": {"name": "curve", "data": "of_stage", "groupby": "t"}},
-                "marks": [{
-                    "type": "line", "from": {"data": "curve"},
-                    "encode": {"update": {
-                        "x": {"scale": "x", "field": "x"}, "y": {"scale": "y", "field": "y"},
-                        "stroke": [
-                            {"test": "datum.t === lit", "value": var("ink")},
-                            {"test": "datum.b", "value": var("best")},
-                            {"scale": "step", "field": "s"},
-                        ],
-                        "strokeWidth": [
-                            {"test": "datum.t === lit", "value": 3},
-                            {"test": "datum.b", "value": 2.6}, {"value": 1.2},
-                        ],
-                        "cursor": {"value": "pointer"},
-                        "tooltip": {"signal": "'trial ' + datum.t"},
-                        "description": {"signal": "'trial ' + datum.t"},
-                    }},
-                }],
-            }],
+            "marks": [trial_lines("of_stage", {"scale": "x", "field": "x"}, (3, 2.6, 1.2))],
         }],
     )  # fmt: skip

@@ -12,12 +12,11 @@ from autocl_sweeper.page.curves import curves
 from autocl_sweeper.page.failures import TAIL_LINES, tail_of
 from autocl_sweeper.page.parallel import parallel
 from autocl_sweeper.page.timeline import lane_name, timeline
-from autocl_sweeper.page.tree import kind_of, layout, scale_of, tree
+from autocl_sweeper.page.tree import KINDS, kind_of, layout, scale_of, tree
 from autocl_sweeper.page.words import bare_key, clean, setting, shown
 from autocl_sweeper.types import Trial
 
 TAILS_BYTES = 150_000
-KINDS = ("done", "failed", "given up", "pruned", "running")
 
 
 def data(sweep: Overview) -> dict[str, Any]:

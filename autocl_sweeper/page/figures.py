@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autocl_sweeper.page.scale import STEP_SCALE, Scale, Spec, chart, var
+from autocl_sweeper.page.scale import STEP_SCALE, Scale, var
+from autocl_sweeper.page.vega import Spec, cases, chart, mark
 from autocl_sweeper.page.words import score
 
 FLIP = 4  # from this step on, text is that of the card
@@ -15,23 +16,14 @@ def heat(
 ) -> Spec:
     """A coloured table of scores. rows: name and scores, as many as there are."""
     cells = [
-        {
-            "row": n,
-            "column": m,
-            "s": scale.step(v),
-            "text": score(v),
-            "flip": int(scale.step(v) >= FLIP),
-        }
+        {"row": n, "column": m, "s": step, "text": score(v), "flip": int(step >= FLIP)}
         for n, (_, values) in enumerate(rows)
         for m, v in enumerate(values)
+        for step in [scale.step(v)]
     ]
     names = [name for name, _ in rows]
     longest = max(map(len, names), default=0)
     wide = max([58, *(8 * len(name) + 8 for name in columns)])
-    place = {
-        "x": {"scale": "x", "field": "column"}, "width": {"scale": "x", "band": 1},
-        "y": {"scale": "y", "field": "row"}, "height": {"scale": "y", "band": 1},
-    }  # fmt: skip
     labels = {"labelColor": var("ink"), "domain": False, "ticks": False, "labelFontSize": 13}
     return chart(
         title,
@@ -54,23 +46,14 @@ def heat(
              "encode": {"labels": {"update": {"text": {"signal": "scale('rows', datum.value)"}}}}},
         ],
         marks=[
-            {
-                "type": "rect", "from": {"data": "cells"},
-                "encode": {"update": {
-                    **place, "fill": {"scale": "step", "field": "s"}, "cornerRadius": {"value": 4},
-                    "stroke": {"value": var("card")}, "strokeWidth": {"value": 2},
-                }},
-            },
-            {
-                "type": "text", "from": {"data": "cells"},
-                "encode": {"update": {
-                    "x": {"scale": "x", "field": "column", "band": 0.5},
-                    "y": {"scale": "y", "field": "row", "band": 0.5, "offset": 1},
-                    "align": {"value": "center"}, "baseline": {"value": "middle"},
-                    "text": {"field": "text"},
-                    "fill": [{"test": "datum.flip", "value": var("card")}, {"value": var("ink")}],
-                }},
-            },
+            mark("rect", "cells", x={"scale": "x", "field": "column"}, width={"scale": "x", "band": 1},
+                 y={"scale": "y", "field": "row"}, height={"scale": "y", "band": 1},
+                 fill={"scale": "step", "field": "s"}, cornerRadius=4, stroke=var("card"),
+                 strokeWidth=2),
+            mark("text", "cells", x={"scale": "x", "field": "column", "band": 0.5},
+                 y={"scale": "y", "field": "row", "band": 0.5, "offset": 1}, align="center",
+                 baseline="middle", text={"field": "text"},
+                 fill=cases(("datum.flip", var("card")), otherwise=var("ink"))),
         ],
     )  # fmt: skip
 
@@ -95,20 +78,9 @@ def bars(values: Sequence[tuple[str, float]], title: str) -> Spec:
         axes=[{"scale": "y", "orient": "left", "domain": False, "ticks": False, "labelColor": var("ink"),
                "labelFontSize": 13, "labelPadding": 8, "labelLimit": 260}],
         marks=[
-            {
-                "type": "rect", "from": {"data": "rows"},
-                "encode": {"update": {
-                    "x": {"scale": "x", "value": 0}, "x2": {"scale": "x", "field": "v"}, "y": y,
-                    "height": {"scale": "y", "band": 1}, "fill": {"value": var("s5")},
-                    "cornerRadius": {"value": 3},
-                }},
-            },
-            {
-                "type": "text", "from": {"data": "rows"},
-                "encode": {"update": {
-                    "x": {"scale": "x", "field": "v", "offset": 6}, "text": {"field": "text"},
-                    "y": {**y, "band": 0.5}, "baseline": {"value": "middle"}, "fill": {"value": var("soft")},
-                }},
-            },
+            mark("rect", "rows", x={"scale": "x", "value": 0}, x2={"scale": "x", "field": "v"}, y=y,
+                 height={"scale": "y", "band": 1}, fill=var("s5"), cornerRadius=3),
+            mark("text", "rows", x={"scale": "x", "field": "v", "offset": 6}, text={"field": "text"},
+                 y={**y, "band": 0.5}, baseline="middle", fill=var("soft")),
         ],
     )  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autocl_sweeper.overview import Overview
-from autocl_sweeper.page.scale import STEP_SCALE, WIDTH, Spec, chart, var
+from autocl_sweeper.page.scale import STEP_SCALE, var
 from autocl_sweeper.page.tree import scale_of
+from autocl_sweeper.page.vega import WIDTH, Spec, chart, mark, trial_lines
 from autocl_sweeper.page.words import bare_key, score, setting
 from autocl_sweeper.types import State, Value
 
@@ -88,54 +88,21 @@ def parallel(sweep: Overview) -> Spec | None:
             },
         ],
         marks=[
-            {
-                "type": "rule", "from": {"data": "heads"}, "aria": False,
-                "encode": {"update": {
-                    "x": x, "y": {"scale": "y", "value": 0}, "y2": {"scale": "y", "value": 1},
-                    "stroke": {"value": var("line")},
-                }},
-            },
-            {
-                "type": "group",
-                "from": {"facet": {"name": "line", "data": "points", "groupby": "t"}},
-                "marks": [{
-                    "type": "line", "from": {"data": "line"},
-                    "encode": {"update": {
-                        "x": x, "y": {"scale": "y", "field": "y"},
-                        "stroke": [
-                            {"test": "datum.t === lit", "value": var("ink")},
-                            {"test": "datum.b", "value": var("best")},
-                            {"scale": "step", "field": "s"},
-                        ],
-                        "strokeWidth": [
-                            {"test": "datum.t === lit", "value": 3.5},
-                            {"test": "datum.b", "value": 2.4}, {"value": 1.3},
-                        ],
-                        "cursor": {"value": "pointer"},
-                        "description": {"signal": "'trial ' + datum.t"},
-                        "tooltip": {"signal": "'trial ' + datum.t"},
-                    }},
-                }],
-            },
-            _axis_text("name", 13, {"value": 14}, weight=600),
-            _axis_text("high", 11.5, {"value": 32}, colour="soft"),
-            _axis_text("low", 11.5, {"scale": "y", "value": 0, "offset": 16}, colour="soft"),
-            _axis_text("gap", 11.5, {"scale": "y", "value": ABSENT, "offset": 16}, colour="soft"),
+            mark("rule", "heads", aria=False, x=x, y={"scale": "y", "value": 0},
+                 y2={"scale": "y", "value": 1}, stroke=var("line")),
+            trial_lines("points", x, (3.5, 2.4, 1.3)),
+            *(
+                mark("text", "heads", aria=False, interactive=False, x=x, y=y,
+                     text={"field": field}, limit=APART - 6, align="center", fontSize=size,
+                     fontWeight=weight, fill=var(colour))
+                for field, size, weight, colour, y in (
+                    ("name", 13, 600, "ink", 14), ("high", 11.5, 400, "soft", 32),
+                    ("low", 11.5, 400, "soft", {"scale": "y", "value": 0, "offset": 16}),
+                    ("gap", 11.5, 400, "soft", {"scale": "y", "value": ABSENT, "offset": 16}),
+                )
+            ),
         ],
     )  # fmt: skip
-
-
-def _axis_text(
-    field: str, size: float, y: Mapping[str, Any], weight: int = 400, colour: str = "ink"
-) -> Spec:
-    return {
-        "type": "text", "from": {"data": "heads"}, "aria": False, "interactive": False,
-        "encode": {"update": {
-            "x": {"scale": "x", "field": "a"}, "y": dict(y), "text": {"field": field},
-            "limit": {"value": APART - 6}, "align": {"value": "center"}, "fontSize": {"value": size},
-            "fontWeight": {"value": weight}, "fill": {"value": var(colour)},
-        }},
-    }  # fmt: skip
 
 
 def _axis(

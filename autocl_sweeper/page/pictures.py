@@ -13,9 +13,10 @@ from autocl_sweeper.page.document import refuse_without_packages
 from autocl_sweeper.page.figures import bars, heat
 from autocl_sweeper.page.influence import influence
 from autocl_sweeper.page.matrices import matrices
-from autocl_sweeper.page.scale import DARK, LIGHT, Spec, painted
+from autocl_sweeper.page.scale import DARK, LIGHT, painted
 from autocl_sweeper.page.timeline import timeline
 from autocl_sweeper.page.tree import tree
+from autocl_sweeper.page.vega import Spec
 
 CHARTS = ("tree", "matrix", "timeline", "importances")
 SUFFIXES = (".svg", ".png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,48 +72,6 @@ def painted(spec: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, An
 
 
 STEP_SCALE = {
-    "name": "step",
-    "type": "ordinal",
-    "domain": list(range(STEPS)),
+    "name": "step", "type": "ordinal", "domain": list(range(STEPS)),
     "range": [var(f"s{n}") for n in range(STEPS)],
-}
-# What lights one trial in every chart: its number, and the numbers of its lineage.
-LIT: Sequence[Mapping[str, Any]] = ({"name": "lit", "value": -1}, {"name": "line", "value": []})
-
-
-def config() -> dict[str, Any]:
-    """What all charts have in common."""
-    return {
-        "axis": {
-            "labelFont": FONT,
-            "titleFont": FONT,
-            "labelColor": var("soft"),
-            "titleColor": var("soft"),
-            "titleFontWeight": "normal",
-            "domainColor": var("line"),
-            "tickColor": var("line"),
-            "gridColor": var("rule"),
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-        },
-        "text": {"font": FONT, "fill": var("ink"), "fontSize": 13},
-        "title": {"font": FONT},
-    }
-
-
-WIDTH = 1026  # of charts, in pixels
-Spec = dict[str, Any]
-
-
-def chart(description: str, height: int, **parts: Any) -> Spec:
-    """A Vega specification with what all charts but the tree have in common."""
-    return {
-        "$schema": "https://vega.github.io/schema/vega/v6.json",
-        "description": description,
-        "width": WIDTH,
-        "height": height,
-        "autosize": {"type": "pad", "contains": "padding"},
-        "config": config(),
-        "signals": list(LIT),
-        **parts,
-    }
+}  # fmt: skip

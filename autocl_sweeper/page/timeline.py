@@ -5,7 +5,8 @@ from __future__ import annotations
 from autocl_sweeper.device.probe import short
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.load import load
-from autocl_sweeper.page.scale import Spec, chart, var
+from autocl_sweeper.page.scale import var
+from autocl_sweeper.page.vega import Spec, cases, chart, mark
 from autocl_sweeper.page.words import clean
 from autocl_sweeper.types import State
 
@@ -70,6 +71,9 @@ def timeline(sweep: Overview) -> Spec | None:
     jobs.sort(key=lambda job: job["k"] == 2)  # drawn last
     names = [lane_name(lane) for lane in lanes]
     band = {"scale": "lane", "field": "lane"}
+    x, x2 = ({"scale": "x", "field": field} for field in ("x", "x2"))
+    lit = "datum.t === lit"
+    wide = f"scale('x', datum.x2) - scale('x', datum.x) > {PARTED}"
     return chart(
         "Timeline: each job on its device, from its start to its end; gaps are idle time.",
         (JOB + STRIP + 12 if sampled else 24) * len(names),
@@ -84,83 +88,44 @@ def timeline(sweep: Overview) -> Spec | None:
         scales=[
             {"name": "lane", "type": "band", "domain": names, "range": "height",
              "paddingInner": 0.2 if sampled else 0.3, "paddingOuter": 0.1 if sampled else 0.3},
-            {
-                "name": "x", "type": "linear", "domain": [0, max(gone / unit, 1e-3)],
-                "range": "width",
-            },
+            {"name": "x", "type": "linear", "domain": [0, max(gone / unit, 1e-3)], "range": "width"},
             {
                 "name": "kind", "type": "ordinal", "domain": [0, 1, 2, 3, 4],
                 "range": [var("s3"), var("s5"), var("best"), var("fail"), var("line")],
             },
         ],
         axes=[
-            {
-                "scale": "x", "orient": "bottom", "title": since,
-                "tickCount": 8, "labelOverlap": True,
-            },
+            {"scale": "x", "orient": "bottom", "title": since, "tickCount": 8, "labelOverlap": True},
             {"scale": "lane", "orient": "left", "domain": False, "ticks": False, "labelPadding": 8},
         ],
         marks=[
-            *(_of_samples() if sampled else ()),
-            {
-                "type": "rule", "from": {"data": "pauses"}, "aria": False,
-                "encode": {"update": {
-                    "x": {"scale": "x", "field": "x"}, "y": {"value": 0}, "y2": {"signal": "height"},
-                    "stroke": {"value": var("soft")}, "strokeDash": {"value": [3, 3]},
-                    "tooltip": {"value": "stopped and continued"},
-                }},
-            },
-            {
-                "type": "rect", "from": {"data": "waits"}, "aria": False, "interactive": False,
-                "encode": {"update": {
-                    "x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"},
-                    "y": {**band, "offset": JOB / 2 - 1 if sampled else {"signal": "bandwidth('lane') / 2 - 1"}},
-                    "height": {"value": 2}, "fill": {"value": var("line")},
-                }},
-            },
-            {
-                "type": "rect", "from": {"data": "jobs"}, "aria": len(jobs) <= MOST_SPOKEN,
-                "encode": {"update": {
-                    "x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"},
-                    "y": band, "height": height,
-                    "cornerRadius": {"value": 2}, "fill": {"scale": "kind", "field": "k"},
-                    "stroke": [
-                        {"test": "datum.t === lit", "value": var("ink")}, {"value": var("card")},
-                    ],
-                    "strokeWidth": [{"test": "datum.t === lit", "value": 2},
-                        {"test": f"scale('x', datum.x2) - scale('x', datum.x) > {PARTED}", "value": 0.7},
-                        {"value": 0},],
-                    "cursor": {"value": "pointer"},
-                    "tooltip": {"signal": "'trial ' + datum.t"},
-                    "description": {"signal": "'trial ' + datum.t + ' on ' + datum.lane"},
-                }},
-            },
+            *(_of_samples(x, x2) if sampled else ()),
+            mark("rule", "pauses", aria=False, x=x, y=0, y2={"signal": "height"},
+                 stroke=var("soft"), strokeDash={"value": [3, 3]}, tooltip="stopped and continued"),
+            mark("rect", "waits", aria=False, interactive=False, x=x, x2=x2, height=2,
+                 y={**band, "offset": JOB / 2 - 1 if sampled else {"signal": "bandwidth('lane') / 2 - 1"}},
+                 fill=var("line")),
+            mark("rect", "jobs", aria=len(jobs) <= MOST_SPOKEN, x=x, x2=x2, y=band, height=height,
+                 cornerRadius=2, fill={"scale": "kind", "field": "k"},
+                 stroke=cases((lit, var("ink")), otherwise=var("card")),
+                 strokeWidth=cases((lit, 2), (wide, 0.7), otherwise=0), cursor="pointer",
+                 tooltip={"signal": "'trial ' + datum.t"},
+                 description={"signal": "'trial ' + datum.t + ' on ' + datum.lane"}),
         ],
     )  # fmt: skip
 
 
-def _of_samples() -> list[Spec]:
+def _of_samples(x: Spec, x2: Spec) -> list[Spec]:
     """Utilisation as an area, memory as a line, in the strip below the jobs of a device."""
     base = f"scale('lane', datum.lane) + {JOB + 2 + STRIP}"
-    x = {"x": {"scale": "x", "field": "x"}, "x2": {"scale": "x", "field": "x2"}}
     told = {
         "signal": "datum.lane + (datum.u == null ? '' : ', utilisation ' + format(datum.u, '.0%'))"
         " + (datum.m == null ? '' : ', memory ' + format(datum.m, '.0%'))"
     }
     return [
-        {
-            "type": "rect", "from": {"data": "sampled"}, "aria": False,
-            "encode": {"update": {
-                **x, "y": {"signal": f"{base} - {STRIP} * (datum.u || 0)"}, "y2": {"signal": base},
-                "fill": {"value": var("s2")}, "tooltip": told,
-            }},
-        },
-        {
-            "type": "rect", "from": {"data": "sampled"}, "aria": False, "interactive": False,
-            "encode": {"update": {
-                **x, "y": {"signal": f"{base} - {STRIP} * (datum.m || 0) - 1"}, "height": {"value": 1.5},
-                "fill": {"value": var("link")},
-                "opacity": [{"test": "datum.m == null", "value": 0}, {"value": 1}],
-            }},
-        },
+        mark("rect", "sampled", aria=False, x=x, x2=x2, fill=var("s2"), tooltip=told,
+             y={"signal": f"{base} - {STRIP} * (datum.u || 0)"}, y2={"signal": base}),
+        mark("rect", "sampled", aria=False, interactive=False, x=x, x2=x2, height=1.5,
+             y={"signal": f"{base} - {STRIP} * (datum.m || 0) - 1"}, fill=var("link"),
+             opacity=cases(("datum.m == null", 0), otherwise=1)),
     ]  # fmt: skip

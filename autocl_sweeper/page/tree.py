@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from autocl_sweeper.overview import Overview
-from autocl_sweeper.page.scale import LIT, STEP_SCALE, Scale, config, var
+from autocl_sweeper.page.scale import STEP_SCALE, Scale, var
+from autocl_sweeper.page.vega import LIT, Spec, cases, chart, mark
 from autocl_sweeper.page.words import clean, counted, score, short_score
 from autocl_sweeper.types import State, Trial, is_skipped
 
@@ -24,15 +25,16 @@ CLOSEST, FARTHEST = 128.0, 240.0  # of two columns
 LINK = 20.0  # between them, at least
 LEAST_ROWS = 12
 
-DONE, BEST_RING, FAILED, GIVEN_UP, PRUNED, RUNNING = (
+DONE, FAILED, GIVEN_UP, PRUNED, RUNNING = KINDS = (
     "done",
-    "best",
     "failed",
     "given up",
     "pruned",
     "running",
 )
 CROSS = "M-1,-1L1,1M1,-1L-1,1"
+X, Y = {"field": "x"}, {"field": "y"}
+BEST = "datum.b"  # the expression for a trial of the best chain
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def scale_of(sweep: Overview) -> Scale:
     return Scale.of(scores, sweep.maximize, below=0.02)
 
 
-def tree(sweep: Overview) -> dict[str, Any]:
+def tree(sweep: Overview) -> Spec:
     """The Vega specification."""
     drawn = layout(sweep)
     best = {trial.number for trial in sweep.chain}
@@ -166,41 +168,35 @@ def tree(sweep: Overview) -> dict[str, Any]:
             y = drawn.y(len(trials))
             more.append({"c": column, "y": y, "text": f"{len(hidden):,} more{to}"})
     rest = 2 * LEFT + drawn.band
-    return {
-        "$schema": "https://vega.github.io/schema/vega/v6.json",
-        "description": "Lineage: each column is a stage, its best trial on top; lines lead from"
-        " parents to the trials that start from them.",
-        "height": math.ceil(TOP + max(1, drawn.rows) * ROW),
-        "padding": {"left": 4, "right": 4, "top": 2, "bottom": 4},
-        "autosize": "none",
-        "config": config(),
-        "signals": [
+    return chart(
+        "Lineage: each column is a stage, its best trial on top; lines lead from parents to the"
+        " trials that start from them.",
+        math.ceil(TOP + max(1, drawn.rows) * ROW),
+        padding={"left": 4, "right": 4, "top": 2, "bottom": 4},
+        autosize="none",
+        signals=[
             *LIT,
             {"name": "apart", "value": round(drawn.step, 1)},
             {"name": "width", "update": f"{rest} + apart * {len(drawn.columns) - 1}"},
         ],
-        "usermeta": {"columns": len(drawn.columns), "rest": rest + 10, "closest": drawn.closest},
-        "data": [
+        usermeta={"columns": len(drawn.columns), "rest": rest + 10, "closest": drawn.closest},
+        data=[
             {"name": "bands", "values": bands, "transform": [_x("x")]},
             {"name": "heads", "values": heads, "transform": [_x("x")]},
             {"name": "more", "values": more, "transform": [_x("x", NODE - 6)]},
             {"name": "nodes", "values": nodes, "transform": [_x("x", NODE)]},
-            {
-                "name": "links",
-                "values": links,
-                "transform": [
-                    _x("x1", "datum.side", of="c1"),
-                    _x("x2", NODE - 8),
-                    {
-                        "type": "linkpath", "orient": "horizontal", "shape": "diagonal",
-                        "sourceX": "x1", "sourceY": "y1", "targetX": "x2", "targetY": "y2",
-                    }
-                ],
-            },
+            {"name": "links", "values": links, "transform": [
+                _x("x1", "datum.side", of="c1"),
+                _x("x2", NODE - 8),
+                {
+                    "type": "linkpath", "orient": "horizontal", "shape": "diagonal",
+                    "sourceX": "x1", "sourceY": "y1", "targetX": "x2", "targetY": "y2",
+                },
+            ]},
         ],
-        "scales": [STEP_SCALE],
-        "marks": [*_backs(drawn.band), *_links(), *_nodes(drawn.band), *_texts(drawn.band)],
-    }  # fmt: skip
+        scales=[STEP_SCALE],
+        marks=[*_backs(drawn.band), _links(), *_nodes(drawn.band), *_texts(drawn.band)],
+    )  # fmt: skip
 
 
 def _open_beam(sweep: Overview, trials: Sequence[Trial]) -> int:
@@ -216,142 +212,74 @@ def _tip(trial: Trial, kind: str) -> str:
     return f"trial {trial.number}, stage {trial.stage} {clean(trial.task)}, {told}{parent}"
 
 
-def _x(name: str, offset: float | str = 0, of: str = "c") -> dict[str, Any]:
+def _x(name: str, offset: float | str = 0, of: str = "c") -> Spec:
     """Where a row lies, from its column: their distance is a signal, so that a narrow page narrows it."""
     return {"type": "formula", "as": name, "expr": f"{LEFT} + apart * datum.{of} + {offset}"}
 
 
-def _backs(band: float) -> list[dict[str, Any]]:
+def _text(data: str, **channels: Any) -> Spec:
+    return mark("text", data, aria=False, interactive=False, **channels)
+
+
+def _backs(band: float) -> list[Spec]:
     return [
-        {
-            "type": "rect", "from": {"data": "bands"}, "interactive": False, "aria": False,
-            "encode": {"update": {
-                "x": {"field": "x"}, "width": {"value": band}, "y": {"value": TOP - ROW / 2 - 2},
-                "height": {"field": "h"}, "cornerRadius": {"value": 8},
-                "fill": {"value": var("band")}, "stroke": {"value": var("line")},
-                "strokeWidth": {"value": 0.75},
-                "strokeDash": [{"test": "datum.open", "value": [4, 3]}, {"value": [1, 0]}],
-            }},
-        },
-        _text("heads", "title", 13, y=13, weight=600),
-        _text("heads", "sub", 11.5, y=30, colour="soft"),
-        {
-            "type": "text", "from": {"data": "more"}, "interactive": False, "aria": False,
-            "encode": {"update": {
-                "x": {"field": "x"}, "y": {"field": "y", "offset": 4}, "text": {"field": "text"},
-                "lineBreak": {"value": "\n"}, "fontSize": {"value": 11.5}, "fill": {"value": var("soft")},
-            }},
-        },
+        mark("rect", "bands", aria=False, interactive=False, x=X, width=band,
+             y=TOP - ROW / 2 - 2, height={"field": "h"}, cornerRadius=8, fill=var("band"),
+             stroke=var("line"), strokeWidth=0.75,
+             strokeDash=cases(("datum.open", [4, 3]), otherwise=[1, 0])),
+        *(
+            _text("heads", x=X, y=y, text={"field": field}, fontSize=size, fontWeight=weight,
+                  limit={"signal": "min(apart - 10, width - datum.x)"}, fill=var(colour))
+            for field, y, size, weight, colour in (
+                ("title", 13, 13, 600, "ink"), ("sub", 30, 11.5, 400, "soft")
+            )
+        ),
+        _text("more", x=X, y={"field": "y", "offset": 4}, text={"field": "text"}, lineBreak="\n",
+              fontSize=11.5, fill=var("soft")),
     ]  # fmt: skip
 
 
-def _text(
-    data: str, field: str, size: float, y: float, weight: int = 400, colour: str = "ink"
-) -> dict[str, Any]:
-    return {
-        "type": "text", "from": {"data": data}, "interactive": False, "aria": False,
-        "encode": {"update": {
-            "x": {"field": "x"}, "y": {"value": y}, "text": {"field": field},
-            "limit": {"signal": "min(apart - 10, width - datum.x)"}, "fontSize": {"value": size},
-            "fontWeight": {"value": weight}, "fill": {"value": var(colour)},
-        }},
-    }  # fmt: skip
-
-
-def _links() -> list[dict[str, Any]]:
+def _links() -> Spec:
     lit = "indexof(line, datum.t) >= 0"
-    return [
-        {
-            "type": "path", "from": {"data": "links"}, "interactive": False, "aria": False,
-            "encode": {"update": {
-                "path": {"field": "path"},
-                "stroke": [
-                    {"test": "datum.b", "value": var("best")},
-                    {"test": lit, "value": var("ink")},
-                    {"value": var("line")},
-                ],
-                "strokeWidth": [
-                    {"test": "datum.b", "value": 3}, {"test": lit, "value": 2}, {"value": 1.1},
-                ],
-                "zindex": {"signal": "datum.b ? 2 : 0"},
-            }},
-        },
-    ]  # fmt: skip
+    return mark(
+        "path", "links", aria=False, interactive=False, path={"field": "path"},
+        stroke=cases((BEST, var("best")), (lit, var("ink")), otherwise=var("line")),
+        strokeWidth=cases((BEST, 3), (lit, 2), otherwise=1.1),
+        zindex={"signal": "datum.b ? 2 : 0"},
+    )  # fmt: skip
 
 
-def _nodes(band: float) -> list[dict[str, Any]]:
+def _nodes(band: float) -> list[Spec]:
     filled = "datum.k === 'done' || datum.k === 'pruned'"
+    failed, pruned, given_up = (f"datum.k === '{kind}'" for kind in (FAILED, PRUNED, GIVEN_UP))
     return [
-        {  # what the pointer meets: the whole row of a trial
-            "type": "rect", "from": {"data": "nodes"}, "aria": False,
-            "encode": {"update": {
-                "x": {"field": "x", "offset": -12}, "y": {"field": "y", "offset": -ROW / 2},
-                "width": {"value": band - 4}, "height": {"value": ROW}, "cornerRadius": {"value": 6},
-                "fill": {"value": "transparent"}, "cursor": {"value": "pointer"},
-                "tooltip": {"field": "tip"},
-                "stroke": [{"test": "datum.t === lit", "value": var("ink")}, {"value": "transparent"}],
-            }},
-        },
-        {
-            "type": "symbol", "from": {"data": "nodes"}, "interactive": False,
-            "encode": {"update": {
-                "x": {"field": "x"}, "y": {"field": "y"},
-                "description": {"field": "tip"},
-                "shape": [
-                    {"test": "datum.k === 'failed'", "value": CROSS},
-                    {"test": "datum.k === 'pruned'", "value": "triangle-down"},
-                    {"value": "circle"},
-                ],
-                "size": [{"test": "datum.b", "value": 120}, {"test": "datum.k === 'failed'", "value": 70},
-                    {"value": 108},],
-                "fill": [
-                    {"test": filled, "scale": "step", "field": "s"}, {"value": "transparent"},
-                ],
-                "stroke": [
-                    {"test": "datum.b", "value": var("best")},
-                    {"test": filled, "value": var("s5")},
-                    {"value": var("fail")},
-                ],
-                "strokeWidth": [
-                    {"test": "datum.b", "value": 2.6}, {"test": filled, "value": 1}, {"value": 1.6},
-                ],
-                "strokeDash": [{"test": "datum.k === 'given up'", "value": [2.5, 2]}, {"value": [1, 0]}],
-                "opacity": [{"test": "datum.k === 'pruned'", "value": 0.7}, {"value": 1}],
-            }},
-        },
-        {  # a running trial: a ring with a dot
-            "type": "symbol", "from": {"data": "nodes"}, "interactive": False, "aria": False,
-            "encode": {"update": {
-                "x": {"field": "x"}, "y": {"field": "y"}, "size": {"value": 22},
-                "fill": {"value": var("link")},
-                "opacity": {"signal": "datum.k === 'running' ? 1 : 0"},
-            }},
-        },
+        # What the pointer meets: the whole row of a trial.
+        mark("rect", "nodes", aria=False, x={**X, "offset": -12}, y={**Y, "offset": -ROW / 2},
+             width=band - 4, height=ROW, cornerRadius=6, fill="transparent", cursor="pointer",
+             tooltip={"field": "tip"},
+             stroke=cases(("datum.t === lit", var("ink")), otherwise="transparent")),
+        mark("symbol", "nodes", interactive=False, x=X, y=Y, description={"field": "tip"},
+             shape=cases((failed, CROSS), (pruned, "triangle-down"), otherwise="circle"),
+             size=cases((BEST, 120), (failed, 70), otherwise=108),
+             fill=[{"test": filled, "scale": "step", "field": "s"}, {"value": "transparent"}],
+             stroke=cases((BEST, var("best")), (filled, var("s5")), otherwise=var("fail")),
+             strokeWidth=cases((BEST, 2.6), (filled, 1), otherwise=1.6),
+             strokeDash=cases((given_up, [2.5, 2]), otherwise=[1, 0]),
+             opacity=cases((pruned, 0.7), otherwise=1)),
+        # A running trial: a ring with a dot.
+        mark("symbol", "nodes", aria=False, interactive=False, x=X, y=Y, size=22, fill=var("link"),
+             opacity={"signal": "datum.k === 'running' ? 1 : 0"}),
     ]  # fmt: skip
 
 
-def _texts(band: float) -> list[dict[str, Any]]:
-    colour = [
-        {"test": "datum.b", "value": var("best")},
-        {"test": "datum.k !== 'done'", "value": var("fail")},
-        {"value": var("ink")},
-    ]
+def _texts(band: float) -> list[Spec]:
+    y = {**Y, "offset": 4}
     return [
-        {
-            "type": "text", "from": {"data": "nodes"}, "interactive": False, "aria": False,
-            "encode": {"update": {
-                "x": {"field": "x", "offset": 13}, "y": {"field": "y", "offset": 4},
-                "text": {"field": "text"}, "fontSize": {"value": 12}, "fill": colour,
-                "fontWeight": [{"test": "datum.b", "value": 700}, {"value": 400}],
-            }},
-        },
-        {
-            "type": "text", "from": {"data": "nodes"}, "interactive": False, "aria": False,
-            "encode": {"update": {
-                "x": {"field": "x", "offset": band - NODE - 8}, "y": {"field": "y", "offset": 4},
-                "text": {"signal": "datum.m || datum.b ? '#' + datum.t : ''"},
-                "align": {"value": "right"}, "fontSize": {"value": 11},
-                "fill": [{"test": "datum.b", "value": var("best")}, {"value": var("soft")}],
-            }},
-        },
+        _text("nodes", x={**X, "offset": 13}, y=y, text={"field": "text"}, fontSize=12,
+              fill=cases((BEST, var("best")), ("datum.k !== 'done'", var("fail")),
+                         otherwise=var("ink")),
+              fontWeight=cases((BEST, 700), otherwise=400)),
+        _text("nodes", x={**X, "offset": band - NODE - 8}, y=y, align="right", fontSize=11,
+              text={"signal": "datum.m || datum.b ? '#' + datum.t : ''"},
+              fill=cases((BEST, var("best")), otherwise=var("soft"))),
     ]  # fmt: skip
