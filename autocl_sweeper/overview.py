@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -76,7 +77,7 @@ class Overview:
         dated = folder.name.replace("-", "").isdigit()
         return "/".join(folder.parts[-2:]) if dated else folder.name
 
-    @property
+    @cached_property
     def maximize(self) -> bool:
         return bool(self.fingerprint.get(f"{S}direction") != "minimize")
 
@@ -105,6 +106,10 @@ class Overview:
         return "running" if _lives(session["pid"], session["time"]) else "stopped"
 
     @property
+    def status_text(self) -> str:
+        return "not finished" if self.status == "open" else self.status
+
+    @property
     def planned(self) -> int | None:
         """Trials of the whole sweep, where the journal says."""
         found = (r.get("jobs") for r in reversed(self.records) if r["event"] == "session")
@@ -130,19 +135,35 @@ class Overview:
         return best_chain(self.state, self.maximize)
 
     @cached_property
+    def best(self) -> set[int]:
+        """The numbers of the trials in it."""
+        return {trial.number for trial in self.chain}
+
+    @cached_property
+    def in_beams(self) -> set[int]:
+        """The numbers of all survivors."""
+        return {number for beam in self.history.beams.values() for number in beam}
+
+    def loss(self, trial: Trial) -> float:
+        """Its score, lower is better; infinite without one."""
+        if trial.score is None:
+            return math.inf
+        return -trial.score if self.maximize else trial.score
+
+    def scored(self, stage: int) -> list[Trial]:
+        """The complete trials of a stage that have a finite score and were not given up."""
+        return [
+            trial
+            for trial in self.history.stage(stage)
+            if trial.state is State.COMPLETE and math.isfinite(self.loss(trial))
+            if trial.number not in self.history.given_up
+        ]
+
+    @cached_property
     def leader(self) -> Trial | None:
         """The best trial of the stage that runs, as soon as one has a score; else the best chain's last."""
-        given_up = self.history.given_up
-        scored = [
-            (trial.score, trial)
-            for trial in self.history.stage(self.history.open_stage)
-            if trial.state is State.COMPLETE and trial.score is not None
-            if trial.number not in given_up
-        ]
-        if not scored:
-            return self.chain[-1] if self.chain else None
-        sign = -1.0 if self.maximize else 1.0
-        return min(scored, key=lambda one: (sign * one[0], one[1].number))[1]
+        last = self.chain[-1] if self.chain else None
+        return min(self.scored(self.history.open_stage), key=self.loss, default=last)
 
     @property
     def elapsed_s(self) -> float:
@@ -285,8 +306,6 @@ class Overview:
     def ranked(self, stage: int) -> list[Trial]:
         """Trials of a stage: its beam in order, then by score, then those without one."""
         beam = {number: place for place, number in enumerate(self.history.beams.get(stage, ()))}
-        sign = -1.0 if self.maximize else 1.0
-        given_up = self.history.given_up
 
         def key(trial: Trial) -> tuple[float, ...]:
             if trial.number in beam:
@@ -295,9 +314,9 @@ class Overview:
                 return (2, trial.number)
             if trial.state is State.FAIL:
                 return (4, trial.number)
-            if trial.number in given_up or trial.score is None:
+            if trial.number in self.history.given_up or trial.score is None:
                 return (3, trial.number)
-            return (1, sign * trial.score, trial.number)
+            return (1, self.loss(trial), trial.number)
 
         return sorted(self.history.stage(stage), key=key)
 

@@ -15,14 +15,7 @@ from autocl_sweeper.cli.options import (
 )
 from autocl_sweeper.device.probe import short
 from autocl_sweeper.display.screen import four
-from autocl_sweeper.overview import Overview, Status
-
-WORDS: dict[Status, str] = {
-    "finished": "finished",
-    "running": "running",
-    "stopped": "stopped",
-    "open": "not finished",
-}
+from autocl_sweeper.overview import Overview
 
 
 def add(commands: Commands) -> None:
@@ -84,7 +77,7 @@ def text(sweep: Overview) -> str:
     from autocl_sweeper.display.panel import clock
 
     found = facts(sweep)
-    first = WORDS[sweep.status]
+    first = sweep.status_text
     if sweep.status != "finished":
         task = sweep.task_of(found["stage"])
         first += f", stage {found['stage']} of {found['stages']}{f' ({task})' if task else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,7 +11,11 @@ from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.story import lanes_text
 from autocl_sweeper.page.timeline import lane_name
 from autocl_sweeper.page.words import NOTHING, duration, share
-from autocl_sweeper.types import DeviceUse, State
+from autocl_sweeper.types import DeviceUse, State, Trial
+
+BEST, OTHERS = "the best chain", "other trials"
+GIVEN_UP, FAILED = "trials given up", "failed trials"
+STOPPED, AGAIN = "trials stopped early", "attempts that ran again"
 
 
 @dataclass(frozen=True)
@@ -30,39 +34,30 @@ class Cost:
 
     sentence: str
     total_s: float
-    failed_s: float
-    given_up_s: float
-    parts: Sequence[tuple[str, float]]
+    parts: Mapping[str, float]
     devices: Sequence[DeviceRow]  # empty unless what jobs used was measured
 
 
 def cost(sweep: Overview) -> Cost:
-    history = sweep.history
-    best = {trial.number for trial in sweep.chain}
     total = sweep.spent.device_s
-    by_kind = {"the best chain": 0.0, "trials given up": 0.0, "failed trials": 0.0}
-    stopped = 0.0
-    for trial in history:
-        if trial.outcome is None:
-            continue
-        seconds = device_seconds(trial.outcome)
-        if trial.number in history.given_up:
-            by_kind["trials given up"] += seconds
-        elif trial.state is State.FAIL:
-            by_kind["failed trials"] += seconds
-        elif trial.state is State.PRUNED:
-            stopped += seconds
-        elif trial.number in best:
-            by_kind["the best chain"] += seconds
-    again = sum(
-        r.get("device_seconds", 0.0) for r in sweep.records if r["event"] == "attempt_failed"
-    )
-    by_kind |= {"trials stopped early": stopped, "attempts that ran again": again}
-    rest = total - sum(by_kind.values())
-    first = {"the best chain": by_kind.pop("the best chain"), "other trials": max(0.0, rest)}
-    parts = [(label, seconds) for label, seconds in (first | by_kind).items() if seconds > 1e-6]
-    given_up, failed = by_kind["trials given up"], by_kind["failed trials"] + again
-    return Cost(_sentence(sweep), total, failed, given_up, parts, _devices(sweep))
+    parts = dict.fromkeys((BEST, OTHERS, GIVEN_UP, FAILED, STOPPED, AGAIN), 0.0)
+    for trial in sweep.history:
+        if trial.outcome is not None:
+            parts[_part(sweep, trial)] += device_seconds(trial.outcome)
+    for record in sweep.records:
+        if record["event"] == "attempt_failed":
+            parts[AGAIN] += record.get("device_seconds", 0.0)
+    parts[OTHERS] += max(-parts[OTHERS], total - sum(parts.values()))
+    spent = {label: seconds for label, seconds in parts.items() if seconds > 1e-6}
+    return Cost(_sentence(sweep), total, spent, _devices(sweep))
+
+
+def _part(sweep: Overview, trial: Trial) -> str:
+    if trial.number in sweep.history.given_up:
+        return GIVEN_UP
+    if trial.state is State.COMPLETE:
+        return BEST if trial.number in sweep.best else OTHERS
+    return FAILED if trial.state is State.FAIL else STOPPED
 
 
 def _sentence(sweep: Overview) -> str:

@@ -19,11 +19,7 @@ def curves(sweep: Overview) -> Spec | None:
     told = [t for t in history if len(history.reports(t.number)) > 1]
     if not told:
         return None
-    best = {trial.number for trial in sweep.chain}
-    sign = -1.0 if sweep.maximize else 1.0
-    told.sort(
-        key=lambda t: (t.number not in best, sign * t.score if t.score is not None else math.inf)
-    )
+    told.sort(key=lambda t: (t.number not in sweep.best, sweep.loss(t)))
     told = told[:MOST_CURVES][::-1]
     stages = sorted({trial.stage for trial in told})
     scale = scale_of(sweep)
@@ -36,7 +32,7 @@ def curves(sweep: Overview) -> Spec | None:
                 {
                     "t": trial.number, "stage": trial.stage, "x": report.step,
                     "y": float(f"{report.score:.5g}"), "s": max(0, scale.step(trial.score)),
-                    "b": int(trial.number in best),
+                    "b": int(trial.number in sweep.best),
                 }
             )  # fmt: skip
     names = {str(s): f"{s} · {clean(history.stage(s)[0].task) or 'trials'}" for s in stages}

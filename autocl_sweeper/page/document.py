@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version
@@ -39,17 +38,6 @@ PACKAGES = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}
 SIGNS = {FAILED: "✕", GIVEN_UP: "◌", PRUNED: "▽", RUNNING: "◉"}
 PARTS = "autocl_sweeper.page.parts"
 ORDINALS = {2: "second", 3: "third"}
-
-
-@dataclass(frozen=True)
-class Card:
-    """A trial of the best chain."""
-
-    number: int
-    stage: int
-    task: str
-    score: str
-    params: Sequence[tuple[str, str]]
 
 
 def refuse_without_packages(what: str = "autocl report") -> None:
@@ -90,10 +78,10 @@ def page(sweep: Overview, others: Sequence[Path] = (), live: int | None = None) 
         **context(sweep, others, set(known["charts"])),
         live=live,
         policy=policy,
-        style=_markup(_style()),
-        bundle=_markup(bundle),
-        script=_markup(script),
-        data=_markup(as_json(known)),
+        style=_style(),
+        bundle=bundle,
+        script=script,
+        data=as_json(known),
     )
     return text
 
@@ -131,7 +119,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         "story": story(sweep, found, compared[1:]),
         "trials": len(trials),
         "stages": sweep.stages,
-        "chain": [_card(trial) for trial in sweep.chain],
+        "chain": sweep.chain,
         "best": sweep.chain[-1].number if sweep.chain else None,
         "use": use,
         "handover": bool(handover),
@@ -173,12 +161,6 @@ def _sections(known: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("made", "How it was made", True),
     )
     return [(anchor, label) for anchor, label, there in every if there]
-
-
-def _card(trial: Trial) -> Card:
-    params = trial.suggestion.params.items()
-    told = [(words.bare_key(key), words.setting(value)) for key, value in params]
-    return Card(trial.number, trial.stage, words.clean(trial.task), words.score(trial.score), told)
 
 
 def _lineage(sweep: Overview) -> str:
@@ -256,21 +238,11 @@ def _templates() -> Any:
         loader=FunctionLoader(_part), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     for function in (
-        words.score,
-        words.drop,
-        words.share,
-        words.duration,
-        words.counted,
-        words.clean,
-    ):
+        words.score, words.drop, words.share, words.duration, words.counted, words.clean,
+        words.bare_key, words.setting,
+    ):  # fmt: skip
         known.globals[function.__name__] = function
     return known
-
-
-def _markup(text: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(text)
 
 
 def _part(name: str) -> str:

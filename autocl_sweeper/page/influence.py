@@ -79,16 +79,6 @@ def influence(sweep: Overview) -> Influence:
     return Influence(shares, suggestions, importances, _origins(sweep), why)
 
 
-def _done(sweep: Overview, stage: int) -> list[Trial]:
-    given_up = sweep.history.given_up
-    return [
-        trial
-        for trial in sweep.history.stage(stage)
-        if trial.state is State.COMPLETE and trial.score is not None
-        if math.isfinite(trial.score) and trial.number not in given_up
-    ]
-
-
 def _score(trial: Trial) -> float:
     assert trial.score is not None
     return trial.score
@@ -99,7 +89,7 @@ def _shares(sweep: Overview) -> Shares | None:
     total = of_suggestion = of_parent = 0.0
     for stage in range(2, sweep.stages + 1):
         cells: dict[tuple[int, int], list[float]] = {}
-        for trial in _done(sweep, stage):
+        for trial in sweep.scored(stage):
             if trial.parent is not None:
                 cells.setdefault((trial.suggestion.index, trial.parent), []).append(_score(trial))
         suggestions = {s for s, _ in cells}
@@ -124,19 +114,18 @@ def _suggestions(sweep: Overview) -> Suggestions | None:
     first = 2 if sweep.stages > 1 else 1
     found: dict[str, dict[int, list[Trial]]] = {}
     for stage in range(first, sweep.stages + 1):
-        for trial in _done(sweep, stage):
+        for trial in sweep.scored(stage):
             key = json.dumps(trial.suggestion.params, sort_keys=True)
             found.setdefault(key, {}).setdefault(stage, []).append(trial)
     if not 2 <= len(found) <= MOST_SUGGESTIONS or all(len(one) < 2 for one in found.values()):
         return None
     stages = list(range(first, sweep.stages + 1))
-    in_beam = {number for beam in sweep.history.beams.values() for number in beam}
     params = [dict(next(iter(one.values()))[0].suggestion.params) for one in found.values()]
     keys = list(dict.fromkeys(key for one in params for key in one))
     rows = []
     for chosen, by_stage in zip(params, found.values(), strict=True):
         means = [fmean(map(_score, by_stage[s])) if s in by_stage else None for s in stages]
-        count = sum(t.number in in_beam for trials in by_stage.values() for t in trials)
+        count = sum(t.number in sweep.in_beams for trials in by_stage.values() for t in trials)
         rows.append(
             SuggestionRow([setting(chosen[k]) if k in chosen else "" for k in keys], means, count)
         )
@@ -158,7 +147,7 @@ def _importances(sweep: Overview) -> tuple[Importances | None, list[str]]:
     together: dict[tuple[str, ...], None] = {}
     few = ""
     for stage in range(1, sweep.stages + 1):
-        trials = _done(sweep, stage)
+        trials = sweep.scored(stage)
         groups = _varying(trials)
         parameters = sum(map(len, groups))
         different = len({json.dumps(t.suggestion.params, sort_keys=True) for t in trials})
@@ -259,13 +248,12 @@ def _origins(sweep: Overview) -> list[OriginRow]:
             found.setdefault(trial.suggestion.origin, []).append(trial)
     if len(found) < 2:
         return []
-    in_beam = {number for beam in sweep.history.beams.values() for number in beam}
     best = max if sweep.maximize else min
     rows = []
     for origin, trials in found.items():
         scores = [t.score for t in trials if t.state is State.COMPLETE and t.score is not None]
         failed = sum(trial.state is State.FAIL for trial in trials)
-        chosen = sum(trial.number in in_beam for trial in trials)
+        chosen = sum(trial.number in sweep.in_beams for trial in trials)
         middle = median(scores) if scores else None
         rows.append(
             OriginRow(origin, len(trials), failed, chosen, middle, best(scores, default=None))

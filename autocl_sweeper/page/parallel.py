@@ -37,8 +37,7 @@ class _Axis:
 def parallel(sweep: Overview) -> Spec | None:
     """The best trials as lines over their parameters. None: no two of them differ."""
     found = [t for t in sweep.history if t.state is State.COMPLETE and t.score is not None]
-    sign = -1.0 if sweep.maximize else 1.0
-    kept = sorted(found, key=lambda t: sign * (t.score or 0.0))[:MOST_LINES]
+    kept = sorted(found, key=sweep.loss)[:MOST_LINES]
     keys = list(dict.fromkeys(key for trial in kept for key in trial.suggestion.params))
     axes = [
         axis
@@ -54,13 +53,12 @@ def parallel(sweep: Overview) -> Spec | None:
     scores = {t.number: t.score for t in kept}
     last = _axis("score", scores, set(), of_score=True)
     axes = [*axes, *([last] if last else [])]
-    best = {trial.number for trial in sweep.chain}
     scale = scale_of(sweep)
-    order = sorted(kept, key=lambda t: (t.number in best, -sign * (t.score or 0.0)))
+    order = sorted(kept, key=lambda t: (t.number in sweep.best, -sweep.loss(t)))
     points = [
         {
             "t": t.number, "a": n, "y": round(place if place is not None else ABSENT, 4),
-            "s": scale.step(t.score), "b": int(t.number in best),
+            "s": scale.step(t.score), "b": int(t.number in sweep.best),
         }
         for t in order
         for n, axis in enumerate(axes)

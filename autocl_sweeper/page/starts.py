@@ -52,13 +52,12 @@ def _merged(trial: Trial) -> dict[str, float]:
 
 def _of(sweep: Overview, stage: int, ranked: Sequence[Trial]) -> StageStarts:
     names = [*dict.fromkeys(name for trial in ranked for name in _merged(trial))]
-    plain = [t.score for t in sweep.ranked(stage) if not _merged(t) and t.score is not None]
-    best = (max(plain) if sweep.maximize else min(plain)) if plain else None
-    sign = 1.0 if sweep.maximize else -1.0
+    plain = [t for t in sweep.ranked(stage) if not _merged(t) and t.score is not None]
+    best = min(map(sweep.loss, plain), default=None)
     rows = []
     for trial in ranked[:MOST_ROWS]:
         weights, score = _merged(trial), trial.score
-        ahead = None if best is None or score is None else sign * (score - best)
+        ahead = None if best is None or score is None else best - sweep.loss(trial)
         squares = math.fsum(w * w for w in weights.values())
         effective = math.fsum(weights.values()) ** 2 / squares if squares > 0 else 0.0
         seconds = trial.outcome.seconds if trial.outcome else 0.0

@@ -8,16 +8,8 @@ from datetime import datetime
 
 from autocl_sweeper.compare import Figures
 from autocl_sweeper.overview import Overview
-from autocl_sweeper.page.matrices import Matrices, tasks_of
+from autocl_sweeper.page.matrices import Matrices, matrices, tasks_of
 from autocl_sweeper.page.words import clean, counted, drop, duration, number, score, share
-from autocl_sweeper.types import State
-
-BADGES = {
-    "finished": "finished",
-    "running": "running",
-    "stopped": "stopped",
-    "open": "not finished",
-}
 
 
 @dataclass(frozen=True)
@@ -42,15 +34,8 @@ class Story:
 
 def story(sweep: Overview, found: Matrices, others: Sequence[Figures]) -> Story:
     before, figure, after = _title(sweep, found)
-    return Story(
-        badge=BADGES[sweep.status],
-        meta=_meta(sweep),
-        before=before,
-        figure=figure,
-        after=after,
-        lead=_lead(sweep, found, others),
-        facts=_facts(sweep, found),
-    )
+    lead, facts = _lead(sweep, found, others), _facts(sweep, found)
+    return Story(sweep.status_text, _meta(sweep), before, figure, after, lead, facts)
 
 
 def when(time_s: float) -> str:
@@ -64,25 +49,22 @@ def lanes_text(sweep: Overview) -> str:
         return "no device yet"
     if all(name.startswith(("cpu-", "slot ")) for name in names):
         return counted(len(names), "CPU slot")
-    return counted(
-        len(names), "GPU" if all("GPU" in name or "MIG" in name for name in names) else "device"
-    )
+    gpus = all("GPU" in name or "MIG" in name for name in names)
+    return counted(len(names), "GPU" if gpus else "device")
 
 
 def _meta(sweep: Overview) -> list[str]:
     took = f"{duration(sweep.spent.wall_clock_s)} on {lanes_text(sweep)}"
-    begun, last = (datetime.fromtimestamp(moment) for moment in (sweep.begun, sweep.as_of))
-    as_of = f"as of {last:%H:%M:%S}"
-    if begun.date() != last.date():
-        as_of = f"as of {when(sweep.as_of)}"
-    times = [when(sweep.begun), took]
-    return [clean(sweep.name), *times, *([] if sweep.status == "finished" else [as_of])]
+    told = [clean(sweep.name), when(sweep.begun), took]
+    if sweep.status != "finished":
+        begun, last = map(datetime.fromtimestamp, (sweep.begun, sweep.as_of))
+        same_day = begun.date() == last.date()
+        told.append(f"as of {f'{last:%H:%M:%S}' if same_day else when(sweep.as_of)}")
+    return told
 
 
 def title_text(sweep: Overview) -> str:
     """The sentence alone, for terminals."""
-    from autocl_sweeper.page.matrices import matrices
-
     return "".join(_title(sweep, matrices(sweep)))
 
 
@@ -97,52 +79,38 @@ def _title(sweep: Overview, found: Matrices) -> tuple[str, str, str]:
     history, counts = sweep.history, sweep.counts
     over = sweep.status == "finished"
     if not len(history):
-        planned = (
-            "" if sweep.planned is None else f": {counted(sweep.planned, 'trial')} are planned"
-        )
+        jobs = sweep.planned
+        planned = "" if jobs is None else f": {counted(jobs, 'trial')} are planned"
         return f"No trial has started yet{planned}.", "", ""
     if not sweep.chain:
-        if counts["FAIL"] and counts["FAIL"] == len(history) - counts["RUNNING"]:
-            all_of = "All" if over or not counts["RUNNING"] else "So far all"
-            if counts["FAIL"] == 1:
+        if (failed := counts["FAIL"]) and failed == len(history) - counts["RUNNING"]:
+            if failed == 1:
                 return "The only trial so far failed.", "", ""
-            return f"{all_of} {counts['FAIL']} trials failed.", "", ""
+            all_of = "All" if over or not counts["RUNNING"] else "So far all"
+            return f"{all_of} {failed} trials failed.", "", ""
         return f"{counted(len(history), 'trial')} started; none has a score yet.", "", ""
     best = sweep.chain[-1]
     learned = len(tasks_of(sweep.chain))
     tasks = max(len(sweep.tasks), learned)
     figure = score(best.score)
     if tasks < 2:
-        finished = counts["COMPLETE"]
-        of = (
-            f"The best of {counted(finished, 'trial')} scores "
-            if over
-            else "So far the best trial scores "
-        )
-        return of, figure, "."
+        if not over:
+            return "So far the best trial scores ", figure, "."
+        return f"The best of {counted(counts['COMPLETE'], 'trial')} scores ", figure, "."
     if not over or learned < tasks:
-        of = (
-            f"{number(learned)} of {number(tasks)} tasks"
-            if learned < tasks
-            else f"all {number(tasks)} tasks"
-        )
-        return "So far ", figure, f" after {of}."
-    dev = found.dev
-    mean = dev.means[-1] if dev else None
-    if dev is None or mean is None or score(mean) != figure:
+        of = f"{number(learned)} of" if learned < tasks else "all"
+        return "So far ", figure, f" after {of} {number(tasks)} tasks."
+    if found.dev is None or score(found.dev.means[-1]) != figure:
         return "The best chain scores ", figure, f" after {number(tasks)} tasks."
-    lost = dev.forgetting or 0.0
+    lost = found.dev.forgetting or 0.0
     if abs(lost) < 5e-4:
         forgets = "forgets nothing"
     elif lost > 0:
         forgets = f"forgets {drop(lost)}"
     else:
         forgets = f"gains {drop(-lost)} on earlier tasks"
-    return (
-        "The best chain reaches ",
-        figure,
-        f" {measure(found)} on {number(tasks)} tasks and {forgets}.",
-    )
+    after = f" {measure(found)} on {number(tasks)} tasks and {forgets}."
+    return "The best chain reaches ", figure, after
 
 
 def _lead(
@@ -150,37 +118,20 @@ def _lead(
 ) -> list[tuple[str, str, str]]:
     lead = []
     if found.test is not None:
-        lead.append(
-            (
-                "On test data, which selection never saw, it reaches ",
-                score(found.test.means[-1]),
-                ".",
-            )
-        )
-    ends = [
-        trial.score
-        for trial in (sweep.history.stage(sweep.chain[-1].stage) if sweep.chain else ())
-        if trial.state is State.COMPLETE and trial.score is not None
-        if trial.number not in sweep.history.given_up
-    ]
+        told = "On test data, which selection never saw, it reaches "
+        lead.append((told, score(found.test.means[-1]), "."))
+    ends = sweep.scored(sweep.chain[-1].stage) if sweep.chain else []
     if len(ends) > 1 and sweep.status == "finished":
         what = "Other chains end" if len(sweep.chain) > 1 else "Other trials score"
-        worst, bad = (min(ends), "low") if sweep.maximize else (max(ends), "high")
-        lead.append((f"{what} as {bad} as {score(worst)}.", "", ""))
+        bad, worst = "low" if sweep.maximize else "high", max(ends, key=sweep.loss)
+        lead.append((f"{what} as {bad} as {score(worst.score)}.", "", ""))
     for other in others:
         value, split = (other.test, "test") if other.test is not None else (other.dev, "dev")
         if value is not None:
-            lead.append(
-                (
-                    f"The sweep “{clean(other.folder.name)}” reaches {score(value)} on {split}.",
-                    "",
-                    "",
-                )
-            )
-    if sweep.counts["FAIL"] and sweep.chain:
-        lead.append(
-            (f"{counted(sweep.counts['FAIL'], 'trial')} failed; the causes are below.", "", "")
-        )
+            name = clean(other.folder.name)
+            lead.append((f"The sweep “{name}” reaches {score(value)} on {split}.", "", ""))
+    if (failed := sweep.counts["FAIL"]) and sweep.chain:
+        lead.append((f"{counted(failed, 'trial')} failed; the causes are below.", "", ""))
     return lead
 
 
@@ -198,25 +149,18 @@ def _facts(sweep: Overview, found: Matrices) -> list[Fact]:
         best = sweep.chain[-1]
         facts.append(Fact("Best score", score(best.score), f"trial {best.number}"))
         facts.append(Fact("Stages over", f"{len(history.beams)}", f"of {max(len(sweep.tasks), 1)}"))
-    planned = sweep.planned
-    of = (
-        f" of {planned:,}"
-        if planned and planned != len(history) and sweep.status != "finished"
-        else ""
-    )
+    planned, of = sweep.planned, ""
+    if planned and planned != len(history) and sweep.status != "finished":
+        of = f" of {planned:,}"
     note = f"{counts['FAIL']:,} failed, {counts['given up']:,} given up"
     if counts["PRUNED"]:
         note += f", {counts['PRUNED']:,} stopped early"
     if counts["RUNNING"]:
         note = f"{counts['RUNNING']:,} running, {note}"
     facts.append(Fact("Trials", f"{len(history):,}{of}", note))
-    spent = sweep.spent
-    facts.append(
-        Fact(
-            "Wall clock", duration(spent.wall_clock_s), f"{duration(spent.device_s)} of device time"
-        )
-    )
-    busy = sweep.busy
+    spent, busy = sweep.spent, sweep.busy
+    on_devices = f"{duration(spent.device_s)} of device time"
+    facts.append(Fact("Wall clock", duration(spent.wall_clock_s), on_devices))
     idle = "" if busy is None else f"{share(1 - busy)} idle after the first job"
     facts.append(Fact("Devices busy", share(busy), idle))
     return facts

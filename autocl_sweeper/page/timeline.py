@@ -30,7 +30,6 @@ def timeline(sweep: Overview) -> Spec | None:
         return None
     gone = sweep.open_s(sweep.as_of)
     unit, name = next((size, word) for least, size, word in UNITS if gone >= least)
-    best = {trial.number for trial in sweep.chain}
     history = sweep.history
     jobs, waits = [], []
     for lane, attempts in lanes.items():
@@ -39,7 +38,7 @@ def timeline(sweep: Overview) -> Spec | None:
             end = sweep.as_of if one.end is None else one.end
             kind = trial.stage % 2
             lost = one.failed or (trial.state is State.FAIL and one.number == trial.attempt)
-            if one.trial in best and not lost:
+            if one.trial in sweep.best and not lost:
                 kind = 2
             elif lost:
                 kind = 3

@@ -83,7 +83,6 @@ class Layout:
 
 def layout(sweep: Overview) -> Layout:
     """Beam in its order, then by score, failed last; trials of the best chain always."""
-    best = {trial.number for trial in sweep.chain}
     beam_width = max((len(beam) for beam in sweep.history.beams.values()), default=0)
     most = max(LEAST_ROWS, beam_width + 8)
     places: dict[int, Place] = {}
@@ -91,7 +90,7 @@ def layout(sweep: Overview) -> Layout:
     for stage in range(1, sweep.stages + 1):
         ranked = sweep.ranked(stage)
         drawn = ranked[:most] if len(ranked) <= most + 1 else ranked[: most - 1]
-        drawn = [*drawn, *(t for t in ranked[len(drawn) :] if t.number in best)]
+        drawn = [*drawn, *(t for t in ranked[len(drawn) :] if t.number in sweep.best)]
         known = {trial.number for trial in drawn}
         columns.append(drawn)
         hidden.append([trial for trial in ranked if trial.number not in known])
@@ -120,9 +119,7 @@ def scale_of(sweep: Overview) -> Scale:
 def tree(sweep: Overview) -> Spec:
     """The Vega specification."""
     drawn = layout(sweep)
-    best = {trial.number for trial in sweep.chain}
-    beams = sweep.history.beams
-    in_beam = {number for beam in beams.values() for number in beam}
+    best, in_beam, beams = sweep.best, sweep.in_beams, sweep.history.beams
     scale = scale_of(sweep)
     nodes, links = [], []
     for number, place in sorted(drawn.places.items(), key=lambda one: one[0] in best):

@@ -9,21 +9,10 @@ import shlex
 from autocl_sweeper.plain import plain
 
 NOTHING = "\u2013"
-WORDS = [
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
+WORDS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
     "twelve",
-]
+)  # fmt: skip
 PATH = re.compile(r"(?<![\w.~/-])~?/(?:[^\s'\":,;=()\[\]{}/]+/)+(?=[^\s'\":,;=()\[\]{}/])")
 
 
