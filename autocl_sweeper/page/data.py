@@ -29,14 +29,12 @@ def data(sweep: Overview) -> dict[str, Any]:
     names = [*dict.fromkeys(device for device in devices if device)]
     reasons = [shown(t.outcome.reason) if t.outcome else "" for t in trials]
     said = list(dict.fromkeys(reasons))
-    charts = {"tree": tree(sweep)} if trials else {}
-    for name, spec in (
-        ("timeline", timeline(sweep)),
-        ("parallel", parallel(sweep)),
-        ("curves", curves(sweep)),
-    ):
-        if spec is not None:
-            charts[name] = spec
+    charts = {
+        "tree": tree(sweep) if trials else None,
+        "timeline": timeline(sweep),
+        "parallel": parallel(sweep),
+        "curves": curves(sweep),
+    }
     return {
         "maximize": sweep.maximize,
         "tasks": [clean(task) for task in tasks],
@@ -68,7 +66,7 @@ def data(sweep: Overview) -> dict[str, Any]:
         "evals": _scores(trials, tasks, "evaluations"),
         "tests": _scores(trials, tasks, "tests"),
         "tails": _tails(sweep, trials),
-        "charts": {name: by_column(spec) for name, spec in charts.items()},
+        "charts": {name: by_column(spec) for name, spec in charts.items() if spec is not None},
     }
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -31,7 +31,7 @@ from autocl_sweeper.page.scale import DARK, FONT, LIGHT, STEPS, variables
 from autocl_sweeper.page.starts import merged_starts
 from autocl_sweeper.page.story import story
 from autocl_sweeper.page.tree import DONE, FAILED, GIVEN_UP, PRUNED, RUNNING, kind_of, scale_of
-from autocl_sweeper.types import State, Trial
+from autocl_sweeper.types import Trial
 
 NAME = "report.html"
 PACKAGES = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}
@@ -101,16 +101,12 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
     compared = [figures(folder) for folder in (sweep.folder, *others)] if others else []
     mattered = influence(sweep)
     scored = any(trial.score is not None for trial in trials)
-    finished = sum(t.state is State.COMPLETE for t in trials)
-    handover = [
-        key
-        for key, what in (sweep.fingerprint.get(f"{S}handover") or {}).items()
-        if what == "checkpoint"
-    ]
-    checkpoint = (
-        sweep.chain[-1].outcome.checkpoint if sweep.chain and sweep.chain[-1].outcome else None
-    )
-    use = checkpoint and words.shown(f"{handover[0]}={checkpoint}" if handover else checkpoint)
+    finished = sweep.counts["COMPLETE"]
+    most_lines = f", best {MOST_LINES} of {finished:,} trials" if finished > MOST_LINES else ""
+    handed = sweep.fingerprint.get(f"{S}handover") or {}
+    handover = next((f"{key}=" for key, what in handed.items() if what == "checkpoint"), "")
+    last = sweep.chain[-1].outcome if sweep.chain else None
+    use = last and last.checkpoint and words.shown(f"{handover}{last.checkpoint}")
     influenced = mattered.shares or mattered.suggestions or mattered.importances or mattered.origins
     known: dict[str, Any] = {
         "name": words.clean(sweep.name),
@@ -131,9 +127,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
         "starts": merged_starts(sweep),
         "influence": mattered,
         "mattered": bool(influenced or "parallel" in charts),
-        "more_lines": f", best {MOST_LINES} of {finished:,} trials"
-        if finished > MOST_LINES
-        else "",
+        "more_lines": most_lines,
         "cost": cost(sweep),
         "failures": failures(sweep),
         "charts": charts,
@@ -203,29 +197,25 @@ def _made(sweep: Overview) -> dict[str, str]:
     settings = {key.removeprefix(S): v for key, v in fingerprint.items() if key.startswith(S)}
     versions: Mapping[str, str] = sweep.setup.get("versions") or {}
     command = sweep.setup.get("command")
-    jobs = fingerprint.get("configuration")
     named = [Path(path).name for path in (sweep.setup.get("configuration") or {}).get("files", {})]
     read = f"files: {words.joined(sorted(set(named)))}\n" if named else ""
+    written = partial(json.dumps, indent=2, ensure_ascii=False)
     return {
         "command": words.command_line(command) if isinstance(command, str) else "",
-        "settings": words.shown(json.dumps(settings, indent=2, ensure_ascii=False)),
-        "space": words.shown(
-            json.dumps(fingerprint.get("search space"), indent=2, ensure_ascii=False)
-        ),
-        "configuration": words.shown(read + json.dumps(jobs, indent=2, ensure_ascii=False)),
+        "settings": words.shown(written(settings)),
+        "space": words.shown(written(fingerprint.get("search space"))),
+        "configuration": words.shown(read + written(fingerprint.get("configuration"))),
         "versions": words.shown("\n".join(f"{name} {number}" for name, number in versions.items())),
     }
 
 
 def _example(trials: Sequence[Trial]) -> str:
     """A filter that means something here."""
-    for trial in trials[:1]:
-        params = trial.suggestion.params.items()
-        named = (
-            f" {words.bare_key(k)}<{words.setting(v)}" for k, v in params if isinstance(v, float)
-        )
-        return f"{words.clean(trials[-1].task)}{next(named, '')} failed".strip()
-    return ""
+    if not trials:
+        return ""
+    params = trials[0].suggestion.params.items()
+    named = (f" {words.bare_key(k)}<{words.setting(v)}" for k, v in params if isinstance(v, float))
+    return f"{words.clean(trials[-1].task)}{next(named, '')} failed".strip()
 
 
 # -- parts ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.words import shown
@@ -14,14 +14,14 @@ MOST_TRIALS = 12  # named of one kind
 TAIL_LINES = 30
 
 
-@dataclass(frozen=True)
+@dataclass
 class Failure:
     """Failures of one kind: the same cause, and the same reason but for its numbers."""
 
     cause: str
     reason: str
-    trials: Sequence[int]
     tail: Sequence[str]
+    trials: list[int] = field(default_factory=list)
     again: int = 0  # attempts that failed so before another one was made
 
     @property
@@ -39,28 +39,20 @@ class Failure:
 
 def failures(sweep: Overview) -> list[Failure]:
     """The most frequent first."""
-    found: dict[tuple[str, str], list[int]] = {}
-    attempts: dict[tuple[str, str], int] = {}
-    first: dict[tuple[str, str], tuple[str, Sequence[str]]] = {}
+    kinds: dict[tuple[str, str], Failure] = {}
+
+    def kind(cause: str, reason: str, tail: Sequence[str] = ()) -> Failure:
+        first = Failure(cause.replace("_", " ") or "failed", shown(reason), tail_of(tail))
+        return kinds.setdefault((cause, masked(first.reason)), first)
+
     for trial in sweep.history:
-        outcome = trial.outcome
-        if trial.state is not State.FAIL or outcome is None:
-            continue
-        key = (outcome.cause.value, masked(shown(outcome.reason)))
-        found.setdefault(key, []).append(trial.number)
-        first.setdefault(key, (outcome.reason, tail_of(outcome.log_tail)))
+        if trial.state is State.FAIL and (outcome := trial.outcome) is not None:
+            alike = kind(outcome.cause.value, outcome.reason, outcome.log_tail)
+            alike.trials.append(trial.number)
     for record in sweep.records:
         if record["event"] == "attempt_failed" and not record["lost"]:
-            key = (record.get("cause", ""), masked(shown(record["reason"])))
-            attempts[key] = attempts.get(key, 0) + 1
-            first.setdefault(key, (record["reason"], ()))
-            found.setdefault(key, [])
-    kinds = [
-        Failure(key[0].replace("_", " ") or "failed", shown(first[key][0]), numbers, first[key][1],
-                attempts.get(key, 0))
-        for key, numbers in found.items()
-    ]  # fmt: skip
-    return sorted(kinds, key=lambda one: -one.count)
+            kind(record.get("cause", ""), record["reason"]).again += 1
+    return sorted(kinds.values(), key=lambda one: -one.count)
 
 
 def tail_of(lines: Sequence[str]) -> list[str]:

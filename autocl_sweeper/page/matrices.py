@@ -9,7 +9,7 @@ from autocl_sweeper import metrics
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.page.scale import Scale
 from autocl_sweeper.page.words import clean
-from autocl_sweeper.results.lineage import Lineage, lineage_of
+from autocl_sweeper.results.lineage import lineage_of
 from autocl_sweeper.types import State, Trial
 
 MOST_CHAINS = 24
@@ -73,9 +73,9 @@ def tasks_of(chain: Sequence[Trial]) -> list[str]:
 def matrices(sweep: Overview) -> Matrices:
     best = sweep.chain
     tasks = tasks_of(best)
-    lineage = _lineage(sweep, best)
     dev = test = None
-    if lineage is not None and len(tasks) > 1:
+    if len(tasks) > 1:
+        lineage = lineage_of(best[-1], sweep.history, tasks)
         names = [clean(task) for task in tasks]
         if lineage.evaluation:
             dev = Matrix("Best chain, dev data (what selection saw)", names, lineage.evaluation)
@@ -95,21 +95,12 @@ def _chains(sweep: Overview, stage: int) -> list[Chain]:
         if trial.state is not State.COMPLETE or trial.number in sweep.history.given_up:
             continue
         trials = sweep.history.lineage(trial)
-        lineage = _lineage(sweep, trials)
-        if lineage is not None and lineage.evaluation:
-            matrix = Matrix("", (), lineage.evaluation)
-            found.append(Chain(trials, lineage.evaluation[-1], matrix.forgetting))
+        if rows := lineage_of(trial, sweep.history, tasks_of(trials)).evaluation:
+            found.append(Chain(trials, rows[-1], Matrix("", (), rows).forgetting))
     return found
-
-
-def _lineage(sweep: Overview, chain: Sequence[Trial]) -> Lineage | None:
-    return lineage_of(chain[-1], sweep.history, tasks_of(chain)) if chain else None
 
 
 def most_forgotten(matrix: Matrix) -> tuple[str, float] | None:
     """The task that lost most, and what."""
-    lost = list(zip(matrix.forgotten, matrix.tasks, strict=False))
-    if not lost:
-        return None
-    value, task = max(lost)
+    value, task = max(zip(matrix.forgotten, matrix.tasks, strict=False), default=(0.0, ""))
     return (task, value) if value > 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autocl_sweeper.overview import Overview
@@ -111,10 +111,16 @@ def _axis(
     distinct = {str(value) for value in present.values()}
     if len(distinct) < 2 and not (distinct and absent):
         return None
-    numbers = {t: v for t, v in present.items() if isinstance(v, (int, float)) and _finite(v)}
+    numbers = {
+        t: v for t, v in present.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    }  # fmt: skip
     if len(numbers) == len(present):
-        place, low, high = _numeric(list(numbers.values()), score if of_score else setting)
-        at = {t: place(v) for t, v in numbers.items()}
+        least, most = min(numbers.values()), max(numbers.values())
+        measure = math.log if least > 0 and most / least > LOG_FROM else float
+        span = (measure(most) - measure(least)) or 1.0
+        at = {t: (measure(v) - measure(least)) / span for t, v in numbers.items()}
+        low, high = map(score if of_score else setting, (least, most))
     else:
         texts = sorted({setting(value) for value in present.values()})
         at = {t: texts.index(setting(v)) / max(1, len(texts) - 1) for t, v in present.items()}
@@ -131,18 +137,3 @@ def _axis(
             off = 0.0 if of_score else SPREAD * min(n, 6)
             places[t] = where + (off if where < 0.5 else -off)
     return _Axis(name, places, low, high)
-
-
-def _finite(value: float) -> bool:
-    return not isinstance(value, bool) and math.isfinite(value)
-
-
-def _numeric(
-    values: Sequence[float], shown: Callable[[float], str]
-) -> tuple[Callable[[float], float], str, str]:
-    low, high = min(values), max(values)
-    if low > 0 and high / low > LOG_FROM:
-        span = math.log(high / low)
-        return lambda v: math.log(v / low) / span, shown(low), shown(high)
-    span = (high - low) or 1.0
-    return lambda v: (v - low) / span, shown(low), shown(high)

@@ -18,7 +18,12 @@ from autocl_sweeper.page.timeline import timeline
 from autocl_sweeper.page.tree import tree
 from autocl_sweeper.page.vega import Spec
 
-CHARTS = ("tree", "matrix", "timeline", "importances")
+CHARTS = {  # and why a sweep may have nothing to draw
+    "tree": "no trial has started.",
+    "matrix": "its best chain has no scores by task (`eval`), or only one task.",
+    "timeline": "no job has started.",
+    "importances": "that takes a stage with two parameters that vary apart, in 8 suggestions or more.",
+}
 SUFFIXES = (".svg", ".png")
 PNG_SCALE = 2.0  # pixels of a PNG for each of the chart
 
@@ -32,17 +37,9 @@ def draw(sweep: Overview, name: str, to: Path, dark: bool = False) -> Path:
         )
     spec = chart_of(sweep, name)
     if spec is None:
-        raise ConfigurationError(f"'{sweep.folder}' has no {name} to draw: {WHY_NOT[name]}")
+        raise ConfigurationError(f"'{sweep.folder}' has no {name} to draw: {CHARTS[name]}")
     write_whole(to, picture(spec, to.suffix, dark))
     return to
-
-
-WHY_NOT = {
-    "tree": "no trial has started.",
-    "matrix": "its best chain has no scores by task (`eval`), or only one task.",
-    "timeline": "no job has started.",
-    "importances": "that takes a stage with two parameters that vary apart, in 8 suggestions or more.",
-}
 
 
 def chart_of(sweep: Overview, name: str) -> Spec | None:
@@ -53,19 +50,15 @@ def chart_of(sweep: Overview, name: str) -> Spec | None:
         return timeline(sweep)
     if name == "matrix":
         found = matrices(sweep)
-        if found.dev is None:
+        if (dev := found.dev) is None:
             return None
-        rows = list(zip(found.dev.tasks, found.dev.rows, strict=True))
-        return heat(
-            rows, found.dev.tasks, found.scale, "Score on each task (column) after each task (row)"
-        )
-    found_by_stage = influence(sweep).importances
-    if found_by_stage is None:
+        rows = list(zip(dev.tasks, dev.rows, strict=True))
+        title = "Score on each task (column) after each task (row)"
+        return heat(rows, dev.tasks, found.scale, title)
+    if (by_stage := influence(sweep).importances) is None:
         return None
-    values = [
-        (key, fmean([v for v in shares if v is not None])) for key, shares in found_by_stage.rows
-    ]
-    return bars(values, "Importance of parameters, mean over stages (PED-ANOVA)")
+    means = [(key, fmean(v for v in shares if v is not None)) for key, shares in by_stage.rows]
+    return bars(means, "Importance of parameters, mean over stages (PED-ANOVA)")
 
 
 def picture(spec: Spec, suffix: str, dark: bool) -> bytes:
@@ -73,8 +66,7 @@ def picture(spec: Spec, suffix: str, dark: bool) -> bytes:
 
     colours = DARK if dark else LIGHT
     drawn: dict[str, Any] = {**painted(spec, colours), "background": colours["card"]}
-    padding = drawn.get("padding")
-    if isinstance(padding, dict):
+    if isinstance(padding := drawn.get("padding"), dict):
         drawn["padding"] = {side: value + 10 for side, value in padding.items()}
     if suffix == ".png":
         png: bytes = vl_convert.vega_to_png(drawn, scale=PNG_SCALE)

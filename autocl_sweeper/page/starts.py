@@ -61,16 +61,8 @@ def _of(sweep: Overview, stage: int, ranked: Sequence[Trial]) -> StageStarts:
         squares = math.fsum(w * w for w in weights.values())
         effective = math.fsum(weights.values()) ** 2 / squares if squares > 0 else 0.0
         seconds = trial.outcome.seconds if trial.outcome else 0.0
-        rows.append(
-            MergedStart(
-                trial.number,
-                [weights.get(name) for name in names],
-                effective,
-                score,
-                ahead,
-                seconds,
-            )
-        )
+        by_source = [weights.get(name) for name in names]
+        rows.append(MergedStart(trial.number, by_source, effective, score, ahead, seconds))
     numbers = {str(trial.number): trial.number for trial in sweep.history}
     sources = [(clean(name), numbers.get(name)) for name in names]
     return StageStarts(stage, clean(ranked[0].task), sources, rows, len(ranked) - len(rows))
