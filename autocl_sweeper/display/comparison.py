@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocl_sweeper.compare import Figures, Mean, Row
+from autocl_sweeper.display.screen import table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,21 +37,18 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def print_comparison(rows: Sequence[Row], console: Console) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     if not console.is_terminal:  # a file has no edge to break lines at
         console.width = 200
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    drawn = table()
     shown = [name for name in NUMBERS if any(row.mean(name) for row in rows)]
-    table.add_column("sweep", overflow="fold")
+    drawn.add_column("sweep", overflow="fold")
     for column in ("protocol", "search"):
-        table.add_column(column, no_wrap=True)
+        drawn.add_column(column, no_wrap=True)
     for column in ("k", "jobs a stage", "seeds", *(name.replace("_", " ") for name in shown)):
-        table.add_column(column, justify="right")
+        drawn.add_column(column, justify="right")
     for row, name in zip(rows, _names(rows), strict=True):
         kind = row.sweeps[0].kind
-        table.add_row(
+        drawn.add_row(
             name,
             str(kind["protocol"]),
             str(kind["search"]),
@@ -60,27 +57,19 @@ def print_comparison(rows: Sequence[Row], console: Console) -> None:
             str(len(row.finished)),
             *(_text(row.mean(name), DIGITS.get(name, 3)) for name in shown),
         )
-    console.print(table)
+    console.print(drawn)
     for line in _notes(rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
     """The folder of a row, or what its folders have in common, without what all rows have."""
-    home = Path(
-        os.path.commonpath([s.folder.absolute().parent for row in rows for s in row.sweeps])
-    )
+    home = os.path.commonpath([s.folder.absolute().parent for row in rows for s in row.sweeps])
     found = []
     for row in rows:
-        first, *others = (str(s.folder.absolute().relative_to(home)) for s in row.sweeps)
-        if others:
-            same = (
-                n
-                for n, letters in enumerate(zip(first, *others, strict=False))
-                if len({*letters}) > 1
-            )
-            first = f"{first[: next(same, len(first))]}*"
-        found.append(first)
+        names = [str(s.folder.absolute().relative_to(home)) for s in row.sweeps]
+        same = os.path.commonprefix(names)  # noqa: RUF071  # of letters, not of folders
+        found.append(same + "*" * (len(names) > 1))
     return found
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from autocl_sweeper.device.probe import Device, short
-from autocl_sweeper.display.screen import screen, stream_handlers
+from autocl_sweeper.display.screen import moved_handlers, screen
 from autocl_sweeper.errors import DeviceError
 from autocl_sweeper.plain import plain
 
@@ -21,7 +20,7 @@ READ_AGAIN_S = 2.0  # a look at all devices costs milliseconds
 MOST_LINES = 16  # of devices and their jobs
 MOST_LINEAGE = 8  # trials of a lineage that are named
 PER_SECOND = 4  # redraws
-WIDE, NARROW = 110, 72  # columns from which on, and below which, things are said at length or cut
+NARROW = 72  # columns below which things are cut
 
 
 @runtime_checkable
@@ -103,7 +102,7 @@ class Panel:
         self._reader: threading.Thread | None = None
         self._console = screen(stderr=True)
         self._live: Any = None
-        self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
+        self._moved = ExitStack()
 
     def start(self) -> None:
         from rich.file_proxy import FileProxy
@@ -118,15 +117,12 @@ class Panel:
             self._reader.start()
         self._live.start()
         # Handlers have the streams from before, past which rich draws.
-        for handler in stream_handlers():
-            if handler.stream.isatty():
-                self._moved.append((handler, handler.stream))
-                handler.setStream(FileProxy(self._console, handler.stream))
+        self._moved.enter_context(
+            moved_handlers(lambda one: FileProxy(self._console, one) if one.isatty() else one)
+        )
 
     def stop(self) -> None:
-        for handler, stream in self._moved:
-            handler.setStream(stream)
-        self._moved.clear()
+        self._moved.close()
         if self._live is not None:
             self._live.stop()
         self._over.set()
@@ -207,7 +203,6 @@ def _head(glance: Glance, width: int) -> list[Text]:
 
 def _second(glance: Glance, width: int) -> Text:
     """As much as fits: the score, the failures and the time in any case."""
-    from rich.text import Text
 
     sizes = ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 2, 0), (2, 2, 1), (2, 2, 2))
     best, counts, times = _best(glance), _counts(glance), _times(glance)
@@ -219,7 +214,6 @@ def _second(glance: Glance, width: int) -> Text:
     line = _cut(text, width)
     if glance.failed:
         line.highlight_words([f"{glance.failed} failed"], "red")
-    assert isinstance(line, Text)
     return line
 
 

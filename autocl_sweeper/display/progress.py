@@ -12,7 +12,7 @@ from typing import TypeGuard
 from autocl_sweeper.display.panel import Glance, JobLine, Panel, Watched
 from autocl_sweeper.plain import masked, plain
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.results.early import savings, waste
+from autocl_sweeper.results.early import early_texts
 from autocl_sweeper.results.provenance import origin_text
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Job, Outcome, State, Trial, Value, is_skipped, is_stopped
@@ -102,10 +102,8 @@ class LogProgress:
             self.say(f"stage {stage.number} ({stage.task}) over; the beam: {kept}")
 
     def end(self) -> None:
-        if (saved := savings(self._history)).trials:
-            self.say(str(saved))
-        if self._history.given_up:
-            self.say(str(waste(self._history)))
+        for text in early_texts(self._history):
+            self.say(text)
 
     def say(self, text: str) -> None:
         log.info("%s", plain(text))
@@ -126,7 +124,7 @@ class LiveProgress(LogProgress):
     """The same lines above a live panel of rich."""
 
     def __init__(self, executor: Watched) -> None:
-        self._panel = Panel(executor, self._glance, self._job)
+        self._panel = Panel(executor, self._glance, lambda n: job_line(self._history, n))
         self._failed: Counter[tuple[str, str]] = Counter()  # by kind
         self._failure = ""
         self._command = ""
@@ -172,9 +170,6 @@ class LiveProgress(LogProgress):
             failure=self._failure,
             command=self._command,
         )
-
-    def _job(self, number: int) -> JobLine:
-        return job_line(self._history, number)
 
 
 def job_line(history: History, number: int) -> JobLine:
@@ -237,7 +232,9 @@ class LiveLaunch(LaunchProgress):
 
     def __init__(self, executor: Watched, jobs: int) -> None:
         super().__init__(jobs)
-        self._panel = Panel(executor, self._glance, self._job)
+        self._panel = Panel(
+            executor, self._glance, lambda n: JobLine(f"#{n}", self._running.get(n, ""))
+        )
 
     def begin(self) -> None:
         self._panel.start()
@@ -256,9 +253,6 @@ class LiveLaunch(LaunchProgress):
             queued=self._jobs - self._done - running,
             left_s=self.time_left_s(),
         )
-
-    def _job(self, number: int) -> JobLine:
-        return JobLine(f"#{number}", self._running.get(number, ""))
 
 
 def settings_text(trial: Trial) -> str:

@@ -12,13 +12,14 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from autocl_sweeper.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 PATIENCE_S = 1.0  # for a pipe that is full, once; then nothing waits until it is read again
 PIPE_BYTES, TERMINAL_BYTES = 4096, 256  # what can be written without waiting when poll says so
@@ -34,6 +35,14 @@ def screen(stderr: bool = False) -> Console:
             return super().render_str(plain(text), **{**options, "markup": False, "emoji": False})
 
     return PlainConsole(stderr=stderr)
+
+
+def table() -> Table:
+    """An empty table with a line below its head and none around it."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 class PatientStream:
@@ -97,7 +106,7 @@ def patient_screen() -> Iterator[None]:
     made: dict[int, Any] = {}
 
     def patient(stream: Any) -> Any:
-        if isinstance(stream, PatientStream):
+        if isinstance(stream, PatientStream) or not any(stream is one for one in before):
             return stream
         if id(stream) not in made:
             # Closed before Python began: there is no stream at all.
@@ -105,26 +114,23 @@ def patient_screen() -> Iterator[None]:
         return made[id(stream)]
 
     sys.stdout, sys.stderr = map(patient, before)
-    moved = []
-    for handler in stream_handlers():
-        if any(handler.stream is one for one in before):
-            moved.append((handler, handler.stream))
-            handler.setStream(patient(handler.stream))
     try:
-        yield
+        with moved_handlers(patient):
+            yield
     finally:
         sys.stdout, sys.stderr = before
-        for handler, stream in moved:
-            handler.setStream(stream)
 
 
-def stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
-    """Every log handler on a stream, files among them."""
-    loggers = [logging.getLogger(), *logging.root.manager.loggerDict.values()]
-    for logger in loggers:
-        for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler):
-                yield handler
+@contextlib.contextmanager
+def moved_handlers(moved: Callable[[Any], Any]) -> Iterator[None]:
+    """In this block log handlers on streams, files among them, write to what `moved` gives for each."""
+    with contextlib.ExitStack() as before:
+        for logger in (logging.getLogger(), *logging.root.manager.loggerDict.values()):
+            for handler in getattr(logger, "handlers", ()):
+                if isinstance(handler, logging.StreamHandler):
+                    before.callback(handler.setStream, handler.stream)
+                    handler.setStream(moved(handler.stream))
+        yield
 
 
 def _occupy_standard_descriptors() -> None:

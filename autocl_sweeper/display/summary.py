@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocl_sweeper.display.progress import settings_text, short_key, value_text
-from autocl_sweeper.display.screen import four
+from autocl_sweeper.display.screen import four, table
 from autocl_sweeper.journal import NAME as JOURNAL
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.results.best import BEST_FILE
-from autocl_sweeper.results.early import savings, waste
+from autocl_sweeper.results.early import early_texts
 from autocl_sweeper.results.lineage import continual_metrics, final_lineages
 from autocl_sweeper.results.result_file import RESULT_FILE
 from autocl_sweeper.results.table import TABLE_FILE
@@ -48,17 +48,11 @@ def print_summary(plan: Plan, history: History, folder: Path, console: Console) 
     console.print(f"Best chain: score {four(best.score)}", style="bold", highlight=False)
     console.print(_trials(best.trials, set()))
     if len(chains) > 1:
-        console.print(
-            f"Chains through the last stage: {len(chains)}, from {four(chains[-1].score)} to"
-            f" {four(best.score)}",
-            highlight=False,
-        )
-    if (saved := savings(history)).trials:
-        told = str(saved)
+        scores = f"from {four(chains[-1].score)} to {four(best.score)}"
+        told = f"Chains through the last stage: {len(chains)}, {scores}"
+        console.print(told, highlight=False)
+    for told in early_texts(history):
         console.print(told[0].upper() + told[1:], highlight=False, soft_wrap=True)
-    if history.given_up:
-        told = str(waste(history))
-        console.print(told[0].upper() + told[1:], highlight=False)
     console.print("Files", style="bold")
     files = [BEST_FILE, RESULT_FILE, TABLE_FILE, JOURNAL]
     outcome = best.trials[-1].outcome
@@ -93,18 +87,18 @@ def print_best(plan: Plan, history: History, folder: Path, console: Console) -> 
 
 def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:
     """A row per trial; every parameter that one of them has is a column of its own."""
-    table = _table()
+    shown = table()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.suggestion.params))
     for column in ("stage", "task", "trial", "parent", "score"):
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+        shown.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
     origins = [_origin(trial.suggestion) for trial in trials]
     if any(origins):
-        table.add_column("origin", no_wrap=True)
+        shown.add_column("origin", no_wrap=True)
     for key in keys:  # a heading that may break at its underscores keeps the column narrow
-        table.add_column(short_key(key).replace("_", " "), justify="right")
+        shown.add_column(short_key(key).replace("_", " "), justify="right")
     for trial, origin in zip(trials, origins, strict=True):
         params = trial.suggestion.params
-        table.add_row(
+        shown.add_row(
             str(trial.stage),
             trial.task,
             f"{'*' if trial.number in marked else ''}{trial.number}",
@@ -113,7 +107,7 @@ def _trials(trials: Sequence[Trial], marked: set[int]) -> Table:
             *([origin] if any(origins) else []),
             *(value_text(params[key]) if key in params else "" for key in keys),
         )
-    return table
+    return shown
 
 
 def _origin(suggestion: Suggestion) -> str:
@@ -127,19 +121,12 @@ def _origin(suggestion: Suggestion) -> str:
 
 
 def _matrix(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Table:
-    table = _table()
-    table.add_column("after")
+    shown = table()
+    shown.add_column("after")
     for task in tasks[: len(matrix)]:
-        table.add_column(task, justify="right")
-    table.add_column("mean", justify="right", style="bold")
+        shown.add_column(task, justify="right")
+    shown.add_column("mean", justify="right", style="bold")
     for task, row in zip(tasks, matrix, strict=False):  # a sweep that stopped early has fewer rows
         blank = [""] * (len(matrix) - len(row))
-        table.add_row(task, *(f"{n:.3f}" for n in row), *blank, f"{sum(row) / len(row):.3f}")
-    return table
-
-
-def _table() -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        shown.add_row(task, *(f"{n:.3f}" for n in row), *blank, f"{sum(row) / len(row):.3f}")
+    return shown

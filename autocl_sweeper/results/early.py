@@ -23,6 +23,13 @@ class Waste:
         )
 
 
+def early_texts(history: History) -> list[str]:
+    """Both as sentences, where there is something to say."""
+    saved = savings(history)
+    found = [str(saved)] if saved.trials else []
+    return [*found, str(waste(history))] if history.given_up else found
+
+
 def waste(history: History) -> Waste:
     def seconds(trials: Iterable[Trial]) -> float:
         return sum(trial.outcome.seconds for trial in trials if trial.outcome is not None)
