@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from autocl_sweeper.budget import Spent, spent
 from autocl_sweeper.compare import best_chain
 from autocl_sweeper.errors import SweepFolderError
+from autocl_sweeper.executor.process.groups import start_time
 from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
 from autocl_sweeper.types import History, State, Trial, is_skipped
 
@@ -368,13 +369,6 @@ def newest(home: Path = Path("multirun")) -> Path:
 
 def _lives(pid: int, since: float) -> bool:
     """Whether the process that wrote at this time still runs; another one may have its number by now."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-        boot = next(
-            line for line in Path("/proc/stat").read_text().splitlines() if line[:5] == "btime"
-        )
-    except OSError:
-        return False
-    fields = status.rpartition(")")[2].split()  # state first; its start is the 20th, in ticks
-    started = int(boot.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return fields[0] != "Z" and started <= since + SLACK_S
+    ticks = start_time(pid)
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return bool(ticks) and booted + int(ticks) / os.sysconf("SC_CLK_TCK") <= since + SLACK_S

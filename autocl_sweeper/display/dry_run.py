@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -25,24 +24,6 @@ if TYPE_CHECKING:
 FIRST = 3  # suggestions shown of a stage
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What jobs took in a journal, and what the jobs of a plan will take at that pace."""
-
-    folder: Path
-    finished: int
-    parallel: int  # jobs that ran side by side
-    device_s: float
-    wall_clock_s: float
-
-    def __str__(self) -> str:
-        return (
-            f"about {clock(self.wall_clock_s)} with {self.parallel} side by side and"
-            f" {self.device_s / HOUR_S:.3g} device-hours, as the {self.finished} finished trials in"
-            f" '{self.folder}' took"
-        )
-
-
 def print_plan(plan: Plan, folder: Path, edited: Sequence[str], console: Console) -> None:
     """The stages, their first suggestions, what is composed, jobs in all and an estimate of time.
 
@@ -62,15 +43,16 @@ def print_plan(plan: Plan, folder: Path, edited: Sequence[str], console: Console
 
 
 def lines(plan: Plan, history: History) -> Iterator[str]:
-    parents, begun = 1, len(history)
-    for stage, view in zip(plan.stages, _views(plan, history), strict=True):
-        jobs = stage.jobs(parents) or 0
+    begun = len(history)
+    seen = views(plan.stages, history, plan.selection, plan.strategy.carried)
+    for trial in history.changes:
+        seen[trial.stage - 1].note(trial)
+    for stage, view, (parents, jobs) in zip(plan.stages, seen, plan.sizes(), strict=True):
         yield f"stage {stage.number}  {stage.task}: {_search(stage)}, {_jobs(stage, parents, jobs)}"
         if stage.number in history.beams:
             yield f"    done: trials {list(history.beams[stage.number])} survived"
         else:
             yield from _first(plan, stage, view, history)
-        parents = min(stage.survivors or plan.settings.top_k, jobs // stage.seeds)
     told = f"{plan.size} jobs in all"
     if begun:
         told += f", {begun} of them begun in this folder"
@@ -78,13 +60,6 @@ def lines(plan: Plan, history: History) -> Iterator[str]:
     if plan.settings.budget:
         budget = ", ".join(f"{key}={value}" for key, value in plan.settings.budget.items())
         yield f"budget: {budget}"
-
-
-def _views(plan: Plan, history: History) -> list[StageView]:
-    seen = views(plan.stages, history, plan.selection, plan.strategy.carried)
-    for trial in history.changes:
-        seen[trial.stage - 1].note(trial)
-    return seen
 
 
 def _search(stage: Stage) -> str:
@@ -148,8 +123,7 @@ def _suggestions(stage: Stage, history: History, view: StageView) -> Iterator[Su
 def estimate_text(plan: Plan, folder: Path) -> str:
     carried = plan.settings.carry_from
     for place in [folder, *([Path(carried)] if carried else [])]:
-        found = estimate(plan, place, _records(place), place == folder)
-        if found is not None:
+        if found := estimate(plan, place, place == folder):
             return f"estimate: {found}"
     return (
         "estimate: none, because no trial has finished yet; run the first one, or set"
@@ -157,8 +131,12 @@ def estimate_text(plan: Plan, folder: Path) -> str:
     )
 
 
-def estimate(plan: Plan, folder: Path, records: list[Record], counts: bool) -> Estimate | None:
-    """None without a finished trial. `counts`: what these records have begun is not run again."""
+def estimate(plan: Plan, folder: Path, counts: bool) -> str:
+    """What the plan takes at the pace of the trials in a folder; empty while none has finished.
+
+    counts: what has begun there is not run again.
+    """
+    records = _records(folder)
     history = fold(records).history
     by_task: dict[str, list[float]] = {}
     for trial in history:
@@ -166,21 +144,22 @@ def estimate(plan: Plan, folder: Path, records: list[Record], counts: bool) -> E
             by_task.setdefault(trial.task, []).append(trial.outcome.seconds)
     everything = [seconds for taken in by_task.values() for seconds in taken]
     if not everything:
-        return None
+        return ""
     devices = spent(records).device_s / sum(
         t.outcome.seconds for t in history if t.outcome is not None
     )
-    parents, job_s = 1, 0.0
-    for stage in plan.stages:
-        jobs = stage.jobs(parents) or 0
-        parents = min(stage.survivors or plan.settings.top_k, jobs // stage.seeds)
-        begun = sum(t.state is not State.RUNNING for t in history.stage(stage.number))
-        left = (
-            max(0, jobs - begun * counts) if stage.number not in history.beams or not counts else 0
-        )
+    job_s = 0.0
+    for stage, (_, left) in zip(plan.stages, plan.sizes(), strict=True):
+        if counts:
+            begun = sum(t.state is not State.RUNNING for t in history.stage(stage.number))
+            left = 0 if stage.number in history.beams else max(0, left - begun)
         job_s += left * fmean(by_task.get(stage.task, everything))
     parallel = side_by_side(records)
-    return Estimate(folder, len(everything), parallel, job_s * devices, job_s / parallel)
+    return (
+        f"about {clock(job_s / parallel)} with {parallel} side by side and"
+        f" {job_s * devices / HOUR_S:.3g} device-hours, as the {len(everything)} finished trials in"
+        f" '{folder}' took"
+    )
 
 
 def side_by_side(records: list[Record]) -> int:

@@ -62,13 +62,15 @@ class Exporter:
             self._changed.notify()
         self._thread.join(1.0)
         if self._thread.is_alive():
-            log.info("The last trials are written to %s", ", ".join(map(str, self._places)))
+            log.info(
+                "The last trials are written to %s", ", ".join(one.name for one in self._places)
+            )
         before = -1
         while self._thread.is_alive() and (left := self._left()) != before:
             before = left
             self._thread.join(STUCK_S)
         if self._thread.is_alive():
-            late = ", ".join(str(place) for place in self._places if place.waiting)
+            late = ", ".join(place.name for place in self._places if place.waiting)
             log.warning(f"{late}: not up to date; `autocl export` writes it from the journal")
 
     def _left(self) -> int:
@@ -99,9 +101,6 @@ class _Behind:
     waiting: dict[int, Row] = field(default_factory=dict)
     try_at: float = 0.0
     warned: bool = False
-
-    def __str__(self) -> str:
-        return self.name
 
     def write(self, fresh: Mapping[int, Row], beams: Beams, last: bool) -> None:
         self.every.update(fresh)

@@ -36,30 +36,27 @@ class Places:
                     f"hydra.sweeper.export.{key}={value!r} is no text.\n"
                     "  `autocl docs export` (docs/export.md) explains it."
                 )
-        if self.optuna is not None:
-            object.__setattr__(self, "optuna", absolute(self.optuna))
         if self.tensorboard is not None and not isinstance(self.tensorboard, (bool, str)):
             raise ConfigurationError(
                 f"hydra.sweeper.export.tensorboard={self.tensorboard!r} is neither true nor a folder."
             )
-        if self.tensorboard and find_spec("tensorboardX") is None:
+        if self.mlflow is not None and "://" not in self.mlflow:
             raise ConfigurationError(
-                "hydra.sweeper.export.tensorboard needs the package tensorboardX, which is not"
-                " installed.\n  pip install 'autocl-sweeper[tensorboard]'"
+                f"hydra.sweeper.export.mlflow={self.mlflow!r} is no tracking URI: it has no '://'.\n"
+                "  Write sqlite:///runs.db, or http://... of a tracking server."
             )
-
-        if self.mlflow is not None:
-            if "://" not in self.mlflow:
+        for key, module, missing in (
+            ("tensorboard", "tensorboardX", "tensorboardX, which is not"),
+            ("mlflow", "mlflow", "mlflow-skinny or mlflow, and neither is"),
+        ):
+            if getattr(self, key) and find_spec(module) is None:
                 raise ConfigurationError(
-                    f"hydra.sweeper.export.mlflow={self.mlflow!r} is no tracking URI: it has no '://'.\n"
-                    "  Write sqlite:///runs.db, or http://... of a tracking server."
+                    f"hydra.sweeper.export.{key} needs the package {missing} installed.\n"
+                    f"  pip install 'autocl-sweeper[{key}]'"
                 )
-            if find_spec("mlflow") is None:
-                raise ConfigurationError(
-                    "hydra.sweeper.export.mlflow needs the package mlflow-skinny or mlflow, and neither"
-                    " is installed.\n  pip install 'autocl-sweeper[mlflow]'"
-                )
-            object.__setattr__(self, "mlflow", absolute(self.mlflow))
+        for key in ("optuna", "mlflow"):
+            if (place := getattr(self, key)) is not None:
+                object.__setattr__(self, key, absolute(place))
 
     def of(self, sweep: Described) -> dict[str, Callable[[], Place]]:
         """What to call each place, and what opens it."""
@@ -72,8 +69,8 @@ class Places:
                 folder = Path(self.tensorboard).absolute() / sweep.name
             found[f"TensorBoard folder '{folder}'"] = partial(HParams, folder, sweep.spaces)
         if self.mlflow is not None:
-            opened = partial(Runs, self.mlflow, sweep, self.mlflow_experiment)
-            found[f"MLflow {self.mlflow}"] = opened
+            runs = partial(Runs, self.mlflow, sweep, self.mlflow_experiment)
+            found[f"MLflow {self.mlflow}"] = runs
         return found
 
 

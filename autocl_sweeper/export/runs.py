@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -82,8 +82,10 @@ class Runs:
         settings = {_name(key): _text(value) for key, value in sweep.settings.items()}
         sweep_id = blake2b(folder, digest_size=8).hexdigest()
         self._sweep_run = self._find_sweep(sweep_id, settings)
-        best = self._history(self._sweep_run.id, BEST) if BEST in self._sweep_run.metrics else []
-        self._scores = {one.step: one.value for one in best}  # by stage
+        self._scores: dict[int, float] = {}  # by stage
+        if BEST in self._sweep_run.metrics:
+            for one in self._client.get_metric_history(self._sweep_run.id, BEST):
+                self._scores[one.step] = one.value
         for run in self._search(PARENT, self._sweep_run.id):
             if run.tags.get("trial", "").isdigit():
                 self._runs[int(run.tags["trial"])] = run
@@ -192,14 +194,11 @@ class Runs:
     def _known(self, one: Any) -> _Run:
         info, data = one.info, one.data
         metrics = dict(data.metrics)
-        curve = self._history(info.run_id, REPORT) if REPORT in metrics else []
+        asked = REPORT in metrics
+        curve = self._client.get_metric_history(info.run_id, REPORT) if asked else []
         step = max((one.step for one in curve), default=-1)
         params, tags = dict(data.params), dict(data.tags)
         return _Run(info.run_id, info.start_time / 1000, info.status, params, tags, metrics, step)
-
-    def _history(self, run_id: str, metric: str) -> Sequence[Any]:
-        found: Sequence[Any] = self._client.get_metric_history(run_id, metric)
-        return found
 
     def _create(self, name: str, started_s: float, tags: Mapping[str, str]) -> _Run:
         begun = int(started_s * 1000)
@@ -217,13 +216,14 @@ class Runs:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
-        for some in _chunks((params or {}).items()):
-            self._client.log_batch(run.id, params=[Param(*one) for one in some])
-        for some in _chunks((tags or {}).items()):
-            self._client.log_batch(run.id, tags=[RunTag(*one) for one in some])
-        for more in _chunks(metrics):
-            points = [Metric(key, value, now, step) for key, value, step in more]
-            self._client.log_batch(run.id, metrics=points)
+        every = {
+            "params": [Param(*one) for one in (params or {}).items()],
+            "tags": [RunTag(*one) for one in (tags or {}).items()],
+            "metrics": [Metric(key, value, now, step) for key, value, step in metrics],
+        }
+        for kind, entities in every.items():
+            for start in range(0, len(entities), BATCH):
+                self._client.log_batch(run.id, **{kind: entities[start : start + BATCH]})
         run.params.update(params or {})
         run.tags.update(tags or {})
         run.metrics.update((key, value) for key, value, _ in metrics)
@@ -237,11 +237,6 @@ class Runs:
             ended = None if ended_s is None else int(ended_s * 1000)
             self._client.set_terminated(run.id, status, ended)
         run.status = status
-
-
-def _chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    every = list(items)
-    return (every[start : start + BATCH] for start in range(0, len(every), BATCH))
 
 
 def _text(value: Value) -> str:

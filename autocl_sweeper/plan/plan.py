@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,14 +55,17 @@ class Plan:
     @property
     def size(self) -> int:
         """Trials in all if every stage has as many survivors as it may."""
-        total, parents = 0, 1
+        return sum(trials for _, trials in self.sizes())
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """Parents and trials of each stage, counted in the same way."""
+        parents = 1
         for stage in self.stages:
             trials = stage.jobs(parents)
             assert trials is not None, "a search without end has a bound"
-            total += trials
+            yield parents, trials
             survivors = stage.survivors or self.settings.top_k
             parents = min(survivors, trials // stage.seeds)
-        return total
 
     @property
     def bounds(self) -> dict[str, int | None]:
