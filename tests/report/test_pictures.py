@@ -21,11 +21,6 @@ from autocl_sweeper.page.timeline import timeline
 from autocl_sweeper.page.tree import tree
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
-
-
 @pytest.mark.parametrize("chart", [tree, timeline, parallel])
 def test_every_chart_is_valid_and_has_no_colour_left_open(tmp_path, chart):
     svg = vl_convert.vega_to_svg(painted(chart(look(crossed(tmp_path / "s"))), LIGHT))

@@ -26,8 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+def seen_at_once(monkeypatch):
     monkeypatch.setattr(served, "LOOK_S", 0.05)
 
 

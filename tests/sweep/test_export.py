@@ -143,9 +143,8 @@ def test_reports_are_intermediate_values_by_step(studies: list[dict[str, Any]]) 
     for found in studies:
         trials = found["s/1_first"]["trials"]
         assert trials[0]["reports"] == {"10": 0.25, "20": 0.5}
-        assert [str(trials[2]["reports"][step]) for step in ("10", "20", "30")] == [
-            "0.125", "nan", "0.25",
-        ]  # fmt: skip
+        scores = [str(trials[2]["reports"][step]) for step in ("10", "20", "30")]
+        assert scores == ["0.125", "nan", "0.25"]
         assert found["s/2_second"]["trials"][1]["reports"] == {"10": 0.25}
 
 
@@ -177,13 +176,8 @@ def test_every_trial_that_is_over_has_its_subfolder_of_hparams(exported: Path) -
         "lr": 0.001, "depth": 3, "optimizer": "adam", "widths": "[1, 2]", "extra": "null",
         "model": "vit", "size": 16, **about,
     }  # fmt: skip
-    assert scalars == {
-        "score": 0.75,
-        "eval/first": 0.75,
-        "rows": 100,
-        "seconds": 2.5,
-        "report": 0.5,
-    }
+    numbers = {"score": 0.75, "eval/first": 0.75, "rows": 100, "seconds": 2.5}
+    assert scalars == numbers | {"report": 0.5}
     assert status == "STATUS_SUCCESS"
     assert hparams_of(board / "1_first/3")[2] == "STATUS_FAILURE"
     assert hparams_of(board / "2_second/4")[0]["parent"] == "0"
@@ -364,22 +358,22 @@ def test_what_a_fingerprint_says_of_a_space_is_read_back() -> None:
         **{key: axes[key] for key in ("a", "b", "c", "d")},
         "e": Choice((1, 2)), "f": Choice(("u", "v")),
     }  # fmt: skip
-    assert distributions_of([{"x": 1}, {"x": 2, "y": 3}]) == {
-        "x": Choice((1, 2)),
-        "y": Choice((3,)),
-    }
+    listed = distributions_of([{"x": 1}, {"x": 2, "y": 3}])
+    assert listed == {"x": Choice((1, 2)), "y": Choice((3,))}
 
 
 @pytest.mark.parametrize(
     ("export", "said"),
     [
         (
-            {"optunas": "a"},
+            {"optunas": 3},
             "knows no 'optunas'; its keys are optuna, tensorboard, study_name, mlflow",
         ),
         ({"optuna": 3}, "export.optuna=3 is no text"),
         ({"study_name": ""}, "export.study_name='' is no text"),
         ({"tensorboard": 3}, "export.tensorboard=3 is neither true nor a folder"),
+        ({"mlflow": 3}, "export.mlflow=3 is no text"),
+        ({"mlflow": "runs.db"}, "has no '://'"),
     ],
 )
 def test_a_wrong_key_of_the_export_is_refused(export: dict[str, Any], said: str) -> None:
@@ -387,12 +381,13 @@ def test_a_wrong_key_of_the_export_is_refused(export: dict[str, Any], said: str)
         places_of(export)
 
 
-def test_tensorboard_without_its_package_is_refused_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("key", "place"), [("tensorboard", True), ("mlflow", "sqlite:///runs.db")])
+def test_a_place_without_its_package_is_refused_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, key: str, place: Any
 ) -> None:
     monkeypatch.setattr("autocl_sweeper.export.places.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'autocl-sweeper\[tensorboard\]'"):
-        Places(tensorboard=True)
+    with pytest.raises(ConfigurationError, match=rf"pip install 'autocl-sweeper\[{key}\]'"):
+        Places(**{key: place})
     assert Places(tensorboard=False).of(sweep_of(Path("s"))) == {}
 
 
@@ -403,17 +398,11 @@ def test_a_trial_that_began_early_is_running_until_its_parent_is_sure() -> None:
     history = History()
     rows = Rows(history)
 
-    def trial(number: int, stage: int, parent: int | None) -> Trial:
-        return Trial(number, stage, "t", Suggestion(number, {}), parent)
-
-    def states(changed: Sequence[Row]) -> dict[int, str]:
-        return {row.trial.number: row.state.value for row in changed}
-
     def after(event: str, **record: Any) -> dict[int, str]:
-        return states(rows.after(event, record, 7.0))
+        return {row.trial.number: row.state.value for row in rows.after(event, record, 7.0)}
 
     for number, (stage, parent) in enumerate([(1, None), (1, None), (2, 0), (2, 1), (2, 1)]):
-        history.start(trial(number, stage, parent))
+        history.start(Trial(number, stage, "t", Suggestion(number, {}), parent))
         assert after("start", trial=number) == {number: "RUNNING"}
     for number, told in ((0, "COMPLETE"), (2, "RUNNING"), (3, "RUNNING"), (1, "COMPLETE")):
         history.finish(number, Outcome(State.COMPLETE, score=1.0))
@@ -498,8 +487,7 @@ def test_a_place_that_fails_warns_once_and_gets_everything_when_it_is_back(
     exporter.note("start", {"trial": 0})
     exporter.close()
     assert place.fails == 0
-    exporter_lines = [line for line in caplog.messages if "could not be written" in line]
-    (line,) = exporter_lines
+    (line,) = (line for line in caplog.messages if "could not be written" in line)
     assert "the storage is away" in line and "autocl export" in line
 
 

@@ -10,8 +10,6 @@ import pytest
 from support.journals import Written
 
 from autocl_sweeper.cli import main
-from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.export.places import Places
 from autocl_sweeper.export.rows import Described, Row
 from autocl_sweeper.export.runs import Runs
 from autocl_sweeper.types import Outcome, Report, State, Suggestion, Trial
@@ -64,11 +62,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, store: str) -> dict[str, 
         assert main(["export", "--mlflow", store, "--study-name", "s", str(folder)]) == 0
         found = runs(store)
         if before:
-            ids = {name: run.info.run_id for name, run in found.items()}
-            assert ids == {name: run.info.run_id for name, run in before.items()}
-            assert {n: r.data.to_dictionary() for n, r in found.items()} == {
-                n: r.data.to_dictionary() for n, r in before.items()
-            }
+            now, then = (
+                {name: (run.info.run_id, run.data.to_dictionary()) for name, run in one.items()}
+                for one in (found, before)
+            )
+            assert now == then
         before = found
     return before
 
@@ -113,12 +111,8 @@ def test_parameters_metrics_and_curves_are_those_of_the_journal(
 
 def test_tags_tell_the_lineage(exported: dict[str, Any]) -> None:
     tags = exported["2_second/4"].data.tags
-    assert (tags["trial"], tags["stage"], tags["parent"], tags["lineage"]) == (
-        "4",
-        "2",
-        "0",
-        "0 > 4",
-    )
+    told = [tags[key] for key in ("trial", "stage", "parent", "lineage")]
+    assert told == ["4", "2", "0", "0 > 4"]
     assert tags["parent_run"] == exported["1_first/0"].info.run_id
     assert (tags["origin"], tags["source"], tags["state"]) == ("carried", "0", "COMPLETE")
     assert exported["1_first/1"].data.tags["rank"] == "2"
@@ -177,20 +171,3 @@ def test_a_run_of_something_else_is_deleted_and_written_anew(
     curve = client(store).get_metric_history(found["1_t/0"].info.run_id, "report")
     assert [(one.step, one.value) for one in curve] == [(1, 0.5)]
     assert found["1_t/0"].info.status == "FINISHED"
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [({"mlflow": "runs.db"}, "has no '://'"), ({"mlflow": 3}, "export.mlflow=3 is no text")],
-)
-def test_what_is_no_tracking_uri_is_refused(given: Any, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
-        Places(**given)
-
-
-def test_mlflow_without_its_package_is_refused_with_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("autocl_sweeper.export.places.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'autocl-sweeper\[mlflow\]'"):
-        Places(mlflow="sqlite:///runs.db")

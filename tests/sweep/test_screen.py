@@ -37,13 +37,7 @@ def main(cfg):
 if __name__ == "__main__":
     main()
 """
-ARGUMENTS = (
-    "-m",
-    "hydra/sweeper=autocl",
-    "hydra/launcher=gpu",
-    "hydra.launcher.cpu_slots=1",
-    "x=0,1",
-)
+SWEEPER = ("-m", "hydra/sweeper=autocl", "hydra/launcher=gpu", "hydra.launcher.cpu_slots=1")
 
 
 @pytest.fixture
@@ -53,7 +47,8 @@ def bench(benches: Callable[..., Bench], tmp_path: Path) -> Bench:
 
 
 def command(bench: Bench, *more: str) -> list[str]:
-    return [sys.executable, str(bench.app), *ARGUMENTS, f"hydra.sweep.dir={bench.sweep}", *more]
+    folder = f"hydra.sweep.dir={bench.sweep}"
+    return [sys.executable, str(bench.app), *SWEEPER, "x=0,1", folder, *more]
 
 
 def finished(bench: Bench) -> list[dict[str, str]]:
@@ -87,13 +82,9 @@ def test_a_sweep_ends_when_its_output_is_not_read(bench: Bench) -> None:
             os.write(writer, b"x" * 4096)
     os.set_blocking(writer, True)
     done = subprocess.run(
-        command(bench),
-        cwd=bench.folder,
-        env=bench.environment,
-        stdout=writer,
-        stderr=writer,
+        command(bench), cwd=bench.folder, env=bench.environment, stdout=writer, stderr=writer,
         timeout=200,
-    )
+    )  # fmt: skip
     os.close(writer)
     os.close(reader)
     assert done.returncode == 0 and len(finished(bench)) == 2
@@ -104,14 +95,9 @@ def test_a_sweep_goes_on_when_its_terminal_is_gone_and_sighup_is_ignored(bench: 
     bench.hold.touch()
     shell = ["bash", "-c", 'trap "" HUP; exec "$@"', "bash", *command(bench)]
     sweep = subprocess.Popen(
-        shell,
-        cwd=bench.folder,
-        env=bench.environment,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
+        shell, cwd=bench.folder, env=bench.environment, stdin=theirs, stdout=theirs,
+        stderr=theirs, start_new_session=True,
+    )  # fmt: skip
     os.close(theirs)
     assert os.read(ours, 1)  # it has begun to speak
     os.close(ours)
@@ -120,19 +106,10 @@ def test_a_sweep_goes_on_when_its_terminal_is_gone_and_sighup_is_ignored(bench: 
 
 
 def test_markup_control_sequences_and_other_alphabets_are_shown_as_text(bench: Bench) -> None:
-    done = subprocess.run(
-        command(
-            bench,
-            "hydra.launcher.warm=true",
-            "task=[/b]",
-            "t='[/INST]','[INST] ü :smile:'",
-            "err=null,ansi,cr,bare",
-        ),
-        cwd=bench.folder,
-        env=bench.environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
-        capture_output=True,
-        timeout=200,
-    )
+    odd = ("task=[/b]", "t='[/INST]','[INST] ü :smile:'", "err=null,ansi,cr,bare")
+    words = command(bench, "hydra.launcher.warm=true", *odd)
+    ascii_only = bench.environment | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(words, cwd=bench.folder, env=ascii_only, capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
     said = done.stdout.decode("ascii") + done.stderr.decode("ascii")
     assert "[/INST]" in said and "\\xfc :smile:" in said
