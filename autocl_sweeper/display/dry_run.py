@@ -81,10 +81,8 @@ def _jobs(stage: Stage, parents: int, jobs: int) -> str:
 def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Iterator[str]:
     """The next suggestions of a stage, as far as they do not hang on what trials will give."""
     known = stage.number <= history.open_stage or isinstance(stage.search, IndexedSearch)
-    shown = list(_suggestions(stage, history, view)) if known else []
-    if not known:
-        asked = stage.search.ask(view)
-        shown = [asked] if isinstance(asked, Suggestion) else []
+    asked = _suggestions(stage, history, view) if known else [stage.search.ask(view)]
+    shown = [one for one in asked if isinstance(one, Suggestion)]
     for suggestion in shown:
         params = " ".join(
             f"{short_key(key)}={value_text(value)}" for key, value in suggestion.params.items()

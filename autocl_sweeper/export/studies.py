@@ -50,19 +50,18 @@ class Studies:
 
     def _begin(self, stage: int, task: str) -> _Study:
         name = f"{self._sweep.name}/{stage}_{task}"
-        owner = str(self._sweep.folder)
+        attributes = {OWNER: str(self._sweep.folder), "stage": stage, "task": task}
+        study = _Study(self._storage, name, self._sweep, attributes)
         with _quiet():
-            study = _Study(self._storage, name, self._sweep, task)
-            before = study.of_this_name()
-            if before is not None:
+            if (before := study.of_this_name()) is not None:
                 found = self._storage.get_study_user_attrs(before).get(OWNER)
-                if found != owner:
+                if found != attributes[OWNER]:
                     whose = f"the sweep in '{found}'" if found else "no sweep"
                     raise ConfigurationError(
                         f"the study '{name}' of {self._url} is there already, and is of {whose}.\n"
                         "  It is left as it is. Set hydra.sweeper.export.study_name to another name."
                     )
-            study.begin({OWNER: owner, "stage": stage, "task": task})
+            study.begin()
         return study
 
 
@@ -82,14 +81,13 @@ class _Study:
     storage: Any
     name: str
     sweep: Described
-    task: str
+    attributes: Mapping[str, Any]
     id: int = -1
     rows: dict[int, Row] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
     written: dict[int, _Written] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        space = self.sweep.spaces.get(self.task, {})
+        space = self.sweep.spaces.get(self.attributes["task"], {})
         self.axes = {bare(key): _Axis(one) for key, one in space.items()}
 
     def of_this_name(self) -> int | None:
@@ -99,17 +97,15 @@ class _Study:
             return None
         return found
 
-    def begin(self, attributes: Mapping[str, Any]) -> None:
+    def begin(self) -> None:
         """Make an empty study; one of the same name is removed first."""
         from optuna.study import StudyDirection
 
-        self.attributes = attributes
-        before = self.of_this_name()
-        if before is not None:
+        if (before := self.of_this_name()) is not None:
             self.storage.delete_study(before)
         direction = StudyDirection.MAXIMIZE if self.sweep.maximize else StudyDirection.MINIMIZE
         self.id = self.storage.create_new_study([direction], self.name)
-        for key, value in attributes.items():
+        for key, value in self.attributes.items():
             self.storage.set_study_user_attr(self.id, key, value)
         self.written.clear()
 
@@ -118,7 +114,7 @@ class _Study:
         if any(self._changed_back(row) for row in rows):
             # A storage never changes a finished trial, so a trial that runs again needs a new study.
             with _quiet():
-                self.begin(self.attributes)
+                self.begin()
             rows = list(self.rows.values())
         for row in rows:
             written = self.written.get(row.trial.number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,27 +38,21 @@ BEST = "datum.b"  # the expression for a trial of the best chain
 
 
 @dataclass(frozen=True)
-class Place:
-    """A trial in the chart."""
-
-    trial: Trial
-    column: int
-    row: int
-
-
-@dataclass(frozen=True)
 class Layout:
     """What of a sweep is drawn, and where."""
 
-    places: Mapping[int, Place]
     columns: Sequence[Sequence[Trial]]
     hidden: Sequence[Sequence[Trial]]  # of each column, what is not drawn
 
     @cached_property
+    def row_of(self) -> dict[int, int]:
+        return {t.number: row for column in self.columns for row, t in enumerate(column)}
+
+    @cached_property
     def band(self) -> float:
         """Width of a column: a node, its score and its number."""
-        numbers = max((len(str(number)) for number in self.places), default=0)
-        scores = (len(short_score(place.trial.score)) for place in self.places.values())
+        numbers = max((len(str(number)) for number in self.row_of), default=0)
+        scores = (len(short_score(trial.score)) for column in self.columns for trial in column)
         return BAND + DIGIT * (max(0, numbers - 2) + max(0, max(scores, default=0) - 4))
 
     @property
@@ -85,7 +79,6 @@ def layout(sweep: Overview) -> Layout:
     """Beam in its order, then by score, failed last; trials of the best chain always."""
     beam_width = max((len(beam) for beam in sweep.history.beams.values()), default=0)
     most = max(LEAST_ROWS, beam_width + 8)
-    places: dict[int, Place] = {}
     columns, hidden = [], []
     for stage in range(1, sweep.stages + 1):
         ranked = sweep.ranked(stage)
@@ -94,9 +87,7 @@ def layout(sweep: Overview) -> Layout:
         known = {trial.number for trial in drawn}
         columns.append(drawn)
         hidden.append([trial for trial in ranked if trial.number not in known])
-        for row, trial in enumerate(drawn):
-            places[trial.number] = Place(trial, stage - 1, row)
-    return Layout(places, columns, hidden)
+    return Layout(columns, hidden)
 
 
 def kind_of(sweep: Overview, trial: Trial) -> str:
@@ -122,26 +113,25 @@ def tree(sweep: Overview) -> Spec:
     best, in_beam, beams = sweep.best, sweep.in_beams, sweep.history.beams
     scale = scale_of(sweep)
     nodes, links = [], []
-    for number, place in sorted(drawn.places.items(), key=lambda one: one[0] in best):
-        trial, y = place.trial, drawn.y(place.row)
+    for number, row in sorted(drawn.row_of.items(), key=lambda one: one[0] in best):
+        trial, y = sweep.history[number], drawn.y(row)
+        column = trial.stage - 1
         kind = kind_of(sweep, trial)
         text = short_score(trial.score) if kind in (DONE, PRUNED) else kind
         nodes.append(
             {
-                "t": number, "c": place.column, "y": y, "s": max(0, scale.step(trial.score)),
+                "t": number, "c": column, "y": y, "s": max(0, scale.step(trial.score)),
                 "k": kind, "b": int(number in best), "m": int(number in in_beam),
                 "text": text, "tip": _tip(trial, kind),
             }
         )  # fmt: skip
-        parent = None if trial.parent is None else drawn.places.get(trial.parent)
-        if parent is not None:
-            wide = parent.trial.number in in_beam
-            side = drawn.band if wide else drawn.band - 20
+        if (parent := trial.parent) is not None and parent in drawn.row_of:
+            side = drawn.band if parent in in_beam else drawn.band - 20
             links.append(
                 {
-                    "t": number, "c1": parent.column, "side": side, "y1": drawn.y(parent.row),
-                    "c": place.column, "y2": y,
-                    "b": int(number in best and parent.trial.number in best),
+                    "t": number, "c1": sweep.history[parent].stage - 1, "side": side,
+                    "y1": drawn.y(drawn.row_of[parent]), "c": column, "y2": y,
+                    "b": int(number in best and parent in best),
                 }
             )  # fmt: skip
     bands, heads, more = [], [], []
