@@ -116,10 +116,12 @@ class Panel:
             self._reader = threading.Thread(target=self._read, name="readings", daemon=True)
             self._reader.start()
         self._live.start()
+
+        def above(stream: Any) -> Any:  # None: a log file that is not open yet
+            return FileProxy(self._console, stream) if stream and stream.isatty() else stream
+
         # Handlers have the streams from before, past which rich draws.
-        self._moved.enter_context(
-            moved_handlers(lambda one: FileProxy(self._console, one) if one.isatty() else one)
-        )
+        self._moved.enter_context(moved_handlers(above))
 
     def stop(self) -> None:
         self._moved.close()
@@ -203,7 +205,6 @@ def _head(glance: Glance, width: int) -> list[Text]:
 
 def _second(glance: Glance, width: int) -> Text:
     """As much as fits: the score, the failures and the time in any case."""
-
     sizes = ((0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 2, 0), (2, 2, 1), (2, 2, 2))
     best, counts, times = _best(glance), _counts(glance), _times(glance)
     for size in sizes:

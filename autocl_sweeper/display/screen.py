@@ -124,12 +124,14 @@ def patient_screen() -> Iterator[None]:
 @contextlib.contextmanager
 def moved_handlers(moved: Callable[[Any], Any]) -> Iterator[None]:
     """In this block log handlers on streams, files among them, write to what `moved` gives for each."""
-    with contextlib.ExitStack() as before:
+    with contextlib.ExitStack() as back:
         for logger in (logging.getLogger(), *logging.root.manager.loggerDict.values()):
             for handler in getattr(logger, "handlers", ()):
                 if isinstance(handler, logging.StreamHandler):
-                    before.callback(handler.setStream, handler.stream)
-                    handler.setStream(moved(handler.stream))
+                    before, now = handler.stream, moved(handler.stream)
+                    if now is not before:  # the others may open another file meanwhile
+                        back.callback(handler.setStream, before)
+                        handler.setStream(now)
         yield
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from support.bench import Bench
 
+from autocl_sweeper.display.panel import Glance, JobLine, Panel
 from autocl_sweeper.display.screen import PatientStream, four, patient_screen, screen
 from autocl_sweeper.plain import plain
 
@@ -119,6 +120,11 @@ def test_markup_control_sequences_and_other_alphabets_are_shown_as_text(bench: B
     assert {row["param/t"] for row in rows} == {"[/INST]", "[INST] ü :smile:"}
 
 
+class Executor:
+    def devices(self) -> dict[int, tuple[str, ...]]:
+        return {}
+
+
 # -- one stream -------------------------------------------------------------------------------------
 
 
@@ -168,6 +174,21 @@ def test_log_handlers_are_patient_in_the_block_and_as_before_behind_it(
         with patient_screen():
             assert sys.stdout is handler.stream
     assert sys.stdout is before is handler.stream
+
+
+def test_a_log_file_that_opens_while_a_panel_is_drawn_stays_open(tmp_path: Path) -> None:
+    made = logging.FileHandler(tmp_path / "log", mode="w", delay=True)
+    logger = logging.getLogger("of_a_file")
+    logger.addHandler(made)
+    panel = Panel(Executor(), lambda: Glance(0, 1, 0, 0, 0.0), lambda number: JobLine(""))
+    with patient_screen():
+        panel.start()
+        logger.error("one")
+        panel.stop()
+    logger.error("two")
+    logger.removeHandler(made)
+    made.close()
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
 
 
 def test_a_console_shows_strings_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
