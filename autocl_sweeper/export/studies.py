@@ -161,7 +161,7 @@ class _Study:
         written.reports = count
         before = _attributes(written.row)
         for key, attribute in _attributes(row).items():
-            if key not in before or before[key] != attribute:
+            if before.get(key) != attribute:
                 self.storage.set_trial_user_attr(written.id, key, attribute)
         state, value = self._end(row)
         if state is not State.RUNNING:

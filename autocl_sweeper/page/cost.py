@@ -47,7 +47,8 @@ def cost(sweep: Overview) -> Cost:
     for record in sweep.records:
         if record["event"] == "attempt_failed":
             parts[AGAIN] += record.get("device_seconds", 0.0)
-    parts[OTHERS] += max(-parts[OTHERS], total - sum(parts.values()))
+    # The rest, and not the sum of them: a trial that finished may have run again.
+    parts[OTHERS] = max(0.0, total - sum(parts.values()) + parts[OTHERS])
     spent = {label: seconds for label, seconds in parts.items() if seconds > 1e-6}
     return Cost(_sentence(sweep), total, spent, _devices(sweep))
 

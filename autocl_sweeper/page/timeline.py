@@ -48,10 +48,8 @@ def timeline(sweep: Overview) -> Spec | None:
             begin_u, end_u = sweep.open_s(one.began) / unit, sweep.open_s(end) / unit
             jobs.append({**row, "x": round(begin_u, 4), "x2": round(end_u, 4)})
             if one.began - one.asked > max(0.5, gone / 400):
-                asked = sweep.open_s(one.asked) / unit
-                waits.append(
-                    {"lane": lane_name(lane), "x": round(asked, 4), "x2": round(begin_u, 4)}
-                )
+                asked_u = round(sweep.open_s(one.asked) / unit, 4)
+                waits.append({"lane": lane_name(lane), "x": asked_u, "x2": round(begin_u, 4)})
     sampled = [
         {
             "lane": lane_name(device),

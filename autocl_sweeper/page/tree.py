@@ -32,6 +32,7 @@ DONE, FAILED, GIVEN_UP, PRUNED, RUNNING = KINDS = (
     "pruned",
     "running",
 )
+KIND_OF = {State.COMPLETE: DONE, State.FAIL: FAILED, State.PRUNED: PRUNED, State.RUNNING: RUNNING}
 CROSS = "M-1,-1L1,1M1,-1L-1,1"
 X, Y = {"field": "x"}, {"field": "y"}
 BEST = "datum.b"  # the expression for a trial of the best chain
@@ -93,12 +94,7 @@ def layout(sweep: Overview) -> Layout:
 def kind_of(sweep: Overview, trial: Trial) -> str:
     if trial.number in sweep.history.given_up or is_skipped(trial):
         return GIVEN_UP
-    return {
-        State.RUNNING: RUNNING,
-        State.FAIL: FAILED,
-        State.PRUNED: PRUNED,
-        State.COMPLETE: DONE,
-    }[trial.state]
+    return KIND_OF[trial.state]
 
 
 def scale_of(sweep: Overview) -> Scale:
@@ -138,17 +134,10 @@ def tree(sweep: Overview) -> Spec:
     for column, trials in enumerate(drawn.columns):
         stage = column + 1
         everything = sweep.history.stage(stage)
-        heads.append(
-            {
-                "c": column,
-                "title": f"{stage} · {clean(everything[0].task) or 'trials'}",
-                "sub": counted(len(everything), "trial"),
-            }
-        )
-        chosen = stage in beams
-        size = len(beams.get(stage, ())) or _open_beam(sweep, trials)
-        if size:
-            bands.append({"c": column, "h": size * ROW + 4, "open": int(not chosen)})
+        title = f"{stage} · {clean(everything[0].task) or 'trials'}"
+        heads.append({"c": column, "title": title, "sub": counted(len(everything), "trial")})
+        if size := len(beams.get(stage, ())) or _open_beam(sweep, trials):
+            bands.append({"c": column, "h": size * ROW + 4, "open": int(stage not in beams)})
         if hidden := drawn.hidden[column]:
             scores = [t.score for t in hidden if t.score is not None]
             to = f",\nto {score((min if sweep.maximize else max)(scores))}" if scores else ""
