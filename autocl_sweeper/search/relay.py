@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from autocl_sweeper.distributions import Choice, Distribution, Space, same
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.ranks import mean_ranks, spearman
-from autocl_sweeper.search import is_discrete, next_index, space_of
-from autocl_sweeper.search.grid import Combinations
+from autocl_sweeper.search import next_index
+from autocl_sweeper.search.grid import combinations_of
 from autocl_sweeper.search.pooled import Axes, ask_tpe, frozen
 from autocl_sweeper.search.random import uniform
 from autocl_sweeper.types import Carried, Origin, State, Suggestion, Value
@@ -70,9 +70,7 @@ class RelaySearch:
 
     pairing: ClassVar[Literal["every", "one"]] = "one"
 
-    def __init__(
-        self, space: Mapping[str, Distribution], seed: int, stage_name: str, **rules: Any
-    ) -> None:
+    def __init__(self, space: Space, seed: int, stage_name: str, **rules: Any) -> None:
         """`rules`: fields of `Rules`. Raises ConfigurationError."""
         try:
             self._rules = Rules(**rules)
@@ -82,11 +80,10 @@ class RelaySearch:
                 f"hydra.sweeper.search: relay does not know all of {sorted(rules)}.\n"
                 f"  Its constants are: {known} (docs/searches.md)."
             ) from error
-        self._space = _with_single_values_listed(space_of(space))
+        self._space = _with_single_values_listed(space)
         self._axes = Axes(self._space)
         self._name = f"{seed}/{stage_name}"
-        discrete = all(map(is_discrete, self._space.values()))
-        self._combinations = Combinations(self._space) if discrete else None
+        self._combinations = combinations_of(self._space)
         self.size = None if self._combinations is None else self._combinations.size
         self._mirrored: list[_Relayed] = []  # the stage that was asked for last
 

@@ -9,8 +9,8 @@ from autocl_sweeper.distributions import Choice, Distribution, Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search import in_turn, next_index
 from autocl_sweeper.search.cube import seed_of
-from autocl_sweeper.search.random import uniform
-from autocl_sweeper.search.unseen import size_of, unseen
+from autocl_sweeper.search.grid import size_of
+from autocl_sweeper.search.random import uniform, unseen
 from autocl_sweeper.types import Origin, State, Suggestion, Value
 from autocl_sweeper.view import StageView, TrialView
 

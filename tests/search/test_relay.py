@@ -323,12 +323,12 @@ def test_an_empty_space_has_one_suggestion():
 )
 def test_a_constant_outside_its_bounds_is_refused_by_name(option, value):
     with pytest.raises(ConfigurationError, match=rf"search\.{option}={value}"):
-        RelaySearch(LINE, 0, "t", **{option: value})
+        RelaySearch(Space(LINE), 0, "t", **{option: value})
 
 
 def test_an_unknown_constant_is_refused_with_those_there_are():
     with pytest.raises(ConfigurationError, match=r"(?s)\['frehs'\].*startup, fresh"):
-        RelaySearch(LINE, 0, "t", frehs=0.5)
+        RelaySearch(Space(LINE), 0, "t", frehs=0.5)
 
 
 def test_the_registered_defaults_are_those_of_the_search():

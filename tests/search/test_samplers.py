@@ -23,6 +23,7 @@ from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.search.cube import seed_of
 from autocl_sweeper.search.gp import gp_search
 from autocl_sweeper.search.qmc import QMCSearch
+from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.search.tpe import tpe_search
 from autocl_sweeper.types import Later, State
 
@@ -318,10 +319,16 @@ def test_sixteen_points_of_qmc_fill_every_sixteenth_of_each_axis():
         assert sorted(int(point[axis]) for point in points) == [*range(16)]
 
 
-def test_qmc_goes_on_where_a_value_is_listed_twice():
-    search = QMCSearch({"x": Choice((1, 1, 2))}, 0, "t")
-    params = [search.suggestion(index).params["x"] for index in range(search.size)]
-    assert sorted(params[:2]) == [1, 2] and len(params) == 3
+@pytest.mark.parametrize("factory", [QMCSearch, RandomSearch])
+def test_a_search_by_places_goes_on_where_a_value_is_listed_twice(factory):
+    space = Space({"x": Choice((1, 1, 2)), "n": Interval(1, 2, integer=True)})
+    search = factory(space, 0, "t")
+    params = [tuple(search.suggestion(index).params.values()) for index in range(search.size)]
+    assert sorted(params[:4]) == [(1, 1), (1, 2), (2, 1), (2, 2)] and len(params) == 6
+
+
+def test_qmc_ends_where_a_value_is_listed_twice():
+    search = QMCSearch(Space({"x": Choice((1, 1, 2))}), 0, "t")
     assert len(Played(search).run(lambda params, index: 0.0, 9)) == 2
 
 

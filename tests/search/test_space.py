@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from autocl_sweeper.distributions import Choice, Interval
+from autocl_sweeper.distributions import Choice, Interval, Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.space import (
@@ -507,7 +507,8 @@ COMMAND_LINES = [
 def our_overrides(line, loader):
     """The jobs of a multirun, put together from this room's parts."""
     arguments = parse_arguments(line, loader)
-    search = GridSearch({a.key: a.distribution for a in arguments if a.distribution is not None})
+    axes = {a.key: a.distribution for a in arguments if a.distribution is not None}
+    search = GridSearch(Space(axes))
     for index in range(search.size):
         params = search.suggestion(index).params
         yield [override(a.key, params[a.key]) if a.distribution else a.text for a in arguments]
