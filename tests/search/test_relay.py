@@ -212,10 +212,9 @@ def test_the_model_is_optunas_multivariate_tpe_on_ranks_of_this_stage_and_those_
 
 
 def learned_from(stages):
-    """Which stages the model learns from: task -> how many results."""
-    (relayed,) = stages.searches[-1]._mirrored
-    earlier = {m.stage.task for m in relayed.earlier if relayed._agrees(m)}
-    return earlier
+    """The tasks of the earlier stages that the model learns from."""
+    search = stages.searches[-1]
+    return {one.stage.task for one in search._earlier if search._agrees(one, search._own)}
 
 
 def test_a_stage_that_contradicts_this_one_is_left_out_from_four_results_on():
@@ -268,8 +267,7 @@ def test_a_failed_trial_is_no_score_and_is_not_suggested_again():
     told = stages.run([None, 3.0, None, "running", 1.0])
     assert sorted(one.params["x"] for one in told) == [1, 2, 3, 4, 5]
     assert stages.ask() is None
-    (relayed,) = stages.searches[-1]._mirrored
-    assert [result.number for result, _ in relayed._own.ranked] == [1, 4]
+    assert [result.number for result, _ in stages.searches[-1]._own.ranked] == [1, 4]
 
 
 def test_a_stopped_trial_ranks_last_and_neither_wins_nor_counts_in_the_guard():
@@ -278,11 +276,11 @@ def test_a_stopped_trial_ranks_last_and_neither_wins_nor_counts_in_the_guard():
     stages.add(Suggestion(3, {"x": 0.8}), 98.0, None, 1, State.PRUNED, [(9, 98.0)])
     told = stages.run([1] * 4)
     assert {0.8, 0.9}.isdisjoint(one.params["x"] for one in told)
-    (relayed,) = stages.searches[-1]._mirrored
+    (earlier,) = stages.searches[-1]._earlier
     # rank / n: complete ones, then the one that came further
-    shares = {result.number: share for result, share in relayed.earlier[0].ranked}
+    shares = {result.number: share for result, share in earlier.ranked}
     assert shares == {1: 0.25, 0: 0.5, 3: 0.75, 2: 1.0}
-    assert [result.number for result, _ in relayed.earlier[0].complete] == [0, 1]
+    assert [result.number for result, _ in earlier.complete] == [0, 1]
 
 
 def test_repeats_of_a_suggestion_are_one_result_with_their_mean():
@@ -290,8 +288,8 @@ def test_repeats_of_a_suggestion_are_one_result_with_their_mean():
     stages.add(Suggestion(1, {"x": 0.4}), 0.0, None, stage=1)  # 9 was luck: 4.5 on average
     told = stages.run([1] * 4)
     assert [one.params["x"] for one in told[1:3]] == [0.6, 0.2]
-    (relayed,) = stages.searches[-1]._mirrored
-    assert {one.number: one.loss for one, _ in relayed.earlier[0].ranked} == {0: -5, 1: -4.5, 2: -6}
+    (earlier,) = stages.searches[-1]._earlier
+    assert {one.number: one.loss for one, _ in earlier.ranked} == {0: -5, 1: -4.5, 2: -6}
 
 
 def test_without_scores_the_search_goes_on_with_sobol_points():
