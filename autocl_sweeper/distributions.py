@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.types import Value
@@ -104,12 +104,12 @@ class Interval:
 
     def position(self, value: Value) -> float | None:
         """The place of a value: `at(position(v)) == v`, floats up to rounding. None: it lies outside."""
-        if not is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+        if not is_number(value) or not self.low <= value <= self.high:
             return None
-        if self.integer and not float(value).is_integer():  # type: ignore[arg-type]
+        if self.integer and not float(value).is_integer():
             return None
         scale = math.log if self.log else float
-        low, high, place = map(scale, (*self._ends, value))  # type: ignore[arg-type]
+        low, high, place = map(scale, (*self._ends, value))
         return (place - low) / (high - low) if high > low else 0.5
 
 
@@ -125,7 +125,7 @@ def same(one: Value, other: Value) -> bool:
     return isinstance(one, bool) is isinstance(other, bool) and one == other
 
 
-def is_number(value: Value) -> bool:
+def is_number(value: Value) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

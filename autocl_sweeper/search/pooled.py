@@ -104,8 +104,8 @@ def nearest(distribution: Distribution, value: Value) -> list[Value]:
         return [min(distribution.ranked, key=lambda one: abs(one - value))]  # type: ignore[operator]
     if not is_number(value):
         return []
-    inside = min(max(value, distribution.low), distribution.high)  # type: ignore[type-var]
-    return [round(inside) if distribution.integer else float(inside)]  # type: ignore[arg-type]
+    inside = min(max(value, distribution.low), distribution.high)
+    return [round(inside) if distribution.integer else float(inside)]
 
 
 class Mirror(Generic[Row]):
