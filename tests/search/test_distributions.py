@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 from hypothesis import given
@@ -159,9 +158,3 @@ def test_zipped_keys_go_together() -> None:
     assert own.initial == {"model": "small", "batch": 32, "rate": 0.1}
     mixed = Space(space.axes, zips=space.zips, init={"model": "small", "batch": 8, "rate": 0.1})
     assert mixed.initial is None
-
-
-def test_a_draw_is_uniform_in_the_logarithm() -> None:
-    space = Space({"rate": Interval(1e-4, 1e-2, log=True)})
-    drawn = space.draw(lambda axis: 0.5)["rate"]
-    assert isinstance(drawn, float) and math.isclose(drawn, 1e-3)

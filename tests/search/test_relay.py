@@ -16,21 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
+from support.lineages import Simulated, completed
 from support.plans import plan_of
 from support.searches import Asked
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.distributions import Choice, Interval, Space, same
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import read
-from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.search.pooled import nearest
 from autocl_sweeper.search.relay import RelaySearch, Rules
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Carried, History, Outcome, Report, State, Suggestion, Trial
 from hydra_plugins.hydra_autocl_sweeper._schema import RelayConf
 
@@ -384,8 +381,6 @@ def test_a_search_that_never_saw_the_trials_before_answers_the_same():
 
 def sweep(folder, devices=1, records=(), **changed):
     """A real sweep over simulated devices; what every trial got, and the beams."""
-    folder.mkdir()
-    (folder / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     plan = plan_of(
         "task=a,b,c",
         params={"x": "interval(0,1)", "kind": "choice(p,q,r)"},
@@ -393,18 +388,13 @@ def sweep(folder, devices=1, records=(), **changed):
         **{"jobs": 6, **changed},
     )
 
-    def end(job):
-        given = dict(text.partition("=")[::2] for text in job.overrides)
-        score = -abs(float(given["x"]) - 0.6) - (given["kind"] != "q")
-        if int(1000 * float(given["x"])) % 5 == 4:
+    def end(lineage):
+        given = lineage[-1].suggestion.params
+        if int(1000 * given["x"]) % 5 == 4:
             return Outcome(State.FAIL, "it crashed", seconds=1.0)
-        numbers = {"score": score}
-        return Outcome(
-            State.COMPLETE, numbers=numbers, returned="float", seconds=1.0, checkpoint=str(folder)
-        )
+        return completed(-abs(given["x"] - 0.6) - (given["kind"] != "q"), folder)
 
-    executor = SimulatedExecutor(devices, end)
-    history = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress()).run()
+    history = Simulated(folder, plan, end, devices, records).history
     return [(t.suggestion, t.parent, t.score) for t in history], history.beams
 
 

@@ -156,17 +156,6 @@ def test_seed_and_stage_change_the_order_and_nothing_else_does():
     assert orders[0] != orders[2] != orders[3] != orders[0]
 
 
-def test_draws_stay_in_bounds_and_have_the_type_of_their_interval():
-    for suggestion in ask_all(RandomSearch(CONTINUOUS, 1, "t"), at_most=3000):
-        params = suggestion.params
-        assert list(params) == list(CONTINUOUS)
-        assert type(params["lr"]) is float and 1e-5 <= params["lr"] <= 1e-1
-        assert type(params["wd"]) is float and -1 <= params["wd"] <= 3
-        assert type(params["rank"]) is int and 1 <= params["rank"] <= 8
-        assert type(params["width"]) is int and 1 <= params["width"] <= 64
-        assert params["act"] in ("relu", "gelu", "tanh")
-
-
 def test_draws_are_uniform_in_the_scale_of_their_interval():
     drawn = [s.params for s in ask_all(RandomSearch(CONTINUOUS, 2, "t"), at_most=8000)]
     # Bins of equal probability; 5 standard deviations of a binomial count around its mean.
