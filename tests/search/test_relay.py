@@ -253,11 +253,6 @@ def test_an_eighth_of_the_suggestions_is_fresh_whatever_the_model_says():
     assert later.count("model") == len(later) - 4
 
 
-def test_parents_take_turns_best_first():
-    stages = Stages(Space(LINE), FIRST, jobs=12, k=3)
-    assert [one.parent for one in stages.run(range(12))] == [1, 2, 0] * 4
-
-
 def test_a_failed_trial_is_no_score_and_is_not_suggested_again():
     space = Space({"x": Choice((1, 2, 3, 4, 5))})
     stages = Stages(space, jobs=20)
@@ -305,12 +300,6 @@ def test_a_finite_space_is_searched_to_its_end_and_no_further():
     told = stages.run(range(6))  # sgd has 2 * 2, adam 2
     assert len({json.dumps(dict(one.params), sort_keys=True) for one in told}) == 6
     assert stages.ask() is None and stages.searches[-1].size == 6
-
-
-def test_an_empty_space_has_one_suggestion():
-    stages = Stages(Space({}), jobs=4)
-    assert stages.run([1])[0].params == {}
-    assert stages.ask() is None
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,6 @@ def test_a_search_counts_from_0_and_repeats_itself_for_a_replayed_history(search
     assert Asked(search, Suggestion(place - 1, {})).next() == first[place]
 
 
-@pytest.mark.parametrize("search", [GridSearch, lambda space: RandomSearch(space, 3, "t")])
-def test_an_empty_space_has_one_suggestion_without_parameters(search):
-    assert [(s.index, s.params) for s in ask_all(search(Space({})))] == [(0, {})]
-    assert search(Space({})).size == 1
-
-
 # --- grid ----------------------------------------------------------------------------------------
 
 
