@@ -7,9 +7,8 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from hashlib import blake2b
-from inspect import signature
 
 import optuna
 import pytest
@@ -24,12 +23,11 @@ from autocl_sweeper.distributions import Choice, Interval, Space, same
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.journal import read
 from autocl_sweeper.search.pooled import nearest
-from autocl_sweeper.search.relay import RelaySearch, Rules
+from autocl_sweeper.search.relay import RelaySearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Carried, History, Outcome, Report, State, Suggestion, Trial
-from hydra_plugins.hydra_autocl_sweeper._schema import RelayConf
 
 LINE = {"x": Interval(0.0, 1.0)}
 APP = {"x": 0.5}
@@ -315,13 +313,6 @@ def test_an_unknown_constant_is_refused_with_those_there_are():
         RelaySearch(Space(LINE), 0, "t", frehs=0.5)
 
 
-def test_the_registered_defaults_are_those_of_the_search():
-    known = {one.name: one.default for one in fields(Rules)}
-    registered = {one.name: one.default for one in fields(RelayConf)}
-    assert {k: v for k, v in registered.items() if k != "factory"} == known
-    assert {"space", "seed", "stage_name"} <= set(signature(RelaySearch).parameters)
-
-
 @pytest.mark.parametrize(
     ("distribution", "value", "moved"),
     [
@@ -356,16 +347,6 @@ def test_another_process_gives_the_same_answers():
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
     printed = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
     assert json.loads(printed.stdout) == [[one.params, one.origin, one.parent] for one in told]
-
-
-def test_a_search_that_never_saw_the_trials_before_answers_the_same():
-    whole = Stages(Space(LINE), FIRST, SECOND, jobs=20)
-    told = whole.run(range(20))
-    for count in range(20):
-        fresh = Stages(Space(LINE), FIRST, SECOND, jobs=20)
-        for score, suggestion in enumerate(told[:count]):
-            fresh.add(suggestion, score, suggestion.parent)
-        assert fresh.ask() == told[count], count
 
 
 def sweep(folder, devices=1, records=(), **changed):

@@ -151,26 +151,22 @@ def test_a_stage_is_the_population_with_its_trials_told_round_by_round(factory, 
 
 
 def test_a_failed_trial_that_runs_again_and_completes_counts_with_its_loss():
-    def make():
-        return hazero_search(SPACE, 0, "t", popsize=4)
+    def played_with(third):
+        played = Played(hazero_search(SPACE, 0, "t", popsize=4))
+        for _ in range(4):
+            played.start(played.ask())
+        for number, loss in enumerate((0.0, 1.0, third, 3.0)):
+            played.end(number, loss)
+        return played
 
-    played = Played(make())
-    for _ in range(4):
-        played.start(played.ask())
-    for number in range(4):
-        played.end(number, None if number == 2 else float(number))
+    played = played_with(None)
     with_failure = played.ask()
     played.again(2)
     assert isinstance(played.ask(), Later)
     played.end(2, -1.0)
     mended = played.ask()
     assert mended.params != with_failure.params
-    straight = Played(make())
-    for _ in range(4):
-        straight.start(straight.ask())
-    for number in range(4):
-        straight.end(number, -1.0 if number == 2 else float(number))
-    assert straight.ask() == mended
+    assert played_with(-1.0).ask() == mended
 
 
 def test_what_the_journal_says_ran_is_told_where_it_is_not_what_would_be_suggested_now():
