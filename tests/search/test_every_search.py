@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.played import Played, replayed
+from support.spaces import NAMES, NUMBERS
 
 from autocl_sweeper.distributions import Choice, Interval, Space
 from autocl_sweeper.search.cmaes import cmaes_search
@@ -104,29 +105,6 @@ def test_a_space_without_axes_has_one_suggestion(factory):
     assert only.params == {}
 
 
-NUMBERS = st.one_of(
-    st.builds(
-        lambda low, width: Interval(low, low + width),
-        st.floats(-100, 100),
-        st.floats(0.1, 100),
-    ),
-    st.builds(
-        lambda low, times: Interval(low, low * times, log=True),
-        st.floats(1e-6, 10),
-        st.floats(1.5, 1e4),
-    ),
-    st.builds(
-        lambda low, width, log: Interval(low, low + width, log=log, integer=True),
-        st.integers(1, 50),
-        st.integers(1, 20),
-        st.booleans(),
-    ),
-    st.lists(st.integers(-9, 9), min_size=2, max_size=5, unique=True).map(
-        lambda values: Choice(tuple(values))
-    ),
-)
-
-
 @settings(max_examples=50)
 @given(
     axes=st.dictionaries(st.sampled_from("abcd"), NUMBERS, min_size=2, max_size=3),
@@ -138,7 +116,7 @@ def test_every_suggestion_is_new_and_inside_the_space_with_values_of_its_type(
     axes, factory, seed, data
 ):
     if factory in TAKE_NAMES.values():
-        axes["opt"] = Choice(("adam", "sgd", None))
+        axes["opt"] = NAMES
     init = {key: one.at(data.draw(st.floats(0, 1))) for key, one in axes.items()}
     losses = st.one_of(st.none(), st.floats(-1e6, 1e6))
     played = Played(factory(Space(axes, init=init), seed, "t"))

@@ -18,6 +18,7 @@ from scipy.stats import qmc
 from support.lineages import Simulated, completed
 from support.plans import plan_of
 from support.searches import Asked
+from support.spaces import NAMES, NUMBERS, SINGLE
 
 from autocl_sweeper.distributions import Choice, Interval, Space, same
 from autocl_sweeper.errors import ConfigurationError
@@ -391,19 +392,7 @@ def test_a_sweep_on_several_devices_runs_its_jobs_without_repeating_one(tmp_path
 
 # -- any space, any history -------------------------------------------------------------------------
 
-DISTRIBUTIONS = st.one_of(
-    st.tuples(st.floats(-10, 10), st.floats(0, 5)).map(lambda b: Interval(b[0], b[0] + b[1])),
-    st.tuples(st.floats(1e-6, 1), st.floats(1, 1e4)).map(
-        lambda b: Interval(b[0], b[0] * b[1], log=True)
-    ),
-    st.tuples(st.integers(1, 9), st.integers(0, 40), st.booleans()).map(
-        lambda b: Interval(b[0], b[0] + b[1], log=b[2], integer=True)
-    ),
-    st.lists(st.integers(-5, 5), min_size=1, max_size=4, unique=True).map(
-        lambda v: Choice(tuple(v))
-    ),
-    st.just(Choice(("relu", None, True, [1, 2], {"k": 1.5}))),
-)
+DISTRIBUTIONS = NUMBERS | st.sampled_from([NAMES, *SINGLE])
 
 
 @st.composite
