@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.played import Played, replayed
+from support.searches import Asked
 from support.spaces import NAMES, NUMBERS
 
 from autocl_sweeper.distributions import Choice, Interval, Space
@@ -80,6 +81,16 @@ def test_suggestions_run_with_the_parents_in_turn_the_best_first(factory):
     before = [({"lr": 1e-3, "wd": w}, w) for w in (0.3, 0.1, 0.2)]
     played = Played(factory(SPACE, 0, "t"), earlier=[before], beam=2)
     assert [one.parent for one in played.run(bowl, 4)] == [1, 2, 1, 2]
+
+
+@every(**LEARN)
+def test_a_search_is_asked_again_for_another_stage_without_remembering_the_first(factory):
+    search = factory(SPACE, 0, "t")
+    first = Asked(search).next()
+    second = Asked(search, first).next()
+    Asked(search, first, second).next()
+    assert Asked(search, first).next() == second
+    assert Asked(search).next() == first
 
 
 @every(**QUICK)
