@@ -95,7 +95,8 @@ class RelaySearch:
             self._earlier = [self._results_of(earlier) for earlier in stage.earlier]
         for results in (*self._earlier, own):
             results.update()
-        index, parent = next_index(stage), in_turn(stage, next_index(stage))
+        index = next_index(stage)
+        parent = in_turn(stage, index)
         for opening in self._opening(stage, index)[index : index + 1]:
             if _key(opening.params) not in own.seen:
                 begin = opening.source if opening.origin == "own" else parent
