@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from autocl_sweeper.device.pool import Grant
+from autocl_sweeper.executor.process.adopted import write_group
 from autocl_sweeper.executor.process.forked import ForkServer, ForkServerLostError
 from autocl_sweeper.executor.process.fresh import FreshProcess
-from autocl_sweeper.executor.process.groups import JOB, write_group
+from autocl_sweeper.executor.process.groups import JOB
 from autocl_sweeper.executor.process.guard import Guard
 from autocl_sweeper.executor.running import Process
 from autocl_sweeper.job.process import GO

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.process import forkserver as serving
-from autocl_sweeper.executor.process.groups import JOB, end_marked, exit_reason, signal_group
+from autocl_sweeper.executor.process.groups import JOB, entry, exit_reason, signal_group
+from autocl_sweeper.executor.process.guardian import end_marked
 from autocl_sweeper.executor.process.preload import WHILE_IMPORTING
 from autocl_sweeper.job.package import NOT_IMPORTED, command
 from autocl_sweeper.outcome import JobFiles
@@ -230,7 +231,7 @@ class ForkServer:
         for pid, process in list(self._jobs.items()):
             signal_group(pid, signal.SIGKILL)
             process.end(None)
-        end_marked(self.mark)
+        end_marked({entry(self.mark)})
         self._answers.put(None)
 
     def _last_output(self) -> str:

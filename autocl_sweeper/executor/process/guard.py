@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from autocl_sweeper.executor.process import guardian
-from autocl_sweeper.executor.process.groups import JOB, start_time
+from autocl_sweeper.executor.process.groups import JOB, entry
 
 
 class Guard:
@@ -33,7 +33,7 @@ class Guard:
             )
         assert self._guardian.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it; resuming still ends what is left
-            told = f"{start_time(group) or 0} {os.fsencode(f'{JOB}={mark}').hex()}" if mark else ""
+            told = f"{guardian.start_time(group) or 0} {entry(mark).hex()}" if mark else ""
             self._guardian.stdin.write(f"{change}{group} {told}\n".encode())
 
     def close(self) -> None:
