@@ -11,6 +11,7 @@ from typing import Protocol
 from autocl_sweeper.device.pool import Grant
 from autocl_sweeper.executor.process.adopted import write_group
 from autocl_sweeper.executor.process.forked import ForkServer, ForkServerLostError
+from autocl_sweeper.executor.process.forkserver import in_memory
 from autocl_sweeper.executor.process.fresh import FreshProcess
 from autocl_sweeper.executor.process.groups import JOB
 from autocl_sweeper.executor.process.guard import Guard
@@ -99,10 +100,7 @@ class Starter:
         # A job starts with a word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as go:
             try:
-                with (
-                    open(self._files.log(number), "wb") as output,
-                    _in_memory(order) as reading,
-                ):
+                with open(self._files.log(number), "wb") as output, in_memory(order) as reading:
                     own = {
                         **grant.environment,
                         **environment,
@@ -136,12 +134,3 @@ class Starter:
                 self._forkserver.close()
             self._guard.tell("-", self._forkserver.pid)
             self._forkserver = None
-
-
-@contextmanager
-def _in_memory(data: bytes) -> Iterator[int]:
-    """A descriptor to read `data` from, which a process can inherit."""
-    with os.fdopen(os.memfd_create("order"), "wb+") as file:
-        file.write(data)
-        file.seek(0)
-        yield file.fileno()

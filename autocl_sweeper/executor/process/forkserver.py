@@ -5,7 +5,7 @@ a fork of it is as good as a fresh interpreter, and then forks a job for every r
 socket. It runs nothing of a job itself, so it stays as it was. When the socket closes, its jobs end with
 it; where it is to outlive its controller, it waits for the last of them.
 
-Up the socket go JSON lines, down it go JSON messages with the descriptors a job is to have.
+Up the socket go JSON lines, down it descriptors: of a message in JSON, and those a job is to have.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 import weakref
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from autocl_sweeper.executor.process.groups import STRAGGLER_S, children, end_group
@@ -49,32 +48,27 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def send(control: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
-    data = json.dumps(message).encode()
-    socket.send_fds(control, [struct.pack("!I", len(data))], fds)
-    control.sendall(data)
+    """The message is a file in memory, whose descriptor goes first: it comes whole or not at all."""
+    with in_memory(json.dumps(message).encode()) as text:
+        socket.send_fds(control, [b"."], [text, *fds])
 
 
 def receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next message with its descriptors; None when the other side is gone."""
-    head, fds, _, _ = socket.recv_fds(control, 4, MAX_FDS)
-    data = head + _exactly(control, 4 - len(head))
-    if len(data) < 4:
+    head, fds, _, _ = socket.recv_fds(control, 1, MAX_FDS)
+    if not head:
         return None
-    data = _exactly(control, struct.unpack("!I", data)[0])
-    try:
-        return json.loads(data), fds
-    except ValueError:  # cut off
-        return None
+    with open(fds[0], "rb") as text:
+        return json.load(text), fds[1:]
 
 
-def _exactly(control: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = control.recv(size - len(data))
-        if not part:
-            break
-        data += part
-    return data
+@contextmanager
+def in_memory(data: bytes) -> Iterator[int]:
+    """A descriptor to read `data` from, which a process can inherit."""
+    with os.fdopen(os.memfd_create("order"), "wb+") as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
 
 
 # -- serving ----------------------------------------------------------------------------------------
