@@ -320,14 +320,6 @@ def test_deadlines_come_in_order_and_cancelled_ones_never() -> None:
     deadlines.close()
 
 
-def test_many_cancelled_deadlines_are_forgotten() -> None:
-    deadlines = Deadlines()
-    for _ in range(10_000):
-        deadlines.cancel(deadlines.at(time.monotonic() + 3600, int))
-    assert len(deadlines._heap) < 1000 and not deadlines._calls
-    deadlines.close()
-
-
 def test_time_in_which_the_process_stood_still_is_no_time_of_a_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
