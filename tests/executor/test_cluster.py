@@ -305,7 +305,7 @@ class FakeRay:
         if timeout > ANSWER_S and not any(agent.messages for agent in told):
             busy = [agent.executor for agent in told if agent.executor._running]
             if busy:
-                end = min(executor._next_end() for executor in busy)
+                end = min(executor._next().end_s for executor in busy)
                 for agent in told:
                     agent.move_to(end)
         return [agent for agent in told if agent.messages][:num_returns], None
