@@ -5,39 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import LocalExecutor
-from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer, Shared
+from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer
 from autocl_sweeper.executor.running import Limits
-from autocl_sweeper.executor.starting import Commands
+from autocl_sweeper.job.package import Package
 from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Job
 
 
-class Launchable(Commands, Shared, Protocol):
-    """What to run for a job, in a fresh process or in a forked one."""
-
-
-class Composed(Protocol):
-    def section(self, job: Job, name: str) -> Mapping[str, Any]:
-        """A section of a job's configuration. Raises what composing the job does."""
-        ...
-
-
-def needs_of(settings: Mapping[str, Any], composed: Composed) -> Siblings:
+def needs_of(settings: Mapping[str, Any], package: Package) -> Siblings:
     """What the jobs of these launcher settings say of the memory they need."""
     keys = settings["memory_keys"]
-    memory = partial(composed.section, name="memory")
+    memory = partial(package.section, name="memory")
     return Siblings(None if keys is None else tuple(keys), memory)
 
 
 def from_settings(
     settings: Mapping[str, Any],
-    package: Launchable,
+    package: Package,
     files: JobFiles,
     holder: str,
     returns: bool,

@@ -14,15 +14,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.process import forkserver as serving
 from autocl_sweeper.executor.process.groups import JOB, entry, exit_reason, signal_group
 from autocl_sweeper.executor.process.guardian import end_marked
 from autocl_sweeper.executor.process.preload import WHILE_IMPORTING
-from autocl_sweeper.job.package import NOT_IMPORTED, command
-from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.job.package import NOT_IMPORTED, Package, command
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +32,6 @@ NOT_FORKED = "jobs start in fresh interpreters"
 
 class ForkServerLostError(Exception):
     """The fork server died or does not answer. Fresh interpreters are still there."""
-
-
-class Shared(Protocol):
-    """What jobs have in common; `job.Package` in real life."""
-
-    data: bytes
-    files: JobFiles
 
 
 class ForkedProcess:
@@ -71,8 +63,8 @@ class ForkServer:
     `start` raises ForkServerLostError. The creator calls `close`, when no job runs any more.
     """
 
-    def __init__(self, shared: Shared, preload: Sequence[str] = ()) -> None:
-        self._shared = shared
+    def __init__(self, package: Package, preload: Sequence[str] = ()) -> None:
+        self._package = package
         self._modules = list(preload)
         self._sending = threading.Lock()
         # Forks of it show its environment, whatever became of theirs: so none can hide.
@@ -87,15 +79,13 @@ class ForkServer:
         self._lost = ""
         self._begun = time.monotonic()
         self._control, theirs = socket.socketpair()
-        # Files without names: nothing to remove, whoever is killed.
+        # A file without a name: nothing to remove, whoever is killed.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        arguments = (str(theirs.fileno()), str(self._shared.files.folder), *self._modules)
-        with theirs, tempfile.TemporaryFile() as package:
-            package.write(self._shared.data)
-            package.seek(0)
+        arguments = (str(theirs.fileno()), str(self._package.files.folder), *self._modules)
+        with theirs, serving.in_memory(self._package.data) as data:
             self._process = subprocess.Popen(
                 command(serving.__name__, *arguments),
-                stdin=package,
+                stdin=data,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **WHILE_IMPORTING, JOB: self.mark},
@@ -246,9 +236,9 @@ class KeptForkServer:
     def __init__(self) -> None:
         self._forkserver: ForkServer | None = None
 
-    def get(self, shared: Shared, preload: Sequence[str]) -> ForkServer:
+    def get(self, package: Package, preload: Sequence[str]) -> ForkServer:
         if self._forkserver is None:
-            self._forkserver = ForkServer(shared, preload)
+            self._forkserver = ForkServer(package, preload)
         return self._forkserver
 
     def close(self) -> None:

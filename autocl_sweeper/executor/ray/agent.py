@@ -43,6 +43,7 @@ from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.private import read_private
 from autocl_sweeper.types import Job, Need, Outcome
 
 Message = Mapping[str, Any]
@@ -62,7 +63,7 @@ class Agent:
         self._stopping = False
         files = self._files = JobFiles(Path(settings["folder"]))
         wait_to_see(files.package())
-        self._orders = Orders(Package.read(files))
+        self._orders = Orders(files)
         # The controller reads JobReturns: they may need modules that only its app imports.
         launcher, holder = settings["launcher"], settings["holder"]
         self._executor: LocalExecutor = from_settings(
@@ -162,13 +163,11 @@ def wait_to_see(path: Path, patience_s: float = VISIBLE_S) -> bool:
     return True
 
 
-class Orders:
+class Orders(Package):
     """The controller's package, and the orders of jobs as it composed them."""
 
-    def __init__(self, package: Package) -> None:
-        self.data = package.data
-        self.files = package.files
-        self.command = package.command
+    def __init__(self, files: JobFiles) -> None:
+        super().__init__(files, read_private(files.package()), None, written=True)
         self.by_number: dict[int, bytes] = {}
         self.needs: dict[int, Need] = {}
 
