@@ -49,7 +49,7 @@ class Grant:
 
     @property
     def base_mib(self) -> dict[str, int | None]:
-        """What was in use on a device before the first of those that are on it now came."""
+        """MiB in use on a device before the first of those that are on it now came; None: not known."""
         return {lease.device_id: lease.claim.base_mib for lease in self.leases}
 
     @property

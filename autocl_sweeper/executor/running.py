@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -52,8 +52,6 @@ class Running:
     limits: Limits
     deadlines: Deadlines
     started: float = field(default_factory=time.monotonic)
-    # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
-    base_mib: Mapping[str, int | None] = field(default_factory=dict)
     need: Need = field(default_factory=Need)
     grant: Grant | None = None  # our copy of its leases; none of an adopted job that has its own
     oom_kills: OomKills = field(default_factory=OomKills.now)

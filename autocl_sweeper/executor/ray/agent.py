@@ -115,9 +115,10 @@ class Agent:
             self._executor.cancel(self._jobs[request["cancel"]])
         elif "learn" in request:
             for used in request["learn"]:
-                self._executor.learn_used(Used.from_json(used))
+                self._executor.pool.learn(Used.from_json(used))
         elif "short" in request:
-            self._executor.learn_shortage(request["short"], Need(**request["memory"]))
+            need = Need(**request["memory"])
+            self._executor.pool.reservations.ran_out(request["short"], need)
         elif "stop" in request:
             self._executor.stop()
             self._stopping = True
