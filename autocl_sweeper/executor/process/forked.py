@@ -13,6 +13,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -39,21 +41,16 @@ class ForkedProcess:
 
     def __init__(self, of: ForkServer, pid: int) -> None:
         self.pid = pid
+        self.status: Future[int | None] = Future()
         self._forkserver = of
-        self._ended = threading.Event()
-        self._status: int | None = None
 
     def wait(self) -> None:
-        self._ended.wait()
+        futures.wait([self.status])
 
     def reap(self) -> int | None:
         """The exit status; None when the fork server died, and the job with it."""
         self._forkserver.reap(self.pid)
-        return self._status
-
-    def end(self, status: int | None) -> None:
-        self._status = status
-        self._ended.set()
+        return self.status.result()
 
 
 class ForkServer:
@@ -204,7 +201,7 @@ class ForkServer:
             for line in lines:
                 message = json.loads(line)
                 if "ended" in message:
-                    self._jobs[message["ended"]].end(message["status"])
+                    self._jobs[message["ended"]].status.set_result(message["status"])
                 elif "pid" in message:
                     process = ForkedProcess(self, message["pid"])
                     self._jobs[process.pid] = process
@@ -220,7 +217,8 @@ class ForkServer:
         )
         for pid, process in list(self._jobs.items()):
             signal_group(pid, signal.SIGKILL)
-            process.end(None)
+            if not process.status.done():
+                process.status.set_result(None)
         end_marked({entry(self.mark)})
         self._answers.put(None)
 
