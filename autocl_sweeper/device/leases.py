@@ -23,12 +23,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import count as count_from
 from pathlib import Path
+from typing import get_type_hints
 
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.errors import DeviceError
 
 DOOR_S = 0.2  # how long a look or a take may last; who stops in the middle holds nobody up for long
 WANTED_S = 5.0  # how long a wish for a whole device holds unless repeated; sweeps ask every second
+FIELDS = get_type_hints(Claim)
 BUSY = "is being checked by another sweep"
 
 
@@ -82,9 +84,6 @@ class Lease:
         fds, self._fds = self._fds, ()
         for fd in fds:
             os.close(fd)
-
-    def __repr__(self) -> str:
-        return f"Lease({self.device_id!r}, fds={self._fds})"
 
 
 @dataclass(frozen=True)
@@ -302,11 +301,6 @@ def _read(path: Path) -> Claim | None:
         claim = Claim(**json.loads(line))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    numbers = (claim.pid, claim.since, claim.stage)
-    maybe = (claim.job, claim.limit, claim.reserved_mib, claim.declared_mib, claim.base_mib)
-    texts = (claim.holder, claim.like, claim.source)
-    known = all(isinstance(text, str) for text in texts) and all(
-        isinstance(number, int | float)
-        for number in (*numbers, claim.unknown, *(n for n in maybe if n is not None))
-    )
-    return claim if known else None  # anybody may have written there
+    # Anybody may have written there.
+    known = all(isinstance(getattr(claim, name), kind) for name, kind in FIELDS.items())
+    return claim if known else None

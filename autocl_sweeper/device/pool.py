@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -111,25 +112,20 @@ class Pool:
         Raises ConfigurationError, and DeviceError when no device here could ever serve a job.
         """
         slots = settings["cpu_slots"]
-        for key in ("devices_per_job", "jobs_per_device", "max_devices", "memory_per_job_mib"):
-            if settings[key] is not None and settings[key] < 1:
+        share = "a share from 0 to 1 is needed (0.8: four fifths of a device are free of others)"
+        pause = "the seconds between two starts on a device cannot be negative"
+        kept = "the memory of a device that no job gets cannot be negative"
+        rules = {
+            "free_memory": (0, 1, share),
+            "stagger_s": (0, math.inf, pause),
+            "keep_free_mib": (0, math.inf, kept),
+        }
+        numbers = ("devices_per_job", "jobs_per_device", "max_devices", "memory_per_job_mib")
+        rules |= dict.fromkeys(numbers, (1, math.inf, "at least 1 is needed"))
+        for key, (least, most, rule) in rules.items():
+            if (value := settings[key]) is not None and not least <= value <= most:
                 raise ConfigurationError(
-                    f"hydra.launcher.{key}={settings[key]}: at least 1 is needed."
-                    " No job was started."
-                )
-        if not 0 <= settings["free_memory"] <= 1:
-            raise ConfigurationError(
-                f"hydra.launcher.free_memory={settings['free_memory']}: a share from 0 to 1 is"
-                " needed (0.8: four fifths of a device are free of others). No job was started."
-            )
-        for key, what in (
-            ("stagger_s", "the seconds between two starts on a device"),
-            ("keep_free_mib", "the memory of a device that no job gets"),
-        ):
-            if settings[key] < 0:
-                raise ConfigurationError(
-                    f"hydra.launcher.{key}={settings[key]:g}: {what} cannot be negative."
-                    " No job was started."
+                    f"hydra.launcher.{key}={value:g}: {rule}. No job was started."
                 )
         alike = ("free_memory", "max_devices", "jobs_per_device", "memory_per_job_mib", "stagger_s",
                  "keep_free_mib")  # fmt: skip
@@ -209,7 +205,7 @@ class Pool:
         kinds of jobs counts, and the caller asks `suits` once it knows the job.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
-        alike = [(one, need or Need()) for one in [stage] if one is not None] or self._latest
+        alike = self._latest if stage is None else [(stage, need or Need())]
         shared = self.shares and not alone
         claim = Claim(os.getpid(), self.holder)
         if shared:
