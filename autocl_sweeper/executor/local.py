@@ -156,7 +156,7 @@ class LocalExecutor:
             self._waiting.pass_all()
         else:
             grant.close()
-            self._waiting.add(Waiting(job, need, alone))
+            self._waiting.append(Waiting(job, need, alone))
             self._start_waiting()
 
     def adopt(self, job: Job) -> bool:

@@ -235,7 +235,7 @@ def test_out_of_memory_beside_others_means_once_more_alone_and_no_third_time(
         executor.submit(Job(0, (), alone=True))
         assert set(executor.devices()) == {2}, "it started beside another"
         assert executor.free_slots() == 0, "the place it waits for would go to another"
-        executor._waiting.add(Waiting(Job(3, (), alone=True), Need(), alone=True))
+        executor._waiting.append(Waiting(Job(3, (), alone=True), Need(), alone=True))
         executor.cancel(Job(3, ("known=by its number",)))
         assert ends(executor, 1)[3].cause is Cause.CANCELLED
         hold.unlink()

@@ -57,7 +57,7 @@ class Board:
             self.room.pass_all()
         else:
             self.came[number] = len(self.started)
-            self.room.add(Waiting(Job(number, ()), Need(), alone=False))
+            self.room.append(Waiting(Job(number, ()), Need(), alone=False))
 
     def check(self) -> None:
         claims = [*self.running.values()]
@@ -99,8 +99,8 @@ def test_reservations_never_exceed_the_device_and_no_job_is_passed_by_more_than_
 
 def test_a_job_that_has_to_be_alone_lets_no_other_start_before_it() -> None:
     room = WaitingRoom()
-    room.add(Waiting(Job(1, ()), Need(), alone=True))
-    room.add(Waiting(Job(2, ()), Need(), alone=False))
+    room.append(Waiting(Job(1, ()), Need(), alone=True))
+    room.append(Waiting(Job(2, ()), Need(), alone=False))
     ran: list[int] = []
     assert not room.serve(lambda one: ALONE if one.job.number == 2 else None,
                           lambda one, grant: ran.append(one.job.number))  # fmt: skip
