@@ -62,11 +62,6 @@ class Grant:
         most = max(claims, key=lambda claim: claim.reserved_mib or 0)
         return most.reserved_mib, most.source
 
-    def began(self, session: int) -> None:
-        """Tell the other sweeps which processes are the job's."""
-        for lease in self.leases:
-            lease.note(replace(lease.claim, job=session))
-
     def close(self) -> None:
         for lease in self.leases:
             lease.close()
@@ -301,10 +296,11 @@ class Pool:
         return self.shares and self.reservation(need, 0).alone
 
     def began(self, grant: Grant, session: int, stage: int, need: Need) -> None:
-        """A job runs on these devices, in this session."""
+        """A job runs on these devices, in this session: tell the other sweeps too."""
         others = [one for one in self._latest if one != (stage, need)]
         self._latest = [*others[-1:], (stage, need)]
-        grant.began(session)
+        for lease in grant.leases:
+            lease.note(replace(lease.claim, job=session))
 
     def environment(self, grant: Grant, need: Need, stage: int) -> dict[str, str]:
         """How a job that may share its devices learns what it reserves, and to which share that is."""

@@ -14,7 +14,6 @@ from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer
 from autocl_sweeper.executor.running import Limits
 from autocl_sweeper.job.package import Package
-from autocl_sweeper.outcome import JobFiles
 
 
 def needs_of(settings: Mapping[str, Any], package: Package) -> Siblings:
@@ -27,20 +26,18 @@ def needs_of(settings: Mapping[str, Any], package: Package) -> Siblings:
 def from_settings(
     settings: Mapping[str, Any],
     package: Package,
-    files: JobFiles,
-    holder: str,
     returns: bool,
     kept: KeptForkServer | None = None,
-    *,
-    needs: Needs,
+    needs: Needs | None = None,
 ) -> LocalExecutor:
-    """An executor for the devices of this machine; `holder` names it to who looks at its leases.
+    """An executor for the devices of this machine, whose leases name the sweep's folder.
 
     `kept`: where its fork server comes from, and stays when the executor is closed. Raises DeviceError
     when no device can ever be had, and ConfigurationError.
     """
     check(settings)
-    pool = Pool.of(settings, holder)
+    files = package.files
+    pool = Pool.of(settings, str(files.folder.parent))
     modules = list(settings["preload"])
     warm = settings["warm"] if settings["warm"] is not None else bool(modules)
     return LocalExecutor(
@@ -52,7 +49,7 @@ def from_settings(
         forkserver=partial(kept.get if kept else ForkServer, package, modules) if warm else None,
         keeps_forkserver=kept is not None,
         jobs_outlive=settings["on_controller_death"] == "finish",
-        needs=needs,
+        needs=needs or needs_of(settings, package),
     )
 
 

@@ -164,8 +164,6 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     (folder / "package.pkl").write_bytes(package)
     settings = {
         "folder": str(folder),
-        "holder": "a test",
-        "returns": False,
         "launcher": {**launcher_keys(), "jobs_per_device": 2},
     }
     agent = subprocess.Popen(
@@ -331,10 +329,11 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., R
         package = SimpleNamespace(
             files=JobFiles.of(tmp_path / "sweep"),
             write=lambda: None,
+            section=lambda job, name: {},
             order=lambda job, returns: json.dumps(job.overrides).encode(),
         )
         keys = {**launcher_keys(), **keys}
-        return RayExecutor("auto", keys, package, False, {})  # type: ignore[arg-type]
+        return RayExecutor(keys, package, False, {})  # type: ignore[arg-type]
 
     return make
 

@@ -65,9 +65,8 @@ class Agent:
         wait_to_see(files.package())
         self._orders = Orders(files)
         # The controller reads JobReturns: they may need modules that only its app imports.
-        launcher, holder = settings["launcher"], settings["holder"]
         self._executor: LocalExecutor = from_settings(
-            launcher, self._orders, files, holder, returns=False, needs=self._orders
+            settings["launcher"], self._orders, returns=False, needs=self._orders
         )
         self._executor.on_end = lambda: self._requests.put({"look": True})
         threading.Thread(target=self._read, name="requests", daemon=True).start()

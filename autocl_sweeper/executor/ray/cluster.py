@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper import errors
-from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.reservations import used_by
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
 from autocl_sweeper.executor.ends import not_composed
@@ -29,7 +28,7 @@ from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
 from autocl_sweeper.executor.ray.connection import connect
 from autocl_sweeper.executor.reports import ReportFiles
-from autocl_sweeper.executor.settings import check
+from autocl_sweeper.executor.settings import check, needs_of
 from autocl_sweeper.job.package import Package, command
 from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
@@ -66,24 +65,22 @@ class _Node:
 class RayExecutor:
     """An Executor over all nodes of a cluster; nodes may come and go while it runs.
 
+    `settings` are the launcher's keys; each node's agent applies them to its own machine. Their
     `address` is Ray's: 'auto' for the cluster this machine belongs to, 'host:port', or 'local' to
-    start one on this machine. `settings` are the launcher's keys; each node's agent applies them to
-    its own machine. `environment` comes on top of the one in which a node joined.
+    start one on this machine. `environment` comes on top of the one in which a node joined.
 
     Raises ConfigurationError when Ray is not installed or cannot be reached.
     """
 
     def __init__(
         self,
-        address: str,
         settings: Mapping[str, Any],
         package: Package,
         returns: bool,
         environment: Mapping[str, str],
-        needs: Needs | None = None,
     ) -> None:
         check(settings)
-        self._needs = needs or Siblings()
+        self._needs = needs_of(settings, package)
         self._shares = settings["jobs_per_device"] > 1 or settings["memory_per_job_mib"] is not None
         if settings["on_controller_death"] == "finish":
             raise ConfigurationError(
@@ -91,14 +88,12 @@ class RayExecutor:
                 " with the\n  agent of their node, and it with the sweep. Leave it at 'kill'. No job"
                 " was started."
             )
-        self._ray: Any = connect(address)
+        self._ray: Any = connect(settings["address"])
         self._home = self._ray.get_runtime_context().get_node_id()
         self._package = package
         self._returns = returns
         self._grace_s = float(settings["grace_s"])
-        folder = package.files.folder
-        places = {"folder": str(folder), "holder": str(folder.parent)}
-        request = {**places, "launcher": dict(settings)}
+        request = {"folder": str(package.files.folder), "launcher": dict(settings)}
         self._argv = command(agent.__name__, json.dumps(request))
         self._environment = dict(environment)
         self._nodes: dict[str, _Node] = {}
