@@ -34,6 +34,7 @@ FIELDS = get_type_hints(Claim)
 BUSY = "is being checked by another sweep"
 
 
+@dataclass
 class Lease:
     """A device of ours, or a place on one, until every process that has its descriptors is gone.
 
@@ -41,13 +42,10 @@ class Lease:
     copies when the job is reaped: it may close its own before. A fork without exec inherits them as well.
     """
 
-    def __init__(
-        self, device_id: str, fds: Sequence[int], claim: Claim, paths: Sequence[Path] = ()
-    ) -> None:
-        self.device_id = device_id
-        self.claim = claim
-        self.paths = paths  # of the last of its descriptors
-        self._fds = tuple(fds)  # of the device; and of the place, if it is shared
+    device_id: str
+    _fds: tuple[int, ...]  # of the device; and of the place, if it is shared
+    claim: Claim
+    paths: Sequence[Path]  # of the last of its descriptors
 
     def filenos(self) -> tuple[int, ...]:
         if not self._fds:
@@ -183,7 +181,7 @@ class LeaseFolder:
             places = ((file, self._lock(file, fcntl.LOCK_EX)) for file in files)
             place, fd = next((file, fd) for file, fd in places if fd is not None)
             locked[place] = fd
-        lease = Lease(device_id, list(locked.values()), claim, list(locked))
+        lease = Lease(device_id, tuple(locked.values()), claim, list(locked))
         lease.note(claim)
         return lease
 

@@ -129,7 +129,8 @@ def test_the_balance_is_that_of_a_ledger_kept_by_hand(
     processes = {1000 + 100 * n: used for n, (_, used) in enumerate(jobs) if used}
     claims = [claim(10 + n, reserved) for n, (reserved, _) in enumerate(jobs)]
     board = device(free, processes, 400)
-    found = balance(board, claims, claim(), family)
+    use = use_of(board, [10 + n for n in range(len(jobs))], family)
+    found = balance(board, claims, claim(), use)
     assert found is not None
     assert found.foreign_mib == ledger.owned("foreign")
     assert found.claimed_mib == sum(ledger.owned(f"job {n}") for n in range(len(jobs)))
