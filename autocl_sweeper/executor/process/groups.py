@@ -63,10 +63,9 @@ class OomKills:
 
 def _group_counters() -> Iterator[str]:
     """Files that count the kills of this process's control group, version 2 first."""
-    try:
+    lines: list[str] = []
+    with suppress(OSError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
     for line in sorted(lines, key=lambda text: not text.startswith("0::")):
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -79,13 +78,10 @@ def _group_counters() -> Iterator[str]:
 
 def _first_count(paths: Iterable[str]) -> int | None:
     for path in paths:
-        try:
-            with open(path) as file:
-                for line in file:
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
-        except OSError:
-            continue
+        with suppress(OSError), open(path) as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return None
 
 
