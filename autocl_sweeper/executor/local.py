@@ -43,8 +43,8 @@ class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. The creator calls `close`, which closes the fork server too unless
-    `keeps_forkserver`. If it dies before, its jobs end with it, or with `jobs_outlive` run to their end.
+    ends what it started. The creator calls `close`. If it dies before, its jobs end with it, or with
+    `jobs_outlive` run to their end.
     """
 
     def __init__(
@@ -55,15 +55,12 @@ class LocalExecutor:
         limits: Limits | None = None,
         returns: bool = False,
         forkserver: Callable[[], ForkServer] | None = None,
-        keeps_forkserver: bool = False,
         jobs_outlive: bool = False,
         needs: Needs | None = None,
     ) -> None:
         self._commands = commands
         self._guard = Guard(jobs_outlive)
-        self._starter = Starter(
-            commands, files, self._guard, forkserver, keeps_forkserver, jobs_outlive
-        )
+        self._starter = Starter(commands, files, self._guard, forkserver, jobs_outlive)
         self._needs = needs or Siblings()
         self._files = files
         self.pool = pool
@@ -324,7 +321,7 @@ class LocalExecutor:
 
     def _announce_again(self) -> None:
         self._announce()
-        self._deadlines.at(self._deadlines.now() + POLL_S, self._announce_again)
+        self._deadlines.after(POLL_S, self._announce_again)
 
     def _await(self, running: Running) -> None:
         """Runs in the job's thread: from here on nobody else reaps the process."""
@@ -354,8 +351,8 @@ class LocalExecutor:
         if (running := self._running.get(number)) is not None:
             reason = f"its device is lost: {reason}"
             running.end(reason, Cause.DEVICE)
-            due = self._deadlines.now() + self._limits.grace_s + UNKILLABLE_S
-            running.at(due, lambda: self._abandon(running, reason))
+            patience_s = self._limits.grace_s + UNKILLABLE_S
+            running.after(patience_s, lambda: self._abandon(running, reason))
 
     def _abandon(self, running: Running, reason: str) -> None:
         """Go on without a job that even SIGKILL does not end. What is left of it keeps its lease."""

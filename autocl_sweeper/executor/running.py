@@ -77,16 +77,15 @@ class Running:
         timeout_s, stall_s = self.limits.timeout_s, self.limits.stall_s
         if timeout_s is not None:
             reason = f"timed out after {timeout_s:g} s (hydra.launcher.timeout_s)"
-            due = self.deadlines.now() + timeout_s
-            self.at(due, lambda: self.end(reason, Cause.TIMEOUT))
+            self.after(timeout_s, lambda: self.end(reason, Cause.TIMEOUT))
         if stall_s is not None:
             self._look_for_writing(stall_s)
 
-    def at(self, due: float, call: Callable[[], None]) -> None:
+    def after(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call it then, unless the job is over before."""
         with self._signalling:
             if not self._reaped:
-                self._due.append(self.deadlines.at(due, call))
+                self._due.append(self.deadlines.after(delay_s, call))
 
     def _look_for_writing(self, stall_s: float) -> None:
         """End a job that has written nothing for `stall_s`; else look again when it may have."""
@@ -95,8 +94,7 @@ class Running:
             reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
             self.end(f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
         else:
-            due = self.deadlines.now() + stall_s - quiet_s
-            self.at(due, lambda: self._look_for_writing(stall_s))
+            self.after(stall_s - quiet_s, lambda: self._look_for_writing(stall_s))
 
     def end(self, reason: str, cause: Cause) -> None:
         """SIGTERM to all of the job, SIGKILL `grace_s` later; its thread reports its end."""
@@ -105,7 +103,7 @@ class Running:
                 return
             self.ended_by = self.ended_by or (reason, cause)
             signal_group(self.process.pid, signal.SIGTERM)
-            self.at(self.deadlines.now() + self.limits.grace_s, self.kill)
+            self.after(self.limits.grace_s, self.kill)
 
     def kill(self) -> None:
         with self._signalling:

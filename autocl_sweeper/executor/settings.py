@@ -47,7 +47,6 @@ def from_settings(
         Limits(settings["timeout_s"], settings["stall_s"], settings["grace_s"]),
         returns=returns,
         forkserver=partial(kept.get if kept else ForkServer, package, modules) if warm else None,
-        keeps_forkserver=kept is not None,
         jobs_outlive=settings["on_controller_death"] == "finish",
         needs=needs or needs_of(settings, package),
     )

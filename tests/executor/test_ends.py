@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -308,12 +307,11 @@ def test_a_launcher_setting_that_means_nothing_is_refused_by_name(
 
 def test_deadlines_come_in_order_and_cancelled_ones_never() -> None:
     deadlines, calls, last = Deadlines(), [], threading.Event()
-    now = time.monotonic()
-    deadlines.at(now + 0.2, last.set)
-    deadlines.at(now + 0.1, lambda: calls.append("second"))
-    cancelled = deadlines.at(now + 0.05, lambda: calls.append("cancelled"))
-    deadlines.at(now, lambda: calls.append(1 / 0))  # type: ignore[arg-type]
-    deadlines.at(now - 1, lambda: calls.append("first"))
+    deadlines.after(0.4, lambda: calls.append("second"))
+    deadlines.after(0.5, last.set)
+    cancelled = deadlines.after(0.3, lambda: calls.append("cancelled"))
+    deadlines.after(0.0, lambda: calls.append(1 / 0))  # type: ignore[arg-type]
+    deadlines.after(-1.0, lambda: calls.append("first"))
     deadlines.cancel(cancelled)
     assert last.wait(300)
     assert calls == ["first", "second"]
@@ -328,16 +326,16 @@ def test_time_in_which_the_process_stood_still_is_no_time_of_a_deadline(
     monkeypatch.setattr(timing, "time", clock)
     deadlines, calls = Deadlines(), []
     begin, came = deadlines.now(), [threading.Event() for _ in range(3)]
-    deadlines.at(begin, came[0].set)
+    deadlines.after(0.0, came[0].set)
     assert came[0].wait(300)
-    deadlines.at(begin + 0.5, came[1].set)
-    deadlines.at(begin + 60.0, lambda: calls.append("a minute is over"))
+    deadlines.after(0.5, came[1].set)
+    deadlines.after(60.0, lambda: calls.append("a minute is over"))
     clock.now += 3600.0
     while not came[1].wait(0.01):
         clock.now += 0.01
     assert 0.5 <= deadlines.now() - begin < 50.0 and not calls
     clock.now += 60.0
-    deadlines.at(deadlines.now(), came[2].set)
+    deadlines.after(0.0, came[2].set)
     assert came[2].wait(300) and calls == ["a minute is over"]
     deadlines.close()
 

@@ -40,9 +40,10 @@ class Deadlines:
                 self._expected = clock
             return clock - self._stood_s
 
-    def at(self, due: float, call: Callable[[], None]) -> int:
+    def after(self, delay_s: float, call: Callable[[], None]) -> int:
         """The number by which to cancel it."""
         with self._changed:
+            due = self.now() + delay_s
             number = next(self._numbers)
             insort(self._waiting, (due, number, call))
             if self._expected is None:

@@ -60,7 +60,9 @@ class ForkServer:
     `start` raises ForkServerLostError. The creator calls `close`, when no job runs any more.
     """
 
-    def __init__(self, package: Package, preload: Sequence[str] = ()) -> None:
+    def __init__(self, package: Package, preload: Sequence[str], kept: bool = False) -> None:
+        """`kept`: for further executors, which do not close it."""
+        self.kept = kept
         self._package = package
         self._modules = list(preload)
         self._sending = threading.Lock()
@@ -145,17 +147,9 @@ class ForkServer:
         log.info("preloaded %s in %.1f s", answer["preloaded"] or "the app", answer["seconds"])
         return True
 
-    def start(
-        self,
-        order: int,
-        stdin: int,
-        output: int,
-        keep: Sequence[int],
-        environment: Mapping[str, str],
-    ) -> ForkedProcess:
+    def start(self, fds: Sequence[int], environment: Mapping[str, str]) -> ForkedProcess:
         """Fork a job: as `FreshProcess`, without a command."""
-        request = {"environment": dict(os.environ), "own": dict(environment)}
-        self._send(request, [stdin, output, order, *keep])
+        self._send({"environment": dict(os.environ), "own": dict(environment)}, fds)
         try:
             answer = None if self._lost else self._answers.get(timeout=START_S)
         except queue.Empty:
@@ -236,7 +230,7 @@ class KeptForkServer:
 
     def get(self, package: Package, preload: Sequence[str]) -> ForkServer:
         if self._forkserver is None:
-            self._forkserver = ForkServer(package, preload)
+            self._forkserver = ForkServer(package, preload, kept=True)
         return self._forkserver
 
     def close(self) -> None:
