@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -30,7 +31,7 @@ from autocl_sweeper.executor.settings import check
 from autocl_sweeper.executor.waiting import Waiting
 from autocl_sweeper.journal import outcome_from_json, outcome_to_json
 from autocl_sweeper.outcome import JobFiles, cause_in_log, cause_of, failure
-from autocl_sweeper.types import Cause, Job, Need, Outcome, State
+from autocl_sweeper.types import Cause, DeviceUse, Job, Need, Outcome, State
 
 OURS = ("hydra/sweeper=autocl", "task=a")
 
@@ -176,13 +177,14 @@ def test_a_signal_without_a_name_is_told_by_its_number() -> None:
     assert exit_reason(-unnamed) == f"killed by signal {int(unnamed)}"
 
 
-def test_outcomes_of_journals_that_know_no_cause_are_read() -> None:
-    outcome = Outcome(State.FAIL, "exit status 3", cause=Cause.EXIT)
-    record = outcome_to_json(outcome)
+def test_outcomes_survive_the_journal_and_old_journals_tell_less() -> None:
+    use = DeviceUse(("GPU-a", "GPU-b"), 1234, 56.5, None)
+    outcome = Outcome(State.FAIL, "exit status 3", cause=Cause.EXIT, device=use)
+    record = json.loads(json.dumps(outcome_to_json(outcome)))
     assert outcome_from_json(record) == outcome
-    del record["cause"]
+    del record["cause"], record["device"]
     record["configuration_error"] = False
-    assert outcome_from_json(record) == replace(outcome, cause=Cause.NONE)
+    assert outcome_from_json(record) == replace(outcome, cause=Cause.NONE, device=None)
 
 
 # -- a device that others share ---------------------------------------------------------------------

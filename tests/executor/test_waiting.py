@@ -107,18 +107,3 @@ def test_a_job_that_has_to_be_alone_lets_no_other_start_before_it() -> None:
     assert ran == [] and len(room) == 2
     assert room.serve(lambda one: ALONE, lambda one, grant: ran.append(one.job.number))
     assert ran == [1, 2] and len(room) == 0
-
-
-def test_more_foreign_memory_means_less_for_the_next_job() -> None:
-    ours = Claim(1, "ours", 0.0, 7, None, 400)
-    claims = [Claim(1, "ours", 0.0, 1, None, 300)]
-
-    def said(foreign: int, keep_free: int = 0) -> str:
-        device = Device("GPU-0", "Fake", TOTAL, TOTAL - foreign - 100, {100: 100})
-        return refusal(device, claims, ours, 0.8, related=lambda pid: [pid // 100],
-                       keep_free_mib=keep_free)  # fmt: skip
-
-    assert said(300) == ""
-    assert said(301).startswith("has 399 of 1000 MiB to give, and a job reserves 400 (301 foreign")
-    assert said(200, keep_free=100) == ""
-    assert said(200, keep_free=101).endswith("101 kept free)")
