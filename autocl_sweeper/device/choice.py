@@ -90,8 +90,7 @@ def lease_free(
     held: dict[str, Lease] = {}
     untried = list(able)
     if claim.limit != 1:
-        crowd = {device.id: leases.look(device.id) for device in able}
-        untried.sort(key=lambda device: len((crowd[device.id] or Occupied()).claims))
+        untried.sort(key=lambda device: len((leases.look(device.id) or Occupied()).claims))
     with ExitStack() as given_back:
         # Stop when too few are left to try. If two sweeps each hold some of the devices, the one
         # that holds fewer gives up first, and the other gets all it needs.
@@ -142,13 +141,11 @@ def _want_shared(
     """
     shared = []
     for device in able:
-        occupied = seen.get(device.id)
-        if occupied is None or device.problem or not occupied.claims:
-            continue
-        if all(other.limit != 1 for other in occupied.claims):
-            other = occupied.wanted_by
-            if other is None or other.pid == claim.pid:
-                shared.append((other is None, len(occupied.claims), device.id))
+        there = seen.get(device.id, Occupied())
+        joined = there.claims and all(other.limit != 1 for other in there.claims)
+        other = there.wanted_by
+        if joined and not device.problem and (other is None or other.pid == claim.pid):
+            shared.append((other is None, len(there.claims), device.id))
     for _, _, device_id in sorted(shared)[:count]:
         leases.want(device_id, claim)
 

@@ -155,12 +155,8 @@ class Pool:
     def _too_much(self, needed_mib: int) -> str:
         """Why a job that reserves so much on each of its devices never fits; empty when it may."""
         considered = self.devices()[: self.max_devices]
-        wide = [
-            d
-            for d in considered
-            if d.total_mib is None or d.total_mib - self.keep_free_mib >= needed_mib
-        ]
-        if len(wide) >= self.count:
+        least_mib = needed_mib + self.keep_free_mib
+        if sum(d.total_mib is None or d.total_mib >= least_mib for d in considered) >= self.count:
             return ""
         kept = f" less keep_free_mib={self.keep_free_mib}" if self.keep_free_mib else ""
         lines = "\n".join(f"  {short(d.id)} {d.name}: {d.total_mib} MiB{kept}" for d in considered)

@@ -114,8 +114,7 @@ class NvmlProbe:
 
     measured = True
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        environ = environ or {}
+    def __init__(self, environ: Mapping[str, str] = {}) -> None:
         try:
             import pynvml  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:

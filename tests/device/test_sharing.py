@@ -313,7 +313,7 @@ def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
     probe = FakeProbe.gpus(1, 80 * GIB)
     pool = make_pool(probe, seen=False, jobs_per_device=4)
     sampler = sampling.Sampler(pool, lambda number, reason: None)
-    sampler.add(0, os.getpid(), [probe.devices()[0].id], {}, tmp_path / "devices.csv")
+    sampler.add(0, os.getpid(), [probe.devices()[0].id], {}, tmp_path / "devices.csv", Need())
     # Seconds, MiB in use -> what the next ones reserve.
     table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
              (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),

@@ -38,7 +38,5 @@ class Guard:
 
     def close(self) -> None:
         if self._guardian is not None:
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
-            self._guardian.wait()
+            self._guardian.communicate()
             self._guardian = None

@@ -49,7 +49,7 @@ def preload(modules: Sequence[str], data: bytes) -> Opened:
     known = set(os.listdir("/proc/self/fd"))
     with _importing("the app's own imports", known):
         flaw = enter(data)
-        _generators.note_seeds()
+        _note_seeds()
         package = opened(data, flaw)
     for name in modules:
         _one_torch_thread()
@@ -146,44 +146,37 @@ def _in_a_fork(function: Callable[[], int]) -> int | None:
 # -- generators of random numbers -------------------------------------------------------------------
 
 
-class _Generators:
-    """Which generators of random numbers the program has seeded at its top: forks keep their state."""
-
-    def __init__(self) -> None:
-        self._words = _words_of_random()
-        self.seeded: set[str] = set()
-
-    def note_seeds(self) -> None:
-        if _words_of_random() != self._words:
-            self.seeded.add("random")
-            self._state = random.getstate()
-        numpy = sys.modules.get("numpy.random")
-        # Numpy forgets where its global generator's state is from when it is seeded.
-        if numpy is not None and numpy.get_bit_generator().seed_seq is None:
-            self.seeded.add("numpy")
-        # An unseeded torch takes 64 random bits; seeds that people write are smaller.
-        if "torch" in sys.modules and sys.modules["torch"].initial_seed() < 2**32:
-            self.seeded.add("torch")
-
-    def reseed(self) -> None:
-        """All forks inherit the state of the generators: those that nobody seeded start anew."""
-        # Python seeds its own anew in each fork.
-        if "random" in self.seeded:
-            random.setstate(self._state)
-        if "numpy" not in self.seeded and "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed()
-        if "torch" not in self.seeded and "torch" in sys.modules:
-            # Those of devices do not exist yet: they are made, and seeded, when CUDA starts.
-            sys.modules["torch"].default_generator.seed()
-
-
 def _words_of_random() -> Any:
     """Python's generator but for its place in the current block: drawing a few numbers keeps it."""
     return random.getstate()[1][:-1]
 
 
-_generators = _Generators()
-reseed = _generators.reseed
+_words = _words_of_random()
+_seeded: dict[str, Any] = {}  # generators that the program has seeded at its top; Python's state
+
+
+def _note_seeds() -> None:
+    if _words_of_random() != _words:
+        _seeded["random"] = random.getstate()
+    numpy = sys.modules.get("numpy.random")
+    # Numpy forgets where its global generator's state is from when it is seeded.
+    if numpy is not None and numpy.get_bit_generator().seed_seq is None:
+        _seeded["numpy"] = None
+    # An unseeded torch takes 64 random bits; seeds that people write are smaller.
+    if "torch" in sys.modules and sys.modules["torch"].initial_seed() < 2**32:
+        _seeded["torch"] = None
+
+
+def reseed() -> None:
+    """All forks inherit the state of the generators: those that nobody seeded start anew."""
+    # Python seeds its own anew in each fork.
+    if "random" in _seeded:
+        random.setstate(_seeded["random"])
+    if "numpy" not in _seeded and "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "torch" not in _seeded and "torch" in sys.modules:
+        # Those of devices do not exist yet: they are made, and seeded, when CUDA starts.
+        sys.modules["torch"].default_generator.seed()
 
 
 # -- threads of numerical libraries ------------------------------------------------------------------
