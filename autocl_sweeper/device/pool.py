@@ -277,8 +277,7 @@ class Pool:
         """
         if self.shares:
             return None
-        found = [self.leases.try_lease(device_id, self.holder) for device_id in ids]
-        held = [lease for lease in found if lease is not None]
+        held = [lease for name in ids if (lease := self.leases.try_lease(name, self.holder))]
         return Grant(held, {}) if held else None
 
     # -- memory --

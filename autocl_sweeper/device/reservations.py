@@ -61,8 +61,7 @@ class Used:
     @property
     def says_something(self) -> bool:
         """Whether it has a figure at all."""
-        figures = (self.sampled_mib, self.reserved_mib, self.context_mib, self.model)
-        return any(figure is not None and figure != 0 for figure in figures)
+        return any((self.sampled_mib, self.reserved_mib, self.context_mib, self.model))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

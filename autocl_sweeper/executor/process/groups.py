@@ -46,19 +46,14 @@ class OomKills:
 
     def blame(self, now: OomKills) -> tuple[str, Cause]:
         """What a SIGKILL that nobody here sent was, between this count and a later one."""
+        killer = "the kernel's out-of-memory killer"
         if self.group is not None and now.group is not None and now.group > self.group:
-            return (
-                "the kernel's out-of-memory killer: its count for this control group rose",
-                Cause.HOST_MEMORY,
-            )
-        if self.machine is not None and now.machine is not None:
-            if now.machine > self.machine:
-                return (
-                    "most likely the kernel's out-of-memory killer: its count for this machine rose",
-                    Cause.HOST_MEMORY,
-                )
-            return "not the kernel's out-of-memory killer: its count did not rise", Cause.SIGNAL
-        return "likely the kernel's out-of-memory killer", Cause.SIGNAL
+            return f"{killer}: its count for this control group rose", Cause.HOST_MEMORY
+        if self.machine is None or now.machine is None:
+            return f"likely {killer}", Cause.SIGNAL
+        if now.machine > self.machine:
+            return f"most likely {killer}: its count for this machine rose", Cause.HOST_MEMORY
+        return f"not {killer}: its count did not rise", Cause.SIGNAL
 
 
 def _group_counters() -> Iterator[str]:

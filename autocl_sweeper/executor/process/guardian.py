@@ -25,17 +25,13 @@ def main(finish: bool) -> None:
             known.pop(int(group), None)
         else:
             known[int(group)] = [line[0], *more]
-    if finish:
-        end({group: told for group, told in known.items() if told[0] == "!"})
-        jobs = {group: told for group, told in known.items() if told[0] == "+"}
-        while jobs:
-            ended = {g: told for g, told in jobs.items() if start_time(g) != told[1]}
-            time.sleep(LOOK_S)
-            end(ended)
-            for group in ended:
-                del jobs[group]
-    else:
-        end(known)
+    jobs = {group: told for group, told in known.items() if finish and told[0] == "+"}
+    end({group: told for group, told in known.items() if group not in jobs})
+    while jobs:
+        ended = {group: told for group, told in jobs.items() if start_time(group) != told[1]}
+        time.sleep(LOOK_S)
+        end(ended)
+        jobs = {group: told for group, told in jobs.items() if group not in ended}
 
 
 def end(groups: dict[int, list[str]]) -> None:
