@@ -39,18 +39,17 @@ class WaitingRoom(list[Waiting]):
         run: Callable[[Waiting, Grant], None],
     ) -> bool:
         """Run those for which there is room now; whether jobs that come later may start too."""
-        place = 0
-        while place < len(self):
-            one = self[place]
+        without: list[Waiting] = []
+        for one in list(self):
             grant = acquire(one)
-            if grant is not None:
-                for before in self[:place]:
-                    before.passed += 1
-                del self[place]
-                run(one, grant)
+            if grant is None:
+                without.append(one)
             else:
-                place += 1
-            if any(before.is_next for before in self[:place]):
+                for before in without:
+                    before.passed += 1
+                self.remove(one)
+                run(one, grant)
+            if any(before.is_next for before in without):
                 return False
         return len(self) < MOST
 

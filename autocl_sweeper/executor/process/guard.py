@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from autocl_sweeper.executor.process import guardian
 from autocl_sweeper.executor.process.groups import JOB, entry
@@ -23,7 +22,7 @@ class Guard:
         """`change`: "+" for a job, "!" for what is none, "-" for what has been reaped."""
         if self._guardian is None:
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), self._at_death],
+                [sys.executable, "-I", "-S", guardian.__file__, self._at_death],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 # Of a sweep inside a job: it has to outlive that job.
