@@ -12,7 +12,7 @@ from pathlib import Path
 from autocl_sweeper.executor.process.groups import signal_group
 from autocl_sweeper.executor.process.guardian import start_time
 
-LOOK_S = 0.05
+LOOK_S = 0.05  # between two looks whether it lives
 
 
 @dataclass
