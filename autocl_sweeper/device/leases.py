@@ -63,13 +63,12 @@ class Lease:
     def is_announced(self) -> bool:
         """Whether others find its locks, which they do not once the files were deleted."""
         newest = self.filenos()[-len(self.paths) :]
-        try:
+        with suppress(FileNotFoundError):
             return all(
                 os.path.samestat(os.fstat(fd), path.stat())
                 for fd, path in zip(newest, self.paths, strict=True)
             )
-        except FileNotFoundError:
-            return False
+        return False
 
     def add(self, lease: Lease) -> None:
         """Hold another lease of the same device as well."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
-from autocl_sweeper.executor.process.deadlines import Deadlines
+from autocl_sweeper.executor.process.deadlines import Deadline, Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, signal_group
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.types import Cause, Job, Need
@@ -62,7 +62,7 @@ class Running:
     # Its number is its own only until it is reaped: afterwards a signal would hit a stranger.
     _signalling: threading.RLock = field(default_factory=threading.RLock)
     _reaped: bool = False
-    _due: list[int] = field(default_factory=list)  # numbers of its deadlines
+    _due: list[Deadline] = field(default_factory=list)
 
     @property
     def adopted(self) -> bool:
@@ -114,8 +114,8 @@ class Running:
         """Its exit status. From here on nothing signals the job, and no deadline comes."""
         with self._signalling:
             self._reaped = True
-            for number in self._due:
-                self.deadlines.cancel(number)
+            for deadline in self._due:
+                self.deadlines.cancel(deadline)
             self._due.clear()
             status = self.process.reap()
             if self.grant is not None:  # what is left of the job, if anything, holds its own copy

@@ -18,9 +18,7 @@ from autocl_sweeper.job.package import Package
 
 def needs_of(settings: Mapping[str, Any], package: Package) -> Siblings:
     """What the jobs of these launcher settings say of the memory they need."""
-    keys = settings["memory_keys"]
-    memory = partial(package.section, name="memory")
-    return Siblings(None if keys is None else tuple(keys), memory)
+    return Siblings(settings["memory_keys"], partial(package.section, name="memory"))
 
 
 def from_settings(

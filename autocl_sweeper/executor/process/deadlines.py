@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
 from bisect import insort
 from collections.abc import Callable
+from operator import itemgetter
+from typing import TypeAlias
 
 log = logging.getLogger(__name__)
 
+Deadline: TypeAlias = tuple[float, Callable[[], None]]  # when it is due, what is called
 STOOD_S = 5.0  # a thread that comes so much too late did not run meanwhile
 
 
@@ -22,8 +24,7 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, Callable[[], None]]] = []  # the next one first
-        self._numbers = itertools.count()
+        self._waiting: list[Deadline] = []  # the next one first
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -40,23 +41,21 @@ class Deadlines:
                 self._expected = clock
             return clock - self._stood_s
 
-    def after(self, delay_s: float, call: Callable[[], None]) -> int:
-        """The number by which to cancel it."""
+    def after(self, delay_s: float, call: Callable[[], None]) -> Deadline:
         with self._changed:
-            due = self.now() + delay_s
-            number = next(self._numbers)
-            insort(self._waiting, (due, number, call))
+            deadline = (self.now() + delay_s, call)
+            insort(self._waiting, deadline, key=itemgetter(0))
             if self._expected is None:
                 self._expected = time.monotonic()
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        return number
+        return deadline
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, deadline: Deadline) -> None:
         with self._changed:
-            self._waiting = [one for one in self._waiting if one[1] != number]
+            self._waiting = [one for one in self._waiting if one is not deadline]
 
     def close(self) -> None:
         """No call is made any more, except one that is going on."""
@@ -78,7 +77,7 @@ class Deadlines:
                 now = self.now()
                 self._expected = now + self._stood_s
                 if self._waiting and self._waiting[0][0] <= now:
-                    return self._waiting.pop(0)[2]
+                    return self._waiting.pop(0)[1]
                 wait_s = self._waiting[0][0] - now if self._waiting else None
                 self._expected = None if wait_s is None else self._expected + wait_s
                 self._changed.wait(wait_s)

@@ -13,8 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent import futures
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any
 
@@ -45,7 +44,7 @@ class ForkedProcess:
         self._forkserver = of
 
     def wait(self) -> None:
-        futures.wait([self.status])
+        wait([self.status])
 
     def reap(self) -> int | None:
         """The exit status; None when the fork server died, and the job with it."""
@@ -157,8 +156,7 @@ class ForkServer:
             signal_group(self.pid, signal.SIGKILL)
             raise ForkServerLostError(self._lost) from None
         if not isinstance(answer, ForkedProcess):
-            because = answer["failed"] if answer else self._lost
-            raise ForkServerLostError(because)
+            raise ForkServerLostError(answer["failed"] if answer else self._lost)
         return answer
 
     def outlive(self) -> None:
