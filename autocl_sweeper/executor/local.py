@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from autocl_sweeper.device.needs import Needs, Siblings
+from autocl_sweeper.device.needs import Siblings
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import Device
 from autocl_sweeper.device.reservations import used_by
@@ -56,7 +56,7 @@ class LocalExecutor:
         returns: bool = False,
         forkserver: Callable[[], ForkServer] | None = None,
         jobs_outlive: bool = False,
-        needs: Needs | None = None,
+        needs: Siblings | None = None,
     ) -> None:
         self._commands = commands
         self._guard = Guard(jobs_outlive)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from autocl_sweeper.device.needs import Needs, Siblings
+from autocl_sweeper.device.needs import Siblings
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import LocalExecutor
@@ -26,7 +26,6 @@ def from_settings(
     package: Package,
     returns: bool,
     kept: KeptForkServer | None = None,
-    needs: Needs | None = None,
 ) -> LocalExecutor:
     """An executor for the devices of this machine, whose leases name the sweep's folder.
 
@@ -46,7 +45,7 @@ def from_settings(
         returns=returns,
         forkserver=partial(kept.get if kept else ForkServer, package, modules) if warm else None,
         jobs_outlive=settings["on_controller_death"] == "finish",
-        needs=needs or needs_of(settings, package),
+        needs=needs_of(settings, package),
     )
 
 

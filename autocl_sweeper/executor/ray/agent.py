@@ -38,7 +38,7 @@ from typing import Any
 
 from autocl_sweeper.device.reservations import Used
 from autocl_sweeper.errors import AutoCLError
-from autocl_sweeper.executor.local import POLL_S, LocalExecutor
+from autocl_sweeper.executor.local import POLL_S
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.journal import outcome_to_json
@@ -65,9 +65,7 @@ class Agent:
         wait_to_see(files.package())
         self._orders = Orders(files)
         # The controller reads JobReturns: they may need modules that only its app imports.
-        self._executor: LocalExecutor = from_settings(
-            settings["launcher"], self._orders, returns=False, needs=self._orders
-        )
+        self._executor = from_settings(settings["launcher"], self._orders, returns=False)
         self._executor.on_end = lambda: self._requests.put({"look": True})
         threading.Thread(target=self._read, name="requests", daemon=True).start()
 
@@ -101,15 +99,15 @@ class Agent:
         elif "release" in request:
             self._slot_kept = False
         elif "submit" in request:
-            job = Job(request["submit"], (), request["alone"], request["stage"])
-            self._orders.by_number[job.number] = b64decode(request["order"])
-            self._orders.needs[job.number] = Need(**request["memory"])
+            number, need = request["submit"], Need(**request["memory"])
+            job = Job(number, (), request["alone"], request["stage"], need=need)
+            self._orders.by_number[number] = b64decode(request["order"])
             self._slot_kept = False
             for path in request["needs"]:
                 wait_to_see(Path(path))
             self._executor.submit(job)
-            self._jobs[job.number] = job
-            self._unplaced.add(job.number)
+            self._jobs[number] = job
+            self._unplaced.add(number)
         elif "cancel" in request and request["cancel"] in self._jobs:
             self._executor.cancel(self._jobs[request["cancel"]])
         elif "learn" in request:
@@ -169,12 +167,6 @@ class Orders(Package):
     def __init__(self, files: JobFiles) -> None:
         super().__init__(files, read_private(files.package()), None, written=True)
         self.by_number: dict[int, bytes] = {}
-        self.needs: dict[int, Need] = {}
-
-    def known(self, job: Job) -> Need:
-        return self.needs[job.number]
-
-    of = known
 
     def order(self, job: Job, returns: bool) -> bytes:
         return self.by_number.pop(job.number)
