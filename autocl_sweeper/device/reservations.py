@@ -140,8 +140,9 @@ class Reservations:
             return Reservation(math.ceil(max(peaks) * (1 + REPORTED)), "reported", context)
         if need.budget_mib is not None and need.capped:
             return Reservation(need.budget_mib + context, "budget", context)
-        like = [one for known in _at(self._models[need.family], gpu) for one in known]
-        if predicted := [_predicted_mib(one, need) for one in like if _has_sizes(need)]:
+        has_sizes = need.batch is not None or need.length is not None
+        models = _at(self._models[need.family], gpu) if has_sizes else []
+        if predicted := [_predicted_mib(one, need) for known in models for one in known]:
             mib = math.ceil((max(predicted) + context) * (1 + PREDICTED))
             return Reservation(mib, "model", context)
         sampled_mib = _sampled_mib(seen, stage, declared_mib)
@@ -205,10 +206,6 @@ def _sampled_mib(seen: Sequence[_Seen], stage: int, declared_mib: int | None) ->
     running = [one.running_mib for one in seen if one.running_mib is not None]
     known = others or running
     return math.ceil(max(known) * (1 + SAMPLED)) if known else None
-
-
-def _has_sizes(need: Need) -> bool:
-    return need.batch is not None or need.length is not None
 
 
 def _predicted_mib(like: Used, need: Need) -> float:
