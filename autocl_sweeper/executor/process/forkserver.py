@@ -138,9 +138,9 @@ class Server:
         return None
 
     def _wait_for(self, *fds: int) -> list[int]:
-        """Wait for one of them or, which is one as well, for the end of a child."""
+        """Which of them can be read; `_wake` among them when a child may have ended."""
         readable, _, _ = select.select([*fds, self._wake], [], [])
-        with suppress(BlockingIOError):
+        if self._wake in readable:  # else a byte that comes now would be lost
             os.read(self._wake, 4096)
         return readable
 
