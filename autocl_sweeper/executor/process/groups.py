@@ -10,12 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autocl_sweeper.executor.process.guardian import (
-    end_marked,
-    is_marked,
-    living,
-    stat,
-)
+from autocl_sweeper.executor.process.guardian import end_marked, is_marked, living, stat
 from autocl_sweeper.types import Cause
 
 JOB = "AUTOCL_JOB"  # in a job's environment, and so in that of all it starts: which job it is
