@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 from autocl_sweeper.budget import Spent, spent
 from autocl_sweeper.compare import best_chain
 from autocl_sweeper.errors import SweepFolderError
-from autocl_sweeper.executor.process.groups import start_time
+from autocl_sweeper.executor.process.guardian import start_time
 from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
 from autocl_sweeper.types import History, State, Trial, is_skipped
 
