@@ -124,6 +124,11 @@ class Overview:
             for t in history
         )
 
+    @property
+    def done(self) -> int:
+        """Trials that are over, those given up apart."""
+        return len(self.history) - self.counts["RUNNING"] - self.counts["given up"]
+
     @cached_property
     def chain(self) -> list[Trial]:
         """The best chain; of an open sweep, so far."""
@@ -156,8 +161,7 @@ class Overview:
         took = [trial.outcome.seconds for trial in self.history if trial.outcome is not None]
         if self.planned is None or not took or not self.lanes or self.status == "finished":
             return None
-        left = self.planned - len(self.history) + self.counts["RUNNING"] + self.counts["given up"]
-        return max(0.0, left * fmean(took) / len(self.lanes))
+        return max(0.0, (self.planned - self.done) * fmean(took) / len(self.lanes))
 
     @cached_property
     def attempts(self) -> list[Attempt]:
@@ -198,6 +202,10 @@ class Overview:
             for number in list(found):
                 end(number, last, "its controller ended")
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
+
+    @property
+    def running(self) -> list[Attempt]:
+        return [one for one in self.attempts if one.end is None]
 
     def overrides_of(self, number: int) -> list[str]:
         """A job's command line without Hydra's own keys; paths of this folder where it lies now."""

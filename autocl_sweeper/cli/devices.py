@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from autocl_sweeper.cli.options import Commands, json_option
+from autocl_sweeper.cli.options import print_json
 from autocl_sweeper.device.leases import BUSY, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
@@ -20,31 +19,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def add(commands: Commands) -> None:
-    devices = commands.add_parser(
-        "devices",
-        help="what the launcher sees, who holds which device, and why one would be refused",
-        description="The devices that a sweep started here would see (CUDA_VISIBLE_DEVICES counts),"
-        " who of this account holds which, and why a job would not get one.",
-    )
-    json_option(devices)
-    devices.add_argument(
+HELP = "what the launcher sees, who holds which device, and why one would be refused"
+DESCRIPTION = (
+    "The devices that a sweep started here would see (CUDA_VISIBLE_DEVICES counts),"
+    " who of this account holds which, and why a job would not get one."
+)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--free-memory",
         type=float,
         default=0.8,
         metavar="SHARE",
         help="as hydra.launcher.free_memory (default: 0.8)",
     )
-    devices.set_defaults(run=_devices)
-
-
-def _devices(given: argparse.Namespace) -> None:
-    leases = LeaseFolder()
-    seen = look(leases, given.free_memory)
-    if given.json:
-        print(as_json(leases, seen))
-    else:
-        show(leases, seen)
 
 
 @dataclass(frozen=True)
@@ -54,6 +43,11 @@ class Seen:
     device: Device
     occupied: Occupied
     refused: str
+
+    def facts(self) -> dict[str, Any]:
+        told = asdict(self.occupied)
+        leased = {"leases": told["claims"], "wanted_by": told["wanted_by"]}
+        return {**asdict(self.device), **leased, "refused": self.refused}
 
 
 def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
@@ -69,19 +63,13 @@ def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
     return found
 
 
-def as_json(leases: LeaseFolder, seen: Sequence[Seen]) -> str:
-    told = []
-    for one in seen:
-        wanted_by = one.occupied.wanted_by
-        leased = {
-            "leases": [asdict(claim) for claim in one.occupied.claims],
-            "wanted_by": None if wanted_by is None else asdict(wanted_by),
-        }
-        told.append({**asdict(one.device), **leased, "refused": one.refused})
-    return json.dumps({"lease_folder": str(leases.path), "devices": told}, indent=2)
-
-
-def show(leases: LeaseFolder, seen: Sequence[Seen]) -> None:
+def run(given: argparse.Namespace) -> None:
+    leases = LeaseFolder()
+    seen = look(leases, given.free_memory)
+    if given.json:
+        devices = [one.facts() for one in seen]
+        print_json({"lease_folder": str(leases.path), "devices": devices})
+        return
     console = screen()
     console.print(_device_table(seen))
     if any(one.occupied.claims for one in seen):
@@ -137,7 +125,6 @@ def _lease_table(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
 
 
 def _reserves(claim: Claim) -> str:
-    source = f" ({claim.source})" if claim.source else ""
-    return (
-        source.strip() or "-" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB{source}"
-    )
+    mib = "" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB"
+    source = f"({claim.source})" if claim.source else ""
+    return " ".join(filter(None, (mib, source))) or "-"

@@ -6,33 +6,23 @@ import argparse
 import shlex
 from typing import Any
 
-from autocl_sweeper.cli.options import (
-    Commands,
-    folder_argument,
-    json_option,
-    print_json,
-    sweep_of,
-)
+from autocl_sweeper.cli.options import folder_argument, print_json, sweep_of
 from autocl_sweeper.display.screen import four
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import LOG_NAME
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.types import Trial
 
-
-def add(commands: Commands) -> None:
-    show = commands.add_parser(
-        "show",
-        help="one trial: parameters, lineage, scores, reason, end of its log, folder",
-        description="One trial of a sweep, and the command that repeats it.",
-    )
-    json_option(show)
-    show.add_argument("trial", type=int, help="its number")
-    folder_argument(show)
-    show.set_defaults(run=_show)
+HELP = "one trial: parameters, lineage, scores, reason, end of its log, folder"
+DESCRIPTION = "One trial of a sweep, and the command that repeats it."
 
 
-def _show(given: argparse.Namespace) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trial", type=int, help="its number")
+    folder_argument(parser)
+
+
+def run(given: argparse.Namespace) -> None:
     sweep = sweep_of(given)
     if given.trial not in sweep.history:
         count = len(sweep.history)
