@@ -26,9 +26,9 @@ class Source:
     regex: str | None
 
     def last_in(self, line: str) -> Any:
-        """What a line says of this number; ABSENT where nothing."""
+        """What a line says of this number, or any text where it is a regex; ABSENT: nothing."""
         if self.regex is not None:
-            found = [match[1] for match in re.finditer(self.regex, line)]
+            found = [match[1] for match in re.finditer(self.regex, line, re.MULTILINE)]
             return found[-1] if found else ABSENT
         assert self.key is not None
         return value_at(json_object(line), self.key)
@@ -44,11 +44,9 @@ class Source:
                 f"{self.name}: the file {path} cannot be read: {error.strerror}"
             ) from error
         if self.regex is not None:
-            matches = [match[1] for match in re.finditer(self.regex, text, re.MULTILINE)]
-            found: Any = matches[-1] if matches else ABSENT
+            found = self.last_in(text)
         elif path.suffix == ".jsonl":
-            assert self.key is not None
-            lines = (value_at(json_object(line), self.key) for line in reversed(text.splitlines()))
+            lines = map(self.last_in, reversed(text.splitlines()))
             found = next((value for value in lines if value is not ABSENT), ABSENT)
         else:
             assert self.key is not None
