@@ -119,12 +119,8 @@ def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Itera
         origin = f"  [{source}]" if source else ""
         yield f"    {told}{suggestion.index}: {params or 'the app as it is'}{origin}"
     if shown:
-        parent, checkpoint = (0, "<checkpoint>") if stage.number > 1 else (None, None)
-        handed = plan.handed(
-            stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
-        )
-        given = {**shown[0].params, **stage.passed}
-        yield f"    composed: {' '.join(plan.command(stage.task, given, handed, ''))}"
+        composed = plan.example(stage, shown[0].params, "<checkpoint>")
+        yield f"    composed: {' '.join(composed)}"
 
 
 def _suggestions(stage: Stage, history: History, view: StageView) -> Iterator[Suggestion]:
