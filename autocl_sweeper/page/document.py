@@ -20,7 +20,7 @@ from typing import Any
 from autocl_sweeper.compare import figures
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import write_whole
-from autocl_sweeper.overview import Overview, S
+from autocl_sweeper.overview import Overview, S, look
 from autocl_sweeper.page import words
 from autocl_sweeper.page.cost import cost
 from autocl_sweeper.page.data import as_json, data
@@ -110,7 +110,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
     """What the templates know. charts: the names of those there are."""
     trials = list(sweep.history)
     found, kinds = matrices(sweep), {kind_of(sweep, trial) for trial in trials}
-    compared = [figures(folder) for folder in (sweep.folder, *others)] if others else []
+    compared = [figures(one) for one in (sweep, *map(look, others))] if others else []
     mattered = influence(sweep)
     scored = any(trial.score is not None for trial in trials)
     finished = sum(t.state is State.COMPLETE for t in trials)

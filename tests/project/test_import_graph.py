@@ -64,7 +64,7 @@ DOORS = {
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome"},
     "yaml": {"journal"},
-    "overview": {"compare"},
+    "compare": {"overview"},
     "results": {"plan"},
     "page": {"results"},
     "display": {"plan", "results"},
