@@ -12,6 +12,7 @@ from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.protocol import AUTO
+from autocl_sweeper.plan.settings import Settings, refuse_unknown
 from autocl_sweeper.space import encode
 
 THEIRS = (
@@ -68,6 +69,7 @@ def translated(
             " chosen by its group: hydra/sweeper/search=grid."
         )
     own = {key: value for key, value in given.items() if key not in THEIRS}
+    refuse_unknown(own, Settings, "hydra.sweeper")
     theirs = {key: given[key] for key in THEIRS if given.get(key) is not None}
     refused = [*_direction(own, theirs), *_refused(theirs)]
     if theirs:

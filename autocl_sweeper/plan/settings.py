@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from autocl_sweeper.budget import Budget
@@ -66,6 +67,18 @@ class Settings:
     report: bool
     export: Mapping[str, Any]
     search: Mapping[str, Any]
+
+
+def refuse_unknown(given: Iterable[str], settings: type[Any], section: str) -> None:
+    """Refuse what `+section.key` adds to a section of settings. Raises ConfigurationError."""
+    known = [field.name for field in fields(settings)]
+    for key in given:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigurationError(
+                f"{section} has no key {key!r}.{hint}\n  Its keys: {', '.join(known)}."
+            )
 
 
 def check_settings(settings: Settings) -> None:
