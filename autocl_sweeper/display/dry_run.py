@@ -12,7 +12,7 @@ from autocl_sweeper.budget import HOUR_S, spent
 from autocl_sweeper.display.panel import clock
 from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
-from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
+from autocl_sweeper.plan import Plan, refuse_another
 from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.results.provenance import origin_text
 from autocl_sweeper.strategy.decisions import Stage, views
@@ -52,9 +52,7 @@ def print_plan(plan: Plan, folder: Path, edited: Sequence[str], console: Console
     state = fold(_records(folder))
     history = state.history
     if state.setup is not None:
-        refuse_changes(folder, state.setup["fingerprint"], plan.fingerprint, edited)
-        refuse_lower(folder, state.bounds, plan.bounds)
-        refuse_moved(folder, history, plan.stages)
+        refuse_another(folder, state, plan, edited)
     console.print("\nDry run: no job starts, no file is written", style="bold", highlight=False)
     for line in lines(plan, history):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -14,9 +14,7 @@ from autocl_sweeper.plan.checks import (
     compose_all,
     fingerprint_of,
     initial_of,
-    refuse_changes,
-    refuse_lower,
-    refuse_moved,
+    refuse_another,
 )
 from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
@@ -30,7 +28,7 @@ from autocl_sweeper.plan.stages import chosen_by_auto, stages_of, strategy_of
 from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
-__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower", "refuse_moved"]
+__all__ = ["Plan", "Settings", "make_plan", "refuse_another"]
 
 
 def make_plan(

@@ -12,6 +12,7 @@ from typing import Any
 
 from autocl_sweeper.distributions import Choice, Space, same
 from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
+from autocl_sweeper.journal import Fold
 from autocl_sweeper.plan.plan import BOUNDS, Plan
 from autocl_sweeper.plan.rounds import BEAM, POPULATION, handover_of, rounds_told
 from autocl_sweeper.plan.settings import HANDOVER
@@ -171,14 +172,24 @@ def fingerprint_of(
     }
 
 
-def refuse_changes(
+def refuse_another(folder: Path, state: Fold, plan: Plan, edited: Sequence[str]) -> list[str]:
+    """What was raised since the last session of a sweep, as 'key: was A, is B'.
+
+    Raises ChangedSweepError where a plan is not that of the sweep, or YAML files were `edited`.
+    """
+    assert state.setup is not None
+    _refuse_changes(folder, state.setup["fingerprint"], plan.fingerprint, edited)
+    raised = _refuse_lower(folder, state.bounds, plan.bounds)
+    refuse_moved(folder, state.history, plan.stages)
+    return raised
+
+
+def _refuse_changes(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], edited: Sequence[str]
 ) -> None:
-    """Refuse to continue a sweep by another fingerprint, or with YAML files that were `edited`."""
     once = {f"hydra.sweeper.{key}" for key in BOUNDS}  # fingerprints of earlier versions had them
     before = {key: value for key, value in before.items() if key not in once}
-    changes = [*changed(before, now), *edited]
-    if not changes:
+    if not (changes := [*changed(before, now), *edited]):
         return
     listed = "\n".join(f"    {change}" for change in changes[:20])
     more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
@@ -191,10 +202,9 @@ def refuse_changes(
     )
 
 
-def refuse_lower(
+def _refuse_lower(
     folder: Path, before: Mapping[str, int | None], now: Mapping[str, int | None]
 ) -> list[str]:
-    """What was raised since the last session, as 'key: was A, is B'. Raises ChangedSweepError."""
     raised: list[str] = []
     lowered: list[str] = []
     for key, new in now.items():
