@@ -121,13 +121,12 @@ def kind_of(fingerprint: Mapping[str, Any], bounds: Mapping[str, Any]) -> dict[s
     """What a reader tells sweeps apart by."""
     search = fingerprint.get(f"{S}search") or {}
     chosen = sorted({*fingerprint.get("search by task", {}).values()} or {search.get("factory")})
-    known = {name: bounds.get(name) for name in ("jobs", "rounds", "popsize")}
     return {
         "protocol": fingerprint.get(f"{S}protocol", "beam"),
         "search": "+".join(_short(str(name)) for name in chosen),
         "top_k": fingerprint.get(f"{S}top_k"),
         "tasks": len(fingerprint[f"{S}sequence"]),
-        **{name: value for name, value in known.items() if value is not None},
+        **{name: value for name, value in bounds.items() if value is not None},
     }
 
 

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.finetune import app
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
     app.run(config, overrides)
 
 
-def translate(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def translate(given: argparse.Namespace) -> tuple[DictConfig, list[str]]:
     """The app's configuration and the overrides of its multirun. Raises ConfigurationError."""
     script = Path(given.script).absolute()
     if not script.is_file():
@@ -139,9 +138,7 @@ def translate(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     config = OmegaConf.create({app.OWN: literal(own), app.MODEL: None})
     for name, value in {given.epochs_name: None, **initial}.items():
         OmegaConf.update(config, name, value, force_add=True)
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, _overrides(given, evaluator)
+    return config, _overrides(given, evaluator)
 
 
 def pairs(words: Sequence[str]) -> dict[str, str]:

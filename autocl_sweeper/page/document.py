@@ -54,16 +54,11 @@ class Card:
 
 def refuse_without_packages(what: str = "autocl report") -> None:
     """Raises ConfigurationError where the extra `report` is not installed."""
-    missing = missing_packages()
-    if missing:
+    if missing := [name for module, name in PACKAGES.items() if find_spec(module) is None]:
         raise ConfigurationError(
             f"{what} needs {words.joined(missing)}, which {'is' if len(missing) == 1 else 'are'} not"
             " installed.\n  pip install 'autocl-sweeper[report]'"
         )
-
-
-def missing_packages() -> list[str]:
-    return [name for module, name in PACKAGES.items() if find_spec(module) is None]
 
 
 def write(sweep: Overview, others: Sequence[Path] = (), to: Path | None = None) -> Path:

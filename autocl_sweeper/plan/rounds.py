@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.settings import Settings, refuse_unknown
 from autocl_sweeper.protocols import Search
+from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare, is_key
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import Value
@@ -217,21 +218,25 @@ def read_schedule(path: str | Path) -> list[Step]:
     return steps
 
 
-def replayed_stages(
-    settings: Settings, tasks: list[str], listed: Callable[[Step], Search]
-) -> list[Stage]:
-    """A stage of one trial for every step of `population.replay`. Raises ConfigurationError."""
+def replayed_stages(settings: Settings, tasks: Sequence[str]) -> tuple[list[Stage], dict[str, Any]]:
+    """A stage of one trial for every step of `population.replay`, and what a fingerprint has of it.
+
+    Raises ConfigurationError.
+    """
     population = Population.of(settings)
     assert population.replay is not None
     steps = read_schedule(population.replay)
     named = [tasks[0] if len(tasks) == 1 else str(step.task) for step in steps]
-    if list(dict.fromkeys(named)) != tasks:
+    if list(dict.fromkeys(named)) != list(tasks):
         raise ConfigurationError(
             f"The schedule '{population.replay}' goes through the tasks"
-            f" {list(dict.fromkeys(named))}, the sequence through {tasks}.\n"
+            f" {list(dict.fromkeys(named))}, the sequence through {list(tasks)}.\n"
             "  Replay it with the same tasks in the same order. No job was started."
         )
-    return [
-        _round(number, task, listed(step), 1, step.round, population.passed(step.epochs))
-        for number, (task, step) in enumerate(zip(named, steps, strict=True), start=1)
+    passed = [population.passed(step.epochs) for step in steps]
+    stages = [
+        _round(number, task, ListedSearch([step.params]), 1, step.round, more)
+        for number, (task, step, more) in enumerate(zip(named, steps, passed, strict=True), start=1)
     ]
+    given = [{**step.params, **more} for step, more in zip(steps, passed, strict=True)]
+    return stages, {"schedule": given}

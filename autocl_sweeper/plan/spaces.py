@@ -97,11 +97,9 @@ def distributions_of(described: Any) -> dict[str, Distribution]:
         keys = axis.split(",")  # zipped ones share an axis
         if isinstance(values, str):
             found[axis] = _interval(values)
-        elif isinstance(values, list) and len(keys) > 1:
-            columns = zip(*values, strict=True)
-            found |= {k: Choice(column) for k, column in zip(keys, columns, strict=True)}
         elif isinstance(values, list):
-            found[axis] = Choice(tuple(values))
+            columns = zip(*values, strict=True) if len(keys) > 1 else [tuple(values)]
+            found |= {k: Choice(column) for k, column in zip(keys, columns, strict=True)}
     return found
 
 

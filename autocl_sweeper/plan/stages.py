@@ -16,7 +16,6 @@ from autocl_sweeper.plan.rounds import (
     POPULATION,
     SOURCES,
     Population,
-    Step,
     beam_width,
     handover_of,
     replayed_stages,
@@ -65,7 +64,7 @@ def stages_of(
     initial: task -> what the app's own configuration has, by override key.
     """
     if Population.of(settings).replay is not None:
-        return _replayed(settings, tasks)
+        return replayed_stages(settings, tasks)
     stages: list[Stage] = []
     described: dict[str, Any] = {}
     for task in tasks:
@@ -126,18 +125,6 @@ def _search_of_round(
     if settings.parents == POPULATION and Population.of(settings).perturb:
         return Perturbed(search, space, f"{settings.seed}/{name}")
     return search
-
-
-def _replayed(settings: Settings, tasks: Sequence[str]) -> tuple[list[Stage], dict[str, Any]]:
-    def listed(step: Step) -> Search:
-        return ListedSearch([step.params])
-
-    stages = replayed_stages(settings, list(tasks), listed)
-    schedule: list[Any] = []
-    for stage in stages:
-        assert isinstance(stage.search, ListedSearch)
-        schedule.append({**stage.search.listed[0], **stage.passed})
-    return stages, {"schedule": schedule}
 
 
 def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:

@@ -256,7 +256,7 @@ def test_odd_or_double_rest_is_refused(words: list[str], said: str) -> None:
     assert said in str(raised.value)
 
 
-def translated(folder: Path, *arguments: str) -> tuple[dict[str, Any], list[str]]:
+def translated(folder: Path, *arguments: str) -> tuple[Any, list[str]]:
     (folder / "hparam.yaml").write_text(HPARAM)
     (folder / "train.py").touch()
     words = [str(folder / "train.py"), f"--param_file={folder / 'hparam.yaml'}"]

@@ -73,6 +73,7 @@ DOORS = {
     "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
     "cli": {"finetune"},
+    "finetune": {"script"},
 }
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it
