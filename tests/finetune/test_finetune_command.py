@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,23 +34,9 @@ class Finetune(Bench):
         del self.environment["HOLD"]
         (folder / "hparam.yaml").write_text(HPARAM)
 
-    def start(
-        self, *arguments: str, terminal: int | None = None, **environment: str
-    ) -> subprocess.Popen[bytes]:
-        output = self.folder / f"output-{len(self.started)}"
+    def command(self) -> list[str]:
         own = ["finetune", str(self.app), f"--output_dir={self.sweep}"]
-        with open(output, "wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "autocl_sweeper", *own, *arguments],
-                cwd=self.folder,
-                env={**self.environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.started.append(process)
-        return process
+        return ["-m", "autocl_sweeper", *own]
 
     def table(self) -> list[dict[str, str]]:
         _, _, rows = (self.sweep / "log_file.txt").read_text().partition("\n\n")
@@ -59,12 +44,8 @@ class Finetune(Bench):
         return [{key: v for key, v in row.items() if key != "seconds"} for row in found]
 
     def best(self) -> float:
-        (line,) = (
-            line
-            for line in (self.sweep / "log_file.txt").read_text().splitlines()
-            if line.startswith("best score: ")
-        )
-        return float(line.split()[2])
+        (score,) = re.findall(r"(?m)^best score: (\S+)", (self.sweep / "log_file.txt").read_text())
+        return float(score)
 
 
 @pytest.fixture

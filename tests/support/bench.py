@@ -77,6 +77,10 @@ class Bench:
             ),
         }
 
+    def command(self) -> list[str]:
+        """What Python gets before the arguments of `start`."""
+        return [str(self.app), "-m", f"hydra.sweep.dir={self.sweep}"]
+
     def start(
         self, *arguments: str, terminal: int | None = None, **environment: str
     ) -> subprocess.Popen[bytes]:
@@ -85,10 +89,9 @@ class Bench:
         `terminal`: a file descriptor for what it writes to stderr.
         """
         output = self.folder / f"output-{len(self.started)}"
-        argv = [sys.executable, str(self.app), "-m", f"hydra.sweep.dir={self.sweep}", *arguments]
         with open(output, "wb") as file:
             process = subprocess.Popen(
-                argv,
+                [sys.executable, *self.command(), *arguments],
                 cwd=self.folder,
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,
