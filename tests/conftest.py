@@ -39,6 +39,12 @@ def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_journals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No write waits for the disk: for tests that no loss of power is part of."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+@pytest.fixture
 def benches(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     """Makes benches: benches("chain") runs tests/support/apps/chain.py; each further one is separate."""
     made: list[Bench] = []

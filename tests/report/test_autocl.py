@@ -7,9 +7,11 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.bench import Bench
 from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
@@ -18,10 +20,7 @@ from autocl_sweeper.journal import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("quick_journals")
 
 
 def autocl(
@@ -100,9 +99,8 @@ def test_the_repeating_command_keeps_the_programs_options_and_leaves_hydras_out(
 def test_best_prints_the_chain_and_the_overrides_of_each_stage(tmp_path, capsys):
     folder = crossed(tmp_path / "s")
     text = said(capsys, "best", folder).splitlines()
-    assert (
-        text[0] == "The best chain reaches 0.833 average accuracy on three tasks and forgets 0.150."
-    )
+    first = "The best chain reaches 0.833 average accuracy on three tasks and forgets 0.150."
+    assert text[0] == first
     assert [line.split()[3] for line in text[1:4]] == ["1", "2", "6"]
     overrides = said(capsys, "best", "--overrides", folder).splitlines()
     assert overrides[0] == "task=a lr=2" and overrides[2] == "task=c lr=1 p=2"
@@ -211,12 +209,8 @@ def test_a_journal_of_another_version_is_refused_with_a_sentence(tmp_path, capsy
 
 def test_shells_complete_commands_by_argcomplete(tmp_path):
     told = tmp_path / "told"
-    environ = {
-        "_ARGCOMPLETE": "1",
-        "COMP_LINE": "autocl sta",
-        "COMP_POINT": "10",
-        "_ARGCOMPLETE_IFS": "\n",
-    }
+    environ = {"_ARGCOMPLETE": "1", "COMP_LINE": "autocl sta", "COMP_POINT": "10"}
+    environ["_ARGCOMPLETE_IFS"] = "\n"
     autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert told.read_text().split() == ["status"]
     environ |= {"COMP_LINE": "autocl plot t", "COMP_POINT": "13"}
@@ -224,36 +218,23 @@ def test_shells_complete_commands_by_argcomplete(tmp_path):
     assert {"tree", "timeline"} <= set(told.read_text().split())
 
 
-def swept(tmp_path: Path, before: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """The smallest app, swept with a report at the end."""
-    sweep = tmp_path / "sweep"
-    command = [
-        sys.executable,
-        "examples/minimal/app.py",
-        "-m",
-        "hydra/sweeper=autocl",
-        "task=low,high",
-    ]
-    command += ["rate=0.5,1.0", "hydra.sweeper.report=true", f"hydra.sweep.dir={sweep}"]
-    environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{before}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
-    )
-    return done, sweep
+def swept(benches: Callable[..., Bench], before: str = "") -> tuple[str, Path]:
+    """What the smallest app printed, swept with a report at the end; and its folder."""
+    bench = benches(ROOT / "examples/minimal/app.py")
+    ours = ("hydra/sweeper=autocl", "hydra.sweeper.report=true", "task=low,high", "rate=0.5,1.0")
+    return bench.run(*ours, PYTHONPATH=f"{before}{os.pathsep}{ROOT}"), bench.sweep
 
 
-def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path):
-    done, sweep = swept(tmp_path, "")
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path, benches):
+    _, sweep = swept(benches)
     text = (sweep / "report.html").read_text()
     assert "finished</span>" in text and "hydra.sweep.dir=…/sweep" in text
     assert str(tmp_path) not in text
 
 
-def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path):
-    done, sweep = swept(tmp_path, blocked(tmp_path))
-    assert done.returncode == 0 and "optimization_results.yaml" in done.stdout
-    told = done.stdout + done.stderr
+def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path, benches):
+    told, sweep = swept(benches, blocked(tmp_path))
+    assert "optimization_results.yaml" in told
     assert "no report.html: autocl report needs Jinja2 and vl-convert-python" in told
     assert not (sweep / "report.html").exists()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,7 @@ def sweep(folder: Path, tasks: str = "a,b", **settings: Any) -> History:
     return Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress()).run()
 
 
-@pytest.fixture(autouse=True)
-def quick_journals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("quick_journals")
 
 
 @pytest.fixture

@@ -20,10 +20,7 @@ from autocl_sweeper.types import DeviceUse, Outcome, State
 
 HOUR_S = 3600
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("quick_journals")
 
 
 def plan(budget=None, pipeline=False, **settings):

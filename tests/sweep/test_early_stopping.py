@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import math
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +29,7 @@ from autocl_sweeper.types import Cause, Outcome, State, is_stopped
 ASHA = {"rule": "asha", "max_steps": 900}
 ONE_SECOND = [(float(n), 100 * n) for n in range(1, 10)]  # a report every second, 900 steps in 9 s
 
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("quick_journals")
 
 
 class Virtual:

@@ -26,10 +26,7 @@ HANDOVER = {"parent": "parent"}
 EXTRA = {**HANDOVER, "merge.extra": "extra"}
 TEACHER = {"factory": "support.searches.doubling"}
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("quick_journals")
 
 
 def plan(protocol="beam", jobs=6, space=SPACE, pipeline=False, tasks=TASKS, **settings):
