@@ -77,13 +77,18 @@ def run(given: argparse.Namespace) -> None:
     console.print(f"leases: {leases.path}", style="dim", highlight=False)
 
 
+def _table(title: str, columns: Sequence[str]) -> Table:
+    from rich.table import Column, Table
+
+    shown = (Column(column, overflow="fold") for column in columns)
+    return Table(*shown, title=title, title_justify="left")
+
+
 def _device_table(seen: Sequence[Seen]) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Devices", title_justify="left")
-    for column in ("device", "name", "MiB free", "load", "temp.", "processes", "a job alone"):
-        table.add_column(column, overflow="fold")
+    columns = ("device", "name", "MiB free", "load", "temp.", "processes", "a job alone")
+    table = _table("Devices", columns)
     for one in seen:
         device = one.device
         processes = "?" if device.processes is None else "none"
@@ -103,11 +108,7 @@ def _device_table(seen: Sequence[Seen]) -> Table:
 
 
 def _lease_table(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Leases", title_justify="left")
-    for column in ("device", "holder", "since", "reserves", "shares"):
-        table.add_column(column, overflow="fold")
+    table = _table("Leases", ("device", "holder", "since", "reserves", "shares"))
     for one in seen:
         for claim in one.occupied.claims:
             since = datetime.fromtimestamp(claim.since).strftime("%Y-%m-%d %H:%M:%S")

@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add("--gpu", metavar="0,1", help="the cards to use; a card listed twice runs two trials")
     add("--popsize", type=_at_least_1, default=5, metavar="N", help="trials per round (5)")
     add("--round", type=_at_least_1, default=10, metavar="N", help="rounds (10)")
-    add("--output_dir", metavar="DIR", help="default: output_<time>")
+    now = f"{datetime.now():%Y%m%d%H%M%S}"
+    add("--output_dir", metavar="DIR", default=f"output_{now}", help="default: output_<time>")
     add(
         "--evaluator",
         type=str.lower,
@@ -92,11 +93,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Raises ConfigurationError; exits as Hydra does when the sweep fails."""
     given = parser().parse_intermixed_args(arguments)
-    given.output_dir = given.output_dir or f"output_{datetime.now():%Y%m%d%H%M%S}"
     config, overrides = translate(given)
     if given.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(_cards(given.gpu)))
-    print(f"output: {_output(given)}", flush=True)
+    print(f"output: {Path(given.output_dir).absolute()}", flush=True)
     app.run(config, overrides)
 
 
@@ -185,10 +185,10 @@ def _initial(given: argparse.Namespace, taken: dict[str, str]) -> dict[str, Valu
 
 
 def _overrides(given: argparse.Namespace, evaluator: str) -> list[str]:
-    keep = given.keep_models or ("needed" if evaluator == "population" else "all")
+    keep = given.keep_models or ("all" if evaluator == "init" else "needed")
     cards = [] if given.gpu is None else _cards(given.gpu)
     values: dict[str, Value] = {
-        "hydra.sweep.dir": str(_output(given)),
+        "hydra.sweep.dir": str(Path(given.output_dir).absolute()),
         "hydra.job.name": "finetune",
         "hydra.sweeper.sequence": None,
         "hydra.sweeper.parents": evaluator,
@@ -233,10 +233,6 @@ def _overrides(given: argparse.Namespace, evaluator: str) -> list[str]:
         *(override(key, literal(value)) for key, value in values.items()),
         *given.override,
     ]
-
-
-def _output(given: argparse.Namespace) -> Path:
-    return Path(given.output_dir).absolute()
 
 
 def _cards(text: str) -> list[str]:

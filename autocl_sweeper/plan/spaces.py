@@ -14,10 +14,7 @@ from autocl_sweeper.types import Value
 
 
 def spaces_of(
-    settings: Settings,
-    tasks: Sequence[str],
-    shared: Mapping[str, Distribution],
-    config_loader: Any,
+    settings: Settings, tasks: Sequence[str], shared: Mapping[str, Distribution], config_loader: Any
 ) -> dict[str, Space]:
     """The space of every task whose suggestions are not listed. Raises ConfigurationError."""
     by_task: dict[str, Mapping[str, Distribution]] = {}

@@ -75,10 +75,9 @@ def run_command(config: Any) -> dict[str, Any]:
     missing: list[str] = []
     for source in settings.sources():
         try:
-            if source.file is None:
-                numbers[source.name] = listener.number(source)
-            else:
-                numbers[source.name] = source.in_file(output_dir)
+            printed = source.file is None
+            found = listener.number(source) if printed else source.in_file(output_dir)
+            numbers[source.name] = found
         except NoNumberError as error:
             missing.append(str(error))
     if missing:

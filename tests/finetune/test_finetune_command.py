@@ -245,38 +245,31 @@ def translated(folder: Path, *arguments: str) -> tuple[Any, list[str]]:
     return translate(given)
 
 
-def test_defaults_are_those_of_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        pytest.param([], ["sweeper.popsize=5", "sweeper.rounds=10", "sweeper.parents=population",
+            "sweeper.population.epochs=1", "sweeper.keep_checkpoints=beam"], id="the original's defaults"),
+        pytest.param(["--gpu=0,1", "--popsize=6", "--evaluator=FullTrail"], ["sweeper.popsize=6",
+            "sweeper.parents=init", "launcher.cpu_slots=2", "sweeper.keep_checkpoints=all"], id="the seed's"),
+        pytest.param(["--gpu=0,1,0,1"], ["launcher.jobs_per_device=2", "launcher.cpu_slots=2"],
+            id="a card named twice has two trials"),
+    ],
+)  # fmt: skip
+def test_options_are_keys_of_the_sweeper_and_the_launcher(
+    tmp_path: Path, arguments: list[str], found: list[str]
+) -> None:
+    _, overrides = translated(tmp_path, *arguments)
+    assert {f"hydra.{text}" for text in found} <= set(overrides)
+
+
+def test_a_search_is_chosen_in_any_case_and_the_rest_is_the_scripts(tmp_path: Path) -> None:
     config, overrides = translated(tmp_path)
-    assert {
-        "hydra.sweeper.popsize=5",
-        "hydra.sweeper.rounds=10",
-        "hydra.sweeper.parents=population",
-        "hydra/sweeper/search=pshe2",
-        "hydra.sweeper.population.epochs=1",
-        "hydra.sweeper.keep_checkpoints=beam",
-    } <= set(overrides)
     assert config["rate"] == 0.1 and config["size"] == 20
-
-
-def test_the_seeds_command_line_is_understood(tmp_path: Path) -> None:
-    config, overrides = translated(
-        tmp_path,
-        *("--gpu=0,1", "--popsize=6", "--round=2", "--evaluator=FullTrail"),
-        *("--tuning_strategy=HAZero", "max_seq_len", "128"),
-    )
+    assert "hydra/sweeper/search=pshe2" in overrides
+    config, overrides = translated(tmp_path, "--tuning_strategy=HAZero", "max_seq_len", "128")
     assert config["autocl"]["rest"] == [["max_seq_len", "128"]]
-    assert {
-        "hydra.sweeper.popsize=6",
-        "hydra.sweeper.parents=init",
-        "hydra/sweeper/search=hazero",
-        "hydra.launcher.cpu_slots=2",
-        "hydra.sweeper.keep_checkpoints=all",
-    } <= set(overrides)
-
-
-def test_card_named_twice_has_two_trials(tmp_path: Path) -> None:
-    _, overrides = translated(tmp_path, "--gpu=0,1,0,1")
-    assert {"hydra.launcher.jobs_per_device=2", "hydra.launcher.cpu_slots=2"} <= set(overrides)
+    assert "hydra/sweeper/search=hazero" in overrides
 
 
 @pytest.mark.parametrize(

@@ -11,24 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.bench import Bench
+from support.bench import REPOSITORY, Bench, autocl
 from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
 from autocl_sweeper.cli import main
 from autocl_sweeper.journal import read
 
-ROOT = Path(__file__).resolve().parents[2]
-
 pytestmark = pytest.mark.usefixtures("quick_journals")
-
-
-def autocl(
-    *words: object, cwd: Path | None = None, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "autocl_sweeper", *map(str, words)]
-    known = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | environ
-    return subprocess.run(command, cwd=cwd, env=known, capture_output=True, text=True, timeout=300)
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -156,7 +146,7 @@ def blocked(tmp_path: Path) -> str:
 
 def test_without_the_extra_the_report_names_it(tmp_path):
     folder = crossed(tmp_path / "s")
-    done = autocl("report", folder, PYTHONPATH=f"{blocked(tmp_path)}{os.pathsep}{ROOT}")
+    done = autocl("report", folder, PYTHONPATH=f"{blocked(tmp_path)}{os.pathsep}{REPOSITORY}")
     assert done.returncode == 1 and "pip install 'autocl-sweeper[report]'" in done.stderr
     assert "Jinja2 and vl-convert-python" in done.stderr
 
@@ -187,7 +177,7 @@ def test_watch_prints_a_line_an_event_where_there_is_no_terminal(tmp_path, capsy
 
 
 def test_doctor_names_what_is_there_and_ends_with_0(tmp_path):
-    done = autocl("doctor", "--json", cwd=tmp_path)
+    done = autocl("doctor", "--json", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     found = {one["about"]: one for one in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["plugin"]["state"] == "ok" and found["Hydra"]["text"][:2] == "1."
@@ -195,7 +185,9 @@ def test_doctor_names_what_is_there_and_ends_with_0(tmp_path):
 
 def test_doctor_ends_with_1_where_a_sweep_would_not_run(tmp_path):
     (tmp_path / "file").write_text("")
-    done = autocl("doctor", cwd=tmp_path, AUTOCL_LEASE_DIR=str(tmp_path / "file"))
+    done = autocl(
+        "doctor", cwd=tmp_path, CUDA_VISIBLE_DEVICES="", AUTOCL_LEASE_DIR=str(tmp_path / "file")
+    )
     assert done.returncode == 1 and "WRONG  leases" in done.stdout
 
 
@@ -220,9 +212,9 @@ def test_shells_complete_commands_by_argcomplete(tmp_path):
 
 def swept(benches: Callable[..., Bench], before: str = "") -> tuple[str, Path]:
     """What the smallest app printed, swept with a report at the end; and its folder."""
-    bench = benches(ROOT / "examples/minimal/app.py")
+    bench = benches(REPOSITORY / "examples/minimal/app.py")
     ours = ("hydra/sweeper=autocl", "hydra.sweeper.report=true", "task=low,high", "rate=0.5,1.0")
-    return bench.run(*ours, PYTHONPATH=f"{before}{os.pathsep}{ROOT}"), bench.sweep
+    return bench.run(*ours, PYTHONPATH=f"{before}{os.pathsep}{REPOSITORY}"), bench.sweep
 
 
 def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path, benches):
@@ -245,6 +237,6 @@ def test_a_sweep_that_does_not_ask_imports_nothing_of_the_report(tmp_path):
         "print([m for m in sys.modules if m.startswith(('autocl_sweeper.page', 'jinja2', 'vl_convert'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "[]", done.stderr
