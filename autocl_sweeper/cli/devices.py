@@ -18,7 +18,6 @@ from autocl_sweeper.display.screen import screen
 if TYPE_CHECKING:
     from rich.table import Table
 
-
 HELP = "what the launcher sees, who holds which device, and why one would be refused"
 DESCRIPTION = (
     "The devices that a sweep started here would see (CUDA_VISIBLE_DEVICES counts),"
@@ -50,25 +49,20 @@ class Seen:
         return {**asdict(self.device), **leased, "refused": self.refused}
 
 
-def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
-    """Raises DeviceError when there are GPUs that cannot be read."""
-    found = []
-    for device in find_probe(None, os.environ).devices(load=True):
-        occupied = leases.look(device.id)
-        if occupied is None:
-            occupied, refused = Occupied(), BUSY
-        else:
-            refused = refusal(device, occupied.claims, Claim(), free_memory)
-        found.append(Seen(device, occupied, refused))
-    return found
+def _seen(leases: LeaseFolder, device: Device, free_memory: float) -> Seen:
+    occupied = leases.look(device.id)
+    if occupied is None:
+        return Seen(device, Occupied(), BUSY)
+    return Seen(device, occupied, refusal(device, occupied.claims, Claim(), free_memory))
 
 
 def run(given: argparse.Namespace) -> None:
     leases = LeaseFolder()
-    seen = look(leases, given.free_memory)
+    devices = find_probe(None, os.environ).devices(load=True)
+    seen = [_seen(leases, device, given.free_memory) for device in devices]
     if given.json:
-        devices = [one.facts() for one in seen]
-        print_json({"lease_folder": str(leases.path), "devices": devices})
+        told = [one.facts() for one in seen]
+        print_json({"lease_folder": str(leases.path), "devices": told})
         return
     console = screen()
     console.print(_device_table(seen))

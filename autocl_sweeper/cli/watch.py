@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 SHARE = 10  # a look at a long journal takes so much longer: no more than this part of a core
 
-
 HELP = "the panel of a sweep that runs elsewhere; without a terminal, a line per event"
 DESCRIPTION = "Follow a sweep until it is over, or Ctrl-C. Reads its journal alone."
 

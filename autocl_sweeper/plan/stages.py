@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from inspect import signature
+from pkgutil import resolve_name
 from typing import Any
 
 from autocl_sweeper.distributions import Space
@@ -138,9 +138,8 @@ def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
 
 
 def _imported(path: str) -> Callable[..., Search]:
-    module, _, name = path.rpartition(".")
     try:
-        factory: Callable[..., Search] = getattr(import_module(module), name)
+        factory: Callable[..., Search] = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(
             f"hydra.sweeper.search.factory='{path}' cannot be imported: {error}"
