@@ -231,19 +231,17 @@ def _jobs(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
 
 def _slots(n_jobs: int, launcher: str | None) -> str:
     """The line that says what decides how many jobs run side by side."""
+    told = (
+        f"hydra.sweeper.n_jobs={n_jobs} is ignored: the launcher decides how many jobs run at once"
+    )
     if launcher in ("gpu", "ray"):
-        slots = (
-            "hydra.launcher.max_devices and jobs_per_device with GPUs, hydra.launcher.cpu_slots"
-            " without"
-        )
-    else:
-        slots = (
-            f"hydra/launcher={launcher} runs batches of hydra.sweeper.max_batch_size, and"
-            " hydra/launcher=gpu has slots"
+        return (
+            f"{told} (hydra.launcher.max_devices and jobs_per_device with GPUs,"
+            " hydra.launcher.cpu_slots without)"
         )
     return (
-        f"hydra.sweeper.n_jobs={n_jobs} is ignored: the launcher decides how many jobs run at once"
-        f" ({slots})"
+        f"{told} (hydra/launcher={launcher} runs batches of hydra.sweeper.max_batch_size, and"
+        " hydra/launcher=gpu has slots)"
     )
 
 

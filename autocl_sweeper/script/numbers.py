@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,9 @@ def json_object(line: str) -> Any:
 
 def value_at(tree: Any, path: str) -> Any:
     """What lies at a path of keys and list places; a key may have dots itself. ABSENT: nothing."""
-    for head, tail in _ways(path):
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):  # the whole path as one key first
+        head, tail = ".".join(parts[:length]), ".".join(parts[length:])
         found: Any = ABSENT
         if isinstance(tree, Mapping):
             found = tree.get(head, ABSENT)
@@ -143,10 +145,3 @@ def value_at(tree: Any, path: str) -> Any:
         if found is not ABSENT:
             return found
     return ABSENT
-
-
-def _ways(path: str) -> Iterator[tuple[str, str]]:
-    """(first key, rest) for every dot; the whole path as one key first."""
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        yield ".".join(parts[:length]), ".".join(parts[length:])
