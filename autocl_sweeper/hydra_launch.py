@@ -25,7 +25,7 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError, DiskError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptForkServer
 from autocl_sweeper.executor.ray.cluster import RayExecutor
-from autocl_sweeper.executor.settings import from_settings, needs_of
+from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.folder import folder_errors
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.job.task import ReportingTask, Terminated
@@ -57,14 +57,12 @@ def executor_of(
     if isinstance(task_function, ReportingTask):
         task_function = task_function.task_function  # our job processes report by themselves
     package = Package.pack(files, hydra_context, config, task_function)
-    needs = needs_of(settings, package)
     if "address" not in settings:
-        holder = str(files.folder.parent)
-        return from_settings(settings, package, files, holder, returns, kept, needs=needs)
+        return from_settings(settings, package, returns, kept)
     keys = {key: plain(value) for key, value in settings.items()}
     # What Hydra copies for jobs elsewhere is there from their start, as it is on this machine.
     copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
-    return RayExecutor(keys["address"], keys, package, returns, copied, needs)
+    return RayExecutor(keys, package, returns, copied)
 
 
 def launch(

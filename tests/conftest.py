@@ -39,8 +39,8 @@ def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def quick_journals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No write waits for the disk: for tests that no loss of power is part of."""
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many sweeps in virtual time: nothing there is about a machine that loses its power."""
     monkeypatch.setattr("os.fsync", lambda file: None)
 
 

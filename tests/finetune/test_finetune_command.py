@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ class Finetune(Bench):
         del self.environment["HOLD"]
         (folder / "hparam.yaml").write_text(HPARAM)
 
-    def command(self) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         own = ["finetune", str(self.app), f"--output_dir={self.sweep}"]
-        return ["-m", "autocl_sweeper", *own]
+        return [sys.executable, "-m", "autocl_sweeper", *own, *arguments]
 
     def table(self) -> list[dict[str, str]]:
         _, _, rows = (self.sweep / "log_file.txt").read_text().partition("\n\n")

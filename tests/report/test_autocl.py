@@ -18,7 +18,7 @@ from support.sweeps import crossed, failing
 from autocl_sweeper.cli import main
 from autocl_sweeper.journal import read
 
-pytestmark = pytest.mark.usefixtures("quick_journals")
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -20,7 +20,7 @@ from autocl_sweeper.page.scale import DARK, LIGHT, painted
 from autocl_sweeper.page.timeline import timeline
 from autocl_sweeper.page.tree import tree
 
-pytestmark = pytest.mark.usefixtures("quick_journals")
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.mark.parametrize("chart", [tree, timeline, parallel])

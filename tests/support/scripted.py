@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ class Scripted(Bench):
         (folder / "conf").mkdir()
         (folder / "conf/swept.yaml").write_text(yaml.safe_dump(config))
 
-    def command(self) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         named = ["--config-dir", str(self.folder / "conf"), "--config-name", "swept"]
-        return ["-m", "autocl_sweeper.script", "-m", *named, f"hydra.sweep.dir={self.sweep}"]
+        argv = [sys.executable, "-m", "autocl_sweeper.script", "-m", *named]
+        return [*argv, f"hydra.sweep.dir={self.sweep}", *arguments]
 
     def log(self, number: int) -> str:
         """job.log of a trial's last attempt."""

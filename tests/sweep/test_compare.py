@@ -15,7 +15,7 @@ from autocl_sweeper.cli import main
 from autocl_sweeper.compare import compare, t_quantile
 from autocl_sweeper.types import DeviceUse, Outcome, State
 
-pytestmark = pytest.mark.usefixtures("quick_journals")
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def sweep(folder: Path, x: float, seed: int = 0, **settings) -> Path:
