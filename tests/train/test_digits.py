@@ -63,12 +63,13 @@ def test_an_image_stays_in_its_part_whichever_task_asks(make_job: Any) -> None:
 def test_a_copy_of_an_image_in_another_part_is_refused(
     make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.data import generated, rows
+    from train.data import generated
+    from train.data.tables import DataError
 
     images = np.random.default_rng(0).normal(size=(16, 8, 8)).astype(np.float32)
     images[8:] = images[0]
     monkeypatch.setattr(generated, "digits", lambda: (images, np.arange(16) // 8))
-    with pytest.raises(rows.DataOverlap, match=r"task digits_01: the row .*'label': '1'.* is in '"):
+    with pytest.raises(DataError, match=r"task digits_01: the row .*'label': '1'.* is in '"):
         rows_of(make_job())
 
 

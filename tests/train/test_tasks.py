@@ -115,12 +115,10 @@ def test_a_header_gives_columns_their_names_and_quotes_count_in_csv_only(tmp_pat
 
 
 def test_a_row_that_training_and_selection_share_is_refused(make_job: Any, files: Path) -> None:
-    from train.data.rows import DataOverlap
+    from train.data.tables import DataError
 
     table(files / "dev.tsv", "2\ttwo")
-    with pytest.raises(
-        DataOverlap, match=r"task t: the row \{'q': '2', 'a': 'two'\} is in 'train'"
-    ):
+    with pytest.raises(DataError, match=r"task t: the row \{'q': '2', 'a': 'two'\} is in 'train'"):
         loaded(make_job, of_files(files))
 
 

@@ -58,7 +58,7 @@ def example(
     source: list[int] = []
     images: list[Pixels] = []
     group: list[int] = []
-    for slot, value in zip(template.slots, filled.values, strict=True):
+    for slot, value in filled:
         if slot.side == "decoder":
             continue
         if slot.type == "IMAGE":
@@ -117,7 +117,7 @@ def _decoder(
 ) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]:
     ids, learned = [*tokens.start], [False] * len(tokens.start)
     prefix, forced = [*tokens.start], True
-    for slot, value in zip(filled.template.slots, filled.values, strict=True):
+    for slot, value in filled:
         if slot.side == "encoder":
             continue
         given = slot.text is not None or slot.has("no_loss")

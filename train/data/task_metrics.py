@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib.util
 import string
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from train.config.typed import nearest
 from train.data import few_shot_metrics, head_metrics
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def logged_names(metric: str, beta: float = 1.0) -> tuple[str, ...]:
     if metric in REFUSED:
         raise ValueError(f"metric '{metric}' is not supported: {REFUSED[metric]}")
     if metric not in LOGGED:
-        near = get_close_matches(metric, LOGGED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown metric '{metric}'{hint} (known: {', '.join(LOGGED)})")
+        near = nearest(metric, LOGGED)
+        raise ValueError(f"unknown metric '{metric}'{near} (known: {', '.join(LOGGED)})")
     for package in NEEDED.get(metric, ()):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"metric '{metric}' needs a package: pip install {package}")
