@@ -34,8 +34,8 @@ class Rows:
 def load(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
     """The rows of a task. Raises DataError for what cannot be read, and where parts share rows."""
     if plan.rows is not None:  # checked when it was planned
-        train = plan.rows.train
-        return Rows(lambda epoch: train, plan.rows.dev, plan.rows.test)
+        known = plan.rows
+        return Rows(lambda epoch: known.train, known.dev, known.test)
     rows = _of_files(plan) if plan.data.train else _of_class(plan, shares)
     # Epochs after which every file was read; files of several sources meet again later.
     epochs = max((len(source) for source in plan.data.train), default=1)
