@@ -174,7 +174,7 @@ def test_a_label_of_dev_that_training_lacks_is_refused_with_its_line(tmp_path: P
         SettingsError, match=r"b.tsv, line 3: the label 'z' is none of the training"
     ):
         plan("glue", dataset={"train_data": own, "valid_data": other})
-    with pytest.raises(SettingsError, match="is in train_data as well"):
+    with pytest.raises(SettingsError, match="is in train_data and in valid_data"):
         plan("glue", dataset={"train_data": own, "valid_data": own})
 
 

@@ -25,7 +25,7 @@ SHIPPED_TASKS = ("boolqa", "copa", "multirc", "qqp")
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> None:
-    text_tasks._warn_once.cache_clear()
+    text_tasks._say.cache_clear()
 
 
 @pytest.fixture
@@ -119,7 +119,6 @@ def test_strategy_multiple_draws_every_rows_instruction_by_the_seed(root: Path) 
 def test_a_task_is_evaluated_on_what_it_trains_on_and_says_what_else_is_listed(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text_tasks._tell_once.cache_clear()
     caplog.set_level(logging.INFO)
     found = read(root)
     assert {row["dataset"] for part in (found.train, found.dev, found.test) for row in part} == {

@@ -42,9 +42,9 @@ def load(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
     train = [row for epoch in range(epochs) for row in rows.train(epoch)]
     parts = {"train": train, "dev": rows.dev, "test": rows.test}
     _refuse_shared_rows(plan, parts)
-    for part, own in parts.items() if plan.answers is not None else ():
-        given = (str(row[plan.templates[0].target.name]) for row in own)
-        check_covered(plan.answers or (), given, f"task.{plan.name}", part)
+    if plan.answers is not None:
+        column = plan.templates[0].target.name
+        check_covered(plan.answers, parts, column, f"task.{plan.name}")
     return rows
 
 
@@ -83,7 +83,7 @@ def _of_files(plan: TaskPlan) -> Rows:
     def train(epoch: int) -> Sequence[Row]:
         return of_files(tuple(source[epoch % len(source)] for source in data.train))
 
-    return Rows(train, every(data.valid), every(data.test))
+    return Rows(train, every(data.dev), every(data.test))
 
 
 def _refuse_shared_rows(plan: TaskPlan, parts: Mapping[str, Sequence[Row]]) -> None:

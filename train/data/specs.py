@@ -32,6 +32,17 @@ class Column:
     name: str
 
 
+@dataclass(frozen=True)
+class DataPlan:
+    """Files a task is read from; without any its class generates the rows."""
+
+    train: tuple[Source, ...] = ()
+    dev: tuple[Source, ...] = ()
+    test: tuple[Source, ...] = ()
+    columns: tuple[Column, ...] = ()
+    ratios: tuple[float, ...] = ()  # of the sources of train
+
+
 def sources(text: str | Sequence[str] | None) -> tuple[Source, ...]:
     """The sources of a data string: ` ||| ` or a list divides them, `,` the files of one source.
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,13 +32,13 @@ from train.data.benchmark import (
     read_split,
     task_folder,
 )
+from train.data.tables import Row
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "answer", "sentence", "group", "dataset", "instance")
 TEMPLATE = "[TEXT:prompt,verbatim] -> [TEXT:answer]"
 CLOSED_TEMPLATE = "[TEXT:prompt,verbatim] -> [TEXT:answer,closed_set]"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,18 @@ class TextRows:
     test: tuple[Row, ...]
     labels: tuple[str, ...]  # of all its datasets
     selects_on_test: bool  # dev rows are test rows, as allow_test_selection lets them
+
+
+def limited(
+    parts: Mapping[str, Sequence[Row]],
+    text: TextData,
+    labels: tuple[str, ...] = (),
+    selects_on_test: bool = False,
+) -> TextRows:
+    """The first rows of train, dev and test, as many as `text` lets."""
+    limits = (text.max_train_samples, text.max_eval_samples, text.max_predict_samples)
+    train, dev, test = (tuple(parts[split][:n]) for split, n in zip(SPLITS, limits, strict=True))
+    return TextRows(train, dev, test, labels, selects_on_test)
 
 
 @dataclass(frozen=True)
@@ -85,14 +96,12 @@ def read_text_task(task: Task, text: TextData, seed: int) -> TextRows:
     if empty := [str(one.entry) for one in datasets if not one.rows["train"]]:
         raise SettingsError(f"{root}: no labelled row of {', '.join(empty)} is left to train on")
     write = _writer(text, seed)
-    limits = (text.max_train_samples, text.max_eval_samples, text.max_predict_samples)
     made = {
-        split: tuple(write(one, split, item) for one in datasets for item in one.rows[split] or ())
+        split: [write(one, split, item) for one in datasets for item in one.rows[split] or ()]
         for split in SPLITS
     }
-    train, dev, test = (made[split][:n] for split, n in zip(SPLITS, limits, strict=True))
     labels = tuple(dict.fromkeys(label for one in datasets for label in one.labels))
-    return TextRows(train, dev, test, labels, any(one.on_test for one in datasets))
+    return limited(made, text, labels, any(one.on_test for one in datasets))
 
 
 def _config_folder(task: Task, text: TextData) -> Path:
@@ -116,8 +125,10 @@ def _dataset(
 ) -> _Dataset:
     place = dataset_folder(root, entry)
     labels = read_labels(place)
-    asked = {e.place: e for e in listed["dev"]}, {e.place: e for e in listed["test"]}
-    dev_entry, test_entry = (found.get(entry.place) for found in asked)
+    dev_entry, test_entry = (
+        next((e for e in listed[split] if e.place == entry.place), None)
+        for split in ("dev", "test")
+    )
     train = _read(place, "train", labels)
     test = _read(place, "test", labels) if test_entry else None
     rng = np.random.default_rng([seed, zlib.crc32(str(entry).encode())])
@@ -145,9 +156,10 @@ def _read(place: Path, split: str, labels: Sequence[str]) -> Split:
     found = read_split(place, split, labels)
     if found.unlabelled:
         total = len(found.items) + found.unlabelled
-        _warn_once(
+        _say(
+            log.warning,
             f"{found.path}: {found.unlabelled} of {total} rows have no label ('-' or empty) and are "
-            "left out"
+            "left out",
         )
     return found
 
@@ -218,7 +230,7 @@ def _shares(dev: Split, test: Split, text: TextData, folder: Path) -> bool:
             "on test data. Set dev_from_train=0.1, which takes dev rows from the training rows, or "
             "allow_test_selection=true, which the results then tell"
         )
-    _warn_once(f"{what}: selection sees test data, as allow_test_selection=true lets it")
+    _say(log.warning, f"{what}: selection sees test data, as allow_test_selection=true lets it")
     return True
 
 
@@ -226,15 +238,17 @@ def _say_shared(entry: Entry, rows: Mapping[str, Sequence[Item] | None]) -> None
     train = {item.sentence for item in rows["train"] or ()}
     for split in ("dev", "test"):
         if both := train & {item.sentence for item in rows[split] or ()}:
-            _warn_once(f"{entry}: {len(both)} texts of its training rows are in {split} as well")
+            what = f"{len(both)} texts of its training rows are in {split} as well"
+            _say(log.warning, f"{entry}: {what}")
 
 
 def _say_others(task: str, folder: Path, listed: Sequence[Entry], own: Sequence[Entry]) -> None:
     names = dict.fromkeys(str(e) for e in listed if e.place not in [o.place for o in own])
     if names:
-        _tell_once(
+        _say(
+            log.info,
             f"task {task}: {folder} also lists {', '.join(names)} to evaluate on: that is done from the "
-            "task on that trains on them (seen_tasks=[...] adds tasks to all jobs)"
+            "task on that trains on them (seen_tasks=[...] adds tasks to all jobs)",
         )
 
 
@@ -247,9 +261,10 @@ def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:
         entry = dataset.entry
         known = instructions.get(entry.group, ())
         if not known:
-            _warn_once(
+            _say(
+                log.warning,
                 f"{path.name}: no instruction for group {entry.group}: its prompts have neither "
-                "instruction nor options"
+                "instruction nor options",
             )
         place = 0
         if text.instruction_strategy == "multiple" and len(known) > 1:
@@ -271,11 +286,6 @@ def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:
 
 
 @cache
-def _warn_once(message: str) -> None:
-    """By every process, which reads the same files for every job it checks."""
-    log.warning("%s", message)
-
-
-@cache
-def _tell_once(message: str) -> None:
-    log.info("%s", message)
+def _say(log_it: Callable[..., None], message: str) -> None:
+    """Once in a process, which reads the same files for every job it checks."""
+    log_it("%s", message)
