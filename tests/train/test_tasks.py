@@ -272,9 +272,9 @@ def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
 
     t = tokens()
     one = made(make_job, "judge: [TEXT:review] now -> [TEXT:label]", ROW, False)
-    assert list(one.source) == [t.bos, *t.encode(" judge: A fine, fine film! now"), t.eos]
-    assert list(one.decoder) == [t.bos, *t.encode(" positive"), t.eos]
-    assert one.learned == (False, *[True] * (len(one.decoder) - 1)) and one.prefix == (t.bos,)
+    assert list(one.source) == [*t.before, *t.encode(" judge: A fine, fine film! now"), t.eos]
+    assert list(one.decoder) == [*t.before, *t.encode(" positive"), t.eos]
+    assert one.learned == (False, *[True] * (len(one.decoder) - 1)) and one.prefix == t.start
 
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
@@ -285,7 +285,7 @@ def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: A
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"
     one = made(make_job, template, ROW, False)
-    forced = [t.bos, *t.encode(" it is"), *t.encode(" A "), *t.encode(" so")]
+    forced = [*t.before, *t.encode(" it is"), *t.encode(" A "), *t.encode(" so")]
     assert list(one.prefix) == forced
     batch = collate([one], t.pad)
     answer = [*t.encode(" positive"), t.eos]

@@ -130,9 +130,8 @@ def parse_all(templates: str | Sequence[str]) -> tuple[Template, ...]:
 def parse(template: str) -> Template:
     """The slots of one template. Raises TemplateError."""
     tokens = list(_TOKENS.finditer(template))
-    for token in tokens:
-        if token[0] in ("[", "]"):
-            raise TemplateError(template, token.start(), _stray(template, token))
+    if stray := next((token for token in tokens if token[0] in ("[", "]")), None):
+        raise TemplateError(template, stray.start(), _stray(template, stray))
     arrows = [token.start() for token in tokens if token[0] == "->"]
     if len(arrows) != 1:
         raise TemplateError(
@@ -143,21 +142,19 @@ def parse(template: str) -> Template:
     slots: list[Slot] = []
     side: Side = "encoder"
     run, begin = "", 0  # plain text so far, and where what follows the last token begins
-    ends: list[re.Match[str] | None] = [*tokens, None]
-    for end in ends:
-        run += template[begin : end.start() if end else None]
-        if end and end[0].startswith("\\"):
-            run += end[0][1]
-        else:
-            text = _MARKS.sub(" ", run).strip()
-            if text:
-                slots.append(Slot(side, "TEXT", len(slots), str(len(slots)), text, {}))
-            run = ""
-            if end and end[0] == "->":
-                side = "decoder"
-            elif end:
-                slots.append(_slot(template, end, side, len(slots)))
-        begin = end.end() if end else 0
+    for token in [*tokens, None]:
+        run += template[begin : token.start() if token else None]
+        begin = token.end() if token else 0
+        if token and token[0].startswith("\\"):
+            run += token[0][1]
+            continue
+        if text := _MARKS.sub(" ", run).strip():
+            slots.append(Slot(side, "TEXT", len(slots), str(len(slots)), text, {}))
+        run = ""
+        if token and token[0] == "->":
+            side = "decoder"
+        elif token:
+            slots.append(_slot(template, token, side, len(slots)))
     answers = [s for s in slots if s.side == "decoder" and s.text is None]
     targets = [s for s in answers if not s.has("no_loss")]
     if not targets:
