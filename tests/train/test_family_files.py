@@ -13,6 +13,7 @@ from support.runs import planned
 
 from train.config.reading import read_tasks
 from train.config.typed import SettingsError
+from train.data.families import made, multiple_choice, question_answering, text_classification
 from train.data.task_plan import plan_task, refuse_processes
 
 Make = Callable[..., Any]
@@ -204,8 +205,6 @@ def test_a_detector_is_trained_by_one_process() -> None:
 
 
 def test_made_up_rows_are_the_same_for_a_seed_and_as_long_as_their_data_set_has_them() -> None:
-    from train.data.families import made, multiple_choice, question_answering, text_classification
-
     for module, batch, least, most in (
         (multiple_choice, 64, 40, 142),
         (question_answering, 12, 146, 516),

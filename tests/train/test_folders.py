@@ -12,49 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.folders import corpus, tokenizer
+from support.folders import corpus
 from support.runs import finish, meeting_of, model_of, planned
+
+from train.config.sections import SettingsError
+from train.config.task import ImagePreprocess
+from train.data.pixels import image_pixels
+from train.data.pretrained import located
+from train.data.rows import Rows, load
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a model and its tokenizer: `t5` (Unigram), `bart` (BPE), `words` (WordPiece, alone)."""
-    import torch
-    from transformers import (
-        BartConfig,
-        BartForConditionalGeneration,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name in made:
-            return made[name]
-        path = made[name] = tmp_path_factory.mktemp("folders") / name
-        vocabulary = tokenizer({"t5": "unigram", "bart": "bpe", "words": "wordpiece"}[name])
-        vocabulary.save_pretrained(path)
-        torch.manual_seed(0)
-        if name == "t5":
-            T5ForConditionalGeneration(
-                T5Config(vocab_size=128, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-                         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
-            ).save_pretrained(path)  # fmt: skip
-        elif name == "bart":
-            BartForConditionalGeneration(
-                BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1,
-                           encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-                           decoder_ffn_dim=32, max_position_embeddings=140, bos_token_id=0,
-                           pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
-                           forced_eos_token_id=2)
-            ).save_pretrained(path)  # fmt: skip
-        return path
-
-    return folder
 
 
 def of(folder: Path, *more: str) -> list[str]:
@@ -178,8 +146,6 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(
     """139 ids and a begin mark are what BART has positions for: that they run, and 140 do not."""
     import torch
 
-    from train.config.sections import SettingsError
-
     def job(length: int) -> Any:
         longest = f"task.sentiment.max_src_length={length}"
         return make(*of(folders("bart")), *QUICK, "task=sentiment", longest)
@@ -229,9 +195,6 @@ def test_a_configuration_alone_makes_a_model_of_its_shape_for_any_tokenizer(
 def test_a_package_may_bring_the_folder(
     make: Any, folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.config.typed import SettingsError
-    from train.data.pretrained import located
-
     (tmp_path / "my_models").mkdir()
     (tmp_path / "my_models/__init__.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "my_models/small").symlink_to(folders("t5"))
@@ -279,7 +242,6 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
 
     from safetensors.torch import load_file, save_file
 
-    from train.config.sections import SettingsError
     from train.delta.olora import OLoRA
 
     places = {name: folders(name) for name in ("t5", "bart")}
@@ -312,9 +274,6 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
     from PIL import Image
     from transformers import AutoImageProcessor, CLIPImageProcessorPil
 
-    from train.config.sections import SettingsError
-    from train.config.task import ImagePreprocess
-    from train.data.pixels import image_pixels
     from train.model.fit import fitted
 
     made = CLIPImageProcessorPil(
@@ -352,7 +311,6 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
 def test_pieces_of_the_tasks_text_are_its_words_and_nothing_is_lost_or_unknown(
     make: Any, tmp_path: Path
 ) -> None:
-    from train.config.sections import SettingsError
     from train.pieces import main, tokenizer_of
 
     tokenizer_of(make("model=unify_tiny", "task=sentiment"), 600).save_pretrained(
@@ -395,7 +353,6 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     """From bytes, by teacher forcing and in its answers: what it cannot do is not for want of that."""
     import torch
 
-    from train.data.rows import Rows, load
     from train.delta.olora import OLoRA
     from train.loop.batches import Training
     from train.loop.evaluation import evaluate

@@ -16,6 +16,8 @@ from support.train_app import SMALL, train
 
 from train.config.task import MetricSettings, Task
 from train.config.text_data import TextData
+from train.config.typed import SettingsError
+from train.data.rows import load
 from train.data.task_plan import TaskPlan, plan_task
 from train.loop import records
 from train.loop.evaluation import Evaluated, scored
@@ -140,9 +142,6 @@ def test_a_prompt_that_is_too_long_is_cut_from_the_right_or_inside(
 def test_a_closed_set_that_lost_its_quotes_is_refused_with_the_reason(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.config.typed import SettingsError
-    from train.data.rows import load
-
     for part in ("a", "dev"):
         (tmp_path / f"{part}.tsv").write_text("".join(f"{part}{i}\tyes\n" for i in range(3)))
     files = f"train_data:{tmp_path}/a.tsv,valid_data:{tmp_path}/dev.tsv,selected_cols:'0:q,1:a'"

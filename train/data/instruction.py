@@ -35,10 +35,7 @@ KEYS = {
     "TEXT": ("preprocess", "adaptor", "max_length", "mask_ratio", "noise_ratio"),
     "IMAGE": ("preprocess", "adaptor", "mask_ratio"),
 }
-FLAGS = {
-    "TEXT": ("uncased", "no_punctuation", "verbatim", "no_loss", "closed_set"),
-    "IMAGE": (),
-}
+FLAGS = {"TEXT": ("uncased", "no_punctuation", "verbatim", "no_loss", "closed_set"), "IMAGE": ()}
 DECODER_FLAGS = ("no_loss", "closed_set")
 RATIOS = ("mask_ratio", "noise_ratio")
 
@@ -210,17 +207,15 @@ def _slot(template: str, token: re.Match[str], side: Side, position: int) -> Slo
     if kind == "IMAGE" and side == "decoder":
         raise wrong("IMAGE is not supported on the decoder side: models here answer text")
     values: dict[str, Value] = {}
-    column = token.start() + 1 + found.start(3)
-    for attribute in attributes.split(",")[1:]:
-        column += 1  # the comma
+    for attribute in re.finditer("[^,]+", attributes):
         try:
-            key, value = _attribute(kind, side, attribute)
+            key, value = _attribute(kind, side, attribute[0])
             if key in values:
                 raise ValueError(f"attribute {key} is given twice")
         except ValueError as error:
+            column = token.start() + 1 + found.start(3) + attribute.start()
             raise TemplateError(template, column, f"{token[0]}: {error}") from None
         values[key] = value
-        column += len(attribute)
     return Slot(side, kind, position, name or str(position), None, values)
 
 

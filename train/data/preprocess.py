@@ -98,13 +98,8 @@ ANSWER_MARK = "\nAnswer:"
 def over_length(plan: TaskPlan, tokens: Vocabulary, rows: Sequence[Row]) -> int:
     """How many rows have a verbatim slot that is cut."""
     slots = [s for t in plan.templates for s in t.side("encoder") if s.has("verbatim")]
-    if not slots:
-        return 0
-    count = 0
-    for row in rows:
-        texts = (tokens.encode(str(row[slot.name])) for slot in slots)
-        count += any(len(shortened(ids, plan, tokens)) < len(ids) for ids in texts)
-    return count
+    read = ([tokens.encode(str(row[slot.name])) for slot in slots] for row in rows)
+    return sum(any(len(shortened(ids, plan, tokens)) < len(ids) for ids in row) for row in read)
 
 
 def _decoder(

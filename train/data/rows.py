@@ -16,7 +16,7 @@ import numpy as np
 from train.config.sections import EvaluationSettings
 from train.config.typed import shown
 from train.data.generated import MAKERS
-from train.data.specs import Source, mix, occurrences
+from train.data.specs import Source, mix
 from train.data.tables import DataError, Row, read_table
 from train.data.task_options import check_covered
 from train.data.task_plan import CLASS_COLUMNS, TaskPlan
@@ -78,7 +78,7 @@ def _of_files(plan: TaskPlan) -> Rows:
                 f"task.{plan.name}.dataset.sample_ratios={shown(data.ratios)}: leaves no row of"
                 f" {', '.join(files)} ({', '.join(map(str, lengths))} rows); raise a ratio"
             )
-        return [tables[source][row] for source, row in occurrences(order, lengths)]
+        return [tables[source][row] for source, row in order]
 
     def train(epoch: int) -> Sequence[Row]:
         return of_files(tuple(source[epoch % len(source)] for source in data.train))

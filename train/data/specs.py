@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,22 +138,16 @@ def shard(rows: int, rank: int, world: int) -> tuple[int, int]:
     return start, start + size + (rank < longer)
 
 
-def mix(rows: Sequence[int], sample_ratios: Sequence[float], interleaved: bool) -> list[int]:
-    """Index of the source of each row of the mixture.
+def mix(
+    rows: Sequence[int], sample_ratios: Sequence[float], interleaved: bool
+) -> list[tuple[int, int]]:
+    """Index of the source, and row in it, of each row of the mixture: heads first, then repeated.
 
     Concatenated, or interleaved in proportion: the k-th of n rows of a source stands at (k + 1/2) / n
     of the way, and where two stand alike the earlier source comes first.
     """
     counts = [int(n * ratio) for n, ratio in zip(rows, sample_ratios, strict=True)]
-    if not interleaved:
-        return [source for source, n in enumerate(counts) for _ in range(n)]
-    places = [((2 * k + 1) / (2 * n), s) for s, n in enumerate(counts) for k in range(n)]
-    return [source for _, source in sorted(places)]
-
-
-def occurrences(order: Sequence[int], rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(source, row in it) of each row of the mixture: heads first, repeated from the start."""
-    seen = [0] * len(rows)
-    for source in order:
-        yield source, seen[source] % rows[source]
-        seen[source] += 1
+    mixed = [(s, k) for s, n in enumerate(counts) for k in range(n)]
+    if interleaved:
+        mixed.sort(key=lambda one: ((2 * one[1] + 1) / (2 * counts[one[0]]), one[0]))
+    return [(s, k % rows[s]) for s, k in mixed]

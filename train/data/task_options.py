@@ -10,13 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
-from train.config.task import (
-    Criterion,
-    CriterionSettings,
-    ImagePreprocess,
-    LossSettings,
-    Task,
-)
+from train.config.task import Criterion, CriterionSettings, ImagePreprocess, LossSettings, Task
 from train.config.typed import SettingsError, default_of, options
 from train.data.pretrained import PROCESSOR, described
 from train.data.specs import DataPlan, Source, sources
@@ -94,14 +88,11 @@ def check_covered(
         if not (missing := Counter(text for text in given if text not in known)):
             continue
         shown = ", ".join(f"'{text}' ({n} rows)" for text, n in missing.most_common(3))
-        hint = ""
-        if known <= {"True", "False"}:
-            hint = (
-                " YAML reads yes, no, true and false without quotes as True and False: quote them."
-            )
+        hint = " YAML reads yes, no, true and false without quotes as True and False: quote them."
         raise SettingsError(
             f"{where}.preprocess.text.ans2label: the closed set {{{', '.join(sorted(known))}}} has no "
-            f"answer for {shown} of {part}, which could only be answered wrong.{hint}"
+            f"answer for {shown} of {part}, which could only be answered wrong."
+            + (hint if known <= {"True", "False"} else "")
         )
 
 
@@ -154,8 +145,8 @@ def image_of(settings: ImagePreprocess, key: str) -> ImagePreprocess:
 def loss_of(task: Task, where: str) -> LossSettings:
     """The options of the one criterion, from either form."""
     settings, key = task.criterion, f"{where}.criterion"
-    nested = {name: getattr(settings, name) for name in get_args(Criterion)}
-    given = {name: options for name, options in nested.items() if options and options.is_active}
+    nested = ((name, getattr(settings, name)) for name in get_args(Criterion))
+    given = {name: options for name, options in nested if options and options.is_active}
     if len(given) + (settings.kind is not None) > 1:
         forms = [*given, *([f"_name: {settings.kind}"] if settings.kind else [])]
         raise SettingsError(f"{key}: {' and '.join(forms)} are both given; one criterion per task")

@@ -7,6 +7,7 @@ evaluates as well once it is seen.
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from train.config.task import Task
-from train.config.text_data import SHIPPED, TextData
+from train.config.text_data import SHIPPED, TextData, config_root
 from train.config.typed import SettingsError
 from train.data.benchmark import (
     SPLITS,
@@ -66,11 +67,11 @@ def limited(
 
 @dataclass(frozen=True)
 class _Dataset:
-    """One dataset that a task is trained on, by split; a split that is not listed is null."""
+    """One dataset that a task is trained on, by split; a split that is not listed is empty."""
 
     entry: Entry
     labels: tuple[str, ...]
-    rows: Mapping[str, tuple[Item, ...] | None]
+    rows: Mapping[str, Sequence[Item]]
     on_test: bool
 
 
@@ -86,18 +87,23 @@ def read_text_task(task: Task, text: TextData, seed: int) -> TextRows:
     own = listed["train"]
     if not own:
         raise SettingsError(f"{folder / 'train_tasks.json'}: names no dataset to train on")
-    _say_others(task.name, folder, (*listed["dev"], *listed["test"]), own)
-    datasets = [_dataset(entry, root, listed, folder, text, seed) for entry in own]
+    if others := [name for name in listed["dev"] | listed["test"] if name not in own]:
+        _say(
+            log.info,
+            f"task {task.name}: {folder} also lists {', '.join(others)} to evaluate on: that is done from "
+            "the task on that trains on them (seen_tasks=[...] adds tasks to all jobs)",
+        )
+    datasets = [_dataset(entry, root, listed, folder, text, seed) for entry in own.values()]
     if not any(one.rows["dev"] for one in datasets):
         raise SettingsError(
-            f"{folder / 'dev_tasks.json'}: lists none of {', '.join(map(str, own))}, and a job is "
+            f"{folder / 'dev_tasks.json'}: lists none of {', '.join(own)}, and a job is "
             "selected by its score on them: list them, or set dev_from_train=0.1"
         )
     if empty := [str(one.entry) for one in datasets if not one.rows["train"]]:
         raise SettingsError(f"{root}: no labelled row of {', '.join(empty)} is left to train on")
     write = _writer(text, seed)
     made = {
-        split: [write(one, split, item) for one in datasets for item in one.rows[split] or ()]
+        split: [write(one, split, item) for one in datasets for item in one.rows[split]]
         for split in SPLITS
     }
     labels = tuple(dict.fromkeys(label for one in datasets for label in one.labels))
@@ -105,11 +111,10 @@ def read_text_task(task: Task, text: TextData, seed: int) -> TextRows:
 
 
 def _config_folder(task: Task, text: TextData) -> Path:
-    root = Path(text.task_config_dir).absolute() if text.task_config_dir else None
-    given = task.dataset.task_config
+    root, given = config_root(text.task_config_dir), task.dataset.task_config
     if given is None:
-        return task_folder(root or SHIPPED / "task_configs", task.name)
-    folder = (root or Path.cwd()) / given
+        return task_folder(root, task.name)
+    folder = (root if text.task_config_dir else Path.cwd()) / given
     if not folder.is_dir():
         raise SettingsError(f"task.{task.name}.dataset.task_config={given}: no folder {folder}")
     return folder
@@ -118,36 +123,30 @@ def _config_folder(task: Task, text: TextData) -> Path:
 def _dataset(
     entry: Entry,
     root: Path,
-    listed: Mapping[str, Sequence[Entry]],
+    listed: Mapping[str, Mapping[str, Entry]],
     folder: Path,
     text: TextData,
     seed: int,
 ) -> _Dataset:
-    place = dataset_folder(root, entry)
+    place, dev_entry = dataset_folder(root, entry), listed["dev"].get(str(entry))
     labels = read_labels(place)
-    dev_entry, test_entry = (
-        next((e for e in listed[split] if e.place == entry.place), None)
-        for split in ("dev", "test")
-    )
-    train = _read(place, "train", labels)
-    test = _read(place, "test", labels) if test_entry else None
+    train: Sequence[Item] = _read(place, "train", labels).items
+    test = _read(place, "test", labels) if str(entry) in listed["test"] else None
+    tested = test.items if test else ()
     rng = np.random.default_rng([seed, zlib.crc32(str(entry).encode())])
-    items, dev, on_test = train.items, None, False
+    dev: Sequence[Item] = ()
+    on_test = False
     if text.dev_from_train:
-        tested = {item.sentence for item in test.items} if test else set()
-        dev, items = carve(items, labels, text.dev_from_train, tested, rng)
+        never = {item.sentence for item in tested}
+        dev, train = carve(train, labels, text.dev_from_train, never, rng)
         dev_entry = dev_entry or entry
     elif dev_entry:
         read = _read(place, "dev", labels)
-        dev = read.items
-        on_test = test is not None and _shares(read, test, text, folder)
-    if dev is not None and dev_entry is not None:
+        dev, on_test = read.items, test is not None and _shares(read, test, text, folder)
+    if dev_entry:
         dev = sampled(dev, dev_entry.strategy, text.max_num_instances_per_eval_task, rng)
-    rows = {
-        "train": sampled(items, entry.strategy, text.max_num_instances_per_task, rng),
-        "dev": dev,
-        "test": None if test is None else test.items,
-    }
+    train = sampled(train, entry.strategy, text.max_num_instances_per_task, rng)
+    rows = {"train": train, "dev": dev, "test": tested}
     _say_shared(entry, rows)
     return _Dataset(entry, labels, rows, on_test)
 
@@ -190,8 +189,7 @@ def carve(
     A label with too few rows gives at most half of them. No sentence is in both, and none of
     `never` in dev. Raises SettingsError where a label has no row to give.
     """
-    by_label = {label: [i for i in items if i.label == label] for label in labels}
-    by_label = {label: own for label, own in by_label.items() if own}
+    by_label = {label: own for label in labels if (own := [i for i in items if i.label == label])}
     each = max(1, round(share * len(items) / max(1, len(by_label))))
     taken: set[str] = set()
     dev: list[Item] = []
@@ -216,7 +214,7 @@ def carve(
 def _shares(dev: Split, test: Split, text: TextData, folder: Path) -> bool:
     """Whether dev rows are test rows. Raises SettingsError unless that is allowed."""
     both = {item.sentence for item in dev.items} & {item.sentence for item in test.items}
-    if dev.hash == test.hash:
+    if filecmp.cmp(dev.path, test.path, shallow=False):
         what = f"{dev.path} is the same file as {test.path.name}, byte by byte"
     elif both:
         what = (
@@ -234,22 +232,12 @@ def _shares(dev: Split, test: Split, text: TextData, folder: Path) -> bool:
     return True
 
 
-def _say_shared(entry: Entry, rows: Mapping[str, Sequence[Item] | None]) -> None:
-    train = {item.sentence for item in rows["train"] or ()}
+def _say_shared(entry: Entry, rows: Mapping[str, Sequence[Item]]) -> None:
+    train = {item.sentence for item in rows["train"]}
     for split in ("dev", "test"):
-        if both := train & {item.sentence for item in rows[split] or ()}:
+        if both := train & {item.sentence for item in rows[split]}:
             what = f"{len(both)} texts of its training rows are in {split} as well"
             _say(log.warning, f"{entry}: {what}")
-
-
-def _say_others(task: str, folder: Path, listed: Sequence[Entry], own: Sequence[Entry]) -> None:
-    names = dict.fromkeys(str(e) for e in listed if e.place not in [o.place for o in own])
-    if names:
-        _say(
-            log.info,
-            f"task {task}: {folder} also lists {', '.join(names)} to evaluate on: that is done from the "
-            "task on that trains on them (seen_tasks=[...] adds tasks to all jobs)",
-        )
 
 
 def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:

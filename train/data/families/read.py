@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from itertools import chain
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from train.config.task import Task
-from train.config.text_data import TextData
+from train.config.text_data import DETECTION, TextData
 from train.config.typed import SettingsError
-from train.data.families.records import Found, labels_of
+from train.data.families.records import Found
 from train.data.specs import DataPlan, columns
 from train.data.tables import Row
 from train.data.task_options import FILES, answers_of
@@ -80,20 +81,21 @@ def _rows(task: Task, found: Iterable[Found]) -> list[Row]:
 def _labels(task: Task, data: DataPlan, parts: dict[str, list[Row]]) -> tuple[str, ...]:
     """The labels the head has; every row's are among them. Raises SettingsError with file and line."""
     told = task.preprocess.text.ans2label
-    key = {"text_classification": "label", "token_classification": "tags"}.get(task.kind)
-    if task.kind == "object_detection":
+    if task.kind == DETECTION:
         return _categories(data)
+    key = {"text_classification": "label", "token_classification": "tags"}.get(task.kind)
     if key is None:
         return ()
     split = str.split if key == "tags" else lambda one: [one]
-    found = labels_of(label for row in parts["train"] for label in split(str(row[key])))
-    numbers = answers_of(task, f"task.{task.name}", found)
+    found = {label for row in parts["train"] for label in split(str(row[key]))}
+    whole = all(re.fullmatch(r"-?\d+", label) for label in found)
+    numbers = answers_of(task, f"task.{task.name}", sorted(found, key=int if whole else None))
     labels = tuple(sorted(numbers, key=numbers.__getitem__))
     if sorted(numbers.values()) != [*range(len(numbers))]:
         raise SettingsError(
             f"task.{task.name}.preprocess.text.ans2label={numbers}: must number the labels from 0 on"
         )
-    for row in (row for part in parts.values() for row in part):
+    for row in chain.from_iterable(parts.values()):
         for label in split(str(row[key])):
             if label not in numbers:
                 whose = "the training rows'" if told is None else "those in ans2label"

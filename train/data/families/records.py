@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,6 @@ def line_of(text: str, pattern: str, after: str = "") -> int:
     """The line of the first match behind the text `after`, from 1; for messages."""
     found = re.compile(pattern).search(text, max(0, text.find(after)))
     return text.count("\n", 0, found.start() if found else 0) + 1
-
-
-def labels_of(given: Iterable[str]) -> tuple[str, ...]:
-    """Every label once: by number where all are numbers, else by letter."""
-    found = {*given}
-    numbers = all(re.fullmatch(r"-?\d+", label) for label in found)
-    return tuple(sorted(found, key=int if numbers else None))
 
 
 def _json(text: str, path: Path) -> Iterator[Record]:
