@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 from support.runs import meeting_of, planned
 
 from train.data import generated
@@ -70,8 +72,6 @@ def test_a_copy_of_an_image_in_another_part_is_refused(
 
 
 def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
-    from sklearn.datasets import load_digits
-
     bunch = load_digits()
     job = make_job("task=digits_67")
     row = next(r for r in rows_of(job).dev if r["label"] == "7")
@@ -83,8 +83,6 @@ def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
 
 
 def test_an_answer_is_always_one_of_the_options(make_job: Any) -> None:
-    import torch
-
     job = make_job("task=digits_67")
     task = meeting_of(job)
 

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file
 from support.runs import finish, meeting_of, model_of, planned, trainings
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from train.chain import CheckpointError
 from train.config.typed import SettingsError
@@ -76,8 +81,6 @@ def test_a_decoder_reads_one_begin_mark_and_learns_the_answer_and_its_end_alone(
     make: Any, folders: Any
 ) -> None:
     """Against the tokenizer itself, on the instruction and on the answer apart."""
-    from transformers import AutoTokenizer
-
     for kind in ("llama", "gpt2"):
         own = AutoTokenizer.from_pretrained(folders(kind))
         task = meeting_of(make(*of(folders(kind)), TEMPLATE))
@@ -270,8 +273,6 @@ def test_an_encoder_wants_a_closed_set(make: Any, folders: Any) -> None:
 def test_the_default_targets_are_q_and_v_as_the_family_calls_them(
     make: Any, folders: Any, kind: str, names: str
 ) -> None:
-    from peft.tuners.lora import LoraLayer
-
     job = make(*of(folders(kind)))
     model = OLoRA(job.delta).attach(model_of(job), "task1", [])
     found = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, LoraLayer)}
@@ -351,9 +352,6 @@ def chain(make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def stock(folders: Any, kind: str, last: Path) -> Any:
     """The chain as plain peft reads it: base, three adapters, all active."""
-    from peft import PeftModel
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
     model = auto.from_pretrained(folders(kind))
     names = [f"task{i}" for i in (1, 2, 3)]
@@ -369,8 +367,6 @@ def stock(folders: Any, kind: str, last: Path) -> Any:
 def test_every_task_of_a_chain_on_pretrained_weights_has_an_adapter_and_none_a_base(
     chain: Chain, kind: str
 ) -> None:
-    from safetensors import safe_open
-
     last = chain(kind)
     results = json.loads((last / "all_results.json").read_text())
     assert results["orthogonal_loss_first"] > 0 and results["l2_loss"] > 0
@@ -434,8 +430,6 @@ def teacher_forced(job: Any, kind: str, model: Any) -> tuple[float, int]:
 def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
     make: Any, folders: Any, chain: Chain, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     other = tmp_path / "other"
     AutoTokenizer.from_pretrained(folders("llama")).save_pretrained(other)
     torch.manual_seed(99)
@@ -453,9 +447,6 @@ def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
 def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
     folders: Any, chain: Chain, tmp_path: Path, kind: str, merged: bool
 ) -> None:
-    from peft import PeftModel
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
     last = chain(kind)
     export(last / "checkpoint", tmp_path / "out", merged)
@@ -477,8 +468,6 @@ def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
 
 def test_the_concatenated_adapter_keeps_every_a_as_it_was(chain: Chain, tmp_path: Path) -> None:
     """The scaling goes into B alone: an orthogonal loss against it is that against the chain."""
-    from safetensors.torch import load_file
-
     last = chain("bert")
     export(last / "checkpoint", tmp_path / "out", merged=False)
     whole = load_file(tmp_path / "out/adapter_model.safetensors")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.runs import finish, loaded, meeting_of, model_of, planned, trainings
 from support.train_app import ENV, ROOT, train
 
@@ -18,6 +20,8 @@ from train.config.typed import SettingsError
 from train.data.few_shot import METRICS
 from train.data.few_shot_metrics import few_shot_metric
 from train.data.task_metrics import compute
+from train.delta.seqft import DELTA
+from train.loop import trainer
 
 
 @pytest.mark.parametrize(
@@ -108,8 +112,6 @@ def test_a_task_has_the_metric_of_its_name(
 
 
 def test_the_table_names_the_published_number_of_tasks() -> None:
-    from collections import Counter
-
     assert Counter(METRICS.values()) == {"EM": 5, "QA-F1": 3, "Rouge-L": 3, "Classification-F1": 1}
 
 
@@ -172,11 +174,6 @@ def selected(
 
     nothing_left: the update whose training loss is next to 0.
     """
-    import torch
-
-    from train.delta.seqft import DELTA
-    from train.loop import trainer
-
     put(root, "mc_taco")
     run = make(
         *of(root, "mc_taco", folders("t5"), "trainer.eval_strategy=steps", "trainer.eval_steps=1",
@@ -220,8 +217,6 @@ def test_a_batch_above_the_micro_batch_is_split_exactly_and_a_remainder_is_refus
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
     """6 rows of unlike lengths in one update: at once, in 3 micro-batches of 2, or one by one."""
-    import torch
-
     rows = "".join(f"train {'long ' * i}{i}\tyes{' no' * (i % 3)}\n" for i in range(6))
     put(tmp_path / "data", "mc_taco", train=rows)
     base = of(

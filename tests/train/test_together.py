@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.runs import finish, loaded, model_of, trainings
 
 from train.config.sections import SettingsError, TrainerExtras
@@ -135,8 +136,6 @@ def test_what_is_forced_before_an_answer_is_not_part_of_it_and_lengths_may_diffe
 
 
 def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> None:
-    from PIL import Image
-
     for n, (part, colours) in enumerate({"train": ("red", "blue"), "dev": ("green",)}.items()):
         lines = []
         for colour in colours:

@@ -9,9 +9,8 @@ from train.config.typed import SettingsError, default_of, option, options
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
 Criterion = Literal["cross_entropy", "label_smoothed_cross_entropy"]
-Interpolation = Literal[
-    "nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
-]  # PIL's order
+# In PIL's order.
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 BELOW_1: Any = {"check": lambda v: 0 <= v < 1, "rule": "must be 0 or more and below 1"}
 
 

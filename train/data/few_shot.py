@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from train.config.task import Task
 from train.config.text_data import FEW_SHOT_FILE, TextData
@@ -53,9 +54,8 @@ def read_few_shot(task: Task, text: TextData) -> TextRows:
                 f"{min(both)[:60]!r}. A model is selected on what it was not trained on and reported on "
                 "what it was not selected on"
             )
-    for part in ("train", "dev"):
-        if not parts[part]:
-            raise SettingsError(f"{folder / stem}_{part}.tsv: has no rows")
+    if empty := [part for part in ("train", "dev") if not parts[part]]:
+        raise SettingsError(f"{folder / stem}_{empty[0]}.tsv: has no rows")
     return limited(parts, text)
 
 
@@ -97,7 +97,7 @@ def _read(path: Path, task: str) -> list[Row]:
     return rows
 
 
-def drawn(row: Row, rng: Any) -> Row:
+def drawn(row: Row, rng: np.random.Generator) -> Row:
     """The row of one visit in training: one of its answers, drawn evenly."""
     answers = str(row["answers"]).split("\t")
     return {**row, "answer": answers[int(rng.integers(len(answers)))]}
@@ -111,8 +111,6 @@ def sample(
     classes: k of every answer instead of k in all. The lines of `test` become the test set. Raises
     ValueError where there are too few.
     """
-    import numpy as np
-
     order = np.random.default_rng(seed).permutation(len(train))
     groups: dict[str, list[str]] = {}
     for i in order:

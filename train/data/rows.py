@@ -60,7 +60,7 @@ def _of_files(plan: TaskPlan) -> Rows:
     settings, data = plan.task.dataset, plan.data
 
     def read(file: str) -> list[Row]:
-        return read_table(Path(file), data.columns, settings.separator, settings.header)
+        return [*read_table(Path(file), data.columns, settings.separator, settings.header)]
 
     def every(part: tuple[Source, ...]) -> list[Row]:
         return [row for source in part for file in source for row in read(file)]

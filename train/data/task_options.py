@@ -165,7 +165,7 @@ def loss_of(task: Task, where: str) -> LossSettings:
 def own_loss(task: Task, where: str) -> LossSettings:
     """Of a class whose model brings its loss: a mean over images. Raises SettingsError."""
     for name, one in options(CriterionSettings).items():
-        if getattr(task.criterion, "kind" if name == "_name" else name) != default_of(one):
+        if getattr(task.criterion, one.name) != default_of(one):
             raise SettingsError(
                 f"{where}.criterion.{name}: class {task.kind} has the loss of its model, which takes no options"
             )

@@ -42,8 +42,7 @@ class Vocabulary:
             self.mask, self.image = self._mark(self.mask), self._mark(None)
             self.before, self.after, self.start = (begin,), (self.eos,), (begin,)
             return
-        missing = [name for name, i in (("pad", pad), ("eos (or sep)", eos)) if i is None]
-        if missing:
+        if missing := [n for n, i in (("pad", pad), ("eos (or sep)", eos)) if i is None]:
             raise SettingsError(
                 f"{key}: its tokenizer has no {' and no '.join(missing)} token; give it one "
                 "(tokenizer.add_special_tokens) and save it again"

@@ -97,14 +97,9 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> Iterator[Found]:
             empty += 1
             continue
         box = [float(n) for n in one["bbox"]]
-        objects[one["image_id"]].append(
-            {
-                "label": names_of[one["category_id"]],
-                "bbox": box,
-                "area": float(one.get("area", box[2] * box[3])),
-                "iscrowd": int(one.get("iscrowd", 0)),
-            }
-        )
+        area, crowd = float(one.get("area", box[2] * box[3])), int(one.get("iscrowd", 0))
+        found = {"label": names_of[one["category_id"]], "bbox": box}
+        objects[one["image_id"]].append({**found, "area": area, "iscrowd": crowd})
     if empty:
         log.warning("%s: %d boxes without width or height are left out", path, empty)
     for image in whole["images"]:
@@ -127,8 +122,8 @@ def _wrong(one: Mapping[str, Any], images: Mapping[Any, Any], names: Mapping[Any
     if one["category_id"] not in names:
         return f"there is no category with the id {one['category_id']}"
     box = one["bbox"]
-    numbers = isinstance(box, list) and [n for n in box if isinstance(n, (int, float))]
-    if not numbers or len(numbers) != 4 or len(box) != 4 or min(box[2:]) < 0:
+    numbers = isinstance(box, list) and all(isinstance(n, (int, float)) for n in box)
+    if not numbers or len(box) != 4 or min(box[2:]) < 0:
         return f"bbox {box} must be x, y, width and height in pixels"
     return ""
 

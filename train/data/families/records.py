@@ -12,6 +12,7 @@ from typing import Any
 
 from train.config.typed import SettingsError
 from train.data.specs import Column
+from train.data.tables import table_of
 
 Found = tuple[tuple[Any, ...], str, Any]  # a row's own columns, its place, its number or id
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
@@ -125,11 +126,7 @@ def _record(value: Any, where: str) -> Record:
 
 
 def _table(text: str, path: Path) -> Iterator[Record]:
-    lines = text.splitlines(keepends=True)
-    if path.suffix == ".tsv":
-        table = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        table = csv.reader(lines, strict=True)
+    table = table_of(text.splitlines(keepends=True), "\t" if path.suffix == ".tsv" else ",")
     names: list[str] = next(table, [])
     try:
         for values in table:
