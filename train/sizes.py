@@ -80,10 +80,8 @@ def dry_run(
             is_bound = True
             break
     dry.collect(batches)
-    bound = (
-        largest_of([*batches, *(_longest(t, seen) for t in updates.tasks)]) if is_bound else None
-    )
-    longest = max(one.length for one in [*batches, *([bound] if bound else [])])
+    bounds = [*batches, *(_longest(task, seen) for task in updates.tasks if is_bound)]
+    longest = max(one.length for one in bounds)
     if len(set(dry.blocks.kinds)) > 1:  # a first value, which peaks under plans have to correct
         for shape in to_measure([*batches], memory.collect_steps):
             dry.correct(shape, batches[shape], longest)
@@ -97,7 +95,7 @@ def dry_run(
     model.zero_grad(set_to_none=True)
     counts = Counter(order)
     planned = {s: dry.plan(s, longest, counts[s], firsts[s]) for s in batches}
-    largest = planned[most] if bound is None else dry.plan(bound, longest, 0, 0)
+    largest = dry.plan(largest_of(bounds), longest, 0, 0) if is_bound else planned[most]
     places = {shape: i for i, shape in enumerate(planned)}
     made = Sizes(
         sizes=tuple(planned.values()),

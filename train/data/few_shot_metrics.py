@@ -37,8 +37,7 @@ def few_shot_metric(
 
         wanted = [[text == "acceptable" for text in part] for part in (first, answers)]
         return {name: float(matthews_corrcoef(*wanted))}
-    value, left_out = _pearson(answers, first)
-    return dict(zip(LOGGED[PEARSON], (value, float(left_out)), strict=True))
+    return dict(zip(LOGGED[PEARSON], map(float, _pearson(answers, first)), strict=True))
 
 
 def words(text: str) -> list[str]:

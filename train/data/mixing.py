@@ -104,9 +104,8 @@ def total_updates(
     [stream] = streams
     total, whole = 0, math.ceil(epochs)
     for epoch in range(whole):
-        n = math.ceil(
-            math.ceil(sizes(epoch) / (stream.micro_batch_size * world)) / stream.freq(epoch)
-        )
+        batches = math.ceil(sizes(epoch) / (stream.micro_batch_size * world))
+        n = math.ceil(batches / stream.freq(epoch))
         total += n if epoch < epochs - 1 or whole == epochs else math.ceil(n * (epochs - epoch))
     return total
 

@@ -19,17 +19,13 @@ from train.data.tables import Row
 FILES = {"train": "train_data", "dev": "valid_data", "test": "test_data"}
 
 # generator_args, by fairseq's names and Hugging Face's -> argument of `generate`
-GENERATION: Mapping[str, str] = {
+FAIRSEQ = {
     "beam": "num_beams",
-    "num_beams": "num_beams",
     "max_len_b": "max_new_tokens",
-    "max_new_tokens": "max_new_tokens",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
     "lenpen": "length_penalty",
-    "length_penalty": "length_penalty",
     "min_len": "min_new_tokens",
-    "min_new_tokens": "min_new_tokens",
 }
+GENERATION = FAIRSEQ | {name: name for name in (*FAIRSEQ.values(), "no_repeat_ngram_size")}
 
 
 def answers_of(task: Task, where: str, labels: Sequence[str] = ()) -> dict[str, int]:
