@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_memory_plans import ROW, knowing_one_step
 from test_memory_trainer import (
     GIB,
     GOLDEN,
@@ -30,8 +31,7 @@ from transformers import TrainerCallback
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.memory.blocks import WHOLE, Blocks
 from train.memory.collector import Collector
-from train.memory.plan import StepBytes, tiered_plan
-from train.memory.planner import Collected, Planner, Tier
+from train.memory.planner import Tier
 from train.memory.selective import cheapest, checkpointing, timed
 
 LENGTHS = [16, 48, 32]
@@ -132,19 +132,22 @@ def test_a_tier_is_taken_where_a_byte_it_frees_costs_less_time() -> None:
 
 def test_a_plan_of_both_tiers_costs_as_little_as_the_best_of_all_that_fit() -> None:
     a, h, b, outside, shared = 5_513_216.0, 136_128.0, 1_315_776.0, 1e6, 262_144.0
-    step = StepBytes(N, a, h, outside, shared, selective=b)
-    row = (1.0, 1.0, 1.0, 1.0)
+
+    def peak(whole: int, partly: int) -> float:
+        kept = (N - whole - partly) * a
+        return outside + shared * (whole + partly > 0) + whole * h + partly * b + kept
+
+    plans = [(whole, partly) for whole in range(N) for partly in range(N - whole)]
     for budget in range(2_000_000, 36_000_000, 1_000_000):
-        planner = Planner([0] * N, float(budget), margin=0.0, collect_steps=1)
-        planner.collect(row, Collected(0, a, h, 0.0, shared, outside, {"linear": b}))
+        planner = knowing_one_step(N, a, h, outside, shared, budget, partly={"linear": b})
         planner.tier = Tier("linear", 0.25, 1.0)
-        choice, best = planner.plan(row, 1, 0.0), tiered_plan(step, budget, 1.0, 0.25)
-        assert choice.fits is (best is not None)
-        if best is not None:
-            found = len(choice.blocks) + 0.25 * len(choice.selective)
-            assert found == best.full + 0.25 * best.selective
-            peak = step.peak(len(choice.blocks), len(choice.selective))
-            assert choice.predicted == pytest.approx(peak, rel=1e-9) and peak <= budget
+        choice = planner.plan(ROW, 1, 0.0)
+        costs = [whole + 0.25 * partly for whole, partly in plans if peak(whole, partly) <= budget]
+        assert choice.fits is bool(costs)
+        if costs:
+            assert len(choice.blocks) + 0.25 * len(choice.selective) == min(costs)
+            real = peak(len(choice.blocks), len(choice.selective))
+            assert choice.predicted == pytest.approx(real, rel=1e-9) and real <= budget
 
 
 def records_in(folder: Path) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ class PlannedBlocks(MeasuredSteps):
             return choice.blocks
         found, meter = self.collector, self.meter
         assert found is not None and meter is not None
-        self.planner.collect(features, collected(found, self.planner, one.static, meter, one.fresh))
+        self.planner.collect(features, collected(found, one.static, meter, one.fresh))
         return tuple(i for i in range(len(self.blocks.layers)) if i != found.probe)
 
     def _phase(self, one: Running) -> Any:

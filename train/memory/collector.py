@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from train.memory.meter import Meter
-from train.memory.planner import Collected, Planner, Seen
+from train.memory.planner import Collected
 from train.memory.selective import Outputs, call_of, tensors
 
 
@@ -134,9 +134,7 @@ class Collector:
         return tensor.detach()  # the tensor itself would keep its own graph alive
 
 
-def collected(
-    found: Collector, planner: Planner, static: float, meter: Meter, fresh: bool
-) -> Collected:
+def collected(found: Collector, static: float, meter: Meter, fresh: bool) -> Collected:
     """What a step under collection has shown, whose peaks the meter has read.
 
     static: bytes before the step. fresh: the step allocated its gradients.
@@ -150,21 +148,17 @@ def collected(
     stashes = found.stashes
     outputs = {} if found.outputs is None else found.outputs.bytes
     return Collected(
-        kind=planner.kinds[found.probe],
+        probe=found.probe,
         kept=float(found.kept),
-        stash=stashes[found.probe],
+        held=stashes,
         largest=float(found.largest),
         shared=float(found.shared),
+        peak=peak,
+        head=head if parts else None,
+        backward=at if parts else (),
+        tail=parts[-1] if len(parts) > len(found.order) else None,
         partly={tier: stashes[found.probe] + n for tier, n in outputs.items()},
         fresh=fresh,
-        seen=Seen(
-            probe=found.probe,
-            held=stashes,
-            peak=peak,
-            head=head if parts else None,
-            backward=at if parts else (),
-            tail=parts[-1] if len(parts) > len(found.order) else None,
-        ),
     )
 
 

@@ -112,7 +112,7 @@ def write_model(
     values: dict[str, Any] = {"kinds": tuple(kinds), "made_with": made_with}
     if planner is not None:
         fits = {
-            part: {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
+            part: {**dataclasses.asdict(found), "rows": len(planner.rows[part].measured)}
             for part, found in planner.all_fits().items()
         }
         tier = planner.tier

@@ -129,7 +129,7 @@ class DryRun:
                 probe = self.planner.probe
                 collector.start(probe)
                 self._run(batches[shape], [i for i in range(n) if i != probe])
-                found = collected(collector, self.planner, self.before, self.meter, self.fresh)
+                found = collected(collector, self.before, self.meter, self.fresh)
                 self.planner.collect(shape.features(), found)
             if self.tier is not None and collector.outputs is not None:
                 self.planner.tier = collector.outputs.tier(self.tier)
