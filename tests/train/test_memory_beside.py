@@ -114,7 +114,7 @@ def test_a_larger_number_of_rows_is_planned_with_a_wider_margin_and_stays_below_
     callback = planned(Path(), PeakOnTheCpu(static), **settings)(model)
     callback.records.writes = False
     callback.blocks.enable()
-    callback.collector = Collector(callback.blocks.layers)
+    callback.collector = Collector(callback.blocks.layers, lambda: None)
     callback.step, callback.trained = 1, [*model.parameters()]
     for rows, length in [(4, 64), (4, 96), (4, 128), (4, 80), (8, 72), (8, 72), (2, 128)]:
         batch = collated(batches([length], rows))

@@ -125,7 +125,7 @@ def test_a_cut_record_and_a_folder_without_records_are_errors_with_their_place(
 
 
 def test_a_job_returns_peaks_in_mib_and_how_many_steps_did_not_fit(tmp_path: Path) -> None:
-    numbers = records(tmp_path).numbers(budget=2.0**30)
+    numbers = records(tmp_path).numbers(2.0**30, allocated=102.0, reserved=202.0)
     assert numbers["budget_gib"] == 1.0 and numbers["infeasible_steps"] == 1
     assert numbers["peak_allocated_mib"] == 102 / 2**20
     assert numbers["static_mib"] == 10 / 2**20

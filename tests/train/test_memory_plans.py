@@ -24,7 +24,7 @@ ROW = (1.0, 1.0, 1.0, 1.0)
 
 
 def knowing_one_step(
-    n: int, a: float, h: float, outside: float, shared: float, budget: float = 1e9, **more: Any
+    n: int, a: float, h: float, outside: float, shared: float, *, budget: float = 1e9, **more: Any
 ) -> Planner:
     """A planner that has seen a step of n equal blocks, the last one kept: a kept, h recomputed."""
     planner = Planner([0] * n, budget, margin=0.0, collect_steps=1)

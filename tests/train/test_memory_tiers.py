@@ -87,7 +87,7 @@ def collected_at(length: int) -> tuple[Any, Collector, Blocks]:
     blocks = Blocks(model)
     blocks.enable()
     blocks.choose(range(N - 1))
-    collector = Collector(blocks.layers, counts_outputs=True)
+    collector = Collector(blocks.layers, lambda: None, counts_outputs=True)
     collector.keeps_call = True
     collector.start(N - 1)
     model(**collated(batches([length])))
@@ -134,12 +134,12 @@ def test_a_plan_of_both_tiers_costs_as_little_as_the_best_of_all_that_fit() -> N
     a, h, b, outside, shared = 5_513_216.0, 136_128.0, 1_315_776.0, 1e6, 262_144.0
 
     def peak(whole: int, partly: int) -> float:
-        kept = (N - whole - partly) * a
+        kept: float = (N - whole - partly) * a
         return outside + shared * (whole + partly > 0) + whole * h + partly * b + kept
 
     plans = [(whole, partly) for whole in range(N) for partly in range(N - whole)]
     for budget in range(2_000_000, 36_000_000, 1_000_000):
-        planner = knowing_one_step(N, a, h, outside, shared, budget, partly={"linear": b})
+        planner = knowing_one_step(N, a, h, outside, shared, budget=budget, partly={"linear": b})
         planner.tier = Tier("linear", 0.25, 1.0)
         choice = planner.plan(ROW, 1, 0.0)
         costs = [whole + 0.25 * partly for whole, partly in plans if peak(whole, partly) <= budget]

@@ -206,7 +206,7 @@ def test_the_collector_counts_the_bytes_of_a_block_exactly(length: int) -> None:
     blocks = Blocks(model)
     blocks.enable()
     blocks.choose(range(N - 1))
-    collector = Collector(blocks.layers)
+    collector = Collector(blocks.layers, lambda: None)
     collector.start(N - 1)
     batch = collated(batches([length]))
     model(**batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,13 +24,11 @@ class Collector:
 
     def __init__(
         self,
-        blocks: Iterable[torch.nn.Module],
-        mark: Callable[[], None] | None = None,
+        blocks: Sequence[torch.nn.Module],
+        mark: Callable[[], None],
         counts_outputs: bool = False,
     ) -> None:
-        self.blocks = list(blocks)
-        self.mark = mark
-        self.counts_outputs = counts_outputs
+        self.blocks, self.mark, self.counts_outputs = blocks, mark, counts_outputs
         self.outputs: Outputs | None = None  # of the probe
         self.call: Any = None  # arguments of the probe, where `keeps_call` was set
         self.keeps_call = False
@@ -88,8 +86,8 @@ class Collector:
     def _before(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first, *rest = [*tensors(args), *tensors(kwargs)]
-            if self.mark is not None and not self.inputs and first.requires_grad:
-                first.register_hook(self._leave)  # type: ignore[no-untyped-call]
+            if not self.inputs and first.requires_grad:
+                first.register_hook(lambda _: self.mark())  # type: ignore[no-untyped-call]
             self.inputs[i] = _bytes(first)
             self.others |= {t.untyped_storage().data_ptr(): _bytes(t) for t in rest}
             if i == self.probe:
@@ -106,7 +104,7 @@ class Collector:
     def _after(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
             first = next(tensors(output), None)
-            if self.mark is not None and first is not None and first.requires_grad:
+            if first is not None and first.requires_grad:
                 first.register_hook(partial(self._come, i))  # type: ignore[no-untyped-call]
             if i == self.probe and self.counting is not None:
                 if self.outputs is not None:
@@ -118,12 +116,7 @@ class Collector:
         return hook
 
     def _come(self, i: int, gradient: torch.Tensor) -> None:
-        assert self.mark is not None
         self.order.append(i)
-        self.mark()
-
-    def _leave(self, gradient: torch.Tensor) -> None:
-        assert self.mark is not None
         self.mark()
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
