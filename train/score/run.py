@@ -17,7 +17,7 @@ from train.config.sections import Run
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan
 from train.merge import weights as weighing
-from train.merge.plan import LIBRARIES, Scores, record_of, write_whole
+from train.merge.plan import LIBRARIES, Scores, write_whole
 from train.merge.rules import MergeError
 from train.merge.sources import Source, located, read_source, refuse_mixture
 from train.score import formulas, matrix
@@ -165,8 +165,7 @@ def _text(
         "seed": settings.seed,
         "model": {"path": run.model.path, "fingerprint": sources[0].fingerprint},
         "sources": {
-            one.name: {"path": one.path, "sha256": record_of(one).sha256, "kind": one.kind}
-            for one in sources
+            one.name: {"path": one.path, "sha256": one.sha256, "kind": one.kind} for one in sources
         },
         "targets": {
             target: {
