@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +15,22 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import planned
+from PIL import Image
+from safetensors.torch import load_file
+from support.deltas import change
+from support.folders import make_folder
+from support.runs import loaded, meeting_of, planned
 from support.scores import oracle, scored
 from support.train_app import ENV, ROOT
+from transformers import T5ForConditionalGeneration
+
+from train.config.merging import MergeSettings
+from train.data.rows import load as load_rows
+from train.loop.evaluation import evaluate
+from train.merge.plan import Scores, make_plan
+from train.merge.rules import MergeError
+from train.score.formulas import added, cosine, euclidean, gradient_norms, token_sums
+from train.score.matrix import CELL, MARGIN, SIDE, heat_map, write_tsv
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/merge.json").read_text())
 DATA, SPACE = GOLDEN["data_space"], GOLDEN["weight_space"]
@@ -31,16 +45,13 @@ def space(name: str) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_scores_of_logits_have_the_reference_values(dtype: torch.dtype) -> None:
-    from train.score.formulas import token_sums
-
     labels = torch.tensor(DATA["labels"])
     logits = {name: torch.tensor(v, dtype=dtype) for name, v in DATA["logits"].items()}
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5
     for place, name in enumerate(ORDER):
         found = token_sums(logits[name], labels, logits["target"])
         wanted = {key: values[place] for key, values in DATA["scores"].items()}
-        assert found["tokens"] == DATA["n_tokens"]
-        assert found["loss"] / found["tokens"] == pytest.approx(wanted["loss"], abs=tolerance)
+        assert found["loss"] / DATA["n_tokens"] == pytest.approx(wanted["loss"], abs=tolerance)
         assert found["el2n"] == pytest.approx(wanted["el2n_sum"], abs=tolerance)
         cos = found["logits_labels_cos"]
         assert cos == pytest.approx(wanted["logits_labels_cos_sum"], abs=tolerance)
@@ -48,8 +59,6 @@ def test_scores_of_logits_have_the_reference_values(dtype: torch.dtype) -> None:
 
 
 def test_gradient_norms_are_summed_over_batches() -> None:
-    from train.score.formulas import added, gradient_norms
-
     own = DATA["grand"]
     for name, wanted in zip(ORDER, own["score_sum_over_batches"], strict=True):
         parts = [
@@ -60,8 +69,6 @@ def test_gradient_norms_are_summed_over_batches() -> None:
 
 
 def test_gradients_are_also_normed_by_block_and_sub_layer() -> None:
-    from train.score.formulas import gradient_norms
-
     found = gradient_norms(
         {
             "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.x": torch.tensor(
@@ -83,8 +90,6 @@ def test_gradients_are_also_normed_by_block_and_sub_layer() -> None:
 
 
 def test_scores_of_weights_have_the_reference_values() -> None:
-    from train.score.formulas import cosine, euclidean
-
     [target] = space("target")
     sources, tuned = space("sources"), space("tuned")
     close = {"abs": 1e-9}
@@ -172,15 +177,11 @@ def test_grand_is_the_norm_of_the_gradient_of_each_batchs_mean_loss(
 
 def test_grand_gives_every_source_the_same_dropout(make: Any, deltas: Any, tmp_path: Path) -> None:
     """The same delta under two names has one score, although dropout is on; its own in eval mode."""
-    import shutil
-
     shutil.copytree(deltas[1]["parity"], tmp_path / "x/checkpoint")
     config = tmp_path / "x/checkpoint/task1/adapter_config.json"
     # Another alpha and B of the other size: another delta that does the same.
     told = json.loads(config.read_text())
     config.write_text(json.dumps({**told, "lora_alpha": 2 * told["lora_alpha"]}))
-    from safetensors.torch import load_file
-    from support.deltas import change
 
     state = load_file(config.parent / "adapter_model.safetensors")
     for key, value in state.items():
@@ -203,10 +204,6 @@ def test_grand_gives_every_source_the_same_dropout(make: Any, deltas: Any, tmp_p
 def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     make: Any, deltas: Any, tmp_path: Path
 ) -> None:
-    from support.runs import loaded, meeting_of
-
-    from train.data.rows import load as load_rows
-    from train.loop.evaluation import evaluate
 
     own = {"parity": deltas[1]["parity"], "sentiment": deltas[1]["sentiment"]}
     turned = {"parity": own["sentiment"], "sentiment": own["sentiment"]}
@@ -225,24 +222,20 @@ def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     assert found == {"parity": pytest.approx(after - before), "sentiment": 0}
 
 
-def test_methods_that_need_tuned_deltas_say_so(make: Any, deltas: Any, tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
-    for method, words in (
-        ("kl", "needs merge.target_tuned"),
-        ("cosine", "needs merge.target_tuned"),
-        ("euclidean", "it lacks 'sentiment'"),
-        ("average", "needs no scores; those that do are loss"),
+def test_methods_that_need_other_deltas_say_so(make: Any, deltas: Any, tmp_path: Path) -> None:
+    other: dict[str, Any] = {"target_tuned": deltas[1]["parity"]}
+    for method, values, words in (
+        ("kl", {}, "needs merge.target_tuned"),
+        ("cosine", {}, "needs merge.target_tuned"),
+        ("cosine", other, r"merge.target_tuned and 'sentiment': .* has the shapes \(2, 16\) and"),
+        ("euclidean", {}, "it lacks 'sentiment'"),
+        ("average", {}, "needs no scores; those that do are loss"),
     ):
         with pytest.raises(MergeError, match=words):
-            scored(make, deltas, tmp_path, method=method)
+            scored(make, deltas, tmp_path, method=method, **values)
 
 
 def test_a_source_of_another_base_model_is_refused(make: Any, deltas: Any, tmp_path: Path) -> None:
-    from support.folders import make_folder
-    from transformers import T5ForConditionalGeneration
-
-    from train.merge.rules import MergeError
 
     other = make_folder("t5", tmp_path / "other")
     model = T5ForConditionalGeneration.from_pretrained(other)
@@ -262,8 +255,6 @@ def test_a_source_of_another_base_model_is_refused(make: Any, deltas: Any, tmp_p
 def test_the_file_of_a_matrix_has_nan_where_a_source_was_left_out(
     tmp_path: Path,
 ) -> None:
-    from train.score.matrix import write_tsv
-
     matrix = {"a": {"b": 1 / 3, "c": -2e-9}, "b": {"a": 4.0, "c": 0.5}}
     write_tsv(tmp_path / "m.tsv", matrix, ["a", "b", "c"])
     text = (tmp_path / "m.tsv").read_text()
@@ -271,9 +262,6 @@ def test_the_file_of_a_matrix_has_nan_where_a_source_was_left_out(
 
 
 def test_the_heat_map_is_darker_where_a_weight_is_larger(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from train.score.matrix import CELL, MARGIN, SIDE, heat_map
 
     weights = {"a": {"b": 0.8, "c": 0.2}, "b": {"a": 0.5, "c": 0.5}}
     heat_map(tmp_path / "w.png", weights, ["a", "b", "c"], {"a": 1.2, "b": 2.0})
@@ -325,10 +313,6 @@ def test_scores_become_weights_and_a_merged_delta_from_the_command_line(
 
 
 def test_scores_of_a_delta_that_has_changed_are_refused(deltas: Any, tmp_path: Path) -> None:
-    from train.config.merging import MergeSettings
-    from train.merge.plan import Scores, make_plan
-    from train.merge.rules import MergeError
-
     settings = MergeSettings(sources=deltas[1], method="loss", temperature=1.0, scores="r.json")
     known = Scores("loss", "mean", -1, dict.fromkeys(deltas[1], 0.5), {"parity": "other"})
     with pytest.raises(MergeError, match=r"'parity' .* is not the delta that merge.scores=r.json"):

@@ -217,8 +217,10 @@ def _of_file(name: str, path: str) -> Source:
         isinstance(v, torch.Tensor) for v in state.values()
     ):
         raise MergeError(f"source '{name}': {path} must map names to tensors, and nothing else")
-    own = {"folder": Path(path).parent, "config": {}, "state": dict(state)}
-    return Source(name=name, path=path, kind="tensors", sha256=hash_of(state), **own)
+    return Source(
+        name=name, path=path, kind="tensors", sha256=hash_of(state), folder=Path(path).parent,
+        config={}, state=dict(state),
+    )  # fmt: skip
 
 
 def hash_of(state: Mapping[str, torch.Tensor]) -> str:

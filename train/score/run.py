@@ -64,14 +64,7 @@ def score_tasks(
             task = family.meeting(plans[target])
             tuned_target = _tuned_target(settings, target)
             found[target] = score(
-                task,
-                rows,
-                own,
-                holder,
-                settings,
-                tuned_target,
-                tuned,
-                lambda: bar.update() and None,
+                *(task, rows, own, holder, settings, tuned_target, tuned, bar.update)
             )
             if isinstance(settings.temperature, list):
                 method = settings.method
