@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,19 +123,14 @@ class PlannedBlocks(RecomputedBlocks):
         if self.tier != "auto":
             self.planner.tier = found.outputs.tier(self.tier)
             return
-        functions: Mapping[str, Callable[..., Any] | None] = {
-            **{"kept": None, "whole": WHOLE},
-            **{name: checkpointing(name) for name in KEPT},
-        }
+        tiers = {name: checkpointing(name) for name in KEPT}
+        functions = {"kept": None, "whole": WHOLE, **tiers}
         seconds = timed(found.blocks[found.probe], functions, found.call)
-        held = self.planner.held_by(found.probe, [*KEPT])
-        self.planner.tier = cheapest(seconds, held)
+        tier = self.planner.tier = cheapest(seconds, self.planner.held_by(found.probe, [*KEPT]))
         log.info(
             "a block takes %s: %s",
             ", ".join(f"{1e3 * took:.2f} ms {name}" for name, took in seconds.items()),
-            f"tier {self.planner.tier.name}"
-            if self.planner.tier
-            else "no block is recomputed in part",
+            f"tier {tier.name}" if tier else "no block is recomputed in part",
         )
 
     def _choose(self, shape: Shape, static: float, fresh: bool) -> Choice | None:

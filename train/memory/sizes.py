@@ -73,7 +73,7 @@ class Planned:
     least_budget: float
     fits: bool
     extrapolated: bool
-    selective: tuple[int, ...] = ()  # blocks that are recomputed in part
+    selective: tuple[int, ...]  # blocks that are recomputed in part
 
 
 class DryRun:
@@ -139,18 +139,10 @@ class DryRun:
         choice = self.planner.plan(
             wanted.features(), wanted.length, self.static_bytes, fresh=self.fresh
         )
+        peak = self.planner.predicted(shape.features(), choice.blocks, self.fresh, choice.selective)
         return Planned(
-            shape,
-            batches,
-            first,
-            self.kept_all(shape),
-            choice.blocks,
-            self.static_bytes
-            + self.planner.predicted(shape.features(), choice.blocks, self.fresh, choice.selective),
-            choice.margin,
-            choice.least_budget,
-            choice.fits,
-            choice.extrapolated,
+            *(shape, batches, first, self.kept_all(shape), choice.blocks, self.static_bytes + peak),
+            *(choice.margin, choice.least_budget, choice.fits, choice.extrapolated),
             choice.selective,
         )
 
@@ -160,10 +152,10 @@ class DryRun:
         try:
             for _ in range(CORRECTIONS):
                 choice = self.planner.plan(shape.features(), longest, self.static_bytes, self.fresh)
-                tries = self.planner.refits
                 peak = self.static_bytes + self._run(batch, choice.blocks, choice.selective)
-                self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
-                if self.planner.refits == tries:
+                if not self.planner.measured(
+                    shape.features(), choice, peak, peak, self.static_bytes
+                ):
                     break
             return peak
         finally:
@@ -191,7 +183,7 @@ class Sizes:
     measured: float  # its peak, run under its plan, bytes with the static part
     evaluation: Mapping[
         str, Mapping[str, float]
-    ]  # "task part" -> rows, length, bytes of its largest
+    ]  # task and part -> its largest: rows, length, bytes
     static: Static
     steps: int  # that were run to find it
     blocks: int

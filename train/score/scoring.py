@@ -15,6 +15,7 @@ from train.data.tables import Row
 from train.loop.criterion import loss_sum
 from train.loop.evaluation import predict
 from train.merge.blocks import blocks_of
+from train.merge.plan import Scores
 from train.merge.rules import MergeError
 from train.merge.sources import Source
 from train.model.family import Meeting
@@ -36,6 +37,12 @@ class Scored:
     batches: int = 0
     # Of grand and hidden_cos: block -> source -> score.
     blocks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, settings: MergeSettings, sources: Sequence[Source]) -> Scores:
+        """Those of the settings' method, as a plan takes them."""
+        method, hashes = settings.method, {one.name: one.sha256 for one in sources}
+        sign, found = formulas.SIGNS[method], self.by_method[method]
+        return Scores(method, settings.reduction, sign, found, hashes, self.blocks)
 
 
 def score(
