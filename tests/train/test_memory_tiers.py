@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.records import records_in
 from test_memory_plans import ROW, knowing_one_step
 from test_memory_trainer import (
     GIB,
@@ -25,6 +25,7 @@ from test_memory_trainer import (
     planned,
     same,
     trained,
+    trained_alike,
 )
 from transformers import TrainerCallback
 
@@ -150,10 +151,6 @@ def test_a_plan_of_both_tiers_costs_as_little_as_the_best_of_all_that_fit() -> N
             assert choice.predicted == pytest.approx(real, rel=1e-9) and real <= budget
 
 
-def records_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(one) for one in (folder / "memory_records.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("tier", ["linear", pytest.param("attention", marks=pytest.mark.slow)])
 def test_plans_of_both_tiers_have_the_peaks_they_predict_below_the_budget(
     tmp_path: Path, tier: str
@@ -162,9 +159,7 @@ def test_plans_of_both_tiers_have_the_peaks_they_predict_below_the_budget(
     budget = STATIC + 18e6
     own = {"budget_gib": budget / GIB, "collect_steps": 4, "margin_gib": 0.0, "selective": tier}
     make = planned(tmp_path, PeakOnTheCpu(STATIC), method="plan", **own)
-    plain, _, _ = trained(tmp_path, lengths=lengths)
-    found, _, callback = trained(tmp_path, make, lengths)
-    assert same(plain, found)
+    callback = trained_alike(tmp_path, make, lengths)
     assert callback.planner.tier.name == tier
     later = records_in(tmp_path)[4:]
     for one in later:
@@ -201,13 +196,11 @@ def test_a_batch_without_a_plan_is_offloaded_and_refused_where_even_that_does_no
     with pytest.raises(InfeasibleBudgetError, match="their inputs in the machine's memory") as no:
         trained(tmp_path, make, lengths, accumulation=5)
     predicted = float(str(no.value).split("predicted peak ")[1].split(" GiB")[0])
-    plain, losses, _ = trained(tmp_path, lengths=lengths, accumulation=5)
     (tmp_path / "memory_records.jsonl").unlink()
     # With 4 inputs of 131,072 bytes on the device it would take 0.0005 GiB more.
     own["budget_gib"] = (predicted * GIB + 0.4e6) / GIB
     make = planned(tmp_path, PeakOnTheCpu(STATIC), **own)
-    found, own_losses, callback = trained(tmp_path, make, lengths, accumulation=5)
-    assert same(plain, found) and losses == own_losses
+    callback = trained_alike(tmp_path, make, lengths, accumulation=5)
     last = records_in(tmp_path)[-1]
     assert last["offloaded"] and last["infeasible"] and last["k_full"] == N - 1
     assert callback.numbers()["infeasible_steps"] == 1
