@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from support.deltas import MODULES, change, lora
-from support.train_app import ENV, ROOT
+from support.train_app import transfer
 from transformers import T5ForConditionalGeneration
 
 from train.config.merging import MergeSettings
@@ -442,12 +439,6 @@ def test_a_merged_lora_of_ranks_4_8_2_gives_pefts_model_the_summed_weights(
 
 
 # -- the command line ------------------------------------------------------------------------------
-
-
-def transfer(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "train.transfer", *words]
-    env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), ENV.get("PYTHONPATH", "")])}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow

@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from support.deltas import change
 from support.folders import make_folder
 from support.runs import loaded, meeting_of, planned
 from support.scores import oracle, scored
-from support.train_app import ENV, ROOT
+from support.train_app import transfer
 from transformers import T5ForConditionalGeneration
 
 from train.config.merging import MergeSettings
@@ -69,21 +66,13 @@ def test_gradient_norms_are_summed_over_batches() -> None:
 
 
 def test_gradients_are_also_normed_by_block_and_sub_layer() -> None:
-    found = gradient_norms(
-        {
-            "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.x": torch.tensor(
-                [3.0]
-            ),
-            "base_model.model.encoder.block.0.layer.1.DenseReluDense.wo.delta_adapter.A": torch.tensor(
-                [4.0]
-            ),
-            "base_model.model.decoder.block.1.layer.0.SelfAttention.q.lora_A.x": torch.tensor(
-                [12.0]
-            ),
-            "model.layers.7.self_attn.q_proj.lora_A.x": torch.tensor([84.0]),
-        }
-    )
-    assert found == {
+    gradients = {
+        "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.x": 3.0,
+        "base_model.model.encoder.block.0.layer.1.DenseReluDense.wo.delta_adapter.A": 4.0,
+        "base_model.model.decoder.block.1.layer.0.SelfAttention.q.lora_A.x": 12.0,
+        "model.layers.7.self_attn.q_proj.lora_A.x": 84.0,
+    }
+    assert gradient_norms({name: torch.tensor([g]) for name, g in gradients.items()}) == {
         "all": 85, "encoder.0": 5, "encoder.0.0": 3, "encoder.0.1": 4,
         "decoder.1": 12, "decoder.1.0": 12, "7": 84, "7.self_attn": 84,
     }  # fmt: skip
@@ -111,12 +100,9 @@ def test_forward_scores_equal_a_plain_loop_over_rows_and_tokens(
     for name in deltas[1]:
         model, rows = oracle(make, deltas, name)
         loss, el2n, cos, tokens = 0.0, 0.0, 0.0, 0
-        for source, labels in rows:
+        for inputs, labels in rows:
             with torch.no_grad():
-                logits = model(
-                    input_ids=torch.tensor([source]),
-                    decoder_input_ids=torch.tensor([[0, *labels[:-1]]]),
-                ).logits[0]
+                logits = model(**inputs).logits[0]
             for token, y in zip(logits.double().tolist(), labels, strict=True):
                 raised = [math.exp(value) for value in token]
                 p = [value / sum(raised) for value in raised]
@@ -134,12 +120,12 @@ def test_the_batch_size_changes_no_score_and_a_rerun_no_byte(
     make: Any, deltas: Any, tmp_path: Path
 ) -> None:
     values = {"method": "kl", "target_tuned": deltas[1]["sentiment"], "temperature": 1.0}
-    one = scored(make, deltas, tmp_path / "1", batch_size=7, **values)["targets"]["mc_taco"][
-        "scores"
-    ]
-    two = scored(make, deltas, tmp_path / "2", batch_size=2, **values)["targets"]["mc_taco"][
-        "scores"
-    ]
+    one, two = (
+        scored(make, deltas, tmp_path / name, batch_size=size, **values)["targets"]["mc_taco"][
+            "scores"
+        ]
+        for name, size in (("1", 7), ("2", 2))
+    )
     assert one.keys() == {"loss", "el2n", "logits_labels_cos", "kl"}
     for method, row in one.items():
         for name, value in row.items():
@@ -160,13 +146,9 @@ def test_grand_is_the_norm_of_the_gradient_of_each_batchs_mean_loss(
     model, rows = oracle(make, deltas, "parity")
     own = {n: p.requires_grad_(True) for n, p in model.named_parameters() if "lora_" in n}
     losses = []
-    for source, labels in rows:
-        logits = model(
-            input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[0, *labels[:-1]]])
-        ).logits[0]
-        losses.append(
-            torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
-        )
+    for inputs, labels in rows:
+        loss_of = torch.nn.functional.cross_entropy
+        losses.append(loss_of(model(**inputs).logits[0], torch.tensor(labels), reduction="none"))
     torch.cat(losses).mean().backward()
     wanted = math.sqrt(sum(float(p.grad.square().sum()) for p in own.values()))
     assert told["scores"]["grand"]["parity"] == pytest.approx(wanted, rel=1e-4)
@@ -281,19 +263,15 @@ def test_the_heat_map_is_darker_where_a_weight_is_larger(tmp_path: Path) -> None
 def test_scores_become_weights_and_a_merged_delta_from_the_command_line(
     deltas: Any, tmp_path: Path
 ) -> None:
-    def transfer(*words: str) -> str:
-        command = [sys.executable, "-m", "train.transfer", *words]
-        env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), ENV.get("PYTHONPATH", "")])}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-        )
+    def printed(*words: str) -> str:
+        done = transfer(tmp_path, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     given = "merge.sources={" + ",".join(f"{k}:{v}" for k, v in deltas[1].items()) + "}"
     model = deltas[0][:2]
-    told = transfer("score", "task=[sentiment,parity]", *model, given, "hydra.run.dir=1",
-                    "merge.method=loss", "merge.temperature=0.1")  # fmt: skip
+    weighed = ("merge.method=loss", "merge.temperature=0.1")
+    told = printed("score", "task=[sentiment,parity]", *model, given, "hydra.run.dir=1", *weighed)
     assert "effective sources: sentiment" in told
     rows: dict[str, dict[str, float]] = {}
     weights: dict[str, dict[str, float]] = {}
@@ -305,8 +283,8 @@ def test_scores_become_weights_and_a_merged_delta_from_the_command_line(
     assert {t: {*row} for t, row in rows.items()} == {
         "sentiment": {"parity", "arithmetic"}, "parity": {"sentiment", "arithmetic"},
     }  # fmt: skip
-    transfer("merge", given, "merge.target=sentiment", "merge.scores=1/result.json",
-             "merge.method=loss", "merge.temperature=0.1", "hydra.run.dir=2")  # fmt: skip
+    scores = ("merge.target=sentiment", "merge.scores=1/result.json", *weighed)
+    printed("merge", given, *scores, "hydra.run.dir=2")
     plan = json.loads((tmp_path / "2/merged/merge_plan.json").read_text())
     assert plan["excluded"] == ["sentiment"] and plan["scores"] == pytest.approx(rows["sentiment"])
     assert plan["weights"] == pytest.approx(weights["sentiment"])
