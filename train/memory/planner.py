@@ -132,7 +132,7 @@ class Planner:
         self.pending.append((features, found))
         self.steps += 1
         own = {"kept": found.kept, "stash": found.held[probe], "largest": found.largest}
-        for part, value in (own | {**found.partly}).items():
+        for part, value in {**own, **found.partly}.items():
             self._keep(f"{part} {self.kinds[probe]}", features, value)
         self._keep("shared", features, found.shared)
 
@@ -149,12 +149,13 @@ class Planner:
         for features, found in pending:
             known = self._of_blocks("kept", features)
             held = [found.held.get(i, 0.0) for i in n]
-            again = [*map(sum, zip(held, known, strict=True))]
-            known[found.probe] = held[found.probe] = again[found.probe] = found.kept
+            again = [stash + kept for stash, kept in zip(held, known, strict=True)]
+            for own in (known, held, again):
+                own[found.probe] = found.kept
             shared = self._predict("shared", features)
             gradients = self.gradients if found.fresh else ()
-            own = shared * (len(n) > 1) + max(sum(held), *in_backward(held, again, gradients))
-            self._keep("outside", features, max(0.0, found.peak - own))
+            inside = shared * (len(n) > 1) + max(sum(held), *in_backward(held, again, gradients))
+            self._keep("outside", features, max(0.0, found.peak - inside))
             if found.head is not None:
                 self._keep("head", features, max(0.0, found.head - sum(held) - shared))
             for i, one in enumerate(in_backward(held, known, gradients) if found.backward else ()):

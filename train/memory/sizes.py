@@ -109,7 +109,7 @@ class DryRun:
     def collect(self, batches: Mapping[Shape, Any]) -> None:
         """Run steps on these batches until the planner knows enough, or all were measured."""
         shapes = to_measure([*batches], self.settings.collect_steps)
-        kinds = len(set(self.blocks.kinds))
+        kinds = len(self.planner.distinct)
         self.blocks.enable()
         collector = Collector(self.blocks.layers, self.meter.mark, self.tier is not None)
         try:
@@ -181,9 +181,8 @@ class Sizes:
     is_bound: bool
     measured_shape: Shape  # of the batch looked at with the most predicted bytes
     measured: float  # its peak, run under its plan, bytes with the static part
-    evaluation: Mapping[
-        str, Mapping[str, float]
-    ]  # task and part -> its largest: rows, length, bytes
+    # Task and part -> rows, length and bytes of its largest batch.
+    evaluation: Mapping[str, Mapping[str, float]]
     static: Static
     steps: int  # that were run to find it
     blocks: int
