@@ -64,7 +64,7 @@ def dry_run(
     )
 
     def seen(task: Meeting, batch: Mapping[str, torch.Tensor]) -> Shape:
-        return shape_seen(model, lambda: task.logits(model, batch), dry.has_decoder)
+        return shape_seen(model, lambda: task.logits(model, batch), dry.blocks.has_decoder)
 
     batches: dict[Shape, Any] = {}
     firsts: dict[Shape, int] = {}

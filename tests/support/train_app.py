@@ -22,3 +22,10 @@ def train(cwd: Path, *overrides: str, timeout_s: float = 300) -> subprocess.Comp
     return subprocess.run(
         command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s
     )
+
+
+def transfer(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m train.transfer` in a process of its own."""
+    command = [sys.executable, "-m", "train.transfer", *words]
+    env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), ENV.get("PYTHONPATH", "")])}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
