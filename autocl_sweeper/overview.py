@@ -17,7 +17,6 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from autocl_sweeper.budget import Spent, spent
-from autocl_sweeper.compare import best_chain
 from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.executor.process.guardian import start_time
 from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
@@ -130,10 +129,18 @@ class Overview:
             for t in history
         )
 
+    @property
+    def done(self) -> int:
+        """Trials that are over, those given up apart."""
+        return len(self.history) - self.counts["RUNNING"] - self.counts["given up"]
+
     @cached_property
     def chain(self) -> list[Trial]:
-        """The best chain; of an open sweep, so far."""
-        return best_chain(self.state, self.maximize)
+        """The chain that ends in the best survivor of the last stage; of an open sweep, so far."""
+        history = self.history
+        if history.beams and (last := history.beams[len(history.beams)]):
+            return history.lineage(history[last[0]])
+        return sorted(self.scored(1), key=self.loss)[:1]
 
     @cached_property
     def best(self) -> set[int]:
@@ -178,8 +185,7 @@ class Overview:
         took = [trial.outcome.seconds for trial in self.history if trial.outcome is not None]
         if self.planned is None or not took or not self.lanes or self.status == "finished":
             return None
-        left = self.planned - len(self.history) + self.counts["RUNNING"] + self.counts["given up"]
-        return max(0.0, left * fmean(took) / len(self.lanes))
+        return max(0.0, (self.planned - self.done) * fmean(took) / len(self.lanes))
 
     @cached_property
     def attempts(self) -> list[Attempt]:
@@ -220,6 +226,10 @@ class Overview:
             for number in list(found):
                 end(number, last, "its controller ended")
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
+
+    @property
+    def running(self) -> list[Attempt]:
+        return [one for one in self.attempts if one.end is None]
 
     def overrides_of(self, number: int) -> list[str]:
         """A job's command line without Hydra's own keys; paths of this folder where it lies now."""

@@ -7,29 +7,18 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.bench import REPOSITORY, Bench, autocl
 from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
 from autocl_sweeper.cli import main
 from autocl_sweeper.journal import read
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-Done = subprocess.CompletedProcess[str]
-
-
-def python(*words: object, cwd: Path | None = ROOT, **environ: str) -> Done:
-    command = [sys.executable, *map(str, words)]
-    known = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | environ
-    return subprocess.run(command, cwd=cwd, env=known, capture_output=True, text=True, timeout=300)
-
-
-def autocl(*words: object, cwd: Path | None = None, **environ: str) -> Done:
-    return python("-m", "autocl_sweeper", *words, cwd=cwd, **environ)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -100,8 +89,8 @@ def test_the_repeating_command_keeps_the_programs_options_and_leaves_hydras_out(
 def test_best_prints_the_chain_and_the_overrides_of_each_stage(tmp_path, capsys):
     folder = crossed(tmp_path / "s")
     text = said(capsys, "best", folder).splitlines()
-    result = "The best chain reaches 0.833 average accuracy on three tasks and forgets 0.150."
-    assert text[0] == result
+    first = "The best chain reaches 0.833 average accuracy on three tasks and forgets 0.150."
+    assert text[0] == first
     assert [line.split()[3] for line in text[1:4]] == ["1", "2", "6"]
     overrides = said(capsys, "best", "--overrides", folder).splitlines()
     assert overrides[0] == "task=a lr=2" and overrides[2] == "task=c lr=1 p=2"
@@ -152,20 +141,21 @@ def blocked(tmp_path: Path) -> str:
         "find = u.find_spec\n"
         "u.find_spec = lambda n, *a: None if n in ('jinja2', 'vl_convert') else find(n, *a)\n"
     )
-    return f"{blocker}{os.pathsep}{ROOT}"
+    return str(blocker)
 
 
 def test_without_the_extra_the_report_names_it(tmp_path):
     folder = crossed(tmp_path / "s")
-    done = autocl("report", folder, PYTHONPATH=blocked(tmp_path))
+    done = autocl("report", folder, PYTHONPATH=f"{blocked(tmp_path)}{os.pathsep}{REPOSITORY}")
     assert done.returncode == 1 and "pip install 'autocl-sweeper[report]'" in done.stderr
     assert "Jinja2 and vl-convert-python" in done.stderr
 
 
 def test_plot_draws_by_the_ending_of_its_file(tmp_path, capsys):
     folder = crossed(tmp_path / "s")
-    told = said(capsys, "plot", "tree", "--out", tmp_path / "t.svg", folder)
-    assert told.strip().endswith("t.svg")
+    assert (
+        said(capsys, "plot", "tree", "--out", tmp_path / "t.svg", folder).strip().endswith("t.svg")
+    )
     assert (tmp_path / "t.svg").read_text().startswith("<svg")
     said(capsys, "plot", folder, "matrix", "--out", tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
@@ -180,12 +170,14 @@ def test_watch_prints_a_line_an_event_where_there_is_no_terminal(tmp_path, capsy
     assert told[:2] == ["1_a/0 started", "1_a/0 complete 0.5000 in 1.0 s"]
     assert "1_a/2 FAIL after 1.0 s: exited with 1 after 5 s" in told
     assert told[-2:] == ["stage 1 a done, beam 0 (0.5000)", "the sweep is over"]
-    *_, last, end = said(capsys, "watch", "--json", tmp_path / "s").splitlines()
-    assert [json.loads(line)["event"] for line in (last, end)] == ["select", "end"]
+    events = [
+        json.loads(line) for line in said(capsys, "watch", "--json", tmp_path / "s").splitlines()
+    ]
+    assert [one["event"] for one in events][-2:] == ["select", "end"]
 
 
 def test_doctor_names_what_is_there_and_ends_with_0(tmp_path):
-    done = autocl("doctor", "--json", cwd=tmp_path)
+    done = autocl("doctor", "--json", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     found = {one["about"]: one for one in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["plugin"]["state"] == "ok" and found["Hydra"]["text"][:2] == "1."
@@ -193,7 +185,9 @@ def test_doctor_names_what_is_there_and_ends_with_0(tmp_path):
 
 def test_doctor_ends_with_1_where_a_sweep_would_not_run(tmp_path):
     (tmp_path / "file").write_text("")
-    done = autocl("doctor", cwd=tmp_path, AUTOCL_LEASE_DIR=str(tmp_path / "file"))
+    done = autocl(
+        "doctor", cwd=tmp_path, CUDA_VISIBLE_DEVICES="", AUTOCL_LEASE_DIR=str(tmp_path / "file")
+    )
     assert done.returncode == 1 and "WRONG  leases" in done.stdout
 
 
@@ -207,35 +201,33 @@ def test_a_journal_of_another_version_is_refused_with_a_sentence(tmp_path, capsy
 
 def test_shells_complete_commands_by_argcomplete(tmp_path):
     told = tmp_path / "told"
-    environ = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n"}
-    environ["_ARGCOMPLETE_STDOUT_FILENAME"] = str(told)
-    autocl(**environ, COMP_LINE="autocl sta", COMP_POINT="10")
+    environ = {"_ARGCOMPLETE": "1", "COMP_LINE": "autocl sta", "COMP_POINT": "10"}
+    environ["_ARGCOMPLETE_IFS"] = "\n"
+    autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert told.read_text().split() == ["status"]
-    autocl(**environ, COMP_LINE="autocl plot t", COMP_POINT="13")
+    environ |= {"COMP_LINE": "autocl plot t", "COMP_POINT": "13"}
+    autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert {"tree", "timeline"} <= set(told.read_text().split())
 
 
-def swept(tmp_path: Path, **environ: str) -> tuple[Done, Path]:
-    """The smallest app, swept with a report at the end."""
-    sweep = tmp_path / "sweep"
-    arguments = ("-m", "hydra/sweeper=autocl", "task=low,high", "rate=0.5,1.0")
-    report = ("hydra.sweeper.report=true", f"hydra.sweep.dir={sweep}")
-    return python("examples/minimal/app.py", *arguments, *report, **environ), sweep
+def swept(benches: Callable[..., Bench], before: str = "") -> tuple[str, Path]:
+    """What the smallest app printed, swept with a report at the end; and its folder."""
+    bench = benches(REPOSITORY / "examples/minimal/app.py")
+    ours = ("hydra/sweeper=autocl", "hydra.sweeper.report=true", "task=low,high", "rate=0.5,1.0")
+    return bench.run(*ours, PYTHONPATH=f"{before}{os.pathsep}{REPOSITORY}"), bench.sweep
 
 
-def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path):
-    done, sweep = swept(tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path, benches):
+    _, sweep = swept(benches)
     text = (sweep / "report.html").read_text()
     assert "finished</span>" in text and "hydra.sweep.dir=…/sweep" in text
     assert str(tmp_path) not in text
 
 
-def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path):
-    done, sweep = swept(tmp_path, PYTHONPATH=blocked(tmp_path))
-    assert done.returncode == 0 and "optimization_results.yaml" in done.stdout
-    missing = "no report.html, for Jinja2 and vl-convert-python are not installed"
-    assert missing in done.stdout + done.stderr
+def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path, benches):
+    told, sweep = swept(benches, blocked(tmp_path))
+    assert "optimization_results.yaml" in told
+    assert "no report.html: autocl report needs Jinja2 and vl-convert-python" in told
     assert not (sweep / "report.html").exists()
 
 
@@ -244,5 +236,7 @@ def test_a_sweep_that_does_not_ask_imports_nothing_of_the_report(tmp_path):
         "import sys; import autocl_sweeper.hydra_sweep; "
         "print([m for m in sys.modules if m.startswith(('autocl_sweeper.page', 'jinja2', 'vl_convert'))])"
     )
-    done = python("-c", code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.strip() == "[]", done.stderr

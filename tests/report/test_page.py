@@ -26,6 +26,8 @@ from autocl_sweeper.types import Cause, Outcome, State, Suggestion, Trial
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b]0;title\x07\x1b[31mred\x1b[0m\u202e\x00"
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 
 @dataclass
 class Read(HTMLParser):

@@ -20,6 +20,8 @@ from autocl_sweeper.page.scale import DARK, LIGHT, painted
 from autocl_sweeper.page.timeline import timeline
 from autocl_sweeper.page.tree import tree
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 
 @pytest.mark.parametrize("chart", [tree, timeline, parallel])
 def test_every_chart_is_valid_and_has_no_colour_left_open(tmp_path, chart):

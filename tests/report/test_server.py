@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def seen_at_once(monkeypatch):
+def seen_at_once(monkeypatch, no_fsync):
     monkeypatch.setattr(served, "LOOK_S", 0.05)
 
 
