@@ -46,9 +46,8 @@ class Snapshot:
         self.composed: dict[Any, Any] = {}  # what composing made of the texts, for who reads again
         self._known: dict[str, set[str]] = {}  # folder -> names in it, all of its YAML and folders
         self.is_complete = False
-        self._told: set[str] = set()
         self._kept: Path | None = None  # the sweep folder with the copies
-        self._stamps: dict[str, tuple[int, int, int]] = {}
+        self._seen: dict[str, str | None] = {}  # what `edits` has found last
         for folder in folders:
             self._look_through(os.path.abspath(folder))
 
@@ -66,18 +65,15 @@ class Snapshot:
         if path not in self.texts:
             if self._is_missing(path):
                 raise FileNotFoundError(f"'{path}' was not there when the sweep began")
-            if self.is_complete and path not in self._told:
+            if self.is_complete:
                 log.warning(
                     "'%s' is not in the snapshot that the sweep took of its configuration; it is read"
                     " as it is now",
                     path,
                 )
-                self._told.add(path)
-                return _read(path)
             self.texts[path] = _read(path)
         if not self.is_complete:
             self.used[path] = None
-            self._stamp(path)
         elif self._kept is not None and path not in self.used:
             _copy(self._kept, path, self.texts[path])  # a job needs what no planned job did
         return self.texts[path]
@@ -117,10 +113,9 @@ class Snapshot:
             names = {name for name in files if name.endswith(".yaml")}
             for name in sorted(names):
                 path = os.path.join(folder, name)
-                with suppress(OSError, UnicodeDecodeError):
-                    self._stamp(path)
-                    texts[path] = _read(path)
-                    size += len(texts[path])
+                if (text := _readable(path)) is not None:
+                    texts[path] = text
+                    size += len(text)
             seen[folder] = names | set(folders)
             if entries > MOST_ENTRIES or size > MOST_BYTES:
                 log.info("'%s' is too big to keep a copy of: only what jobs need is kept", root)
@@ -136,7 +131,6 @@ class Snapshot:
 
         def peek(path: str) -> str:
             if path not in self.texts:
-                self._stamp(path)
                 self.texts[path] = _read(path)
             return self.texts[path]
 
@@ -171,47 +165,35 @@ class Snapshot:
         kept = sweep_folder / FOLDER
         for copy in kept.rglob("*.yaml"):
             path = "/" + str(copy.relative_to(kept))
-            if path not in self.used:
-                with suppress(OSError, UnicodeDecodeError):
-                    self.texts[path] = _read(str(copy))
-                    if os.path.dirname(path) in self._known:
-                        self._known[os.path.dirname(path)].add(copy.name)
+            if path not in self.used and (text := _readable(str(copy))) is not None:
+                self.texts[path] = text
+                if os.path.dirname(path) in self._known:
+                    self._known[os.path.dirname(path)].add(copy.name)
 
     def changes(self, recorded: Mapping[str, str]) -> list[str]:
         """What an earlier session's files (path -> hash) have become, one line a changed file.
 
         A file with the same content at another path has moved with its project: no change.
         """
-        now = {path: _hash(self.texts[path]) for path in self.used}
-        moved = set(now.values())
+        moved = {_hash(self.texts[path]) for path in self.used}
         changes = []
         for path, digest in recorded.items():
-            if now.get(path) == digest or (path not in now and digest in moved):
+            if path not in self.used and digest in moved:
                 continue
-            try:
-                found = now.get(path) or _hash(_read(path))
-            except (OSError, UnicodeDecodeError):
+            text = self.texts[path] if path in self.used else _readable(path)
+            if text is None:
                 changes.append(f"{path}: was deleted")
-                continue
-            if found != digest:
+            elif _hash(text) != digest:
                 changes.append(f"{path}: was edited")
         return changes
 
     def edits(self) -> Iterator[str]:
         """The files in use that were edited or removed since, each of them once an edit."""
         for path in self.used:
-            stamp = _stamp_of(path)
-            if stamp != self._stamps.get(path):
-                self._stamps[path] = stamp
-                try:
-                    same = _read(path) == self.texts[path]
-                except (OSError, UnicodeDecodeError):
-                    same = False
-                if not same:
-                    yield path
-
-    def _stamp(self, path: str) -> None:
-        self._stamps.setdefault(path, _stamp_of(path))
+            now, read = _readable(path), self.texts[path]
+            if now not in (read, self._seen.get(path, read)):
+                yield path
+            self._seen[path] = now
 
 
 def _is_open(sweep_folder: Path) -> bool:
@@ -251,20 +233,19 @@ def _read(path: str) -> str:
         return file.read()
 
 
+def _readable(path: str) -> str | None:
+    """The same; None where there is no text to read."""
+    with suppress(OSError, UnicodeDecodeError):
+        return _read(path)
+    return None
+
+
 def _passed_over(name: str) -> bool:
     return name.startswith(".") or name == "__pycache__"
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _stamp_of(path: str) -> tuple[int, int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 # -- in this process --------------------------------------------------------------------------------
