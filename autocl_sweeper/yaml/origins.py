@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -227,7 +226,4 @@ def _starred(keys: Keys) -> Iterator[Keys]:
 
 def _short(path: str) -> str:
     """Relative to the working directory where it lies below that."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path
+    return path.removeprefix(os.path.join(os.getcwd(), ""))
