@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from logging.config import DictConfigurator
 from pathlib import Path
 from types import FunctionType
@@ -56,9 +56,9 @@ class Opened:
 
 
 class Package:
-    """Two parts in one file, because the second cannot be read before the first is done.
+    """Two pickles in one file, because the second cannot be read before the first is done.
 
-    The program to enter (JSON, one line); then context, singletons and task function (a pickle).
+    The program to enter, and modules to import; then context, singletons and task function.
     """
 
     def __init__(
@@ -93,9 +93,7 @@ class Package:
                     ) from error
         state = Singleton.get_state()
         homes = sorted(_homes_of_resolvers(state)) if program.can_be_imported else []
-        header = {"program": program.to_json(), "homes": homes}
-        body = dumps((hydra_context, state, place, copy))
-        data = json.dumps(header).encode() + b"\n" + body
+        data = dumps((program, homes)) + dumps((hydra_context, state, place, copy))
         return cls(files, data, Composer(hydra_context.config_loader, config))
 
     @classmethod
@@ -159,10 +157,9 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def enter(data: bytes) -> str:
     """Make this process one of the app that packed `data`; why its main file is missing, if it is."""
-    line, _, _ = data.partition(b"\n")
-    header = json.loads(line)
-    flaw = Program.from_json(header["program"]).enter()
-    for name in header["homes"] if not flaw else ():
+    program, homes = loads(data)
+    flaw: str = program.enter()
+    for name in homes if not flaw else ():
         with suppress(Exception):  # a job that imports it meets the same error, and reports it
             import_module(name)
     return flaw
@@ -173,8 +170,9 @@ def opened(data: bytes, flaw: str) -> Opened:
     from hydra.core.singleton import Singleton
     from hydra.core.utils import setup_globals
 
-    _, _, body = data.partition(b"\n")
-    context, state, place, copy = loads(body)
+    stream = BytesIO(data)
+    pickle.load(stream)  # `enter` has read it
+    context, state, place, copy = pickle.load(stream)
     Singleton.set_state(state)
     setup_globals()
     function = None

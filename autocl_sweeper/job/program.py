@@ -14,7 +14,7 @@ import os
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from traceback import format_exception_only, walk_stack
@@ -61,14 +61,6 @@ class Program:
             module="" if spec is None else spec.name,
             file=file if spec is not None or os.path.isfile(file) else "",
         )
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Program:
-        listed: dict[str, Any] = {k: tuple(fields.pop(k)) for k in ("argv", "path")}
-        return cls(**fields, **listed)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def can_be_imported(self) -> bool:
