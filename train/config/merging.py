@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from train.config.typed import SettingsError, default_of, option, options
+from train.config.typed import SHARE, SettingsError, default_of, option, options
 
+Unscored = Literal["average", "manual", "best_single", "given"]
 Method = Literal[
-    "average", "manual", "best_single", "given",
+    Unscored,
     "loss", "kl", "el2n", "logits_labels_cos", "grand", "hidden_cos", "cosine", "euclidean", "performance",
 ]  # fmt: skip
-Init = Literal[
-    "last",
-    "random",
-    "average",
-    "manual",
-    "best_single",
-    "given",
-    "loss",
-    "el2n",
-    "logits_labels_cos",
-    "grand",
-]
+Init = Literal["last", "random", Unscored, "loss", "el2n", "logits_labels_cos", "grand"]
 Rule = Literal[
     "linear", "factor", "cat", "svd", "task_arithmetic", "magnitude_prune", "ties", "dare_linear",
     "dare_ties", "slerp", "model_stock",
@@ -101,9 +91,11 @@ class MergeSettings:
         None, "of the merged LoRA; null: the largest of the sources'", least=1
     )
     energy: float | None = option(
-        None, "of svd, instead of a rank: the share of squared singular values each module keeps"
+        None,
+        "of svd, instead of a rank: the share of squared singular values each module keeps",
+        **SHARE,
     )
-    density: float = option(1.0, "of pruning rules: the share of entries that is kept")
+    density: float = option(1.0, "of pruning rules: the share of entries that is kept", **SHARE)
     majority: Literal["total", "frequency"] = option(
         "total", "of ties: what elects an entry's sign"
     )
@@ -128,10 +120,6 @@ class MergeSettings:
                 f"merge.target_ess={self.target_ess}: it finds the temperature itself; remove "
                 f"merge.temperature={self.temperature}, or this"
             )
-        if not 0 < self.density <= 1:
-            raise SettingsError(f"merge.density={self.density}: must be above 0 and at most 1")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise SettingsError(f"merge.energy={self.energy}: must be above 0 and at most 1")
         if self.energy is not None and self.rank is not None:
             raise SettingsError(
                 f"merge.energy={self.energy}: it finds the rank itself; remove "
@@ -210,8 +198,11 @@ class MergeSettings:
                 "merge.init=manual: merge.groups are of tasks, and the deltas of merge.pool=beam are all of one "
                 "task; take average or a score, or merge.pool=lineage"
             )
-        unscored = ("last", "random", "average", "manual", "best_single", "given")
-        if wanted not in unscored and self.temperature is None and self.target_ess is None:
+        if (
+            wanted not in ("last", "random", *get_args(Unscored))
+            and self.temperature is None
+            and self.target_ess is None
+        ):
             raise SettingsError(
                 f"merge.init={wanted}: a temperature has to be given, in the unit of the score: "
                 "merge.temperature=0.1, or merge.target_ess=2.5, which finds it"

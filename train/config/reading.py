@@ -22,9 +22,6 @@ from train.config.text_data import (
     CL_BENCHMARK,
     DEFAULTS,
     FEW_SHOT,
-    FEW_SHOT_DEFAULTS,
-    HEADED,
-    HEADED_DEFAULTS,
     TextData,
     config_root,
     few_shot_names,
@@ -124,13 +121,6 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
     (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
-DEFAULTS_OF = {
-    CL_BENCHMARK: DEFAULTS,
-    FEW_SHOT: FEW_SHOT_DEFAULTS,
-    **dict.fromkeys(HEADED, HEADED_DEFAULTS),
-}
-
-
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
     """The task instances below `task`, in their order. Raises SettingsError."""
     if not nodes:
@@ -140,8 +130,7 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
         dataset = node.get("dataset") if isinstance(node, Mapping) else None
         of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
         values = {"_name": "text" if of_files else str(name), **(node or {})}
-        if values["_name"] in DEFAULTS_OF:
-            defaults = DEFAULTS_OF[values["_name"]]
+        if defaults := DEFAULTS.get(values["_name"]):
             evaluation = {**defaults["evaluation"], **(values.get("evaluation") or {})}
             values = {**defaults, **values, "evaluation": evaluation}
         tasks.append(build(Task, values, f"task.{name}", name=str(name)))

@@ -5,7 +5,6 @@ Each option has a default, a unit and one line of help: `python train.py --info 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from train.config.refused import REFUSED
 from train.config.task import Task
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
-from train.config.typed import SettingsError, default_of, option, options
+from train.config.typed import ABOVE_0, BELOW_1, SettingsError, default_of, option, options
 
 OF_FOLDERS = "model=seq2seq, causal, encoder, pretrained and headed"
 
@@ -68,7 +67,7 @@ class ModelSettings:
         None, "1: grey, as the digits; 3: colour; null: as the tasks have them", least=1
     )
     num_decoder_layers: int | None = option(None, "of unify; null: num_hidden_layers", least=1)
-    dropout: float = option(0.0, "of unify")
+    dropout: float = option(0.0, "of unify", **BELOW_1)
 
     def __post_init__(self) -> None:
         self._check_kind()
@@ -81,8 +80,6 @@ class ModelSettings:
             raise SettingsError(
                 f"model.image_size={self.side}: must be a multiple of model.patch_size={self.patch}"
             )
-        if not 0 <= self.dropout < 1:
-            raise SettingsError(f"model.dropout={self.dropout}: must be in [0, 1)")
 
     @property
     def is_of_folder(self) -> bool:
@@ -144,19 +141,26 @@ class DeltaSettings:
         "what the first task of a chain trains: the whole model, or an adapter as every later task; "
         "null: an adapter where the weights are pretrained",
     )
-    lora_dim: int = option(8, "rank of an adapter")
-    lora_alpha: float = option(32.0, "an adapter counts alpha / rank")
-    lora_dropout: float = option(0.0, "on the adapter's input")
+    lora_dim: int = option(
+        8,
+        "rank of an adapter",
+        check=lambda v: v >= 1,
+        rule="the rank of an adapter must be at least 1",
+    )
+    lora_alpha: float = option(32.0, "an adapter counts alpha / rank", **ABOVE_0)
+    lora_dropout: float = option(0.0, "on the adapter's input", **BELOW_1)
     target_modules: tuple[str, ...] | None = option(
         None,
         "layers that get an adapter; null: q and v of text models from a folder, all of a layer for "
         "vit and unify",
     )
-    lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
-    lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
+    lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off", least=0)
+    lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off", least=0)
     ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
     effective_rank: float = option(
-        0.5, "directions of a layer that osf freezes: a share below 1, or their number"
+        0.5,
+        "directions of a layer that osf freezes: a share below 1, or their number",
+        **ABOVE_0,
     )
     replay_rows: int = option(
         0, "training rows of each earlier task that are kept and mixed in; 0: none", least=0
@@ -168,27 +172,6 @@ class DeltaSettings:
     size: int = option(12, "of adapter: width of its bottleneck", least=1)
     num_tokens: int = option(120, "of prefix: how many keys and values", unit="tokens", least=1)
     bottleneck: int = option(24, "of prefix: width between its table and keys", least=1)
-
-    def __post_init__(self) -> None:
-        if self.target_modules is not None:
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if self.lora_dim < 1:
-            raise SettingsError(
-                f"delta.lora_dim={self.lora_dim}: the rank of an adapter must be at least 1"
-            )
-        if not self.lora_alpha > 0:
-            raise SettingsError(f"delta.lora_alpha={self.lora_alpha}: must be above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise SettingsError(f"delta.lora_dropout={self.lora_dropout}: must be in [0, 1)")
-        if not self.effective_rank > 0:
-            raise SettingsError(f"delta.effective_rank={self.effective_rank}: must be above 0")
-        for key in ("lamda_1", "lamda_2"):
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise SettingsError(
-                    f"delta.{key}={value}: a penalty weight must be a finite number, 0 or more "
-                    "(0 turns the penalty off)"
-                )
 
 
 @dataclass(frozen=True)

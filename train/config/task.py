@@ -192,7 +192,7 @@ class Task:
         help="the task class; default: text with dataset.train_data, else the instance's name",
         key="_name",
     )
-    options: tuple[int, ...] = option([], "of class digits: the digits of this task")
+    options: tuple[int, ...] = option((), "of class digits: the digits of this task")
     instruction: InstructionSettings | None = option(None, "templates")
     dataset: DatasetSettings = option(DatasetSettings, "rows")
     preprocess: PreprocessSettings = option(PreprocessSettings, "slots to model inputs")
@@ -202,7 +202,6 @@ class Task:
     max_tgt_length: int = option(30, "cut what it answers to", unit="tokens", least=1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(self.options))
         wrong = [o for o in self.options if not 0 <= o < CLASSES]
         if self.kind == "digits" and (
             wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options)

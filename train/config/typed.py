@@ -71,10 +71,18 @@ def option(
     metadata["refused"] = refused
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    if default is not MISSING and dataclasses.is_dataclass(default):
-        kind = default if isinstance(default, type) else type(default)
-        return field(default_factory=kind, metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+# What numbers of several sections have to be.
+ABOVE_0: Mapping[str, Any] = {"check": lambda v: v > 0, "rule": "must be above 0"}
+BELOW_1: Mapping[str, Any] = {"check": lambda v: 0 <= v < 1, "rule": "must be in [0, 1)"}
+SHARE: Mapping[str, Any] = {
+    "check": lambda v: v is None or 0 < v <= 1,
+    "rule": "must be above 0 and at most 1",
+}
 
 
 @cache
