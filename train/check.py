@@ -26,7 +26,7 @@ from train.config.hf_arguments import HFArguments
 from train.config.memory import ROWS as MIMOSE
 from train.config.ofasys import BY_KEY
 from train.config.reading import PARTS, read_run, read_tasks, read_text, values_of_run
-from train.config.schema import CONF, KINDS, TopLevel, not_a_section
+from train.config.schema import KINDS, TopLevel, not_a_section
 from train.config.sections import Run
 from train.config.settle import as_written, settle
 from train.config.task import Task
@@ -296,13 +296,13 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
     begun = values.get("init_from")
     if launcher is not None:  # in a sweep the checkpoint need not be there yet
         values = {key: node for key, node in values.items() if key not in HANDED}
-    run = attempt(read_run, written, CONF / "task", values)
-    if run is not None and begun and launcher is not None:
-        run = replace(run, init_from=Path(str(begun)))
-    if run is not None and env is not None:
-        attempt(run.memory.refuse_processes, env.processes)
-        attempt(refuse_processes, run.tasks, env.processes)
+    run = attempt(read_run, written, values)
     if run is not None:
+        if begun and launcher is not None:
+            run = replace(run, init_from=Path(str(begun)))
+        if env is not None:
+            attempt(run.memory.refuse_processes, env.processes)
+            attempt(refuse_processes, run.tasks, env.processes)
         attempt(run.merge.refuse_for_a_job, run.delta.kind, run.delta.start_from, bool(begun))
     plans = run and attempt(plan_run, run)
     if plans:

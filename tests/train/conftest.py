@@ -59,7 +59,7 @@ def read() -> MakeJob:
             cfg = composers[0](overrides)
         with open_dict(cfg):
             del cfg["hydra"]
-        return read_run(cfg, CONF / "task")
+        return read_run(cfg)
 
     return composed
 

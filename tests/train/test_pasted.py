@@ -123,7 +123,7 @@ def job_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, more: Any
     monkeypatch.chdir(folder)  # paths of data are relative to it
     with initialize_config_dir(str(CONF), **VERSION_BASE):
         files = [str(folder / f"{name}.yaml") for name in names]
-        return read_run(compose("+".join(["base", *files]), list(more)), CONF / "task")
+        return read_run(compose("+".join(["base", *files]), list(more)))
 
 
 def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(

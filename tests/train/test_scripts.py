@@ -36,11 +36,10 @@ def run_of(words: list[str]) -> Any:
     from omegaconf import OmegaConf
 
     from train.config.reading import read_run
-    from train.main import CONF
 
     files = [ROOT / word for word in words if word.endswith(".yaml")]
     typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
-    return read_run(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+    return read_run(OmegaConf.create(settled(*files, overrides=typed)))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
