@@ -228,23 +228,16 @@ ROWS: Mapping[str, Row] = {
 # fmt: on
 HARMLESS = ("min_input_size", "memory_predict_test")
 
+
+def _said(row: Row) -> str:
+    if row.to:
+        return f"Mimose's name of {row.to}"
+    return f"Mimose's; true: method {row.method}" if row.method else f"Mimose's; {row.why}"
+
+
 MemoryKeys = make_dataclass(
     "MemoryKeys",
-    [
-        (
-            name,
-            row.type | None,
-            option(
-                None,
-                f"Mimose's name of {row.to}"
-                if row.to
-                else (
-                    f"Mimose's; true: method {row.method}" if row.method else f"Mimose's; {row.why}"
-                ),
-            ),
-        )
-        for name, row in ROWS.items()
-    ],
+    [(name, row.type | None, option(None, _said(row))) for name, row in ROWS.items()],
     bases=(MemorySettings,),
     namespace={
         "__doc__": "What may stand in `memory`: the app's options, and Mimose's.",
@@ -258,12 +251,11 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settled section `memory` with Mimose's names turned into ours. Raises SettingsErrors."""
     made = {key: value for key, value in values.items() if key not in ROWS}
     problems: list[Problem] = []
-    methods: list[str] = []
+    methods: dict[str, str] = {}  # method -> who chooses it
     for key, value in values.items():
-        row = ROWS.get(key)
+        row, name = ROWS.get(key), f"memory.{key}"
         if row is None or value is None:
             continue
-        name = f"memory.{key}"
         try:
             given = read_value(row.type, value, name)
         except SettingsErrors as error:
@@ -278,17 +270,12 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
                 Problem(name, f"{name}={shown(given)} is not taken over: {row.why}. Remove it")
             )
         if row.method:
-            methods.append(row.method)
+            methods[row.method] = name
         if row.to:
             other, given = made.get(row.to), given if row.value is None else row.value
-            if other is not None and other != given and (row.to, other) not in UNSET:
-                problems.append(
-                    Problem(
-                        name,
-                        f"{name}={shown(given)} and memory.{row.to}={shown(other)}: say two things "
-                        "about one setting. Remove one of them",
-                    )
-                )
+            if other not in (None, given, "auto"):
+                told = f"{name}={shown(given)} and memory.{row.to}={shown(other)}: say two things "
+                problems.append(Problem(name, f"{told}about one setting. Remove one of them"))
             made[row.to] = given
     # Mimose's scripts give static_checkpoint beside dynamic_checkpoint, as a kind of it.
     chosen = next((m for m in ("fixed", "static", "plan") if m in methods), None)
@@ -296,16 +283,10 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
     if chosen is not None and method == "none":
         made["method"] = chosen
     elif chosen is not None and method != chosen and (method, chosen) != ("static", "plan"):
-        names = ", ".join(f"memory.{key}" for key, row in ROWS.items() if row.method == chosen)
-        problems.append(
-            Problem(
-                f"memory.{names.partition('.')[2]}",
-                f"{names} chooses memory.method={chosen}, and memory.method={method} is set. Remove one",
-            )
+        told = (
+            f"{methods[chosen]} chooses memory.method={chosen}, and memory.method={method} is set"
         )
+        problems.append(Problem(methods[chosen], f"{told}. Remove one"))
     if problems:
         raise SettingsErrors(problems)
     return made
-
-
-UNSET = (("margin_gib", "auto"),)  # defaults that a Mimose name may stand beside
