@@ -22,9 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from autocl_sweeper.errors import ConfigurationError
 
-MOST_FRAMES = (
-    64  # a configuration takes about 300 kB; a search over what is chosen may have thousands
-)
+# A configuration takes about 300 kB; a search over what is chosen may have thousands.
+MOST_FRAMES = 64
 
 Frame = Callable[[], DictConfig]
 """Makes copies of one configuration."""
@@ -92,10 +91,8 @@ class Composer:
             )
         parsed = [self._parse(text) for text in overrides]
         with read_write(config.hydra), open_dict(config.hydra):
-            for node, hydras in (
-                (config.hydra.overrides.hydra, True),
-                (config.hydra.overrides.task, False),
-            ):
+            for whose, node in config.hydra.overrides.items():
+                hydras = whose == "hydra"
                 lines = [o.input_line for o in parsed if o.is_hydra_override() is hydras]
                 for place, line in enumerate(lines, start=len(node) - len(lines)):
                     node[place] = line
@@ -128,11 +125,8 @@ def _is_plain(override: Any) -> bool:
 def _copies(config: DictConfig) -> Frame:
     try:
         data = pickle.dumps(config)
-    except (
-        pickle.PicklingError,
-        TypeError,
-        AttributeError,
-    ):  # a class that its module does not lead to
+    except (pickle.PicklingError, TypeError, AttributeError):
+        # A class that its module does not lead to.
         kept = deepcopy(config)
         return lambda: deepcopy(kept)
     return lambda: pickle.loads(data)

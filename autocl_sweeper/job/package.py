@@ -18,13 +18,7 @@ from typing import Any
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.job.compose import Composer
 from autocl_sweeper.job.pickles import by_value, dumps, loads
-from autocl_sweeper.job.program import (
-    MAIN,
-    Place,
-    Program,
-    interpreter_options,
-    refuse_without_program,
-)
+from autocl_sweeper.job.program import MAIN, Place, Program, interpreter_options
 from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.private import private_folder, read_private
 from autocl_sweeper.types import Job
@@ -77,7 +71,15 @@ class Package:
         from hydra.core.singleton import Singleton
 
         program = Program.of_this_process()
-        refuse_without_program(program, function)
+        if getattr(function, "__module__", MAIN) == MAIN and not program.can_be_imported:
+            raise ConfigurationError(
+                "The app's main module has no file, as in a notebook, an interactive session or `python -c`,"
+                " so no job can start it.\n"
+                "  hydra/launcher=gpu starts each job as the app was started. Put the app into a file and"
+                " run `python app.py`\n"
+                "  or `python -m package.app`; or take hydra/launcher=basic here, which runs jobs in this"
+                " process. No job was started."
+            )
         place = Place.of(function)
         copy: bytes | None = None
         if place is None or place.module == MAIN:

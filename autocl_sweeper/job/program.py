@@ -20,8 +20,6 @@ from pathlib import Path
 from traceback import format_exception_only, walk_stack
 from typing import Any, cast
 
-from autocl_sweeper.errors import ConfigurationError
-
 MAIN, SPAWNED = "__main__", "__mp_main__"
 
 importing = False  # whether this process imports a program now
@@ -186,16 +184,3 @@ def _is_filled(cell: types.CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:
         return False
-
-
-def refuse_without_program(program: Program, function: Any) -> None:
-    """Raises ConfigurationError for a function of a main module that jobs cannot import."""
-    if getattr(function, "__module__", MAIN) == MAIN and not program.can_be_imported:
-        raise ConfigurationError(
-            "The app's main module has no file, as in a notebook, an interactive session or `python -c`,"
-            " so no job can start it.\n"
-            "  hydra/launcher=gpu starts each job as the app was started. Put the app into a file and"
-            " run `python app.py`\n"
-            "  or `python -m package.app`; or take hydra/launcher=basic here, which runs jobs in this"
-            " process. No job was started."
-        )

@@ -138,19 +138,16 @@ def nested(name: str, value: Any) -> str:
 
 def unknown(key: str, value: Any, name: str, kind: type) -> Problem:
     """`key` is no option of `kind`, which may know why: its REFUSED names what to do instead."""
-    refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
+    known = options(kind)
+    taken = {own: one.metadata["refused"] for own, one in known.items()}
+    refused: Mapping[str, str] = {**taken, **getattr(kind, "REFUSED", {})}
     if name in refused:
         return Problem(key, f"{key}={shown(value)}: not an option here: {refused[name]}")
-    known = options(kind)
-    refused = {
-        **refused,
-        **{n: why for n, one in known.items() if (why := one.metadata["refused"])},
-    }
-    near = difflib.get_close_matches(name, [*known, *refused], n=1)
+    near = difflib.get_close_matches(name, refused, n=1)
     told = f"{key}={shown(value)}: there is no option '{name}'"
     if name.partition(".")[0] in known and "." in name:
         told += f": {nested(name, value)}"
-    elif near and near[0] in refused:
+    elif near and refused[near[0]]:
         told += f", and the one most like it, {near[0]}, is not taken: {refused[near[0]]}"
     elif near:
         told += f"; did you mean {near[0]}?"
@@ -256,22 +253,14 @@ class _Reader:
             text = "no" if value is False and "no" in inner else value
             if text in inner:
                 return text
-            raise _Wrong
-        if wanted is type(None):
-            if value is None:
-                return None
-            raise _Wrong
+        if value is None and wanted is type(None):
+            return None
         if dataclasses.is_dataclass(wanted):
             assert isinstance(wanted, type)
             return self.section(wanted, value, key, {})
-        if origin in (tuple, list):
-            if not isinstance(value, (list, tuple)):
-                raise _Wrong
-            made = [self.value(v, inner[0], f"{key}[{i}]") for i, v in enumerate(value)]
-            return tuple(made) if origin is tuple else made
-        if origin is dict:
-            if not isinstance(value, Mapping):
-                raise _Wrong
+        if origin in (tuple, list) and isinstance(value, (list, tuple)):
+            return origin(self.value(v, inner[0], f"{key}[{i}]") for i, v in enumerate(value))
+        if origin is dict and isinstance(value, Mapping):
             return {str(k): self.value(v, inner[1], f"{key}.{k}") for k, v in value.items()}
         return _scalar(value, wanted)
 
@@ -309,7 +298,10 @@ _WORDS |= {"false": False, "no": False, "off": False, "0": False}
 
 
 def _scalar(value: Any, wanted: type) -> Any:
-    """As OmegaConf converts: numbers from their text, booleans from 0, 1, yes, no, on, off."""
+    """As OmegaConf converts: numbers from their text, booleans from 0, 1, yes, no, on, off.
+
+    Raises _Wrong for whatever else is wanted or there.
+    """
     if wanted is bool:
         if isinstance(value, bool):
             return value
