@@ -14,6 +14,7 @@ import os
 import sys
 import types
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
@@ -164,23 +165,12 @@ class Place:
             if id(one) in seen or not callable(one):
                 continue
             seen.add(id(one))
-            code = getattr(one, "__code__", None)
-            if code is not None and (one.__qualname__, code.co_firstlineno) == (
-                self.name,
-                self.line,
-            ):
+            line = getattr(getattr(one, "__code__", None), "co_firstlineno", None)
+            if line == self.line and one.__qualname__ == self.name:
                 return one
-            if isinstance(one, types.FunctionType):
-                waiting += [
-                    cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)
-                ]
+            for cell in (isinstance(one, types.FunctionType) and one.__closure__) or ():
+                with suppress(ValueError):  # nothing is in it yet
+                    waiting.append(cell.cell_contents)
             inner = (getattr(one, name, None) for name in ("__wrapped__", "func", "__func__"))
             waiting += [function for function in inner if function is not None]
         return None
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from train.config.typed import SHARE, SettingsError, default_of, option, options
+from train.config.typed import SHARE, SettingsError, changed, option
 
 Unscored = Literal["average", "manual", "best_single", "given"]
 Method = Literal[
@@ -152,17 +152,6 @@ class MergeSettings:
 
         Raises SettingsError.
         """
-        self._refuse_extra()
-        if self.pool == "beam" and has_parent and self.sources is None:
-            raise SettingsError(
-                "merge.pool=beam: merge.sources has the checkpoints of the beam, and it is null; a sweep "
-                "gives them with +hydra.sweeper.handover.merge.sources=sources"
-            )
-        wanted: list[Init | None] = [*self.inits]
-        for one in wanted or [None]:
-            self._refuse_start(one, delta, start_from)
-
-    def _refuse_extra(self) -> None:
         m, inits = self.extra_parents, self.inits
         if m != len(inits) and (m or isinstance(self.init, list)):
             raise SettingsError(
@@ -173,15 +162,22 @@ class MergeSettings:
             raise SettingsError(
                 f"merge.extra={self.extra}: there are merge.extra_parents={m} in all; a sweep sets both"
             )
+        if self.pool == "beam" and has_parent and self.sources is None:
+            raise SettingsError(
+                "merge.pool=beam: merge.sources has the checkpoints of the beam, and it is null; a sweep "
+                "gives them with +hydra.sweeper.handover.merge.sources=sources"
+            )
+        wanted: list[Init | None] = [*inits]
+        for one in wanted or [None]:
+            self._refuse_start(one, delta, start_from)
 
     def _refuse_start(self, wanted: Init | None, delta: str, start_from: str | None) -> None:
         if wanted is None:
-            for key, one in options(MergeSettings).items():
-                if getattr(self, one.name) != default_of(one):
-                    raise SettingsError(
-                        f"merge.{key}={getattr(self, one.name)}: has no effect on a job without merge.init; "
-                        "deltas are merged by python -m train.transfer"
-                    )
+            for key, value in changed(self).items():
+                raise SettingsError(
+                    f"merge.{key}={value}: has no effect on a job without merge.init; "
+                    "deltas are merged by python -m train.transfer"
+                )
             return
         if wanted != "last" and delta in ("seqft", "ewc"):
             raise SettingsError(

@@ -17,9 +17,7 @@ from train.config.refused import REFUSED
 from train.config.task import Task
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
-from train.config.typed import ABOVE_0, BELOW_1, SettingsError, default_of, option, options
-
-OF_FOLDERS = "model=seq2seq, causal, encoder, pretrained and headed"
+from train.config.typed import ABOVE_0, BELOW_1, SettingsError, changed, default_of, option, options
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,10 @@ class ModelSettings:
             )
 
     @property
-    def is_of_folder(self) -> bool:
-        """True for text models whose shape, tokenizer and weights come from `path`."""
-        return self.kind not in ("vit", "unify")
-
-    @property
     def is_pretrained(self) -> bool:
         """True where training begins with weights that are there already."""
-        return self.is_of_folder and self.weights == "pretrained" and self.path is not None
+        stored = self.kind not in ("vit", "unify") and self.path is not None
+        return stored and self.weights == "pretrained"
 
     @property
     def side(self) -> int:
@@ -106,20 +100,22 @@ class ModelSettings:
 
     def _check_kind(self) -> None:
         """What this kind of model does not look at is refused."""
-        of_folders = ("path", "tokenizer", "weights", "config", "head")
-        unread = {"vit": of_folders, "unify": ("path", "weights", "config", "head")}.get(self.kind)
-        why = f"is of {OF_FOLDERS}" if self.kind == "unify" else "is of models that read text"
-        if unread is None:
-            if self.path is None and self.kind != "headed":
-                raise SettingsError(
-                    f"model.path is missing: {self.kind} is read from a folder that save_pretrained wrote, "
-                    "from pkg://<package>/<folder>, or by its name from the hub"
-                )
-            unread = tuple(k for k in options(ModelSettings) if k not in (*of_folders, "_name"))
+        of_folders = {"path", "tokenizer", "weights", "config", "head"}
+        if self.kind == "vit":
+            unread, why = of_folders, "is of models that read text"
+        elif self.kind == "unify":
+            unread = of_folders - {"tokenizer"}
+            why = "is of model=seq2seq, causal, encoder, pretrained and headed"
+        elif self.path is None and self.kind != "headed":
+            raise SettingsError(
+                f"model.path is missing: {self.kind} is read from a folder that save_pretrained wrote, "
+                "from pkg://<package>/<folder>, or by its name from the hub"
+            )
+        else:
+            unread = options(ModelSettings).keys() - of_folders - {"_name"}
             why = "has no effect: the model in model.path has a shape of its own; see model.config"
-        for key in unread:
-            value = getattr(self, key)
-            if value != default_of(options(ModelSettings)[key]):
+        for key, value in changed(self).items():
+            if key in unread:
                 raise SettingsError(f"model.{key}={value}: {why}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from train.config.typed import SettingsError, default_of, option, options
+from train.config.typed import SettingsError, changed, option
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
 
@@ -106,13 +106,11 @@ class ImagePreprocess:
     def __post_init__(self) -> None:
         if self.processor is None:
             return
-        for key, one in options(ImagePreprocess).items():
-            if key not in ("processor", "patch_image_size") and getattr(self, key) != default_of(
-                one
-            ):
+        for key, value in changed(self).items():
+            if key not in ("processor", "patch_image_size"):
                 raise SettingsError(
-                    f"preprocess: {key}={getattr(self, key)} has no effect beside "
-                    f"processor={self.processor}, which says it itself; remove one of them"
+                    f"preprocess: {key}={value} has no effect beside processor={self.processor}, "
+                    "which says it itself; remove one of them"
                 )
 
 

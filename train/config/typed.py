@@ -105,6 +105,13 @@ def default_of(one: dataclasses.Field[Any]) -> Any:
     return one.default
 
 
+def changed(section: Any) -> dict[str, Any]:
+    """YAML key -> value of the options of a section that do not have their defaults."""
+    kind: type = type(section)
+    known = options(kind).items()
+    return {key: v for key, one in known if (v := getattr(section, one.name)) != default_of(one)}
+
+
 def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any) -> Section:
     """`values` as an instance of `kind`; `more` are its fields that are no option.
 
