@@ -6,6 +6,7 @@ jobs it plans, before any of them starts: conf/hydra/sweeper/app/autocl.yaml nam
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -199,17 +200,17 @@ def _new_tasks(hydra: Any, written: Mapping[str, Any]) -> list[Problem]:
     written: the configuration as composed.
     """
     tasks = written.get("task")
-    typed = [text for text in typed_for(hydra) if text.lstrip("+").startswith("task")]
+    if not isinstance(tasks, Mapping):
+        return []
+    typed = [text for text in typed_for(hydra) if re.match(r"\+*task[.=]", text)]
     overrides = [
-        (keys_of(one.key_or_group), one)
-        for one in OverridesParser.create().parse_overrides(typed)
-        if not one.is_delete()
+        (keys_of(one.key_or_group), one) for one in OverridesParser.create().parse_overrides(typed)
     ]
     named = {keys[:3] for keys, _ in overrides}
 
     def may_be_new(keys: Keys) -> bool:
         """Whether all there is of the task was typed, so that its files have to be asked for."""
-        if keys[0] != "task" or len(keys) < 2 or not isinstance(tasks, Mapping):
+        if len(keys) < 2:
             return False
         node = tasks.get(keys[1])
         if keys[:2] in named or not isinstance(node, Mapping):
@@ -221,11 +222,9 @@ def _new_tasks(hydra: Any, written: Mapping[str, Any]) -> list[Problem]:
     known = {str(name) for layer in layers_of(hydra) if layer.file for name in _tasks_of(layer)}
     root = written.get("task_config_dir")
     folders = task_names(config_root(root if isinstance(root, str) else None))
-    known |= {name for name in folders if name in (tasks or ())}
+    known |= {name for name in folders if name in tasks}
     problems = []
     for keys, override in overrides:
-        if keys[0] != "task":
-            continue
         if override.is_add() or override.is_force_add():
             added = override.value() if len(keys) == 1 else {keys[1]: None}
             known |= {str(name) for name in added} if isinstance(added, dict) else set()

@@ -22,7 +22,7 @@ from autocl_sweeper.errors import LayerError
 from autocl_sweeper.journal import NAME as JOURNAL
 from autocl_sweeper.journal import read
 from autocl_sweeper.yaml.layers import load
-from autocl_sweeper.yaml.text import INCLUDE
+from autocl_sweeper.yaml.text import INCLUDE, read_text
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Snapshot:
                     " as it is now",
                     path,
                 )
-            self.texts[path] = _read(path)
+            self.texts[path] = read_text(path)
         if not self.is_complete:
             self.used[path] = None
         elif self._kept is not None and path not in self.used:
@@ -131,7 +131,7 @@ class Snapshot:
 
         def peek(path: str) -> str:
             if path not in self.texts:
-                self.texts[path] = _read(path)
+                self.texts[path] = read_text(path)
             return self.texts[path]
 
         for path, text in list(self.texts.items()):
@@ -227,16 +227,10 @@ def copy_of(sweep_folder: Path, path: str) -> Path:
     return sweep_folder / FOLDER / path.lstrip("/")
 
 
-def _read(path: str) -> str:
-    """The text exactly, line ends included: its hash is that of the file."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return file.read()
-
-
 def _readable(path: str) -> str | None:
-    """The same; None where there is no text to read."""
+    """The text of a file; None where there is none to read."""
     with suppress(OSError, UnicodeDecodeError):
-        return _read(path)
+        return read_text(path)
     return None
 
 

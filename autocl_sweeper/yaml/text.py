@@ -19,7 +19,8 @@ ReadText = Callable[[str], str]
 
 
 def read_text(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
+    """The text exactly, line ends included: its hash is that of the file."""
+    with open(path, encoding="utf-8", newline="") as file:
         return file.read()
 
 
@@ -66,30 +67,10 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
     for place, (keys, value) in enumerate(_walk(values, (), ())):
         if place > MOST_NODES:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
-        key = keys[-1]
-        if not isinstance(key, (str, int, float, bytes)):
-            shown = "null" if key is None else repr(key)
-            raise LayerError(f"{_line(text, keys)}: the key {shown} is neither text nor number.")
-        if isinstance(key, str) and key[:1] == NO_BREAK_SPACE:
-            raise LayerError(
-                f"{_line(text, keys)}: the line of '{key.strip()}' begins with a no-break space"
-                " (U+00A0), which indents nothing. Replace it by a plain space."
-            )
-        if key == INCLUDE and len(keys) > 1:
-            raise LayerError(
-                f"{_line(text, keys)}: {INCLUDE} stands at '{dotted(keys)}', but only the top"
-                " level of a file includes.\n"
-                f"  Move it to the top level; the included file then names '{dotted(keys[:-1])}'"
-                " itself."
-            )
-        if isinstance(value, str):
-            if "${" in value:
-                resolving.append((keys, value))
-        elif not isinstance(value, (dict, list, int, float, bytes, os.PathLike, type(None))):
-            raise LayerError(
-                f"{_line(text, keys)}: '{dotted(keys)}' is a {_kind(value)}; a configuration holds"
-                " mappings, lists, texts, numbers, booleans and null."
-            )
+        if wrong := _flaw(keys, value):
+            raise LayerError(f"{_line(text, keys)}: {wrong}")
+        if isinstance(value, str) and "${" in value:
+            resolving.append((keys, value))
     try:
         OmegaConf.create([value for _, value in resolving])
     except OmegaConfBaseException:
@@ -102,6 +83,29 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
                     f" read: {str(error).partition(chr(10))[0]}.\n"
                     "  Close it, or write \\${ for the two characters themselves."
                 ) from error
+
+
+def _flaw(keys: tuple[Any, ...], value: Any) -> str | None:
+    """Why no configuration has this value, or has it at these keys."""
+    key = keys[-1]
+    if not isinstance(key, (str, int, float, bytes)):
+        return f"the key {'null' if key is None else repr(key)} is neither text nor number."
+    if isinstance(key, str) and key[:1] == NO_BREAK_SPACE:
+        return (
+            f"the line of '{key.strip()}' begins with a no-break space (U+00A0), which indents"
+            " nothing. Replace it by a plain space."
+        )
+    if key == INCLUDE and len(keys) > 1:
+        return (
+            f"{INCLUDE} stands at '{dotted(keys)}', but only the top level of a file includes.\n"
+            f"  Move it to the top level; the included file then names '{dotted(keys[:-1])}' itself."
+        )
+    if not isinstance(value, (str, dict, list, int, float, bytes, os.PathLike, type(None))):
+        return (
+            f"'{dotted(keys)}' is a {_kind(value)}; a configuration holds mappings, lists, texts,"
+            " numbers, booleans and null."
+        )
+    return None
 
 
 def _walk(
