@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.origins import Keys, Layer, keys_of, layers_of, origin, typed_for
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
-from autocl_sweeper.yaml.text import INCLUDE, dotted
+from autocl_sweeper.yaml.text import INCLUDE, dotted, walk
 from train.config.env import EnvSettings, read_env
 from train.config.hf_arguments import HFArguments
 from train.config.memory import ROWS as MIMOSE
@@ -108,7 +108,7 @@ def checked_values(written: dict[str, Any], hydra: Any) -> dict[str, Any]:
             _raise(_of_sections(written))
             raise SettingsError(str(error)) from error
         # What refers to a `???` cannot be resolved, and need not be: the value comes first.
-        asked = [_unanswered(keys) for keys in _asked(starred)]
+        asked = [_unanswered(keys) for keys, value in walk(starred) if value == "???"]
         _raise([*_new_tasks(hydra, written), *asked, *_of_sections(starred)])
         values = settle(starred)
         _raise(_of_sections(values))
@@ -159,15 +159,6 @@ def _unknown_section(name: str, node: Any, known: Iterable[str]) -> Problem:
         return Problem(name, f"{told}: {nested(name, node)}")
     near = nearest(name, [*known, INCLUDE])
     return Problem(name, told + (near or ". python train.py --info lists those there are"))
-
-
-def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Keys at which `???` stands."""
-    if node == "???":
-        yield keys
-    elif isinstance(node, (dict, list)):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _asked(value, (*keys, key))
 
 
 def _unanswered(keys: Keys) -> Problem:

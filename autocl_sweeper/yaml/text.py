@@ -64,7 +64,7 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     resolving: list[tuple[tuple[Any, ...], str]] = []
-    for place, (keys, value) in enumerate(_walk(values, (), ())):
+    for place, (keys, value) in enumerate(walk(values)):
         if place > MOST_NODES:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
         if wrong := _flaw(keys, value):
@@ -108,8 +108,8 @@ def _flaw(keys: tuple[Any, ...], value: Any) -> str | None:
     return None
 
 
-def _walk(
-    node: Any, keys: tuple[Any, ...], above: tuple[int, ...]
+def walk(
+    node: Any, keys: tuple[Any, ...] = (), above: tuple[int, ...] = ()
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every value below a node with its keys. Raises LayerError where an alias holds itself."""
     if id(node) in above:
@@ -118,7 +118,7 @@ def _walk(
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         yield (*keys, key), value
         if isinstance(value, (dict, list)):
-            yield from _walk(value, (*keys, key), above)
+            yield from walk(value, (*keys, key), above)
 
 
 def _kind(value: Any) -> str:
@@ -151,23 +151,21 @@ def line_of(text: str, keys: Sequence[Any]) -> int | None:
     node = yaml.compose(text, Loader=_loader())
     line = None
     for key in keys:
-        found = None
-        if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-            if key < len(node.value):
-                found = (node.value[key].start_mark, node.value[key])
-        elif isinstance(node, yaml.MappingNode):
-            found = _find(node, key)
-        if found is None:
+        mark, node = _find(node, key)
+        if node is None:
             return None
-        line, node = found[0].line + 1, found[1]
+        line = mark.line + 1
     return line
 
 
-def _find(node: Any, key: Any) -> tuple[Any, Any] | None:
+def _find(node: Any, key: Any) -> tuple[Any, Any]:
+    """Where a node has a key, and the node there; None and None where it has it not."""
     import yaml
 
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key].start_mark, node.value[key]
     merged: list[Any] = []
-    for name, value in node.value:
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
         # A key that is no text, such as 1 or on, is read again.
         if name.value == key or (
             not isinstance(key, str) and yaml.load(name.value, Loader=_loader()) == key
@@ -175,10 +173,8 @@ def _find(node: Any, key: Any) -> tuple[Any, Any] | None:
             return name.start_mark, value
         if name.value == "<<":
             merged += value.value if value.id == "sequence" else [value]
-    for one in merged:
-        if found := _find(one, key):
-            return found
-    return None
+    found = (_find(one, key) for one in merged)
+    return next((one for one in found if one[1] is not None), (None, None))
 
 
 @cache

@@ -95,18 +95,15 @@ def config_root(task_config_dir: str | None) -> Path:
     return Path(task_config_dir).absolute() if task_config_dir else SHIPPED / "task_configs"
 
 
-def task_names(root: Path) -> list[str]:
-    """Folders below `root` that configure a task and can be written as `task=<name>`."""
-    files = sorted(root.glob("*/train_tasks.json"))
-    return [file.parent.name for file in files if NAME.fullmatch(file.parent.name)]
+def task_names(root: Path, file: str = "train_tasks.json") -> list[str]:
+    """Folders below `root` that have such a file and can be written as `task=<name>`."""
+    names = {path.parent.name for path in root.glob(f"*/{file}")}
+    return sorted(name for name in names if NAME.fullmatch(name))
 
 
 def few_shot_names(data_dir: str | None) -> list[str]:
-    """Folders below `data_dir` that hold few-shot samples and can be written as `task=<name>`."""
-    if data_dir is None or not Path(data_dir).is_dir():
-        return []
-    names = {path.parent.name for path in Path(data_dir).glob(f"*/{FEW_SHOT_FILE}")}
-    return sorted(name for name in names if NAME.fullmatch(name))
+    """Folders below `data_dir` that hold few-shot samples, likewise."""
+    return [] if data_dir is None else task_names(Path(data_dir), FEW_SHOT_FILE)
 
 
 def given_on(argv: Sequence[str], key: str) -> list[str]:
