@@ -220,14 +220,11 @@ def _new_tasks(hydra: Any, written: Mapping[str, Any]) -> list[Problem]:
             added = override.value() if len(keys) == 1 else {keys[1]: None}
             known |= {str(name) for name in added} if isinstance(added, dict) else set()
         elif len(keys) > 1 and keys[1] not in known:
-            near = nearest(keys[1], known) or f"; there are: {', '.join(known) or 'none'}"
-            problems.append(
-                Problem(
-                    f"task.{keys[1]}",
-                    f"{override.input_line}: there is no task '{keys[1]}'{near}\n"
-                    f"  A new one is added with a plus: '+task.{keys[1]}={{_name: <class>, ...}}'",
-                )
-            )
+            key, name = f"task.{keys[1]}", keys[1]
+            near = nearest(name, known) or f"; there are: {', '.join(known) or 'none'}"
+            told = f"{override.input_line}: there is no task '{name}'{near}"
+            new = f"A new one is added with a plus: '+{key}={{_name: <class>, ...}}'"
+            problems.append(Problem(key, f"{told}\n  {new}"))
     return problems
 
 

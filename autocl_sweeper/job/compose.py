@@ -70,9 +70,8 @@ class Composer:
         plain = [o for o in parsed if _is_plain(o) and not self._is_group(o.key_or_group)]
         for override in plain:
             own = override.key_or_group
-            if sum(key == own or key.startswith(f"{own}.") for key in keys) > 1 or any(
-                own.startswith(f"{key}.") for key in keys
-            ):
+            around = [k for k in keys if f"{k}.".startswith(f"{own}.") or own.startswith(f"{k}.")]
+            if len(around) > 1:
                 return None, []  # the order in which they are set may matter
         set_later = {id(override) for override in plain}
         shared = tuple(

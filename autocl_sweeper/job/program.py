@@ -32,9 +32,8 @@ class StartedAgain(BaseException):
 
 def refuse_to_start_again() -> None:
     """Called by our search path plugin whenever Hydra starts. Raises StartedAgain in such an import."""
-    if importing and any(
-        frame.f_globals.get("__name__") == "hydra.main" for frame, _ in walk_stack(None)
-    ):
+    modules = (frame.f_globals.get("__name__") for frame, _ in walk_stack(None))
+    if importing and "hydra.main" in modules:
         raise StartedAgain
 
 

@@ -104,12 +104,8 @@ class Snapshot:
         entries = size = 0
         for folder, folders, files in os.walk(root, followlinks=True):
             entries += len(folders) + len(files)
-            folders[:] = [
-                name
-                for name in folders
-                if not _passed_over(name)
-                and not os.path.exists(os.path.join(folder, name, JOURNAL))
-            ]
+            looked_at = (name for name in folders if not _passed_over(name))
+            folders[:] = [n for n in looked_at if not os.path.exists(f"{folder}/{n}/{JOURNAL}")]
             names = {name for name in files if name.endswith(".yaml")}
             for name in sorted(names):
                 path = os.path.join(folder, name)

@@ -194,12 +194,8 @@ def _chosen_by(keys: Sequence[Any]) -> str:
         return ""
     files = [name for name in store.list(group) if name.endswith(".yaml")]
     names = [name for name in files if keys[-1] in store.load(f"{group}/{name}").node]
-    words = [f"{group}={name.removesuffix('.yaml')}" for name in sorted(names)]
-    return (
-        f"; it is one of {' and of '.join(words)}, to be chosen on the command line"
-        if words
-        else ""
-    )
+    listed = " and of ".join(f"{group}={name.removesuffix('.yaml')}" for name in sorted(names))
+    return f"; it is one of {listed}, to be chosen on the command line" if listed else ""
 
 
 def _composed(name: str, words: Sequence[Override]) -> Any:

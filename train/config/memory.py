@@ -116,16 +116,13 @@ class MemorySettings:
                 f"memory.blocks={shown(self.blocks)}: is the list of recomputed blocks of "
                 f"memory.method=fixed, and the method is {self.method}. Set both or none"
             )
-        if self.selective in ("linear", "attention") and (
-            self.method not in PLANNED or self.planner != "prefix"
-        ):
+        is_prefix = self.method in PLANNED and self.planner == "prefix"
+        if self.selective in ("linear", "attention") and not is_prefix:
             raise SettingsError(
                 f"memory.selective={self.selective}: is for plans of memory.planner=prefix, and the method "
                 f"is {self.method} with planner {self.planner}. Set memory=plan, or leave it at auto"
             )
-        if self.blocks is not None and (
-            len(set(self.blocks)) < len(self.blocks) or min(self.blocks, default=0) < 0
-        ):
+        if self.blocks and (len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0):
             raise SettingsError(
                 f"memory.blocks={list(self.blocks)}: must be different indices, 0 or more"
             )
@@ -181,12 +178,9 @@ def refuse_beside(memory: MemorySettings, trainer: Mapping[str, Any], delta: str
             f"delta._name=prefix: its keys and values arrive through past_key_values, which a recomputed "
             f"block drops, and memory.method={memory.method} is set. Use another delta, or memory=none"
         )
+    told = f"memory.method={memory.method} is set. Remove one of them (memory=none takes the method away)"
     problems = [
-        Problem(
-            f"trainer.{key}",
-            f"trainer.{key}=true: {why}, and memory.method={memory.method} is set. Remove one of them "
-            "(memory=none takes the method away)",
-        )
+        Problem(f"trainer.{key}", f"trainer.{key}=true: {why}, and {told}")
         for key, why in BESIDE.items()
         if trainer.get(key)
     ]

@@ -115,16 +115,11 @@ class MergeSettings:
             )
         if self.temperature == []:
             raise SettingsError("merge.temperature=[]: must name one temperature at least")
-        if self.temperature is not None and self.target_ess is not None:
-            raise SettingsError(
-                f"merge.target_ess={self.target_ess}: it finds the temperature itself; remove "
-                f"merge.temperature={self.temperature}, or this"
-            )
-        if self.energy is not None and self.rank is not None:
-            raise SettingsError(
-                f"merge.energy={self.energy}: it finds the rank itself; remove "
-                f"merge.rank={self.rank}, or this"
-            )
+        for key, found in (("target_ess", "temperature"), ("energy", "rank")):
+            value, other = getattr(self, key), getattr(self, found)
+            if value is not None and other is not None:
+                told = f"merge.{key}={value}: it finds the {found} itself; remove"
+                raise SettingsError(f"{told} merge.{found}={other}, or this")
 
     @property
     def temperatures(self) -> list[float]:
@@ -194,11 +189,8 @@ class MergeSettings:
                 "merge.init=manual: merge.groups are of tasks, and the deltas of merge.pool=beam are all of one "
                 "task; take average or a score, or merge.pool=lineage"
             )
-        if (
-            wanted not in ("last", "random", *get_args(Unscored))
-            and self.temperature is None
-            and self.target_ess is None
-        ):
+        scored = wanted not in ("last", "random", *get_args(Unscored))
+        if scored and self.temperature is None and self.target_ess is None:
             raise SettingsError(
                 f"merge.init={wanted}: a temperature has to be given, in the unit of the score: "
                 "merge.temperature=0.1, or merge.target_ess=2.5, which finds it"

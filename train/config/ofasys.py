@@ -133,14 +133,12 @@ ROWS: tuple[Row, ...] = (
 )
 # fmt: on
 BY_KEY: Mapping[str, Row] = {row.key: row for row in ROWS}
-# Where one of these is set, that one of them takes the place of the other.
-INSTEAD = {
-    "dataset.validate_interval": (
-        "dataset.validate_interval_updates",
-        "checkpoint.validate_interval_updates",
-    ),
-    "checkpoint.save_interval": ("checkpoint.save_interval_updates",),
-}
+# Where the second one is set, it takes the place of the first.
+INSTEAD = (
+    ("dataset.validate_interval", "dataset.validate_interval_updates"),
+    ("dataset.validate_interval", "checkpoint.validate_interval_updates"),
+    ("checkpoint.save_interval", "checkpoint.save_interval_updates"),
+)
 
 
 def _section(name: str) -> type:
@@ -242,7 +240,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     ours: dict[str, tuple[str, Any]] = {}  # our key -> who said so first, and what
     for key, value in given.items():
-        if any((given.get(other) or 0) > 0 for other in INSTEAD.get(key, ())):
+        if any((given.get(other) or 0) > 0 for one, other in INSTEAD if one == key):
             continue
         try:
             found = _wanted(key, value)

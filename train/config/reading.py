@@ -15,7 +15,7 @@ from train.chain import walk
 from train.config.hf_arguments import HFArguments
 from train.config.memory import refuse_beside
 from train.config.schema import CONF, TopLevel
-from train.config.sections import TRAINER_DEFAULTS, Run, TrainerExtras, TrainerSettings
+from train.config.sections import Run, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
 from train.config.task import Task
 from train.config.text_data import (
@@ -27,7 +27,7 @@ from train.config.text_data import (
     few_shot_names,
     task_names,
 )
-from train.config.typed import SettingsError, build, hints, options, values_of
+from train.config.typed import SettingsError, build, default_of, hints, options, values_of
 
 Composed = DictConfig | Mapping[str, Any]
 TASKS = CONF / "task"  # one YAML file per known task
@@ -50,8 +50,12 @@ def read_run(cfg: Composed, settled: Mapping[str, Any] | None = None) -> Run:
     }
     trainer = parts.pop("trainer")
     refuse_beside(parts["memory"], written, parts["delta"].kind)
-    # Only what somebody set: what Hugging Face makes of the others is its own affair.
-    named = {*TRAINER_DEFAULTS, *written} & options(HFArguments).keys()
+    # Only what the app or somebody set: what Hugging Face makes of the others is its own affair.
+    named = {
+        name: getattr(trainer, name)
+        for name, one in options(HFArguments).items()
+        if name in written or default_of(one) != default_of(options(TrainerSettings)[name])
+    }
     tasks = read_tasks(values.get("task") or {})
     _refuse_two_sizes(trainer, written, tasks)
     top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
@@ -66,8 +70,7 @@ def read_run(cfg: Composed, settled: Mapping[str, Any] | None = None) -> Run:
         tasks=tasks,
         seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, folders),
         init_from=init_from,
-        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named}
-        | trainer.split,
+        trainer=named | trainer.split,
         extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
         text=read_text(values),
         evaluate_test=top.evaluate_test,

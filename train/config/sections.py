@@ -17,7 +17,7 @@ from train.config.refused import REFUSED
 from train.config.task import Task
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
-from train.config.typed import ABOVE_0, BELOW_1, SettingsError, changed, default_of, option, options
+from train.config.typed import ABOVE_0, BELOW_1, SettingsError, changed, option, options
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,8 @@ class EvaluationSettings:
     )
 
     def __post_init__(self) -> None:
-        if not (
-            self.dev_share > 0 and self.test_share > 0 and self.dev_share + self.test_share < 1
-        ):
+        shares = (self.dev_share, self.test_share)
+        if not (min(shares) > 0 and sum(shares) < 1):
             raise SettingsError(
                 f"evaluation.dev_share={self.dev_share}, evaluation.test_share={self.test_share}: "
                 "both must be above 0 and leave something to train on (sum below 1)"
@@ -271,14 +270,6 @@ class TrainerSettings(TrainerExtras, HFArguments):
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": self.batch_size // rows,
         }
-
-
-# Where the app's default is not that of transformers.
-TRAINER_DEFAULTS: Mapping[str, Any] = {
-    name: default_of(one)
-    for name, one in options(TrainerSettings).items()
-    if name in options(HFArguments) and default_of(one) != default_of(options(HFArguments)[name])
-}
 
 
 @dataclass(frozen=True)

@@ -200,10 +200,8 @@ class Task:
     max_tgt_length: int = option(30, "cut what it answers to", unit="tokens", least=1)
 
     def __post_init__(self) -> None:
-        wrong = [o for o in self.options if not 0 <= o < CLASSES]
-        if self.kind == "digits" and (
-            wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options)
-        ):
+        digits = {o for o in self.options if 0 <= o < CLASSES}
+        if self.kind == "digits" and not 2 <= len(self.options) == len(digits):
             raise SettingsError(
                 f"task.{self.name}.options={list(self.options)}: "
                 f"give at least two different digits from 0 to {CLASSES - 1}"
