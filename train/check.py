@@ -316,11 +316,10 @@ def placing(hydra: Any) -> Iterator[None]:
         layers = layers_of(hydra)
         told = []
         for problem in problems_of(error):
-            others = [row.key for row in BY_KEY.values() if problem.key in row.to]
-            others += [
-                f"memory.{k}" for k, row in MIMOSE.items() if problem.key == f"memory.{row.to}"
-            ]
-            place = origin(layers, problem.key, others)
+            key = problem.key
+            others = [row.key for row in BY_KEY.values() if key in row.to]
+            others += [f"memory.{k}" for k, row in MIMOSE.items() if key == f"memory.{row.to}"]
+            place = origin(layers, key, others)
             told.append(f"{place}: {problem.message}" if place else problem.message)
         unique = list(dict.fromkeys(told))
         count = [f"{len(unique)} mistakes in the configuration:"] if len(unique) > 1 else []

@@ -57,7 +57,7 @@ class Layer:
             return self.written
         line = line_of(self.text, (_spelled(self.values, keys) or keys)[len(self.prefix) :])
         chain = "".join(f", included from {_short(one)}" for one in reversed(self.included_from))
-        return f"{_short(self.file)}:{line or 1}{chain}"
+        return f"{_short(self.file)}:{line}{chain}"
 
 
 def _spelled(node: Any, keys: Keys) -> Keys | None:

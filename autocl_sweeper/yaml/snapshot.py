@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,8 @@ class Snapshot:
     def record(self, configuration: Any) -> dict[str, Any]:
         """For the journal: the files that made the configuration, and a hash of that."""
         composed = json.dumps(configuration, sort_keys=True, default=str)
-        return {
-            "files": {path: _hash(self.texts[path]) for path in self.used},
-            "composed": _hash(composed),
-        }
+        files = {path: _hash(self.texts[path]) for path in self.used}
+        return {"files": files, "composed": _hash(composed)}
 
     def keep(self, sweep_folder: Path) -> None:
         """Copy what the sweep reads into its folder, now and later; no copy may be read by more people."""
@@ -206,16 +205,13 @@ def _copy(sweep_folder: Path, path: str, text: str) -> None:
     if copy.exists():
         return
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with open(copy, "w", encoding="utf-8", newline="", opener=_closed) as file:
+    closed = partial(os.open, mode=0o600)
+    with open(copy, "w", encoding="utf-8", newline="", opener=closed) as file:
         file.write(text)
         with suppress(OSError):
             original, made = os.stat(path), os.fstat(file.fileno())
             readers = 0o044 if original.st_gid == made.st_gid else 0o004
             os.fchmod(file.fileno(), 0o600 | (original.st_mode & readers))
-
-
-def _closed(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def copy_of(sweep_folder: Path, path: str) -> Path:

@@ -68,7 +68,7 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
         if place > MOST_NODES:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
         if wrong := _flaw(keys, value):
-            raise LayerError(f"{_line(text, keys)}: {wrong}")
+            raise LayerError(f"line {line_of(text, keys)}: {wrong}")
         if isinstance(value, str) and "${" in value:
             resolving.append((keys, value))
     try:
@@ -79,7 +79,7 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
                 OmegaConf.create([value])
             except OmegaConfBaseException as error:
                 raise LayerError(
-                    f"{_line(text, keys)}: '{dotted(keys)}' is {value!r}, and its ${{...}} cannot be"
+                    f"line {line_of(text, keys)}: '{dotted(keys)}' is {value!r}, and its ${{...}} cannot be"
                     f" read: {str(error).partition(chr(10))[0]}.\n"
                     "  Close it, or write \\${ for the two characters themselves."
                 ) from error
@@ -134,26 +134,22 @@ def dotted(keys: Sequence[Any]) -> str:
 
 
 def at(read: ReadText, path: str, keys: Sequence[Any]) -> str:
-    return f", {_line(read(path), keys)}"
+    return f", line {line_of(read(path), keys)}"
 
 
-def _line(text: str, keys: Sequence[Any]) -> str:
-    return f"line {line_of(text, keys) or 1}"
-
-
-def line_of(text: str, keys: Sequence[Any]) -> int | None:
-    """Where a key of a YAML text stands, counted from 1; None where the text does not have it.
+def line_of(text: str, keys: Sequence[Any]) -> int:
+    """Where a key of a YAML text stands, counted from 1; 1 where the text does not have it.
 
     What comes from an alias or from `<<` stands where it is written out.
     """
     import yaml
 
     node = yaml.compose(text, Loader=_loader())
-    line = None
+    line = 1
     for key in keys:
         mark, node = _find(node, key)
         if node is None:
-            return None
+            return 1
         line = mark.line + 1
     return line
 
@@ -199,13 +195,9 @@ def _loader() -> Any:
             for key, _ in node.value if id(node) not in self.seen else ():
                 name = (key.tag, str(key.value))
                 if name in lines and not key.tag.endswith(":merge"):
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"the key '{key.value}' stands twice, first in line {lines[name]}; one of"
-                        " the two values would silently win",
-                        key.start_mark,
-                    )
+                    told = f"the key '{key.value}' stands twice, first in line {lines[name]};"
+                    told += " one of the two values would silently win"
+                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
                 lines[name] = key.start_mark.line + 1
             self.seen.add(id(node))
             super().flatten_mapping(node)

@@ -136,11 +136,10 @@ def _refuse_unknown(typed: Iterable[Override]) -> None:
 
 def _files(words: Sequence[str]) -> list[str] | None:
     """The YAML files that go over the app's own; None where the app's own is not what is composed."""
-    for place, word in enumerate(words):
-        if word in CONFIG_NAME:
-            first, *files = words[place + 1].split("+")
-            return files if first == "base" else None
-    return []
+    if words[:1] != ["--config-name"]:
+        return []
+    first, *files = words[1].split("+")
+    return files if first == "base" else None
 
 
 Wrong = Iterator[tuple[str, Any, str]]

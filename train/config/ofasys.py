@@ -250,7 +250,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         for target, wanted in found:
             said = _select(values, target)
             first = ours.setdefault(target, (target, said) if said is not None else (key, wanted))
-            if not _same(first[1], wanted):
+            if first[1] != wanted or isinstance(first[1], bool) != isinstance(wanted, bool):
                 text = f"{key}={shown(value)} and {first[0]}={shown(first[1])} say two things about {target}; "
                 problems.append(Problem(key, text + "remove one of them"))
     limits = ("optimization.max_epoch", "optimization.max_update")
@@ -292,10 +292,6 @@ def _wanted(key: str, value: Any) -> list[tuple[str, Any]]:
     if wanted is None or not row.to:
         return []
     return list(zip(row.to, wanted, strict=True)) if len(row.to) > 1 else [(row.to[0], wanted)]
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(one == other and isinstance(one, bool) == isinstance(other, bool))
 
 
 def _select(values: Mapping[str, Any], key: str) -> Any:
