@@ -88,8 +88,7 @@ def _rows(kind: type, prefix: str) -> Iterator[str]:
 def _section(wanted: Any) -> type | None:
     """The section inside an annotation: of `X`, `X | None` and `dict[str, X]`."""
     for one in (wanted, *get_args(wanted)):
-        if dataclasses.is_dataclass(one):
-            assert isinstance(one, type)
+        if isinstance(one, type) and dataclasses.is_dataclass(one):
             return one
     return None
 

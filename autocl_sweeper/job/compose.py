@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -43,19 +44,15 @@ class Composer:
         """A job's own configuration, the `hydra` node included. Raises what Hydra does."""
         key, plain = self._split(overrides)
         if plain and key in self._frames:
-            try:
+            with suppress(
+                OmegaConfBaseException, ValueError
+            ):  # Hydra meets it too, and explains it
                 return self._filled(self._frames[key](), overrides, plain)
-            except (OmegaConfBaseException, ValueError):  # Hydra comes upon it too, and explains it
-                return self._composed(overrides)
-        config = self._composed(overrides)
-        if plain:
+        config: DictConfig = self._loader.load_sweep_config(self._master, list(overrides))
+        if plain and key not in self._frames:
             if len(self._frames) == MOST_FRAMES:
                 del self._frames[next(iter(self._frames))]
             self._frames[key] = _copies(config)
-        return config
-
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        config: DictConfig = self._loader.load_sweep_config(self._master, list(overrides))
         return config
 
     def _split(self, overrides: Sequence[str]) -> tuple[Any, list[Any]]:
@@ -88,18 +85,18 @@ class Composer:
             OmegaConf.update(
                 config, override.key_or_group, override.value(), merge=True, force_add=force
             )
-        parsed = [self._parse(text) for text in overrides]
+        parsed: dict[str, list[Any]] = {"hydra": [], "task": []}
+        for one in map(self._parse, overrides):
+            parsed["hydra" if one.is_hydra_override() else "task"].append(one)
         with read_write(config.hydra), open_dict(config.hydra):
-            for whose, node in config.hydra.overrides.items():
-                hydras = whose == "hydra"
-                lines = [o.input_line for o in parsed if o.is_hydra_override() is hydras]
-                for place, line in enumerate(lines, start=len(node) - len(lines)):
-                    node[place] = line
+            for whose, found in parsed.items():
+                node = config.hydra.overrides[whose]
+                for place, one in enumerate(found, start=len(node) - len(found)):
+                    node[place] = one.input_line
             job = config.hydra.job
             if not OmegaConf.is_interpolation(job, "override_dirname"):  # Hydra 1.3 notes a text
-                job.override_dirname = _override_dirname(
-                    [o for o in parsed if not o.is_hydra_override()], job.config.override_dirname
-                )
+                options = job.config.override_dirname
+                job.override_dirname = _override_dirname(parsed["task"], options)
         return config
 
     def _parsed(self, text: str) -> Any:

@@ -111,8 +111,7 @@ class Package:
 
     def order(self, job: Job, returns: bool) -> bytes:
         """What the process of a job reads. Raises what composing the job does."""
-        config = self._config(job)
-        return dumps(Order(job.number, tuple(job.overrides), returns, config))
+        return dumps(Order(job.number, tuple(job.overrides), returns, self._config(job)))
 
     def section(self, job: Job, name: str) -> Mapping[str, Any]:
         """A section of a job's configuration, empty where it has none. Raises what composing does."""

@@ -207,8 +207,9 @@ def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> 
                 if layer.has(other):
                     return f"{layer.place(other)}, as {'.'.join(map(str, other))}"
     for length in range(len(keys), 0, -1):
-        candidates = [keys[:length], *_starred(keys[:length])]
-        for candidate in candidates:
+        places = range(1, length - 1)
+        starred = ((*keys[:place], "*", *keys[place + 1 : length]) for place in places)
+        for candidate in (keys[:length], *starred):
             for layer in reversed(layers):
                 # A parent with nothing in it, as in a file of defaults, says nothing of the key.
                 if layer.has(candidate) if length == len(keys) else layer.says(candidate):
@@ -217,11 +218,6 @@ def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> 
                 if not layer.file and layer.has(candidate):
                     return layer.written
     return None
-
-
-def _starred(keys: Keys) -> Iterator[Keys]:
-    for place in range(1, len(keys) - 1):
-        yield (*keys[:place], "*", *keys[place + 1 :])
 
 
 def _short(path: str) -> str:

@@ -59,7 +59,6 @@ def read_run(cfg: Composed, settled: Mapping[str, Any] | None = None) -> Run:
     tasks = read_tasks(values.get("task") or {})
     _refuse_two_sizes(trainer, written, tasks)
     top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
-    folders = [*task_names(config_root(top.task_config_dir)), *few_shot_names(top.data_dir)]
     init_from = None if top.init_from is None else Path(top.init_from).absolute()
     if init_from is not None and not init_from.is_dir():
         raise SettingsError(
@@ -68,7 +67,7 @@ def read_run(cfg: Composed, settled: Mapping[str, Any] | None = None) -> Run:
         )
     return Run(
         tasks=tasks,
-        seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, folders),
+        seen_tasks=_seen_tasks(cfg, top, tasks, init_from),
         init_from=init_from,
         trainer=named | trainer.split,
         extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
@@ -140,12 +139,9 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
 
 
 def _seen_tasks(
-    cfg: Composed,
-    names: list[str] | None,
-    current: tuple[Task, ...],
-    init_from: Path | None,
-    folders: Sequence[str],
+    cfg: Composed, top: TopLevel, current: tuple[Task, ...], init_from: Path | None
 ) -> tuple[Task, ...]:
+    names = top.seen_tasks
     own = {task.name: task for task in current}
     if names is None:
         ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
@@ -155,6 +151,7 @@ def _seen_tasks(
             f"seen_tasks={names}: must be a list of different task names that contains the "
             f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"
         )
+    folders = [*task_names(config_root(top.task_config_dir)), *few_shot_names(top.data_dir)]
     known = sorted({*(path.stem for path in TASKS.glob("*.yaml")), *folders})
     missing = [name for name in names if name not in own and name not in known]
     if missing:

@@ -104,9 +104,7 @@ class ImagePreprocess:
     )
 
     def __post_init__(self) -> None:
-        if self.processor is None:
-            return
-        for key, value in changed(self).items():
+        for key, value in changed(self).items() if self.processor is not None else ():
             if key not in ("processor", "patch_image_size"):
                 raise SettingsError(
                     f"preprocess: {key}={value} has no effect beside processor={self.processor}, "

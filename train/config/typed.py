@@ -262,8 +262,7 @@ class _Reader:
                 return text
         if value is None and wanted is type(None):
             return None
-        if dataclasses.is_dataclass(wanted):
-            assert isinstance(wanted, type)
+        if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
             return self.section(wanted, value, key, {})
         if origin in (tuple, list) and isinstance(value, (list, tuple)):
             return origin(self.value(v, inner[0], f"{key}[{i}]") for i, v in enumerate(value))
