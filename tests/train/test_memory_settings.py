@@ -165,6 +165,7 @@ def test_bare_names_of_mimose_are_keys_of_ours_and_other_words_stay(typed: str, 
     [
         ("--gradient_checkpointing", "is written otherwise here: memory=gc"),
         ("--memory_threshold", r"--memory_threshold: wants a value: .*memory\.memory_thresh"),
+        ("--dataset_name", "wants a value: --dataset_name <value>, or experiment=<value>"),
         ("--dataset_name sqad", "did you mean squad"),
         ("--dataset_name squad experiment=memory_ner", "means experiment=memory_squad, and"),
     ],

@@ -80,7 +80,8 @@ def _value(name: str, left: list[str]) -> str:
         return left.pop(0)
     if name in FLAGS:
         return "true"
-    raise CommandLineError(f"--{name}: wants a value: --{name} <value>, or {KEYS[name]}=<value>")
+    key = KEYS.get(name, "experiment")
+    raise CommandLineError(f"--{name}: wants a value: --{name} <value>, or {key}=<value>")
 
 
 def _experiment(name: str, value: str, words: Sequence[str]) -> list[str]:
