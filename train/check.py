@@ -123,25 +123,23 @@ def _raise(problems: Iterable[Problem]) -> None:
 # -- the sections -----------------------------------------------------------------------------------
 
 
-def _of_sections(values: Mapping[str, Any]) -> list[Problem]:
+def _of_sections(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Unknown keys and values of a wrong type or out of range, anywhere."""
-    return [problem for name, node in values.items() for problem in _of_key(name, node)]
-
-
-def _of_key(name: str, node: Any) -> list[Problem]:
-    """Mistakes at or below one top-level key."""
     known = [*KINDS, *options(TopLevel)]
-    if name not in known:
-        return [_unknown_section(name, node, known)]
-    if node == "???":
-        return []
-    if name not in KINDS:
-        return [] if node is None else check(TopLevel, {name: node}, "")
-    if not isinstance(node, Mapping):
-        return [Problem(name, f"{name}={shown(node)}: {not_a_section(name, node)}")]
-    if name != "task":
-        return check(KINDS[name], node, name)
-    return [problem for one, task in node.items() for problem in _of_task(one, task, node)]
+    for name, node in values.items():
+        if name not in known:
+            yield _unknown_section(name, node, known)
+        elif node == "???" or (node is None and name not in KINDS):
+            continue
+        elif name not in KINDS:
+            yield from check(TopLevel, {name: node}, "")
+        elif not isinstance(node, Mapping):
+            yield Problem(name, f"{name}={shown(node)}: {not_a_section(name, node)}")
+        elif name != "task":
+            yield from check(KINDS[name], node, name)
+        else:
+            for one, task in node.items():
+                yield from _of_task(one, task, node)
 
 
 def _of_task(name: Any, task: Any, tasks: Mapping[Any, Any]) -> list[Problem]:

@@ -281,10 +281,9 @@ def _wanted(key: str, value: Any) -> list[tuple[str, Any]]:
     if row is None:
         raise wrong(f"{key}={shown(value)}: there is no option '{key}'{nearest(key, BY_KEY)}")
     value = read_value(row.type, value, key)
-    if not row.to and not row.ignored and value != row.default:
-        raise wrong(f"{key}={shown(value)} is not taken over: {row.why}")
-    if row.to and row.why and value != row.default:
-        raise wrong(f"{key}={shown(value)} is not taken over: only {row.why}")
+    if row.why and not row.ignored and value != row.default:
+        only = "only " if row.to else ""
+        raise wrong(f"{key}={shown(value)} is not taken over: {only}{row.why}")
     try:
         wanted = row.convert(value)
     except (ValueError, SyntaxError, TypeError, IndexError) as error:

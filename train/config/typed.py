@@ -12,6 +12,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -214,9 +215,8 @@ class _Reader:
             one, count = known[name], len(problems)
             made[one.name] = made_value = self.value(value, hints(kind)[one.name], here)
             check = one.metadata["check"]
-            if len(problems) > count or check is None or self._open(value):
-                continue
-            if not check(made_value):
+            done = len(problems) > count or self._open(value)
+            if check is not None and not done and not check(made_value):
                 problems.append(Problem(here, f"{here}={shown(value)}: {one.metadata['rule']}"))
         if self.partial:
             return None
@@ -308,22 +308,16 @@ def _scalar(value: Any, wanted: type) -> Any:
 
     Raises _Wrong for whatever else is wanted or there.
     """
-    if wanted is bool:
-        if isinstance(value, bool):
+    if wanted is bool and isinstance(value, (bool, int, str)) and str(value).lower() in _WORDS:
+        return _WORDS[str(value).lower()]
+    if wanted is str and isinstance(value, (str, bool, int, float)):
+        return str(value)
+    if wanted in (int, float) and not isinstance(value, bool):
+        if isinstance(value, wanted):
             return value
-        if isinstance(value, (int, str)) and str(value).lower() in _WORDS:
-            return _WORDS[str(value).lower()]
-    elif wanted is str:
-        if isinstance(value, (str, bool, int, float)):
-            return str(value)
-    elif wanted in (int, float):
-        if isinstance(value, wanted) and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) or (wanted is float and type(value) is int):
-            try:
+        if isinstance(value, str) or (wanted is float and isinstance(value, int)):
+            with suppress(ValueError):
                 return wanted(value)
-            except ValueError:
-                raise _Wrong from None
     raise _Wrong
 
 
