@@ -44,9 +44,8 @@ class Composer:
         """A job's own configuration, the `hydra` node included. Raises what Hydra does."""
         key, plain = self._split(overrides)
         if plain and key in self._frames:
-            with suppress(
-                OmegaConfBaseException, ValueError
-            ):  # Hydra meets it too, and explains it
+            # What fails here fails below too, where Hydra explains it.
+            with suppress(OmegaConfBaseException, ValueError):
                 return self._filled(self._frames[key](), overrides, plain)
         config: DictConfig = self._loader.load_sweep_config(self._master, list(overrides))
         if plain and key not in self._frames:
