@@ -20,7 +20,7 @@ from autocl_sweeper.job.compose import Composer
 from autocl_sweeper.job.pickles import by_value, dumps, loads
 from autocl_sweeper.job.program import MAIN, Place, Program, interpreter_options
 from autocl_sweeper.outcome import JobFiles, write_whole
-from autocl_sweeper.private import private_folder, read_private
+from autocl_sweeper.private import private_folder
 from autocl_sweeper.types import Job
 
 NOT_IMPORTED = (
@@ -97,11 +97,6 @@ class Package:
         homes = sorted(_homes_of_resolvers(state)) if program.can_be_imported else []
         data = dumps((program, homes)) + dumps((hydra_context, state, place, copy))
         return cls(files, data, Composer(hydra_context.config_loader, config))
-
-    @classmethod
-    def read(cls, files: JobFiles) -> Package:
-        """The one that the controller of these files has written, perhaps on another machine."""
-        return cls(files, read_private(files.package()), None, written=True)
 
     def write(self) -> None:
         if not self._written:
