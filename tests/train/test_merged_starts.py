@@ -72,10 +72,9 @@ def test_a_job_starts_as_the_average_of_its_lineage_and_writes_its_plan(
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
     # The same job again has the same plan and the same start.
     finish(make(*own, *more, "delta.lora_dim=6"), tmp_path / "4")
-    assert (tmp_path / "4/merge_plan.json").read_bytes() == (
-        tmp_path / "3/merge_plan.json"
-    ).read_bytes()
+    plans = {(tmp_path / name / "merge_plan.json").read_bytes() for name in "34"}
     again = state(tmp_path / "4", 3)
+    assert len(plans) == 1
     assert all(torch.equal(v, again[k]) for k, v in state(tmp_path / "3", 3).items())
 
 
@@ -84,10 +83,8 @@ def test_a_score_weighs_the_lineage_and_one_source_is_taken_as_it_is(
 ) -> None:
     own, root = chain
     more = (f"init_from={root / '2/checkpoint'}", STILL)
-    told = finish(
-        make(*own, "task=arithmetic", *more, "merge.init=loss", "merge.temperature=0.5"),
-        tmp_path / "3",
-    )
+    by_loss = ("merge.init=loss", "merge.temperature=0.5")
+    told = finish(make(*own, "task=arithmetic", *more, *by_loss), tmp_path / "3")
     weights = [told["weight_sentiment"], told["weight_parity"]]
     assert sum(weights) == pytest.approx(1) and weights[0] != weights[1]
     # Blocks by their own scores, at the temperature whose merge is best on dev.
@@ -98,9 +95,8 @@ def test_a_score_weighs_the_lineage_and_one_source_is_taken_as_it_is(
     assert str(plan.temperature) == min(plan.dev_losses, key=lambda t: plan.dev_losses[t])
     assert plan.text() == (tmp_path / "5/merge_plan.json").read_text()
     # The target's own delta is never in its pool: one is left.
-    told = finish(
-        make(*own, "task=parity", *more, "merge.init=loss", "merge.target_ess=1"), tmp_path / "4"
-    )
+    by_loss = ("merge.init=loss", "merge.target_ess=1")
+    told = finish(make(*own, "task=parity", *more, *by_loss), tmp_path / "4")
     assert told["weight_sentiment"] == 1 and "weight_parity" not in told
     start, source = state(tmp_path / "4", 3), state(root / "1", 1)
     for key, value in products(start).items():
@@ -111,11 +107,9 @@ def test_a_beam_gives_its_own_deltas_once_each_and_none_of_another_base(
     chain: Any, make: Any, tmp_path: Path, caplog: Any
 ) -> None:
     own, root = chain
-    first = ("delta.first=full", "task=sentiment")
-    finish(make(*own, *first), tmp_path / "whole")
-    finish(
-        make(*own, "task=parity", f"init_from={tmp_path / 'whole/checkpoint'}"), tmp_path / "other"
-    )
+    finish(make(*own, "delta.first=full", "task=sentiment"), tmp_path / "whole")
+    whole = f"init_from={tmp_path / 'whole/checkpoint'}"
+    finish(make(*own, "task=parity", whole), tmp_path / "other")
     for place in "12":  # with its parent
         shutil.copytree(root / place, tmp_path / place)
     places = [root / "2", tmp_path / "2", tmp_path / "other", root / "1"]
@@ -137,17 +131,11 @@ def test_a_beam_gives_its_own_deltas_once_each_and_none_of_another_base(
     start, parent = state(tmp_path / "parents", 3), state(root / "2", 2)
     assert all(torch.equal(value, parent[key]) for key, value in start.items())
     # An extra start with one delta or none in its pool would repeat another job.
-    lone = (
-        *own,
-        "task=parity",
-        *more[:1],
-        "merge.init=average",
-        "merge.extra_parents=1",
-        "merge.extra=1",
-    )
+    asked = ("merge.init=average", "merge.extra_parents=1", "merge.extra=1")
+    lone = (*own, "task=parity", *more[:1], *asked)
     with pytest.raises(SkippedError, match=r"merge.pool=lineage has only the delta of sentiment"):
         finish(make(*lone), tmp_path / "lone")
-    first = (*own, "task=sentiment", *lone[-3:])
+    first = (*own, "task=sentiment", *asked)
     with pytest.raises(SkippedError, match=r"has no delta at this stage, so that .* random"):
         finish(make(*first), tmp_path / "first")
 
@@ -156,17 +144,13 @@ def test_given_weights_are_evaluated_without_training(
     chain: Any, make: Any, tmp_path: Path
 ) -> None:
     own, root = chain
-    where = ",".join(
-        f"{name}:{root / str(n)}/checkpoint" for n, name in ((1, "sentiment"), (2, "parity"))
+    asked = (
+        *("task=arithmetic", "merge.init=given", "merge.pool=library", "trainer.do_train=false"),
+        f"merge.sources={{sentiment:{root}/1/checkpoint,parity:{root}/2/checkpoint}}",
+        "merge.weights={sentiment:-0.5,parity:1.2}",
+        "delta.lora_dim=6" if "seqlora" in own[2] else "delta.size=3",
     )
-    told = finish(
-        make(
-            *own, "task=arithmetic", "merge.init=given", "merge.pool=library", "trainer.do_train=false",
-            f"merge.sources={{{where}}}", "merge.weights={sentiment:-0.5,parity:1.2}",
-            "delta.lora_dim=6" if "seqlora" in own[2] else "delta.size=3",
-        ),
-        tmp_path / "3",
-    )  # fmt: skip
+    told = finish(make(*own, *asked), tmp_path / "3")
     assert told["steps"] == 0 and told["weight_parity"] == 1.2
     results = json.loads((tmp_path / "3/all_results.json").read_text())
     loss = results["metrics"]["arithmetic"]["loss"]
@@ -181,16 +165,8 @@ def test_given_weights_are_evaluated_without_training(
 
 def test_a_random_start_is_not_the_parents(chain: Any, make: Any, tmp_path: Path) -> None:
     own, root = chain
-    finish(
-        make(
-            *own,
-            "task=arithmetic",
-            f"init_from={root / '2/checkpoint'}",
-            "merge.init=random",
-            STILL,
-        ),
-        tmp_path / "3",
-    )
+    asked = ("task=arithmetic", f"init_from={root / '2/checkpoint'}", "merge.init=random", STILL)
+    finish(make(*own, *asked), tmp_path / "3")
     start, parent = state(tmp_path / "3", 3), state(root / "2", 2)
     assert any(not torch.allclose(v, parent[k]) for k, v in start.items())
     assert not (tmp_path / "3/merge_plan.json").exists()
@@ -228,15 +204,9 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
         ((average, "delta.start_from=x"), r"delta.start_from=x says the start as well"),
         (("merge.init=loss",), r"merge.init=loss: a temperature has to be given"),
         (("merge.extra_parents=1",), r"merge.extra_parents=1: merge.init=None says what 0 of them"),
-        (
-            ("merge.init=[last,random]",),
-            r"merge.extra_parents=0: merge.init=.* says what 2 of them",
-        ),
+        (("merge.init=[last,random]",), r"merge.extra_parents=0: .* says what 2 of them"),
         ((average, "merge.extra=1"), r"merge.extra=1: there are merge.extra_parents=0 in all"),
-        (
-            (average, "merge.pool=beam"),
-            r"merge.pool=beam: merge.sources has .*handover.merge.sources",
-        ),
+        ((average, "merge.pool=beam"), r"merge.pool=beam: .*handover.merge.sources"),
         (
             ("merge.init=manual", "merge.pool=beam", "merge.sources=[x]"),
             r"merge.init=manual: .* are all of one task",

@@ -10,6 +10,7 @@ import pytest
 from hydra import compose
 from support.runs import finish, planned
 
+from train.config.hf_names import FILE, source
 from train.config.reading import read_run
 from train.config.settle import settle
 
@@ -81,6 +82,4 @@ def test_the_blocks_of_the_guide_mean_what_they_say() -> None:
 
 
 def test_the_arguments_of_the_trainer_are_those_of_the_installed_transformers() -> None:
-    from train.config.hf_names import FILE, source
-
     assert FILE.read_text() == source(), "write it again: python -m train.config.hf_names"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,6 +34,16 @@ class Training:
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order: list[int] = torch.randperm(n, generator=generator).tolist()
         return order
+
+    def examples(self, epoch: int, indices: Iterable[int]) -> list[Any]:
+        """Rows of an epoch as the task reads them, drawn by row and epoch, whichever process asks."""
+        rows, where = self.rows.train(epoch), f"task {self.task.plan.name}, training row"
+        return [
+            self.task.example(
+                rows[i], np.random.default_rng([self.seed, epoch, i]), True, f"{where} {i + 1}"
+            )
+            for i in indices
+        ]
 
 
 class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
@@ -67,7 +77,7 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         return self.total
 
     def plan(self) -> Iterator[Update]:
-        return updates(self.streams, self.rank, self.world, None, self.total, self.memories)
+        return updates(self.streams, self.rank, self.world, self.total, self.memories)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         worker = torch.utils.data.get_worker_info()
@@ -77,15 +87,8 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
 
     def _batch(self, part: MicroBatch) -> dict[str, Any]:
         training = self.tasks[part.task]
-        rows = training.rows.train(part.epoch)
-        task = training.task
-        where = f"task {task.plan.name}, training row"
-        examples = []
-        for i in part.rows:
-            # By row and epoch, so that it does not matter which process draws it.
-            rng = np.random.default_rng([training.seed, part.epoch, i])
-            examples.append(task.example(rows[i], rng, True, f"{where} {i + 1}"))
-        return {"task": part.task, "batch": task.batch(examples) if examples else {}}
+        examples = training.examples(part.epoch, part.rows)
+        return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
 
 
 def ends_of_epochs(updates: Updates) -> dict[int, int]:
