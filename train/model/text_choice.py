@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.data.preprocess import example
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary
-from train.model.text_answer import is_cut, padded
-
-log = logging.getLogger(__name__)
+from train.model.choice import Choice
+from train.model.family import inputs_of
+from train.model.text_answer import TextReader, padded
 
 SHARPNESS = 20.0  # of the choice: what a cosine is multiplied by, as sentence-transformers does
 
@@ -31,23 +29,16 @@ class Text:
     label: int
 
 
-class TextChoice:
-    """A `Meeting`: rows to ids, logits over the task's answers, the likeliest as the answer."""
+class TextChoice(TextReader, Choice):
+    """A `Meeting`: rows to ids, logits over the task's answers."""
 
     def __init__(self, plan: TaskPlan, vocabulary: Vocabulary) -> None:
+        super().__init__(plan, vocabulary)
         assert plan.answers is not None
-        self.plan, self.vocabulary = plan, vocabulary
         self.texts = [*plan.answers]
-        self.cut = False
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Text:
-        made = example(self.plan, self.vocabulary, 0, row, rng, training, where)
-        if not self.cut and is_cut(made, self.plan, self.vocabulary):
-            self.cut = True
-            log.warning(
-                "%s: the text is cut to task.%s.max_src_length=%d ids; later rows are cut without a warning",
-                *(where, self.plan.name, self.plan.max_src_length),
-            )
+        made = self.read(row, rng, training, where)
         truth = row.get(self.plan.templates[0].target.name)
         label = -1 if truth is None else self.texts.index(str(truth))
         return Text(made.source or (self.vocabulary.eos,), label)
@@ -60,15 +51,7 @@ class TextChoice:
         }
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """n x answers."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return choice_logits(model, inputs, self.texts)
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Text], device: torch.device
-    ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
-        return [self.texts[i] for i in self.logits(model, batch).argmax(-1).tolist()]
+        return choice_logits(model, inputs_of(batch), self.texts)
 
 
 def choice_logits(

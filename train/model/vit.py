@@ -19,7 +19,10 @@ from train.config.typed import SettingsError
 from train.data.pixels import Pixels, pixels_of
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.family import MakeFamily, load_base
+from train.model.choice import Choice
+from train.model.family import MakeFamily
+from train.model.fit import refuse_unread
+from train.model.stored import load_base
 
 if TYPE_CHECKING:
     import torch
@@ -98,10 +101,7 @@ def _check(plan: TaskPlan) -> None:
             f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
             f"numbers go from 0 to {CLASSES - 1}"
         )
-    unread = [s for t in plan.templates for s in t.side("decoder") if s is not t.target]
-    if unread or plan.loss.drop_worst_ratio:
-        what = f"'{unread[0]}' before the answer" if unread else "criterion.drop_worst_ratio"
-        raise SettingsError(f"{where}: {what} needs model=unify_tiny")
+    refuse_unread(plan, "model=unify_tiny")
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,16 @@ class Image:
     label: int
 
 
-class ImageChoice:
-    """A `Meeting`: rows to images, logits over the task's answers, the likeliest as the answer."""
+class ImageChoice(Choice):
+    """A `Meeting`: rows to images, logits over the task's answers."""
 
     def __init__(self, plan: TaskPlan) -> None:
         assert plan.answers is not None
         self.plan = plan
         self.numbers = plan.answers
-        self.texts = {number: text for text, number in plan.answers.items()}
-        self.classes = sorted(self.texts)
+        by_number = {number: text for text, number in plan.answers.items()}
+        self.texts = [by_number.get(number, "") for number in range(CLASSES)]
+        self.classes = sorted(by_number)
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Image:
         template = self.plan.templates[int(rng.integers(len(self.plan.templates)))]
@@ -145,9 +146,3 @@ class ImageChoice:
         other = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         other[self.classes] = False
         return logits.float().masked_fill(other, float("-inf"))
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Image], device: torch.device
-    ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
-        return [self.texts[i] for i in self.logits(model, batch).argmax(-1).tolist()]

@@ -11,6 +11,8 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
+from train.model.choice import Choice
+from train.model.family import moved
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Choices:
     label: int
 
 
-class MultipleChoice:
+class MultipleChoice(Choice):
     """A `Meeting`: batches of rows x choices x tokens."""
 
     def __init__(self, plan: TaskPlan, tokenizer: Any) -> None:
@@ -40,16 +42,10 @@ class MultipleChoice:
         batch = {key: value.unflatten(0, (len(examples), -1)) for key, value in padded.items()}
         return {**batch, "labels": torch.tensor([example.label for example in examples])}
 
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Rows x choices."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Choices], device: torch.device
     ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
         return [str(i) for i in self.logits(model, batch).argmax(-1).tolist()]
 
 

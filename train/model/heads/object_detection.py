@@ -14,7 +14,7 @@ from train.data.families.object_detection import Drawn
 from train.data.pixels import open_image
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.family import IGNORED
+from train.model.family import IGNORED, moved
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ObjectDetection:
         self, model: torch.nn.Module, examples: Sequence[Seen], device: torch.device
     ) -> list[str]:
         """JSON lists of {label, bbox, score}, boxes as x, y, width, height in pixels of the image."""
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
         sizes = torch.tensor([(one.height, one.width) for one in examples], device=device)
         found = self.processor.post_process_object_detection(
             self._found(model, batch), threshold=0.0, target_sizes=sizes

@@ -11,6 +11,7 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
+from train.model.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -21,34 +22,22 @@ class Text:
     label: int
 
 
-class TextClassification:
+class TextClassification(Choice):
     """A `Meeting`."""
 
     def __init__(self, plan: TaskPlan, tokenizer: Any) -> None:
         assert plan.answers is not None
-        self.plan, self.tokenizer, self.labels = plan, tokenizer, [*plan.answers]
+        self.plan, self.tokenizer, self.texts = plan, tokenizer, [*plan.answers]
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Text:
         texts = [one for one in (row["text"], row["pair"]) if one]
         length = self.plan.max_src_length
         made = self.tokenizer(*texts, truncation=True, max_length=length)
-        return Text(dict(made), self.labels.index(row["label"]))
+        return Text(dict(made), self.texts.index(row["label"]))
 
     def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
         padded = self.tokenizer.pad([one.encoding for one in examples], return_tensors="pt")
         return {**padded, "labels": torch.tensor([one.label for one in examples])}
-
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Rows x labels."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Text], device: torch.device
-    ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
-        return [self.labels[i] for i in self.logits(model, batch).argmax(-1).tolist()]
 
 
 MEETING = TextClassification

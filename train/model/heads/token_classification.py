@@ -11,7 +11,7 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.family import IGNORED
+from train.model.family import IGNORED, inputs_of, moved
 
 OUTSIDE = "O"  # the tag of words that are cut off
 
@@ -51,19 +51,17 @@ class TokenClassification:
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Rows x tokens x tags."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
+        logits: torch.Tensor = model(**inputs_of(batch)).logits
         return logits
 
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Sentence], device: torch.device
     ) -> list[str]:
         """Tags of each row, apart by blanks."""
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
+        chosen = self.logits(model, batch).argmax(-1).tolist()
         found = []
-        for one, likeliest in zip(
-            examples, self.logits(model, batch).argmax(-1).tolist(), strict=True
-        ):
+        for one, likeliest in zip(examples, chosen, strict=True):
             tags = [
                 self.tags[tag]
                 for tag, label in zip(likeliest, one.labels, strict=False)
