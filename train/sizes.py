@@ -21,7 +21,7 @@ from train.memory.features import Shape
 from train.memory.meter import meter_of
 from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen, to_measure
 from train.memory.static import OTHER_STATES, STATE_BYTES
-from train.model.family import Meeting
+from train.model.family import Meeting, moved
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def dry_run(
     memory = run.memory
 
     def step(micro: Mapping[str, Any]) -> None:
-        task, batch = updates.tasks[micro["task"]].task, _on(device, micro["batch"])
+        task, batch = updates.tasks[micro["task"]].task, moved(micro["batch"], device)
         with precision(run, device):
             loss, _ = task_loss(task, model, batch, 1)
         settings = task.plan.loss
@@ -132,19 +132,9 @@ def _first(updates: Updates) -> Iterator[Any]:
 
 def _longest(training: Training, seen: Any) -> Shape:
     """A micro-batch of the longest source and the longest target of a task's first epoch."""
-    import numpy as np
-
-    rows, shapes = training.rows.train(0), []
-    for start in range(0, len(rows), AT_ONCE):
-        examples = [
-            training.task.example(
-                rows[i],
-                np.random.default_rng([training.seed, 0, i]),
-                True,
-                f"task {training.task.plan.name}, training row {i + 1}",
-            )
-            for i in range(start, min(start + AT_ONCE, len(rows)))
-        ]
+    n, shapes = len(training.rows.train(0)), []
+    for start in range(0, n, AT_ONCE):
+        examples = [training.example(0, i) for i in range(start, min(start + AT_ONCE, n))]
         shape = seen(training.task, training.task.batch(examples))
         per_row = shape.rows // len(examples)  # choices
         shapes.append(Shape(training.micro_batch_size * per_row, shape.length, shape.target))
@@ -177,14 +167,10 @@ def _evaluation(
                 meter = meter_of(device)
                 before = meter.start()
                 with precision(run, device):
-                    task.logits(model, _on(device, batch))
+                    task.logits(model, moved(batch, device))
                 took = meter.read()[0] - before
                 yield (
                     f"{name} {part}",
                     {"rows": shape.rows, "length": shape.length, "bytes": took},
                 )
     model.train()
-
-
-def _on(device: torch.device, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.to(device) for key, value in batch.items()}

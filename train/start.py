@@ -58,7 +58,7 @@ def pool_of(run: Run) -> dict[str, str]:
         return {name: path for name, path in found.items() if name not in own}
     if run.merge.pool == "beam":
         return _beam(run, own)
-    nodes = [] if run.init_from is None else walk(run.init_from)
+    nodes = walk(run.init_from)
     return {n.task: str(n.folder) for n in nodes if n.kind is not None and not own & {*n.tasks}}
 
 
@@ -73,7 +73,7 @@ def _beam(run: Run, own: Set[str]) -> dict[str, str]:
         raise SettingsError(
             f"merge.sources={given}: merge.pool=beam takes a list of checkpoints, best first"
         )
-    base = None if run.init_from is None else base_of(walk(run.init_from))
+    base = base_of(walk(run.init_from))
     found: dict[str, Source] = {}
     for rank, path in enumerate(given or (), start=1):
         nodes = walk(Path(path))
@@ -93,7 +93,7 @@ def _beam(run: Run, own: Set[str]) -> dict[str, str]:
 
 def base_model(run: Run, family: Family) -> Any:
     """The model of the chain without any delta."""
-    base = None if run.init_from is None else base_of(walk(run.init_from))
+    base = base_of(walk(run.init_from))
     return (family.build() if base is None else family.load(base)).requires_grad_(False)
 
 

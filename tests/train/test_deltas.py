@@ -175,11 +175,11 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
     # What was loaded answers as what was trained did.
     task, plan = meeting_of(second), planned(second)["parity"]
     from train.data.rows import load as load_rows
-    from train.loop.evaluation import evaluate
+    from train.loop.evaluation import predict
 
     rows = load_rows(plan, second.evaluation)
     told = json.loads((tmp_path / "2/all_results.json").read_text())
-    found = evaluate(model, task, rows, "dev", None, True)
+    found = predict(model, task, rows, "dev", None, True).logged
     assert found["loss"] == pytest.approx(told["metrics"]["parity"]["loss"], rel=1e-4)
 
 

@@ -398,7 +398,7 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     from train.data.rows import Rows, load
     from train.delta.olora import OLoRA
     from train.loop.batches import Training
-    from train.loop.evaluation import evaluate
+    from train.loop.evaluation import predict
     from train.loop.trainer import train
 
     job = make("model=unify_tiny", f"task={task}", "trainer.learning_rate=3e-3",
@@ -414,7 +414,7 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     with torch.no_grad():
         best = met.logits(model.eval(), batch).argmax(-1)
     assert ((best == batch["labels"]) | (batch["labels"] == -100)).all()
-    assert evaluate(model, met, few, "dev")["acc"] == 1.0
+    assert predict(model, met, few, "dev").logged["acc"] == 1.0
 
 
 @pytest.mark.slow

@@ -206,7 +206,7 @@ def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     from support.runs import loaded, meeting_of
 
     from train.data.rows import load as load_rows
-    from train.loop.evaluation import evaluate
+    from train.loop.evaluation import predict
 
     own = {"parity": deltas[1]["parity"], "sentiment": deltas[1]["sentiment"]}
     turned = {"parity": own["sentiment"], "sentiment": own["sentiment"]}
@@ -218,7 +218,7 @@ def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     task, [plan] = meeting_of(run), planned(run).values()
     rows = load_rows(plan, run.evaluation)
     after, before = (
-        evaluate(loaded(run, Path(own[name])).model, task, rows, "dev")["acc"]
+        predict(loaded(run, Path(own[name])).model, task, rows, "dev").logged["acc"]
         for name in ("sentiment", "parity")
     )
     found = told["targets"]["sentiment"]["scores"]["performance"]

@@ -158,7 +158,7 @@ def _seen_tasks(
 ) -> tuple[Task, ...]:
     own = {task.name: task for task in current}
     if names is None:
-        ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
+        ancestors = [t for node in walk(init_from) for t in node.tasks]
         names = [*dict.fromkeys([*ancestors, *own])]
     if len(set(names)) < len(names) or not own.keys() <= set(names):
         raise SettingsError(

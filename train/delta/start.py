@@ -34,14 +34,15 @@ def begin_as(model: Any, name: str, given: str) -> None:
             raise SettingsError(f"{key}: it is a LoRA, and delta._name trains none")
         layers = dict(model.named_modules())
         state = {
-            k: _filled(k, v, own, layers, name, scaling, key) for k, v in state.items() if k in own
-        } | {k: v for k, v in state.items() if k not in own}
+            k: _filled(k, v, own, layers, name, scaling, key) if k in own else v
+            for k, v in state.items()
+        }
     elif kind == "ia3":
         own = _of_peft(model, name)
     if different := sorted(own.keys() ^ state.keys()):
         raise SettingsError(
-            f"{key}: it is for other layers or another delta: '{different[0]}' is in only one of it and the "
-            f"new delta"
+            f"{key}: it is for other layers or another delta: '{different[0]}' is in only one of it and "
+            "the new delta"
         )
     with torch.no_grad():
         for one, parameter in own.items():

@@ -26,6 +26,12 @@ class Training:
     update_freq: tuple[int, ...]
     seed: int
 
+    def example(self, epoch: int, i: int, training: bool = True) -> Any:
+        """A row of an epoch, from 0, as the model reads it; alike in every process that draws it."""
+        where = f"task {self.task.plan.name}, training row {i + 1}"
+        rng = np.random.default_rng([self.seed, epoch, i])
+        return self.task.example(self.rows.train(epoch)[i], rng, training, where)
+
     def order(self, epoch: int) -> list[int]:
         """Row indices in the order of an epoch, from 0; the same in every process."""
         n = len(self.rows.train(epoch))
@@ -77,15 +83,8 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
 
     def _batch(self, part: MicroBatch) -> dict[str, Any]:
         training = self.tasks[part.task]
-        rows = training.rows.train(part.epoch)
-        task = training.task
-        where = f"task {task.plan.name}, training row"
-        examples = []
-        for i in part.rows:
-            # By row and epoch, so that it does not matter which process draws it.
-            rng = np.random.default_rng([training.seed, part.epoch, i])
-            examples.append(task.example(rows[i], rng, True, f"{where} {i + 1}"))
-        return {"task": part.task, "batch": task.batch(examples) if examples else {}}
+        examples = [training.example(part.epoch, i) for i in part.rows]
+        return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
 
 
 def ends_of_epochs(updates: Updates) -> dict[int, int]:
