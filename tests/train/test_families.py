@@ -425,7 +425,7 @@ def teacher_forced(job: Any, kind: str, model: Any) -> tuple[float, int]:
         one = task.example(row, np.random.default_rng([7, i]), False, "row")
         with torch.no_grad():
             if kind == "bert":
-                hidden = model(torch.tensor([one.ids])).last_hidden_state[0].mean(0)
+                hidden = model(torch.tensor([one.content])).last_hidden_state[0].mean(0)
                 rows = directions([*plan.answers], len(hidden))
                 cosines = torch.nn.functional.cosine_similarity(rows, hidden[None])
                 loss, n = -(20 * cosines).log_softmax(0)[one.label], 1

@@ -182,7 +182,7 @@ def test_a_tag_is_that_of_the_first_token_of_a_word(make: Make) -> None:
     task = head(make, "ner", "task.ner.max_src_length=7")
     row = {"tokens": ("paris", "xyz", "anna", "adams"), "tags": "B-LOC O B-PER I-PER"}
     one = task.example(row, RNG, True, "row")
-    tags = [task.tags[i] if i != IGNORED else None for i in one.labels]
+    tags = [task.texts[i] if i != IGNORED else None for i in one.labels]
     # [CLS] paris x ##y ##z anna [SEP]: the last word is cut off.
     assert tags == [None, "B-LOC", "O", None, None, "B-PER", None] and one.words == 4
 
@@ -190,7 +190,7 @@ def test_a_tag_is_that_of_the_first_token_of_a_word(make: Make) -> None:
         def forward(self, **batch: torch.Tensor) -> Any:
             wanted = torch.tensor([one.labels]).clamp(min=0)
             found = type("Found", (), {})()
-            found.logits = torch.nn.functional.one_hot(wanted, len(task.tags)).float()
+            found.logits = torch.nn.functional.one_hot(wanted, len(task.texts)).float()
             return found
 
     assert task.answers(Right(), [one], torch.device("cpu")) == ["B-LOC O B-PER O"]

@@ -274,14 +274,6 @@ class UpdateTrainer(Trainer):
         assert self.model is not None
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def report(self) -> TrainingReport:
-        losses = table(self.losses).cpu()
-        return TrainingReport(
-            steps=self.state.global_step,
-            train_loss=losses[:, 0].mean().item(),
-            delta=self.delta.report(),
-        )
-
 
 def loss_scaler(extras: TrainerExtras, device: str) -> torch.amp.GradScaler:
     """The scaler that keeps gradients of fp16 above underflow, with the settings of `trainer`."""
@@ -359,7 +351,8 @@ def train(
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     trainer.restore_best()
     trainer.refuse_divergence()
-    return trainer.report()
+    train_loss = table(trainer.losses).cpu()[:, 0].mean().item()
+    return TrainingReport(trainer.state.global_step, train_loss, delta.report())
 
 
 def row_losses(model: torch.nn.Module, tasks: Sequence[Training]) -> Iterator[torch.Tensor]:

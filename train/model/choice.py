@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from train.model.family import inputs_of, moved
 
 if TYPE_CHECKING:
     import torch
+
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class Labelled(Generic[Content]):
+    """One row: what the model reads of it, and the place of its answer; -1 where it has none."""
+
+    content: Content
+    label: int
 
 
 class Choice:

@@ -31,7 +31,13 @@ class Encoder(TextFamily):
         plans = list(plans)
         super().check(plans, begins)
         for plan in plans:
-            _check(plan)
+            if plan.answers is None or len(plan.answers) < 2:
+                raise SettingsError(
+                    f"task.{plan.name}: model=encoder chooses one answer of a closed_set of two or more; "
+                    f"'{plan.templates[0]}' has {'none' if plan.answers is None else 'one'}. Mark the "
+                    "target closed_set and give preprocess.text.ans2label, or take model=seq2seq or causal"
+                )
+            refuse_unread(plan, "model=seq2seq or causal")
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -53,13 +59,3 @@ class Encoder(TextFamily):
 
 
 FAMILY: MakeFamily = Encoder
-
-
-def _check(plan: TaskPlan) -> None:
-    if plan.answers is None or len(plan.answers) < 2:
-        raise SettingsError(
-            f"task.{plan.name}: model=encoder chooses one answer of a closed_set of two or more; "
-            f"'{plan.templates[0]}' has {'none' if plan.answers is None else 'one'}. Mark the target "
-            "closed_set and give preprocess.text.ans2label, or take model=seq2seq or causal"
-        )
-    refuse_unread(plan, "model=seq2seq or causal")

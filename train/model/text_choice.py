@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,19 +13,12 @@ import torch
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary
-from train.model.choice import Choice
+from train.model.choice import Choice, Labelled
 from train.model.family import inputs_of
 from train.model.text_answer import TextReader, padded
 
+Ids = Labelled[tuple[int, ...]]  # with the tokenizer's marks
 SHARPNESS = 20.0  # of the choice: what a cosine is multiplied by, as sentence-transformers does
-
-
-@dataclass(frozen=True)
-class Text:
-    """One row: its ids with the tokenizer's marks, and the place of its answer; -1 where it has none."""
-
-    ids: tuple[int, ...]
-    label: int
 
 
 class TextChoice(TextReader, Choice):
@@ -37,16 +29,16 @@ class TextChoice(TextReader, Choice):
         assert plan.answers is not None
         self.texts = [*plan.answers]
 
-    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Text:
+    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Ids:
         made = self.read(row, rng, training, where)
         truth = row.get(self.plan.templates[0].target.name)
         label = -1 if truth is None else self.texts.index(str(truth))
-        return Text(made.source or (self.vocabulary.eos,), label)
+        return Labelled(made.source or (self.vocabulary.eos,), label)
 
-    def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
+    def batch(self, examples: Sequence[Ids]) -> dict[str, torch.Tensor]:
         return {
-            "input_ids": padded([one.ids for one in examples], self.vocabulary.pad),
-            "attention_mask": padded([[1] * len(one.ids) for one in examples], 0),
+            "input_ids": padded([one.content for one in examples], self.vocabulary.pad),
+            "attention_mask": padded([[1] * len(one.content) for one in examples], 0),
             "labels": torch.tensor([one.label for one in examples]),
         }
 

@@ -19,7 +19,7 @@ from train.config.typed import SettingsError
 from train.data.pixels import Pixels, pixels_of
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.choice import Choice
+from train.model.choice import Choice, Labelled
 from train.model.family import MakeFamily
 from train.model.fit import refuse_unread
 from train.model.stored import load_base
@@ -47,7 +47,20 @@ class VisionTransformer:
 
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         for plan in plans:
-            _check(plan)
+            where = f"task.{plan.name}"
+            read = [[s.type for s in t.side("encoder") if s.text is None] for t in plan.templates]
+            if plan.answers is None or any(types != ["IMAGE"] for types in read):
+                raise SettingsError(
+                    f"{where}: model=vit_tiny reads one image and chooses one answer of a closed_set; "
+                    f"'{plan.templates[0]}' asks for more. Take model=unify_tiny"
+                )
+            wrong = [n for n in plan.answers.values() if not 0 <= n < CLASSES]
+            if wrong:
+                raise SettingsError(
+                    f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
+                    f"numbers go from 0 to {CLASSES - 1}"
+                )
+            refuse_unread(plan, "model=unify_tiny")
 
     def build(self) -> PreTrainedModel:
         import torch
@@ -87,31 +100,6 @@ class VisionTransformer:
 FAMILY: MakeFamily = VisionTransformer
 
 
-def _check(plan: TaskPlan) -> None:
-    where = f"task.{plan.name}"
-    read = [[s.type for s in t.side("encoder") if s.text is None] for t in plan.templates]
-    if plan.answers is None or any(types != ["IMAGE"] for types in read):
-        raise SettingsError(
-            f"{where}: model=vit_tiny reads one image and chooses one answer of a closed_set; "
-            f"'{plan.templates[0]}' asks for more. Take model=unify_tiny"
-        )
-    wrong = [n for n in plan.answers.values() if not 0 <= n < CLASSES]
-    if wrong:
-        raise SettingsError(
-            f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
-            f"numbers go from 0 to {CLASSES - 1}"
-        )
-    refuse_unread(plan, "model=unify_tiny")
-
-
-@dataclass(frozen=True)
-class Image:
-    """One row: its image, and the number of its answer; -1 where it has none."""
-
-    pixels: Pixels
-    label: int
-
-
 class ImageChoice(Choice):
     """A `Meeting`: rows to images, logits over the task's answers."""
 
@@ -123,18 +111,20 @@ class ImageChoice(Choice):
         self.texts = [by_number.get(number, "") for number in range(CLASSES)]
         self.classes = sorted(by_number)
 
-    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Image:
+    def example(
+        self, row: Row, rng: np.random.Generator, training: bool, where: str
+    ) -> Labelled[Pixels]:
         template = self.plan.templates[int(rng.integers(len(self.plan.templates)))]
         [slot] = [s for s in template.side("encoder") if s.text is None]
         pixels = pixels_of(self.plan, slot, row, training, where)
         truth = row.get(template.target.name)
-        return Image(pixels, -1 if truth is None else self.numbers[str(truth)])
+        return Labelled(pixels, -1 if truth is None else self.numbers[str(truth)])
 
-    def batch(self, examples: Sequence[Image]) -> dict[str, torch.Tensor]:
+    def batch(self, examples: Sequence[Labelled[Pixels]]) -> dict[str, torch.Tensor]:
         import torch
 
         return {
-            "pixel_values": torch.from_numpy(np.stack([one.pixels for one in examples])),
+            "pixel_values": torch.from_numpy(np.stack([one.content for one in examples])),
             "labels": torch.tensor([one.label for one in examples]),
         }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,10 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.choice import Choice
+from train.model.choice import Choice, Labelled
 from train.model.family import moved
 
-
-@dataclass(frozen=True)
-class Choices:
-    """One row: its choices as the tokenizer gives them, and the number of the right one."""
-
-    encodings: tuple[Mapping[str, list[int]], ...]
-    label: int
+Choices = Labelled[list[dict[str, list[int]]]]  # as the tokenizer gives them
 
 
 class MultipleChoice(Choice):
@@ -33,11 +26,11 @@ class MultipleChoice(Choice):
         choices = list(row["choices"])
         contexts, length = [row["context"]] * len(choices), self.plan.max_src_length
         made = self.tokenizer(contexts, choices, truncation=True, max_length=length)
-        each = tuple({key: made[key][i] for key in made} for i in range(len(choices)))
-        return Choices(each, int(row["label"]))
+        each = [{key: made[key][i] for key in made} for i in range(len(choices))]
+        return Labelled(each, int(row["label"]))
 
     def batch(self, examples: Sequence[Choices]) -> dict[str, torch.Tensor]:
-        each = [one for example in examples for one in example.encodings]
+        each = [one for example in examples for one in example.content]
         padded = self.tokenizer.pad(each, return_tensors="pt")
         batch = {key: value.unflatten(0, (len(examples), -1)) for key, value in padded.items()}
         return {**batch, "labels": torch.tensor([example.label for example in examples])}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,9 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.choice import Choice
+from train.model.choice import Choice, Labelled
 
-
-@dataclass(frozen=True)
-class Text:
-    """One row as the tokenizer gives it, and the number of its label."""
-
-    encoding: Mapping[str, list[int]]
-    label: int
+Text = Labelled[dict[str, list[int]]]  # as the tokenizer gives it
 
 
 class TextClassification(Choice):
@@ -33,10 +26,10 @@ class TextClassification(Choice):
         texts = [one for one in (row["text"], row["pair"]) if one]
         length = self.plan.max_src_length
         made = self.tokenizer(*texts, truncation=True, max_length=length)
-        return Text(dict(made), self.texts.index(row["label"]))
+        return Labelled(dict(made), self.texts.index(row["label"]))
 
     def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
-        padded = self.tokenizer.pad([one.encoding for one in examples], return_tensors="pt")
+        padded = self.tokenizer.pad([one.content for one in examples], return_tensors="pt")
         return {**padded, "labels": torch.tensor([one.label for one in examples])}
 
 
