@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import finish, loaded, meeting_of, planned
+from safetensors.torch import load_file
+from support.runs import finish, loaded, meeting_of, model_of, planned, trainings
+from transformers import DynamicCache, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from train.config.merging import MergeSettings
+from train.config.sections import DeltaSettings, ModelSettings
+from train.config.typed import SettingsError
+from train.data.rows import load as load_rows
+from train.delta.delta import delta_of
+from train.loop.evaluation import predict
+from train.loop.trainer import train
+from train.merge.apply import merge, write_merged
+from train.merge.plan import make_plan
+from train.model.family import family_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/merge.json").read_text())
 KINDS = ("adapter", "prefix", "ia3")
@@ -39,10 +52,6 @@ def of(folder: Path) -> tuple[str, str]:
 
 def attached(folder: Path, kind: str, seed: int = 0) -> Any:
     """A model with a fresh delta, as a job's first task has it."""
-    from train.config.sections import DeltaSettings, ModelSettings
-    from train.delta.delta import delta_of
-    from train.model.family import family_of
-
     torch.manual_seed(seed)
     model = family_of(ModelSettings(kind="pretrained", path=str(folder))).build()
     settings = DeltaSettings(kind=kind, size=3, num_tokens=4, bottleneck=3)  # type: ignore[arg-type]
@@ -59,11 +68,6 @@ def attached(folder: Path, kind: str, seed: int = 0) -> Any:
     ],
 )
 def test_a_delta_of_t5_base_has_the_published_number_of_parameters(kind: str, key: str) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    from train.config.sections import DeltaSettings
-    from train.delta.delta import delta_of
-
     with torch.device("meta"):
         base = T5ForConditionalGeneration(
             T5Config(
@@ -99,8 +103,6 @@ def test_the_output_of_an_adapted_sub_layer_is_x_plus_silu_of_x_a_times_b(folder
 
 def test_a_prefix_of_a_decoder_is_what_a_cache_of_its_keys_and_values_does(folders: Any) -> None:
     """LLaMA with a cache of transformers that holds them; positions are those of the text."""
-    from transformers import DynamicCache, LlamaForCausalLM
-
     _, _, made = attached(folders("llama"), "prefix")
     ids = torch.randint(3, 200, (2, 6))
     mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -156,8 +158,6 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
     assert json.loads((first / "node.json").read_text())["base"]["fingerprint"]
     second = make(*own, "task=parity", f"init_from={first}")
     finish(second, tmp_path / "2")
-    from safetensors.torch import load_file
-
     states = [
         load_file(tmp_path / f"{n}/checkpoint/task{n}/adapter_model.safetensors") for n in (1, 2)
     ]
@@ -174,9 +174,6 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
         torch.testing.assert_close(still[key], value, rtol=0, atol=0)
     # What was loaded answers as what was trained did.
     task, plan = meeting_of(second), planned(second)["parity"]
-    from train.data.rows import load as load_rows
-    from train.loop.evaluation import predict
-
     rows = load_rows(plan, second.evaluation)
     told = json.loads((tmp_path / "2/all_results.json").read_text())
     found = predict(model, task, rows, "dev", None, True).logged
@@ -190,11 +187,6 @@ def test_early_stopping_gives_what_a_run_that_ends_at_the_best_update_gives(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
     """Validations are given: the second is the best, and after two worse ones training ends."""
-    from support.runs import trainings
-
-    from train.delta.delta import delta_of
-    from train.loop.trainer import train
-    from train.model.family import family_of
 
     def trained(folder: Path, told: list[float], *more: str) -> tuple[int, dict[str, Any]]:
         run = make(*of(folders("t5")), *SMALL[kind], "trainer.learning_rate=1e-2", *more)
@@ -247,12 +239,6 @@ def test_bf16_computes_nearly_what_float32_does_and_leaves_the_gradients_in_floa
 def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
-    from train.config.merging import MergeSettings
-    from train.merge.apply import merge, write_merged
-    from train.merge.plan import make_plan
-
     own = (*of(folders("t5")), *SMALL[kind], *QUICK)
     for task in ("sentiment", "parity"):
         finish(make(*own, f"task={task}"), tmp_path / task)
@@ -278,8 +264,6 @@ def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
 def test_a_start_of_higher_rank_or_of_another_kind_is_refused(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from train.config.typed import SettingsError
-
     own = (*of(folders("t5")), *QUICK)
     finish(make(*own, *SMALL["lora"]), tmp_path / "1")
     start = f"delta.start_from={tmp_path / '1/checkpoint'}"
@@ -297,12 +281,6 @@ def test_a_start_of_higher_rank_or_of_another_kind_is_refused(
 
 
 def test_a_model_type_that_no_table_has_is_refused_with_those_there_are(make_job: Any) -> None:
-    from support.runs import model_of
-
-    from train.config.sections import DeltaSettings
-    from train.config.typed import SettingsError
-    from train.delta.delta import delta_of
-
     for kind in ("adapter", "prefix"):
         with pytest.raises(SettingsError, match="in a model of type vit; known are bart, bert"):
             delta_of(DeltaSettings(kind=kind)).attach(model_of(make_job()), "task1", [])  # type: ignore[arg-type]

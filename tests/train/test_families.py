@@ -10,7 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file
 from support.runs import finish, meeting_of, model_of, planned, trainings
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from train.chain import CheckpointError
+from train.config.typed import SettingsError
+from train.data.rows import Rows
+from train.data.rows import load as load_rows
+from train.delta.olora import OLoRA, factors
+from train.export import export
+from train.loop.batches import Training
+from train.loop.trainer import train
+from train.model.family import IGNORED, family_of
+from train.model.fit import check_loaded
+from train.model.text_choice import directions
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("t5", "llama", "gpt2", "bert")
@@ -55,8 +72,6 @@ FREE = "task.sentiment.instruction.template='review: [TEXT:review] -> [TEXT:labe
 def test_the_family_is_that_of_the_model_type_whatever_the_folder_is_called(
     make: Any, folders: Any, tmp_path: Path, kind: str, family: str
 ) -> None:
-    from train.model.family import family_of
-
     misleading = tmp_path / "t5-bert-llama"
     misleading.symlink_to(folders(kind))
     assert type(family_of(make(*of(misleading)).model)).__name__ == family
@@ -66,8 +81,6 @@ def test_a_decoder_reads_one_begin_mark_and_learns_the_answer_and_its_end_alone(
     make: Any, folders: Any
 ) -> None:
     """Against the tokenizer itself, on the instruction and on the answer apart."""
-    from transformers import AutoTokenizer
-
     for kind in ("llama", "gpt2"):
         own = AutoTokenizer.from_pretrained(folders(kind))
         task = meeting_of(make(*of(folders(kind)), TEMPLATE))
@@ -104,8 +117,6 @@ def test_padding_is_known_by_its_place_also_where_it_is_the_end_mark(
 def test_a_row_alone_and_in_a_padded_batch_has_the_same_scores_and_answer(
     make: Any, folders: Any, kind: str
 ) -> None:
-    from train.model.family import IGNORED
-
     job = make(*of(folders(kind)), TEMPLATE)
     task, model = meeting_of(job), model_of(job).eval()
     together = examples(task)
@@ -219,8 +230,6 @@ def test_an_option_scores_the_log_probability_of_all_its_ids_and_the_end_mark(
 def test_a_folder_of_another_family_is_refused_with_the_family_to_take(
     make: Any, folders: Any, kind: str, folder: str, words: list[str]
 ) -> None:
-    from train.config.typed import SettingsError
-
     job = make(f"model={kind}", f"model.path={folders(folder)}")
     with pytest.raises(SettingsError) as caught:
         planned(job)
@@ -229,8 +238,6 @@ def test_a_folder_of_another_family_is_refused_with_the_family_to_take(
 
 
 def test_an_unknown_model_type_asks_for_the_family(make: Any, tmp_path: Path) -> None:
-    from train.config.typed import SettingsError
-
     (tmp_path / "config.json").write_text('{"model_type": "perceiver"}')
     with pytest.raises(SettingsError, match=r"'perceiver'; say which one it is: model=seq2seq"):
         planned(make(*of(tmp_path)))
@@ -244,9 +251,6 @@ def test_texts_longer_than_a_model_has_positions_for_are_refused(
     make: Any, folders: Any, kind: str, length: int, words: str
 ) -> None:
     """225 ids and 30 of the answer with a begin mark are 256; 159 with a begin mark are 160."""
-    from train.config.typed import SettingsError
-    from train.model.fit import check_loaded
-
     model = model_of(make(*of(folders(kind))))
     for tokens, fits in ((length - 1, True), (length, False)):
         job = make(*of(folders(kind)), f"+task.sentiment.max_src_length={tokens}")
@@ -258,8 +262,6 @@ def test_texts_longer_than_a_model_has_positions_for_are_refused(
 
 
 def test_an_encoder_wants_a_closed_set(make: Any, folders: Any) -> None:
-    from train.config.typed import SettingsError
-
     with pytest.raises(SettingsError, match="model=encoder chooses one answer of a closed_set"):
         planned(make(*of(folders("bert")), FREE))
 
@@ -271,10 +273,6 @@ def test_an_encoder_wants_a_closed_set(make: Any, folders: Any) -> None:
 def test_the_default_targets_are_q_and_v_as_the_family_calls_them(
     make: Any, folders: Any, kind: str, names: str
 ) -> None:
-    from peft.tuners.lora import LoraLayer
-
-    from train.delta.olora import OLoRA
-
     job = make(*of(folders(kind)))
     model = OLoRA(job.delta).attach(model_of(job), "task1", [])
     found = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, LoraLayer)}
@@ -287,11 +285,6 @@ UNEVEN = "+task.sentiment.preprocess.text.ans2label={not very good at all:2}"
 
 
 def one_step(job: Any, folder: Path) -> dict[str, torch.Tensor]:
-    from train.data.rows import Rows
-    from train.delta.olora import OLoRA, factors
-    from train.loop.batches import Training
-    from train.loop.trainer import train
-
     torch.manual_seed(5)
     model, delta = model_of(job), None
     for name, ancestors in (("task1", []), ("task2", ["task1"])):
@@ -359,9 +352,6 @@ def chain(make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def stock(folders: Any, kind: str, last: Path) -> Any:
     """The chain as plain peft reads it: base, three adapters, all active."""
-    from peft import PeftModel
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
     model = auto.from_pretrained(folders(kind))
     names = [f"task{i}" for i in (1, 2, 3)]
@@ -377,8 +367,6 @@ def stock(folders: Any, kind: str, last: Path) -> Any:
 def test_every_task_of_a_chain_on_pretrained_weights_has_an_adapter_and_none_a_base(
     chain: Chain, kind: str
 ) -> None:
-    from safetensors import safe_open
-
     last = chain(kind)
     results = json.loads((last / "all_results.json").read_text())
     assert results["orthogonal_loss_first"] > 0 and results["l2_loss"] > 0
@@ -415,9 +403,6 @@ def test_the_loss_of_a_job_is_that_of_its_base_and_saved_adapters_in_stock_peft(
 
 def teacher_forced(job: Any, kind: str, model: Any) -> tuple[float, int]:
     """Loss of a model over the test rows of a job's task, and the number of target ids."""
-    from train.data.rows import load as load_rows
-    from train.model.text_choice import directions
-
     [plan] = planned(job).values()
     task = meeting_of(job)
     total, counted = 0.0, 0
@@ -445,10 +430,6 @@ def teacher_forced(job: Any, kind: str, model: Any) -> tuple[float, int]:
 def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
     make: Any, folders: Any, chain: Chain, tmp_path: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from train.chain import CheckpointError
-
     other = tmp_path / "other"
     AutoTokenizer.from_pretrained(folders("llama")).save_pretrained(other)
     torch.manual_seed(99)
@@ -466,11 +447,6 @@ def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
 def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
     folders: Any, chain: Chain, tmp_path: Path, kind: str, merged: bool
 ) -> None:
-    from peft import PeftModel
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    from train.export import export
-
     auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
     last = chain(kind)
     export(last / "checkpoint", tmp_path / "out", merged)
@@ -492,10 +468,6 @@ def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
 
 def test_the_concatenated_adapter_keeps_every_a_as_it_was(chain: Chain, tmp_path: Path) -> None:
     """The scaling goes into B alone: an orthogonal loss against it is that against the chain."""
-    from safetensors.torch import load_file
-
-    from train.export import export
-
     last = chain("bert")
     export(last / "checkpoint", tmp_path / "out", merged=False)
     whole = load_file(tmp_path / "out/adapter_model.safetensors")

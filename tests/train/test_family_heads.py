@@ -15,7 +15,9 @@ from support.runs import finish, meeting_of, planned
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
 from train.config.typed import SettingsError
+from train.data.families.object_detection import Drawn
 from train.data.head_metrics import head_metric
+from train.data.rows import Rows
 from train.data.tables import DataError
 from train.export import export
 from train.loop.evaluation import Evaluated
@@ -113,8 +115,6 @@ def test_an_answer_that_a_window_cuts_is_not_in_it(make: Make) -> None:
 
 
 def test_a_training_row_is_a_window_and_a_question_without_room_is_refused(make: Make) -> None:
-    from train.data.rows import Rows
-
     few = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
     task = head(make, "squad", *few)
     spread = task.spread(Rows(lambda epoch: [ASKED], [], []))
@@ -208,8 +208,6 @@ def test_choices_are_read_behind_their_context_and_padded_to_the_longest(make: M
 
 def test_images_are_padded_to_the_largest_and_their_boxes_stay_where_they_are(make: Make) -> None:
     task = head(make, "coco", "task.coco.dataset.shortest_edges=[24]")
-    from train.data.families.object_detection import Drawn
-
     objects = [{"label": "green", "bbox": [160, 120, 320, 240], "area": 1.0, "iscrowd": 0}]
     crowd = objects[0] | {"iscrowd": 1}
     wide = {"image": Drawn(640, 480, (), 0), "objects": json.dumps([*objects, crowd]), "place": "x"}

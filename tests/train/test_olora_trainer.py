@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 import torch
 from support.runs import model_of, trainings
+from transformers import TrainingArguments
+
+from train.delta.olora import (
+    OLoRA,
+    OrthogonalityOff,
+    a_norm,
+    by_shape,
+    factors,
+    l2_loss,
+    orthogonal_loss,
+)
+from train.loop.trainer import Diverged, UpdateTrainer, train
 
 
 def second_task(job: Any) -> tuple[Any, Any]:
     """A model with one ancestor whose B is not zero, and its new delta, whose B is not either."""
-    from train.delta.olora import OLoRA, factors
-
     model = model_of(job, seed=1)
     for name, ancestors in (("task2", []), ("task3", ["task2"])):
         delta = OLoRA(job.delta)
@@ -39,8 +49,6 @@ PENALTIES = ("delta.lamda_1=0.5", "delta.lamda_2=0.1", "trainer.learning_rate=0.
 
 
 def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
-    from train.loop.trainer import train
-
     job = make_job(
         *STEP,
         *PENALTIES,
@@ -90,8 +98,6 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
     A chain multiplies a last bit into other accuracies, so results of old runs stay comparable.
     """
-    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
-
     trained = one_step(make_job, tmp_path, 8, 1)
     job = make_job(*PENALTIES)
     model, delta = second_task(job)
@@ -111,8 +117,6 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
 
 def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path: Path) -> None:
-    from train.loop.trainer import train
-
     job = make_job("delta.lora_dropout=0.2")
     model, delta = second_task(job)
     before = copy.deepcopy(model.state_dict())
@@ -124,9 +128,6 @@ def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path
 def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.delta.olora import OrthogonalityOff, factors
-    from train.loop.trainer import train
-
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
     model, delta = second_task(job)
     for module in factors(model, "ancestors", []):
@@ -138,8 +139,6 @@ def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
 def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.loop.trainer import Diverged, train
-
     job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
     model, delta = second_task(job)
     with pytest.raises(Diverged, match=r"loss is nan at step 2 of 3 .*learning_rate=1e\+30"):
@@ -149,9 +148,6 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
 def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.delta.olora import a_norm, by_shape, l2_loss, orthogonal_loss
-    from train.loop.trainer import train
-
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
     model, delta = second_task(job)
     with caplog.at_level("INFO"):
@@ -170,10 +166,6 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
 def test_a_training_that_is_all_warm_up_has_a_polynomial_schedule(
     tmp_path: Path, updates: int, warmup: float
 ) -> None:
-    from transformers import TrainingArguments
-
-    from train.loop.trainer import UpdateTrainer
-
     trainer = object.__new__(UpdateTrainer)
     trainer.args = TrainingArguments(
         str(tmp_path), lr_scheduler_type="polynomial", warmup_steps=warmup, learning_rate=1.0

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.runs import finish, loaded, model_of, trainings
+
+from train.config.sections import TrainerExtras
+from train.config.task import LossSettings, MetricSettings
+from train.config.typed import SettingsError
+from train.data.task_metrics import compute
+from train.delta.olora import OLoRA, factors
+from train.loop.criterion import loss_sum, sample_size
+from train.loop.evaluation import means
+from train.loop.trainer import loss_scaler, train
 
 UNIFY = ["model=unify_tiny", "model.num_decoder_layers=1", "trainer.num_train_epochs=1"]
 ONE_STEP = ["+trainer.max_steps=1", "+trainer.optim=sgd", "trainer.max_grad_norm=0"]
@@ -21,9 +31,6 @@ ONE_STEP = ["+trainer.max_steps=1", "+trainer.optim=sgd", "trainer.max_grad_norm
 
 
 def loss(settings: dict[str, Any], logits: torch.Tensor, labels: Sequence[int]) -> float:
-    from train.config.task import LossSettings
-    from train.loop.criterion import loss_sum, sample_size
-
     made, wanted = LossSettings(**settings), torch.tensor(labels)
     return loss_sum(logits, wanted, made, 1).item() / sample_size(wanted, made, 1)
 
@@ -56,9 +63,6 @@ TOGETHER = [
 def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_they_count(
     make_job: Any, tmp_path: Path, criterion: str
 ) -> None:
-    from train.delta.olora import OLoRA
-    from train.loop.trainer import train
-
     more = [f"+task.parity.criterion={criterion}"] if criterion else []
     job = make_job(*TOGETHER, *more)
     tasks, model = trainings(job), model_of(job, 3)
@@ -133,8 +137,6 @@ def test_what_is_forced_before_an_answer_is_not_part_of_it_and_lengths_may_diffe
 
 
 def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> None:
-    from PIL import Image
-
     for n, (part, colours) in enumerate({"train": ("red", "blue"), "dev": ("green",)}.items()):
         lines = []
         for colour in colours:
@@ -161,8 +163,6 @@ def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> No
 
 
 def test_an_answer_that_would_be_learned_cut_short_is_refused(make_job: Any) -> None:
-    from train.config.sections import SettingsError
-
     job = make_job(*UNIFY, "task=parity", "+task.parity.max_tgt_length=5")
     with pytest.raises(SettingsError, match=r"max_tgt_length=5: the answer 'even' has 6 ids"):
         trainings(job)
@@ -215,9 +215,6 @@ def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any)
 def test_metrics_are_logged_by_name_with_the_value_worked_out_by_hand(
     metric: str, answers: list[str], truths: list[str], expected: dict[str, float]
 ) -> None:
-    from train.config.task import MetricSettings
-    from train.data.task_metrics import compute
-
     settings = MetricSettings("t", ans2label={"n": 0, "y": 1}, beta=2.0)
     assert compute(metric, settings, answers, truths) == pytest.approx(expected)
 
@@ -228,9 +225,6 @@ def test_metrics_are_logged_by_name_with_the_value_worked_out_by_hand(
 def test_the_best_weights_come_back_and_patience_ends_the_training(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.delta.olora import OLoRA
-    from train.loop.trainer import train
-
     job = make_job(
         "trainer.num_train_epochs=9", "+trainer.eval_strategy=epoch", "+trainer.patience=2",
         "+trainer.metric_for_best_model=loss", "+trainer.save_strategy=epoch",
@@ -252,8 +246,6 @@ def test_the_best_weights_come_back_and_patience_ends_the_training(
 
 
 def test_a_mean_over_tasks_is_plain_and_takes_those_that_have_the_metric() -> None:
-    from train.loop.evaluation import means
-
     found = {"a": {"acc": 0.5, "loss": 1.0}, "b": {"mcc": 0.2, "loss": 3.0}}
     assert means(found, {"a": "acc", "b": "mcc"}) == pytest.approx(
         {"acc": 0.5, "mcc": 0.2, "loss": 2.0, "score": 0.35,
@@ -262,9 +254,6 @@ def test_a_mean_over_tasks_is_plain_and_takes_those_that_have_the_metric() -> No
 
 
 def test_the_loss_scale_of_fp16_is_what_was_asked_for() -> None:
-    from train.config.sections import TrainerExtras
-    from train.loop.trainer import loss_scaler
-
     made = loss_scaler(TrainerExtras(fp16_scale_window=512, fp16_init_scale=64.0), "cpu")
     assert made.get_scale() == 64.0 and made.get_growth_interval() == 512
     assert loss_scaler(TrainerExtras(), "cpu").get_growth_interval() == 2000
@@ -278,8 +267,6 @@ QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.04", "evaluation.test_s
 def test_two_tasks_train_as_one_job_and_their_chain_goes_on_with_adapters(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.delta.olora import factors
-
     out = f"+task.parity.evaluation={{output_dir:{tmp_path / 'answers'}}}"
     first = finish(make_job(*UNIFY, *QUICK, "task=[digits_01,parity]", out), tmp_path / "1")
     assert first["score"] == pytest.approx(sum(first["eval"].values()) / 2)
@@ -312,8 +299,6 @@ def test_two_tasks_train_as_one_job_and_their_chain_goes_on_with_adapters(
 def test_a_folder_with_the_checkpoint_of_another_run_is_not_written_over(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.config.sections import SettingsError
-
     (tmp_path / "node.json").write_text("{}")
     with pytest.raises(SettingsError, match=r"trainer\.save_dir=.*another run"):
         finish(make_job(f"+trainer.save_dir={tmp_path}"), tmp_path / "job")
