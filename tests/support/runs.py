@@ -14,6 +14,11 @@ from train.model.family import check_model, family_of
 from train.model.fit import fitted
 
 
+def of(folder: Path, *more: str) -> list[str]:
+    """Overrides of a job on the weights of a folder."""
+    return ["model=pretrained", f"model.path={folder}", *more]
+
+
 def planned(run: Run) -> dict[str, TaskPlan]:
     """The checked plans of a run, as main passes them on."""
     plans = plan_run(run)
@@ -48,6 +53,21 @@ def model_of(run: Run, seed: int = 0) -> Any:
 
     torch.manual_seed(seed)
     return family_of(run.model).build()
+
+
+def second_task(run: Run, seed: int = 0) -> tuple[Any, Any]:
+    """A model with one ancestor whose B is not zero, and its new delta, whose B is not either."""
+    import torch
+
+    from train.delta.olora import OLoRA, factors
+
+    model = model_of(run, seed)
+    for name, ancestors in (("task2", []), ("task3", ["task2"])):
+        delta = OLoRA(run.delta)
+        model = delta.attach(model, name, ancestors)
+        for module in factors(model, name, ancestors):
+            torch.nn.init.normal_(module.b_new, std=0.1)
+    return model, delta
 
 
 def trainings(run: Run, n_train: int | None = None, every: int = 1) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.runs import finish, loaded, meeting_of, model_of, planned, trainings
+from support.runs import finish, loaded, meeting_of, model_of, of, planned, trainings
 from transformers import DynamicCache, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from train.config.merging import MergeSettings
@@ -44,10 +44,6 @@ by_pair = pytest.mark.parametrize(
     ],
 )
 by_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def of(folder: Path) -> tuple[str, str]:
-    return "model=pretrained", f"model.path={folder}"
 
 
 def attached(folder: Path, kind: str, seed: int = 0) -> Any:

@@ -14,14 +14,14 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.runs import finish, meeting_of, model_of, planned, trainings
+from support.runs import finish, meeting_of, model_of, of, planned, second_task, trainings
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from train.chain import CheckpointError
 from train.config.typed import SettingsError
 from train.data.rows import Rows
 from train.data.rows import load as load_rows
-from train.delta.olora import OLoRA, factors
+from train.delta.olora import OLoRA
 from train.export import export
 from train.loop.batches import Training
 from train.loop.trainer import train
@@ -39,10 +39,6 @@ REVIEWS = [
     ("dull", "negative"),
     ("the music was lovely , the story was not bad", "positive"),
 ]
-
-
-def of(folder: Path, *more: str) -> list[str]:
-    return ["model=pretrained", f"model.path={folder}", *more]
 
 
 def rows(answers: tuple[str, ...] = ("positive", "negative")) -> list[dict[str, str]]:
@@ -285,14 +281,7 @@ UNEVEN = "+task.sentiment.preprocess.text.ans2label={not very good at all:2}"
 
 
 def one_step(job: Any, folder: Path) -> dict[str, torch.Tensor]:
-    torch.manual_seed(5)
-    model, delta = model_of(job), None
-    for name, ancestors in (("task1", []), ("task2", ["task1"])):
-        delta = OLoRA(job.delta)
-        model = delta.attach(model, name, ancestors)
-        for module in factors(model, name, ancestors):
-            torch.nn.init.normal_(module.b_new, std=0.1)
-    assert delta is not None
+    model, delta = second_task(job)
     labels = ["positive", "not very good at all", "negative", "positive"]
     own = [{"review": t, "label": a} for (t, _), a in zip(REVIEWS * 2, labels * 2, strict=True)]
     [training] = trainings(job)
@@ -320,7 +309,7 @@ def test_eight_rows_at_once_and_two_by_two_make_the_same_step(
         one_step(make(*of(folders(kind)), TEMPLATE, UNEVEN, off, *STEP, *size), tmp_path)
         for size in sizes
     )
-    assert whole.keys() == parts.keys() and all("task2" in name for name in whole)
+    assert whole.keys() == parts.keys() and all("task3" in name for name in whole)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=1e-5, atol=1e-6)
 
@@ -350,10 +339,13 @@ def chain(make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return last
 
 
+AUTO = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel, "llama": AutoModelForCausalLM,
+        "gpt2": AutoModelForCausalLM}  # fmt: skip
+
+
 def stock(folders: Any, kind: str, last: Path) -> Any:
     """The chain as plain peft reads it: base, three adapters, all active."""
-    auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
-    model = auto.from_pretrained(folders(kind))
+    model = AUTO[kind].from_pretrained(folders(kind))
     names = [f"task{i}" for i in (1, 2, 3)]
     checkpoints = [last.parent / str(i) / "checkpoint" for i in (1, 2, 3)]
     model = PeftModel.from_pretrained(model, str(checkpoints[0] / names[0]), adapter_name=names[0])
@@ -447,8 +439,7 @@ def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
 def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
     folders: Any, chain: Chain, tmp_path: Path, kind: str, merged: bool
 ) -> None:
-    auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
-    last = chain(kind)
+    auto, last = AUTO[kind], chain(kind)
     export(last / "checkpoint", tmp_path / "out", merged)
     if merged:
         model = auto.from_pretrained(tmp_path / "out").eval()

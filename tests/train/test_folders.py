@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,49 +13,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.folders import corpus, tokenizer
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
+from support.folders import corpus
 from support.runs import finish, meeting_of, model_of, planned
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    T5Config,
+)
+
+from train.config.task import ImagePreprocess
+from train.config.typed import SettingsError
+from train.data.pixels import image_pixels
+from train.data.pretrained import located
+from train.data.rows import Rows, load
+from train.delta.olora import OLoRA
+from train.loop.batches import Training
+from train.loop.evaluation import predict
+from train.loop.trainer import train
+from train.model.fit import fitted
+from train.pieces import main, tokenizer_of
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a model and its tokenizer: `t5` (Unigram), `bart` (BPE), `words` (WordPiece, alone)."""
-    import torch
-    from transformers import (
-        BartConfig,
-        BartForConditionalGeneration,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name in made:
-            return made[name]
-        path = made[name] = tmp_path_factory.mktemp("folders") / name
-        vocabulary = tokenizer({"t5": "unigram", "bart": "bpe", "words": "wordpiece"}[name])
-        vocabulary.save_pretrained(path)
-        torch.manual_seed(0)
-        if name == "t5":
-            T5ForConditionalGeneration(
-                T5Config(vocab_size=128, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-                         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
-            ).save_pretrained(path)  # fmt: skip
-        elif name == "bart":
-            BartForConditionalGeneration(
-                BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1,
-                           encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-                           decoder_ffn_dim=32, max_position_embeddings=140, bos_token_id=0,
-                           pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
-                           forced_eos_token_id=2)
-            ).save_pretrained(path)  # fmt: skip
-        return path
-
-    return folder
 
 
 def of(folder: Path, *more: str) -> list[str]:
@@ -76,8 +62,6 @@ def test_what_is_read_and_learned_has_the_marks_its_model_was_trained_with(
     make: Any, folders: Callable[[str], Path]
 ) -> None:
     """As the tokenizer itself writes text and `text_target` of transformers' own recipes."""
-    from transformers import AutoTokenizer
-
     row = {"review": "the film was good", "label": "positive"}
     template = (
         "task.sentiment.instruction.template='judge: [TEXT:review] -> [TEXT:label,closed_set]'"
@@ -102,9 +86,6 @@ def test_what_is_read_and_learned_has_the_marks_its_model_was_trained_with(
 def test_a_model_from_a_folder_computes_what_transformers_does_with_it(
     make: Any, folders: Callable[[str], Path], name: str
 ) -> None:
-    import torch
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
     job = make(*of(folders(name)), "task=sentiment")
     task, one = example_of(job, {"review": "the film was good", "label": "positive"})
     model = model_of(job).eval()
@@ -124,8 +105,6 @@ def test_a_model_from_a_folder_computes_what_transformers_does_with_it(
 def test_answers_of_a_closed_set_are_given_as_they_were_written_whatever_the_tokenizer_makes_of_them(
     make: Any, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    import torch
-
     answers = tmp_path / "answers.tsv"
     answers.write_text("Positive!\t1\nNEGATIVE - (not)\t0\n")
     job = make("model=unify_tiny", f"model.tokenizer={folders('words')}", "task=sentiment",
@@ -143,9 +122,6 @@ def test_a_folder_with_a_file_of_sentencepiece_alone_has_a_tokenizer(
     make: Any, tmp_path: Path
 ) -> None:
     """As T5 1.1 and mT5 are handed out; their sentinels serve as masks."""
-    from sentencepiece import SentencePieceTrainer
-    from transformers import T5Config
-
     (tmp_path / "text").write_text("\n".join(corpus()))
     SentencePieceTrainer.train(
         input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=60,
@@ -176,9 +152,6 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(
     make: Any, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """139 ids and a begin mark are what BART has positions for: that they run, and 140 do not."""
-    import torch
-
-    from train.config.sections import SettingsError
 
     def job(length: int) -> Any:
         longest = f"task.sentiment.max_src_length={length}"
@@ -198,8 +171,6 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(
 def test_a_chain_of_adapters_on_a_model_from_a_folder_outlives_the_folder(
     make: Any, folders: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
-    import shutil
-
     here = tmp_path / "model"
     shutil.copytree(folders(name), here)
     whole = "delta.first=full"  # an adapter alone would need the folder again
@@ -229,9 +200,6 @@ def test_a_configuration_alone_makes_a_model_of_its_shape_for_any_tokenizer(
 def test_a_package_may_bring_the_folder(
     make: Any, folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.config.typed import SettingsError
-    from train.data.pretrained import located
-
     (tmp_path / "my_models").mkdir()
     (tmp_path / "my_models/__init__.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "my_models/small").symlink_to(folders("t5"))
@@ -275,13 +243,6 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
     overrides: list[str],
     words: list[str],
 ) -> None:
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    from train.config.sections import SettingsError
-    from train.delta.olora import OLoRA
-
     places = {name: folders(name) for name in ("t5", "bart")}
     places |= {name: tmp_path / name for name in ("empty", "gpt", "bare", "damaged", "half")}
     for name in ("empty", "gpt", "bare"):
@@ -309,14 +270,6 @@ def test_a_folder_that_will_not_do_is_told_with_key_and_remedy(
 
 
 def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path) -> None:
-    from PIL import Image
-    from transformers import AutoImageProcessor, CLIPImageProcessorPil
-
-    from train.config.sections import SettingsError
-    from train.config.task import ImagePreprocess
-    from train.data.pixels import image_pixels
-    from train.model.fit import fitted
-
     made = CLIPImageProcessorPil(
         size={"shortest_edge": 16},
         crop_size={"height": 16, "width": 16},
@@ -352,9 +305,6 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
 def test_pieces_of_the_tasks_text_are_its_words_and_nothing_is_lost_or_unknown(
     make: Any, tmp_path: Path
 ) -> None:
-    from train.config.sections import SettingsError
-    from train.pieces import main, tokenizer_of
-
     tokenizer_of(make("model=unify_tiny", "task=sentiment"), 600).save_pretrained(
         tmp_path / "words"
     )
@@ -393,14 +343,6 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     make: Any, tmp_path: Path, task: str
 ) -> None:
     """From bytes, by teacher forcing and in its answers: what it cannot do is not for want of that."""
-    import torch
-
-    from train.data.rows import Rows, load
-    from train.delta.olora import OLoRA
-    from train.loop.batches import Training
-    from train.loop.evaluation import predict
-    from train.loop.trainer import train
-
     job = make("model=unify_tiny", f"task={task}", "trainer.learning_rate=3e-3",
                "+trainer.max_steps=400", "trainer.lr_scheduler_type=linear")  # fmt: skip
     rows = load(planned(job)[task], job.evaluation)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.runs import finish, loaded, meeting_of, planned
+from support.runs import finish, loaded, meeting_of, of, planned
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from train.chain import CheckpointError
@@ -23,10 +23,6 @@ from train.model.family import family_of
 
 QUICK = ("+trainer.max_steps=3", "trainer.per_device_train_batch_size=4",
          "evaluation.dev_share=0.02", "evaluation.test_share=0.02")  # fmt: skip
-
-
-def of(folder: Path, *more: str) -> list[str]:
-    return ["model=pretrained", f"model.path={folder}", *more]
 
 
 def grown(make: Any, folders: Any, folder: Path, method: str, *more: str) -> list[Any]:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.runs import model_of, trainings
+from support.runs import second_task, trainings
 from transformers import TrainingArguments
 
 from train.delta.olora import (
-    OLoRA,
     OrthogonalityOff,
     a_norm,
     by_shape,
@@ -22,17 +21,6 @@ from train.delta.olora import (
     orthogonal_loss,
 )
 from train.loop.trainer import Diverged, UpdateTrainer, train
-
-
-def second_task(job: Any) -> tuple[Any, Any]:
-    """A model with one ancestor whose B is not zero, and its new delta, whose B is not either."""
-    model = model_of(job, seed=1)
-    for name, ancestors in (("task2", []), ("task3", ["task2"])):
-        delta = OLoRA(job.delta)
-        model = delta.attach(model, name, ancestors)
-        for module in factors(model, name, ancestors):
-            torch.nn.init.normal_(module.b_new, std=0.1)
-    return model, delta
 
 
 def eight(job: Any) -> list[Any]:
@@ -55,7 +43,7 @@ def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict
         f"trainer.per_device_train_batch_size={batch}",
         f"trainer.gradient_accumulation_steps={accumulation}",
     )
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     report = train(model, eight(job), delta, job, 0, folder)
     assert report.steps == 1 and report.delta["orthogonal_loss_first"] > 0
     return weights(model)
@@ -64,7 +52,7 @@ def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict
 def by_hand(make_job: Any) -> dict[str, torch.Tensor]:
     """w - lr * gradient of (cross entropy of the two options + penalties), written out."""
     job = make_job(*PENALTIES)
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     [training] = eight(job)
     rows = training.rows.train(0)
     images = torch.stack([torch.from_numpy(row["image"])[None] for row in rows])
@@ -100,7 +88,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
     """
     trained = one_step(make_job, tmp_path, 8, 1)
     job = make_job(*PENALTIES)
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     modules = delta.modules
     [training] = eight(job)
     rows = [training.rows.train(0)[i] for i in training.order(0)]
@@ -118,7 +106,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
 def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path: Path) -> None:
     job = make_job("delta.lora_dropout=0.2")
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     before = copy.deepcopy(model.state_dict())
     train(model, eight(job), delta, job, 0, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -129,7 +117,7 @@ def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
     make_job: Any, tmp_path: Path
 ) -> None:
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     for module in factors(model, "ancestors", []):
         torch.nn.init.zeros_(module.a_new)
     with pytest.raises(OrthogonalityOff, match=r"orthogonal loss is 0\.0 at the first step"):
@@ -140,7 +128,7 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
     make_job: Any, tmp_path: Path
 ) -> None:
     job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     with pytest.raises(Diverged, match=r"loss is nan at step 2 of 3 .*learning_rate=1e\+30"):
         train(model, eight(job), delta, job, 0, tmp_path)
 
@@ -149,7 +137,7 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     with caplog.at_level("INFO"):
         report = train(model, eight(job), delta, job, 0, tmp_path)
     for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
