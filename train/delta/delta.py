@@ -85,6 +85,11 @@ class Delta:
         raise NotImplementedError
 
 
+def norm(tensors: Iterable[torch.Tensor]) -> float:
+    """The Frobenius norm of all of them together."""
+    return torch.stack([one.square().sum() for one in tensors]).sum().sqrt().item()
+
+
 def refuse_misfit(saved: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raises ValueError where the tensors that were saved are not those that are in the model."""
     if different := sorted(saved.keys() ^ found.keys()):

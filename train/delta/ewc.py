@@ -74,7 +74,7 @@ class EWC(SeqLoRA):
             away = weight.float() - star
             found = found + (fisher * away.square()).sum() / 2
             moved = moved or (not self.is_on and bool(away.any()))
-        if moved and not self.is_on:
+        if moved:
             if not found.item() > 0:
                 raise ElasticityOff(
                     f"the EWC penalty is {found.item()} although the adapter has moved: the Fisher of "

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from peft import IA3Config, PeftModel, get_peft_model
 
 from train.config.typed import SettingsError
+from train.delta.delta import norm
 from train.delta.lora import OneAdapter
 
 
@@ -42,9 +42,8 @@ class IA3(OneAdapter):
     def report(self) -> dict[str, float]:
         if self.model is None:
             return {}
-        trained = [p.detach() for p in self.model.parameters() if p.requires_grad]
-        away = [(p.float() - 1).square().sum() for p in trained]
-        return {"delta_norm": torch.stack(away).sum().sqrt().item()}
+        trained = [p.detach().float() for p in self.model.parameters() if p.requires_grad]
+        return {"delta_norm": norm(p - 1 for p in trained)}
 
 
 DELTA = IA3

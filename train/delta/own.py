@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from train.config.typed import SettingsError
-from train.delta.delta import Delta, refuse_misfit
+from train.delta.delta import Delta, norm, refuse_misfit
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MARK = "delta_"  # in the name of every tensor that belongs to a delta, and of none of a model
@@ -50,8 +50,7 @@ class OwnDelta(Delta):
     def report(self) -> dict[str, float]:
         if self.model is None:
             return {}
-        squares = [p.detach().float().square().sum() for p in tensors_of(self.model).values()]
-        return {"delta_norm": torch.stack(squares).sum().sqrt().item()}
+        return {"delta_norm": norm(p.detach().float() for p in tensors_of(self.model).values())}
 
     def save(self, folder: Path) -> None:
         place = folder / self.own

@@ -90,16 +90,8 @@ def predict(
         _keep_answers(plan, Path(plan.task.evaluation.output_dir), part, chosen, answers)
     vocabulary = getattr(task, "vocabulary", None)  # of families that answer in text
     lengths = [] if vocabulary is None else [len(vocabulary.encode(a)) + 1 for a in answers]
-    return Evaluated(
-        plan,
-        part,
-        chosen,
-        answers,
-        scored(plan, chosen, answers),
-        (loss, counted) if with_loss else None,
-        lengths,
-        ranked,
-    )
+    metrics, summed = scored(plan, chosen, answers), (loss, counted) if with_loss else None
+    return Evaluated(plan, part, chosen, answers, metrics, summed, lengths, ranked)
 
 
 def _loss(

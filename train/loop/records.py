@@ -46,11 +46,10 @@ def predict_results(evaluated: Sequence[Evaluated], steps: int) -> dict[str, flo
 
 def apart(evaluated: Sequence[Evaluated]) -> dict[str, dict[str, float]]:
     """Exact match in percent by group and by dataset, which predict_results mixes."""
-    made: dict[str, dict[str, float]] = {}
-    for key in ("group", "dataset"):
-        own = _by(evaluated, key)
-        made[f"{key}s"] = {name: round(_percent(rows), 4) for name, rows in own.items()}
-    return made
+    return {
+        f"{key}s": {name: round(_percent(rows), 4) for name, rows in _by(evaluated, key).items()}
+        for key in ("group", "dataset")
+    }
 
 
 def predictions(evaluated: Iterable[Evaluated]) -> list[dict[str, Any]]:

@@ -43,17 +43,11 @@ class TextChoice(TextReader, Choice):
         }
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return choice_logits(model, inputs_of(batch), self.texts)
-
-
-def choice_logits(
-    model: Any, inputs: Mapping[str, torch.Tensor], answers: Sequence[str]
-) -> torch.Tensor:
-    """n x answers: SHARPNESS * cosine of the mean hidden state and the answer's direction."""
-    hidden = model(**inputs).last_hidden_state.float()
-    mask = inputs["attention_mask"].unsqueeze(-1)
-    read = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return SHARPNESS * read @ directions(answers, read.shape[-1]).to(read).T
+        """n x answers: SHARPNESS * cosine of the mean hidden state and the answer's direction."""
+        hidden = model(**inputs_of(batch)).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1)
+        read = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        return SHARPNESS * read @ directions(self.texts, read.shape[-1]).to(read).T
 
 
 def directions(answers: Sequence[str], size: int) -> torch.Tensor:

@@ -51,13 +51,8 @@ class ObjectDetection:
         annotations = {"image_id": 0, "annotations": objects}
         made = self.processor(opened, annotations=annotations, return_tensors="pt", **size)
         [found] = made["labels"]
-        return Seen(
-            made["pixel_values"][0],
-            found["class_labels"],
-            found["boxes"].reshape(-1, 4),
-            opened.height,
-            opened.width,
-        )
+        labels, boxes = found["class_labels"], found["boxes"].reshape(-1, 4)
+        return Seen(made["pixel_values"][0], labels, boxes, opened.height, opened.width)
 
     def batch(self, examples: Sequence[Seen]) -> dict[str, torch.Tensor]:
         """Images and objects are padded to the most of the batch."""
