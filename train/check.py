@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
 
-from autocl_sweeper.errors import InfeasibleError, LayerError
+from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.origins import Keys, Layer, keys_of, layers_of, origin, typed_for
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
 from autocl_sweeper.yaml.text import INCLUDE, dotted
@@ -55,8 +55,8 @@ class Refused(ConfigCompositionException, SettingsError):
     """A configuration that cannot be run; Hydra prints it without a traceback."""
 
 
-class Unfit(ConfigCompositionException, InfeasibleError):
-    """Settings that the memory does not suffice for; Hydra prints it without a traceback."""
+class Ended(ConfigCompositionException):
+    """A run that could not go on, for what its message says; Hydra prints it without a traceback."""
 
 
 @dataclass(frozen=True)

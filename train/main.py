@@ -17,16 +17,31 @@ register()
 
 @hydra.main(**VERSION_BASE, config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> dict[str, Any]:
-    """Train the task of `cfg` in Hydra's output folder and return its scores. Raises Refused, Unfit."""
+    """Train the task of `cfg` in Hydra's output folder and return its scores. Raises Refused, Ended."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from train.check import Unfit, checked, placing
+    from train.check import Ended, Refused
+
+    of_hydra = HydraConfig.get()
+    try:
+        return _run(cfg, of_hydra)
+    except Refused:
+        raise
+    except Exception as error:
+        if of_hydra.mode == RunMode.MULTIRUN or not _says_all(error):
+            raise  # a sweep looks at the kind of error
+        raise Ended(str(error)) from error
+
+
+def _run(cfg: DictConfig, of_hydra: Any) -> dict[str, Any]:
+    from hydra.types import RunMode
+
+    from train.check import checked, placing
     from train.config.command import warn_of_a_default_task, warn_of_choices_below_files
     from train.config.reading import write_resolved
     from train.processes import start
 
-    of_hydra = HydraConfig.get()
     warn_of_choices_below_files(of_hydra)
     found = checked(cfg, of_hydra)  # mistakes come before anything heavy
     final = found.run.evaluate_test in (True, "final")
@@ -43,10 +58,16 @@ def main(cfg: DictConfig) -> dict[str, Any]:
         with placing(of_hydra):
             return train_and_evaluate(found.run, found.plans, folder)
 
-    try:
-        returned: dict[str, Any] = start(found.run, found.env, folder, here)
-    except (InfeasibleError, EvaluationMemoryError) as error:
-        if of_hydra.mode == RunMode.MULTIRUN:  # the sweep says which kind of error it was
-            raise
-        raise Unfit(str(error)) from error
+    returned: dict[str, Any] = start(found.run, found.env, folder, here)
     return returned
+
+
+def _says_all(error: Exception) -> bool:
+    """Whether the message says what to do, so that where it was raised says nothing more."""
+    from train.chain import CheckpointError
+    from train.config.typed import SettingsError
+    from train.data.tables import DataError
+    from train.loop.trainer import Diverged
+
+    told = (SettingsError, DataError, CheckpointError, Diverged)
+    return isinstance(error, (*told, InfeasibleError, EvaluationMemoryError))

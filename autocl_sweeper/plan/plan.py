@@ -180,8 +180,8 @@ class Plan:
 
 
 def _slug(text: str) -> str:
-    """A task's name as one folder name: safe in a path, in Hydra's syntax and in a shell.
+    """A task's name as one folder name: letters of every script and figures stay.
 
     File systems allow 255 bytes; the stage and the trial's number tell apart what is cut.
     """
-    return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)[:200] or "_"
+    return re.sub(r"[^\w.+-]", "_", text).encode()[:200].decode(errors="ignore") or "_"

@@ -226,7 +226,9 @@ def test_a_search_of_ones_own_is_a_dotted_path():
     assert isinstance(plan.stages[0].search, GridSearch)
 
 
-@pytest.mark.parametrize("name, folder", [("SST-2", "1_SST-2"), ("a/b c", "1_a_b_c"), ("é", "1__")])
+@pytest.mark.parametrize(
+    "name, folder", [("SST-2", "1_SST-2"), ("a/b c", "1_a_b_c"), ("情感" * 50, "1_" + "情感" * 33)]
+)
 def test_a_tasks_name_is_a_safe_folder_name(name, folder):
     plan = plan_of(f"task='{name}','other'")
     assert plan.folder(0, plan.stages[0]) == f"{folder}/0"

@@ -43,6 +43,19 @@ def test_a_missing_file_ends_the_command_before_hydra_starts(scripts: Path) -> N
     assert "Traceback" not in done.stderr and not (scripts / "outputs").exists()
 
 
+@pytest.mark.parametrize("words, said", [
+    (["init_from=damaged"], "damaged is missing or damaged (node.json: JSONDecodeError"),
+    (["trainer.learning_rate=1e9"], "the training loss is nan at step"),
+], ids=["a damaged checkpoint", "a loss of nan"])  # fmt: skip
+def test_what_a_message_says_all_of_ends_a_run_without_a_traceback(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/node.json").write_text("{")
+    done = train(tmp_path, "task=digits_01", "trainer.max_steps=3", *words)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_group_chosen_by_null_is_refused_before_hydra_starts() -> None:
     from autocl_sweeper.command_line import CommandLineError
     from train.config.command import refuse_nameless
