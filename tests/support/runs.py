@@ -6,6 +6,8 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.chain import base_of, walk
 from train.config.sections import Run
 from train.data.rows import Rows, load
@@ -45,6 +47,11 @@ def meeting_of(run: Run, name: str | None = None) -> Any:
     plans = planned(run)
     plan = plans[name or run.task.name]
     return family_of(fitted(run.model, plans.values())).meeting(plan)
+
+
+def read(task: Any, row: Any, training: bool = False) -> Any:
+    """A row as the model of a task reads it."""
+    return task.example(row, np.random.default_rng(0), training, "row")
 
 
 def model_of(run: Run, seed: int = 0) -> Any:

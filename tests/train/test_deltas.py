@@ -106,18 +106,16 @@ def test_a_prefix_of_a_decoder_is_what_a_cache_of_its_keys_and_values_does(folde
     stack = made.delta_prefix["model"]
     cache = DynamicCache()
     for number in range(2):
-        pair = (torch.tanh(stack.table @ stack.down.weight.T) @ stack.up.weight.T).view(
-            4, 2, 2, 1, 8
-        )
+        both = torch.tanh(stack.table @ stack.down.weight.T) @ stack.up.weight.T
+        pair = both.view(4, 2, 2, 1, 8)
         keys, values = (pair[:, number, i].permute(1, 0, 2).expand(2, 1, 4, 8) for i in (0, 1))
         cache.update(keys, values, number)
     plain = LlamaForCausalLM.from_pretrained(folders("llama")).eval()
     longer = torch.cat([torch.ones(2, 4, dtype=torch.long), mask], dim=1)
     with torch.no_grad():
         found = made.eval()(ids, attention_mask=mask, position_ids=positions).logits
-        wanted = plain(
-            ids, attention_mask=longer, position_ids=positions, past_key_values=cache
-        ).logits
+        given = {"attention_mask": longer, "past_key_values": cache}
+        wanted = plain(ids, position_ids=positions, **given).logits
         without = plain(ids, attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(found[:, 1:], wanted[:, 1:], rtol=0, atol=1e-5)
     assert (found - without)[:, 1:].abs().max() > 1e-3
@@ -154,18 +152,16 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
     assert json.loads((first / "node.json").read_text())["base"]["fingerprint"]
     second = make(*own, "task=parity", f"init_from={first}")
     finish(second, tmp_path / "2")
-    states = [
-        load_file(tmp_path / f"{n}/checkpoint/task{n}/adapter_model.safetensors") for n in (1, 2)
-    ]
+    saved = "checkpoint/task{0}/adapter_model.safetensors"
+    states = [load_file(tmp_path / str(n) / saved.format(n)) for n in (1, 2)]
     assert states[0].keys() == states[1].keys()
     assert any(not torch.equal(states[0][k], states[1][k]) for k in states[0])
     model = loaded(second, tmp_path / "2/checkpoint").model.eval()
     assert not any(p.requires_grad for p in model.parameters())
     # The second task began where the first ended: without a step, it is the first.
-    finish(
-        make(*own, "task=parity", f"init_from={first}", "trainer.learning_rate=0"), tmp_path / "3"
-    )
-    still = load_file(tmp_path / "3/checkpoint/task2/adapter_model.safetensors")
+    stays = ("task=parity", f"init_from={first}", "trainer.learning_rate=0")
+    finish(make(*own, *stays), tmp_path / "3")
+    still = load_file(tmp_path / "3" / saved.format(2))
     for key, value in states[0].items():
         torch.testing.assert_close(still[key], value, rtol=0, atol=0)
     # What was loaded answers as what was trained did.
@@ -189,10 +185,8 @@ def test_early_stopping_gives_what_a_run_that_ends_at_the_best_update_gives(
         torch.manual_seed(0)
         delta = delta_of(run.delta)
         model = delta.attach(family_of(run.model).build(), "task1", [])
-        left = iter(told)
-        done = train(
-            model, trainings(run, 24), delta, run, 0, folder, lambda step: {"loss": next(left)}
-        )
+        given = iter([{"loss": value} for value in told])
+        done = train(model, trainings(run, 24), delta, run, 0, folder, lambda _: next(given))
         return done.steps, {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     small = ("trainer.per_device_train_batch_size=4",)
@@ -269,10 +263,8 @@ def test_a_start_of_higher_rank_or_of_another_kind_is_refused(
         finish(make(*own, *SMALL["adapter"], start), tmp_path / "3")
     # A higher rank does what the start does: the loss is that of the first run's end.
     finish(make(*own, "delta.lora_dim=6", start, "trainer.learning_rate=0"), tmp_path / "4")
-    losses = [
-        json.loads((tmp_path / n / "all_results.json").read_text())["metrics"]["sentiment"]["loss"]
-        for n in "14"
-    ]
+    told = [json.loads((tmp_path / n / "all_results.json").read_text()) for n in "14"]
+    losses = [one["metrics"]["sentiment"]["loss"] for one in told]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -14,7 +14,16 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.runs import finish, meeting_of, model_of, of, planned, second_task, trainings
+from support.runs import (
+    finish,
+    meeting_of,
+    model_of,
+    of,
+    planned,
+    read,
+    second_task,
+    trainings,
+)
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from train.chain import CheckpointError
@@ -46,7 +55,7 @@ def rows(answers: tuple[str, ...] = ("positive", "negative")) -> list[dict[str, 
 
 
 def examples(task: Any) -> list[Any]:
-    return [task.example(row, np.random.default_rng(0), True, "row") for row in rows()]
+    return [read(task, row, training=True) for row in rows()]
 
 
 def shaken(model: Any) -> Any:
@@ -80,7 +89,7 @@ def test_a_decoder_reads_one_begin_mark_and_learns_the_answer_and_its_end_alone(
     for kind in ("llama", "gpt2"):
         own = AutoTokenizer.from_pretrained(folders(kind))
         task = meeting_of(make(*of(folders(kind)), TEMPLATE))
-        batch = task.batch([task.example(rows()[0], np.random.default_rng(0), True, "row")])
+        batch = task.batch(examples(task)[:1])
         plain = {"add_special_tokens": False}
         text, answer = "review: a fine film", "positive"
         if kind == "gpt2":  # LLaMA's tokenizer brings the blank itself
@@ -176,12 +185,10 @@ def test_a_decoder_may_have_more_layers_than_its_encoder(make: Any) -> None:
     for one, answer in zip(made, task.answers(model, made, CPU), strict=True):
         ids = [*one.prefix]
         for _ in range(task.generation["max_new_tokens"]):
-            batch = {
-                "input_ids": torch.tensor([one.source]),
-                "decoder_input_ids": torch.tensor([ids]),
-            }
+            source, given = torch.tensor([one.source]), torch.tensor([ids])
             with torch.no_grad():
-                ids.append(int(model(**batch, use_cache=False).logits[0, -1].argmax()))
+                made_of = model(input_ids=source, decoder_input_ids=given, use_cache=False)
+            ids.append(int(made_of.logits[0, -1].argmax()))
             if ids[-1] == task.vocabulary.eos:
                 break
         assert answer == task.vocabulary.decode(ids[len(one.prefix) :])
@@ -195,10 +202,7 @@ def test_an_option_scores_the_log_probability_of_all_its_ids_and_the_end_mark(
     job = make(*of(folders(kind)), TEMPLATE,
                "+task.sentiment.preprocess.text.ans2label={good:2,not very good:3}")  # fmt: skip
     task, model = meeting_of(job), shaken(model_of(job))
-    made = [
-        task.example({"review": text}, np.random.default_rng(0), False, "row")
-        for text, _ in REVIEWS
-    ]
+    made = [read(task, {"review": text}) for text, _ in REVIEWS]
     answers = task.answers(model, made, CPU)
     for one, answer in zip(made, answers, strict=True):
         scores = {}
@@ -248,13 +252,13 @@ def test_texts_longer_than_a_model_has_positions_for_are_refused(
 ) -> None:
     """225 ids and 30 of the answer with a begin mark are 256; 159 with a begin mark are 160."""
     model = model_of(make(*of(folders(kind))))
-    for tokens, fits in ((length - 1, True), (length, False)):
-        job = make(*of(folders(kind)), f"+task.sentiment.max_src_length={tokens}")
-        if fits:
-            check_loaded(model, job.model, planned(job).values())
-        else:
-            with pytest.raises(SettingsError, match=words):
-                check_loaded(model, job.model, planned(job).values())
+    longest, over = (
+        make(*of(folders(kind)), f"+task.sentiment.max_src_length={n}")
+        for n in (length - 1, length)
+    )
+    check_loaded(model, longest.model, planned(longest).values())
+    with pytest.raises(SettingsError, match=words):
+        check_loaded(model, over.model, planned(over).values())
 
 
 def test_an_encoder_wants_a_closed_set(make: Any, folders: Any) -> None:
@@ -297,17 +301,11 @@ def test_eight_rows_at_once_and_two_by_two_make_the_same_step(
     make: Any, folders: Any, tmp_path: Path, kind: str
 ) -> None:
     """Answers of different length: micro-batches weigh their target ids, the penalties count once."""
-    sizes = [
-        (
-            f"trainer.per_device_train_batch_size={n}",
-            f"trainer.gradient_accumulation_steps={8 // n}",
-        )
-        for n in (8, 2)
-    ]
     off = "+model.config={dropout_rate:0.0}" if kind == "t5" else "+model.config={}"
+    own = of(folders(kind), TEMPLATE, UNEVEN, off, *STEP)
+    sizes = ("trainer.per_device_train_batch_size=", "trainer.gradient_accumulation_steps=")
     whole, parts = (
-        one_step(make(*of(folders(kind)), TEMPLATE, UNEVEN, off, *STEP, *size), tmp_path)
-        for size in sizes
+        one_step(make(*own, f"{sizes[0]}{n}", f"{sizes[1]}{8 // n}"), tmp_path) for n in (8, 2)
     )
     assert whole.keys() == parts.keys() and all("task3" in name for name in whole)
     for name, weight in whole.items():
@@ -366,10 +364,8 @@ def test_every_task_of_a_chain_on_pretrained_weights_has_an_adapter_and_none_a_b
         checkpoint = last.parent / str(place) / "checkpoint"
         assert not (checkpoint / "base").exists()
         with safe_open(checkpoint / f"task{place}/adapter_model.safetensors", "pt") as weights:
-            shapes = [
-                weights.get_slice(k).get_shape() for k in sorted(weights.keys()) if "lora_A" in k
-            ]
-        assert {shape[0] for shape in shapes} == {rank}
+            own = [key for key in sorted(weights.keys()) if "lora_A" in key]
+            assert {weights.get_slice(key).get_shape()[0] for key in own} == {rank}
         saved = json.loads((checkpoint / f"task{place}/adapter_config.json").read_text())
         assert saved["lora_alpha"] == 32  # its own scaling 32 / r, whatever came before
 

@@ -40,9 +40,11 @@ ASKED = {
 
 
 def head(make: Make, task: str, *more: str) -> Any:
-    return meeting_of(
-        make(f"task={task}", "model=headed", f"task.{task}.dataset.made_rows=8", *more)
-    )
+    few = f"task.{task}.dataset.made_rows=8"
+    return meeting_of(make(f"task={task}", "model=headed", few, *more))
+
+
+FEW = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
 
 
 # -- metrics by hand --------------------------------------------------------------------------------
@@ -89,9 +91,7 @@ def test_boxes_are_scored_at_each_threshold_of_their_overlap() -> None:
 
 
 def test_windows_cover_the_context_and_share_the_stride(make: Make) -> None:
-    task = head(
-        make, "squad", "task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3"
-    )
+    task = head(make, "squad", *FEW)
     windows = task.example(ASKED, RNG, False, "row")
     # 14 less 3 marks and 3 words of the question: 8 words of the context, 5 of them new.
     words = [[CONTEXT[slice(*one)] for one in w.offsets if one is not None] for w in windows]
@@ -100,9 +100,8 @@ def test_windows_cover_the_context_and_share_the_stride(make: Make) -> None:
     assert CONTEXT[windows[0].offsets[first][0] : windows[0].offsets[last][1]] == "anna adams"
     assert all(w.label == (0, 0) and w.null == 0 for w in windows[1:])
     batch = task.batch([windows, windows[:1]])
-    assert batch["input_ids"].shape == (4, 14) and batch["labels"].tolist()[3] == list(
-        windows[0].label
-    )
+    assert batch["input_ids"].shape == (4, 14)
+    assert batch["labels"].tolist()[3] == [*windows[0].label]
 
 
 def test_an_answer_that_a_window_cuts_is_not_in_it(make: Make) -> None:
@@ -115,8 +114,7 @@ def test_an_answer_that_a_window_cuts_is_not_in_it(make: Make) -> None:
 
 
 def test_a_training_row_is_a_window_and_a_question_without_room_is_refused(make: Make) -> None:
-    few = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
-    task = head(make, "squad", *few)
+    task = head(make, "squad", *FEW)
     spread = task.spread(Rows(lambda epoch: [ASKED], [], []))
     windows = [task.example(row, RNG, True, "row") for row in spread.train(0)]
     assert [w for [w] in windows] == [*task.example(ASKED, RNG, True, "row")]
@@ -126,8 +124,7 @@ def test_a_training_row_is_a_window_and_a_question_without_room_is_refused(make:
 
 
 def test_the_best_span_of_all_windows_is_the_answer(make: Make) -> None:
-    few = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
-    task = head(make, "squad", *few, "task.squad.evaluation.max_answer_length=3")
+    task = head(make, "squad", *FEW, "task.squad.evaluation.max_answer_length=3")
     windows = task.example(ASKED, RNG, False, "row")
     logits = [np.zeros((2, len(w.offsets))) for w in windows]
     place = next(i for i, one in enumerate(windows[0].offsets) if one is not None)
@@ -273,12 +270,8 @@ def test_weights_without_a_head_get_a_new_one_and_are_trained_whole(
     shape = Path(__file__).resolve().parents[2] / "data/models/bert_tiny"
     AutoModel.from_config(AutoConfig.from_pretrained(shape)).save_pretrained(tmp_path / "bert")
     AutoTokenizer.from_pretrained(shape).save_pretrained(tmp_path / "bert")
-    own = [
-        "task=glue",
-        "model=headed",
-        f"model.path={tmp_path}/bert",
-        "task.glue.dataset.made_rows=4",
-    ]
+    path, rows = f"model.path={tmp_path}/bert", "task.glue.dataset.made_rows=4"
+    own = ["task=glue", "model=headed", path, rows]
     with pytest.raises(SettingsError, match=r"the head of model.path=.* may be new"):
         planned(make(*own))
     (tmp_path / "job").mkdir()
@@ -292,15 +285,8 @@ def test_a_detector_learns_the_same_with_its_blocks_recomputed(make: Make, tmp_p
     for method in ("none", "gc"):
         (tmp_path / method).mkdir()
         rows = ["task.coco.dataset.made_rows=8", "trainer.per_device_train_batch_size=2"]
-        own = [
-            "task=coco",
-            "model=headed",
-            *QUICK,
-            *rows,
-            f"memory={method}",
-            "trainer.max_steps=4",
-        ]
-        losses.append(finish(make(*own), tmp_path / method)["train_loss"])
+        own = ["task=coco", "model=headed", *QUICK, *rows, "trainer.max_steps=4"]
+        losses.append(finish(make(*own, f"memory={method}"), tmp_path / method)["train_loss"])
     assert losses[0] == losses[1]
 
 

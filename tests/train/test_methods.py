@@ -68,10 +68,8 @@ def test_seqlora_trains_the_parents_adapter_on_and_leaves_it_alone_in_the_model(
     job = make(*of(folders("bert")), *QUICK, "delta=seqlora", "task=parity", *still,
                f"init_from={tmp_path / 'a/1/checkpoint'}")  # fmt: skip
     finish(job, tmp_path / "b")
-    one, two, unmoved = (
-        weights_of(tmp_path / f"{place}/adapter_model.safetensors")
-        for place in ("a/1/checkpoint/task1", "a/2/checkpoint/task2", "b/checkpoint/task2")
-    )
+    places = ("a/1/checkpoint/task1", "a/2/checkpoint/task2", "b/checkpoint/task2")
+    one, two, unmoved = (weights_of(tmp_path / p / "adapter_model.safetensors") for p in places)
     assert all(torch.equal(one[key], unmoved[key]) for key in one)
     assert any(not torch.equal(one[key], two[key]) for key in one)
     chain = loaded(job, tmp_path / "a/2/checkpoint")
@@ -86,23 +84,15 @@ def test_seqft_saves_whole_models_and_goes_on_from_the_last(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
     grown(make, folders, tmp_path, "seqft")
-    base, one, two = (
-        weights_of(folder / "model.safetensors")
-        for folder in (
-            folders("bert"),
-            tmp_path / "1/checkpoint/base",
-            tmp_path / "2/checkpoint/base",
-        )
-    )
+    places = (folders("bert"), *(tmp_path / n / "checkpoint/base" for n in "12"))
+    base, one, two = (weights_of(folder / "model.safetensors") for folder in places)
     moved = [k for k in base if "encoder" in k and not torch.equal(base[k], one[k])]
     assert moved and any(not torch.equal(one[key], two[key]) for key in moved)
     # An adapter may follow: it is on the last whole model.
     on = make(*of(folders("bert")), *QUICK, f"init_from={tmp_path / '2/checkpoint'}")
     finish(on, tmp_path / "3")
     assert (tmp_path / "3/checkpoint/task3/adapter_config.json").is_file()
-    with pytest.raises(
-        CheckpointError, match=r"holds adapters, and delta\._name=seqlora goes on from"
-    ):
+    with pytest.raises(CheckpointError, match=r"adapters, and delta\._name=seqlora goes on from"):
         finish(make(*of(folders("bert")), *QUICK, "delta=seqlora",
                     f"init_from={tmp_path / '3/checkpoint'}"), tmp_path / "4")  # fmt: skip
 

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.runs import second_task, trainings
@@ -37,12 +36,9 @@ PENALTIES = ("delta.lamda_1=0.5", "delta.lamda_2=0.1", "trainer.learning_rate=0.
 
 
 def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
-    job = make_job(
-        *STEP,
-        *PENALTIES,
-        f"trainer.per_device_train_batch_size={batch}",
-        f"trainer.gradient_accumulation_steps={accumulation}",
-    )
+    sizes = (f"trainer.per_device_train_batch_size={batch}",
+             f"trainer.gradient_accumulation_steps={accumulation}")  # fmt: skip
+    job = make_job(*STEP, *PENALTIES, *sizes)
     model, delta = second_task(job, seed=1)
     report = train(model, eight(job), delta, job, 0, folder)
     assert report.steps == 1 and report.delta["orthogonal_loss_first"] > 0
@@ -91,10 +87,7 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
     model, delta = second_task(job, seed=1)
     modules = delta.modules
     [training] = eight(job)
-    rows = [training.rows.train(0)[i] for i in training.order(0)]
-    batch = training.task.batch(
-        [training.task.example(row, np.random.default_rng(0), True, "") for row in rows]
-    )
+    batch = training.task.batch([training.example(0, i) for i in training.order(0)])
     loss = torch.nn.functional.cross_entropy(training.task.logits(model, batch), batch["labels"])
     (loss + 0.5 * orthogonal_loss(by_shape(modules)) + 0.1 * l2_loss(by_shape(modules))).backward()
     for name, parameter in model.named_parameters():
@@ -142,12 +135,9 @@ def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
         report = train(model, eight(job), delta, job, 0, tmp_path)
     for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
         assert key in caplog.text
-    modules = delta.modules
-    assert report.delta["orthogonal_loss"] == pytest.approx(
-        orthogonal_loss(by_shape(modules)).item()
-    )
-    assert report.delta["l2_loss"] == pytest.approx(l2_loss(by_shape(modules)).item())
-    assert report.delta["a_norm"] == pytest.approx(a_norm(by_shape(modules)).item())
+    groups = by_shape(delta.modules)
+    for key, of in (("orthogonal_loss", orthogonal_loss), ("l2_loss", l2_loss), ("a_norm", a_norm)):
+        assert report.delta[key] == pytest.approx(of(groups).item())
 
 
 @pytest.mark.parametrize(("updates", "warmup"), [(1, 0.06), (5, 5), (5, 50), (3, 0.99)])
