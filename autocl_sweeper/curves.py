@@ -21,7 +21,7 @@ KEPT = 256  # steps that running means are kept for
 class Curve:
     """What a trial reported so far, as (step, loss) with rising steps; nan: it was not finite."""
 
-    reports: Sequence[tuple[int, float]]
+    reports: list[tuple[int, float]]
     favoured: bool = False  # its suggestion did well before: it is not judged at the first rung
     final: float | None = None  # loss of a complete trial
 
@@ -77,7 +77,6 @@ class Curves(MutableMapping[int, Curve]):
 
     def __init__(self, curves: Mapping[int, Curve] | None = None) -> None:
         self._curves: dict[int, Curve] = {}
-        self._points: dict[int, list[tuple[int, float]]] = {}  # the reports of the curves
         self._rungs: dict[int, Rung] = {}
         self._completed: list[int] = []
         self._means: dict[int, tuple[list[float], int]] = {}  # step -> means, completed trials seen
@@ -94,8 +93,7 @@ class Curves(MutableMapping[int, Curve]):
 
     def __setitem__(self, number: int, curve: Curve) -> None:
         self.pop(number, None)
-        self._points[number] = [*curve.reports]
-        self._curves[number] = replace(curve, reports=self._points[number])
+        self._curves[number] = replace(curve, reports=[*curve.reports])
         for rung in self._rungs.values():
             rung.enter(number, curve)
         if curve.final is not None:
@@ -111,7 +109,7 @@ class Curves(MutableMapping[int, Curve]):
 
     def report(self, number: int, step: int, loss: float) -> None:
         """A running trial reports, at a larger step than before."""
-        points = self._points[number]
+        points = self._curves[number].reports
         before = points[-1][0] if points else -1
         points.append((step, loss))
         for rung in self._rungs.values():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.types import Value
@@ -80,6 +80,11 @@ class Interval:
             raise ConfigurationError(f"{bounds} of integers must begin and end with whole numbers")
 
     @property
+    def values(self) -> Sequence[Value] | None:
+        """All values of an interval of whole numbers; None: of floats there is no end."""
+        return range(int(self.low), int(self.high) + 1) if self.integer else None
+
+    @property
     def _ends(self) -> tuple[float, float]:
         # Each whole number owns the unit around it, so both ends are as likely as the others.
         half = 0.5 if self.integer else 0.0
@@ -99,12 +104,12 @@ class Interval:
 
     def position(self, value: Value) -> float | None:
         """The place of a value: `at(position(v)) == v`, floats up to rounding. None: it lies outside."""
-        if not is_number(value) or not self.low <= value <= self.high:  # type: ignore[operator]
+        if not is_number(value) or not self.low <= value <= self.high:
             return None
-        if self.integer and not float(value).is_integer():  # type: ignore[arg-type]
+        if self.integer and not float(value).is_integer():
             return None
         scale = math.log if self.log else float
-        low, high, place = map(scale, (*self._ends, value))  # type: ignore[arg-type]
+        low, high, place = map(scale, (*self._ends, value))
         return (place - low) / (high - low) if high > low else 0.5
 
 
@@ -120,7 +125,7 @@ def same(one: Value, other: Value) -> bool:
     return isinstance(one, bool) is isinstance(other, bool) and one == other
 
 
-def is_number(value: Value) -> bool:
+def is_number(value: Value) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -160,14 +165,7 @@ class Space(Mapping[str, Distribution]):
 
     def params(self, point: Mapping[str, Value]) -> dict[str, Value]:
         """What a point sets: the keys of its axes, without those whose conditions do not hold."""
-        everything: dict[str, Value] = {}
-        for axis in self.axes:
-            if axis in self.zips:
-                values = point[axis]
-                assert isinstance(values, (list, tuple))
-                everything.update(zip(self.zips[axis], values, strict=True))
-            else:
-                everything[axis] = point[axis]
+        everything = self._by_key(point)
         return {key: value for key, value in everything.items() if self._holds(key, everything)}
 
     def draw(self, place: Callable[[str], float]) -> dict[str, Value]:
@@ -187,42 +185,30 @@ class Space(Mapping[str, Distribution]):
     @cached_property
     def initial(self) -> dict[str, Value] | None:
         """What the app's own configuration sets; None where it does not lie in the space."""
-        own = {key: self.init[name] for key, name in self._names.items() if name in self.init}
-        inside = {
-            axis: value
-            for axis, value in self.point(own).items()
-            if self.axes[axis].position(value) is not None
-        }
-        there = {key for axis in inside for key in self.keys_of(axis)}
-        needed = {
-            key
-            for axis in self.axes
-            for key in self.keys_of(axis)
-            if self._holds(key, {k: v for k, v in own.items() if k in there})
-        }
-        if not self.axes or not needed <= there:
+        names = {key: key.lstrip("+") for axis in self.axes for key in self.keys_of(axis)}
+        own = {key: self.init[name] for key, name in names.items() if name in self.init}
+        inside: dict[str, Value] = {}
+        for axis, value in self.point(own).items():
+            one = self.axes[axis]
+            if (place := one.position(value)) is not None:
+                # A choice as the user wrote it: 1 where the app has 1.0.
+                inside[axis] = one.at(place) if isinstance(one, Choice) else value
+        there = self._by_key(inside)
+        needed = {key for key in names if self._holds(key, there)}
+        if not self.axes or not needed <= there.keys():
             return None
-        return {k: v for k, v in self._flat(inside).items() if k in needed}
+        return {key: value for key, value in there.items() if key in needed}
 
-    @property
-    def _names(self) -> dict[str, str]:
-        keys = [key for axis in self.axes for key in self.keys_of(axis)]
-        return {key: key.lstrip("+") for key in keys}
-
-    def _flat(self, point: Mapping[str, Value]) -> dict[str, Value]:
-        flat: dict[str, Value] = {}
-        for axis, value in point.items():
-            distribution = self.axes[axis]
-            if isinstance(distribution, Choice):  # as the user wrote it: 1 where the app has 1.0
-                place = distribution.place(value)
-                assert place is not None
-                value = distribution.ranked[place]
-            if axis in self.zips:
-                assert isinstance(value, (list, tuple))
-                flat.update(zip(self.zips[axis], value, strict=True))
-            else:
-                flat[axis] = value
-        return flat
+    def _by_key(self, point: Mapping[str, Value]) -> dict[str, Value]:
+        """The values of a point's axes by override key."""
+        found: dict[str, Value] = {}
+        for axis in self.axes:
+            if axis in point:
+                value: Any = point[axis]
+                found |= zip(
+                    self.keys_of(axis), value if axis in self.zips else [value], strict=True
+                )
+        return found
 
     def _holds(self, key: str, params: Mapping[str, Value]) -> bool:
         return all(

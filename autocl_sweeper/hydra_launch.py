@@ -25,7 +25,7 @@ from autocl_sweeper.errors import AutoCLError, ConfigurationError, DiskError
 from autocl_sweeper.executor.local import LocalExecutor
 from autocl_sweeper.executor.process.forked import KeptForkServer
 from autocl_sweeper.executor.ray.cluster import RayExecutor
-from autocl_sweeper.executor.settings import from_settings, needs_of
+from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.folder import folder_errors
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.job.task import ReportingTask, Terminated
@@ -52,8 +52,7 @@ def local_executor(
 ) -> LocalExecutor:
     """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
     package = _package(hydra_context, task_function, config, files)
-    needs, holder = needs_of(settings, package), str(files.folder.parent)
-    return from_settings(settings, package, files, holder, returns, kept, needs=needs)
+    return from_settings(settings, package, returns, kept)
 
 
 def ray_executor(
@@ -69,8 +68,7 @@ def ray_executor(
     keys = {key: plain(value) for key, value in settings.items()}
     # What Hydra copies for jobs elsewhere is there from their start, as it is on this machine.
     copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
-    needs = needs_of(keys, package)
-    return RayExecutor(keys["address"], keys, package, returns, copied, needs)
+    return RayExecutor(keys, package, returns, copied)
 
 
 def _package(

@@ -110,7 +110,7 @@ def run_sweep(
             executor = BatchExecutor(launcher, files, _batch_size(plan, launcher))
         with folder_errors(folder), closing(exporter), closing(executor):
             if isinstance(executor, LocalExecutor):
-                memory.refuse_budgets(executor.refuse_budget)
+                memory.refuse_budgets(executor.pool.refuse_budget)
             progress: Progress = watch(executor)
             if plan.settings.parents != BEAM:
                 progress = RoundsProgress(watch(executor), folder)

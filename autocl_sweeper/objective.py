@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
+from typing import TypeAlias
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.types import Outcome
@@ -17,6 +19,9 @@ CURRENT, MEAN, WORST = "current", "mean", "worst"
 
 # eval/digits_01 outside quotes is a name; Python would divide.
 EVAL_NAME = re.compile(r"""("[^"]*"|'[^']*')|\beval/(\w+(?:\.\w+)*)""")
+
+Compute: TypeAlias = Callable[[Mapping[str, float]], float]
+"""known numbers -> the value. Raises KeyError for a missing one, ArithmeticError, ValueError."""
 
 OPERATORS: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: lambda a, b: a + b,
@@ -48,8 +53,8 @@ class Objective:
     needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.text is not None:
-            _check(self._tree, self.text)
+        if self.text is not None and not self._expression[0]:
+            raise _refusal(self.text, "names nothing that a job returns")
 
     @property
     def name(self) -> str:
@@ -67,13 +72,13 @@ class Objective:
         if self.text is None:
             return known[self._names(outcome)[0]]
         try:
-            return _value(self._tree, known)
+            return self._expression[1](known)
         except (ArithmeticError, ValueError):
             return math.nan
 
     def _names(self, outcome: Outcome) -> list[str]:
         if self.text is not None:
-            return list(_names(self._tree))
+            return list(self._expression[0])
         if self.metric is not None or "score" in outcome.numbers or not outcome.evaluations:
             return [self.metric or "score"]
         return [MEAN]
@@ -95,26 +100,21 @@ class Objective:
         return found
 
     @cached_property
-    def _tree(self) -> ast.expr:
+    def _expression(self) -> tuple[dict[str, None], Compute]:
+        """The names in the text, in their order, and what computes it."""
         assert self.text is not None
         text = EVAL_NAME.sub(lambda m: m[1] or f'"eval/{m[2]}"', self.text)
         try:
-            return ast.parse(text.strip(), mode="eval").body
+            tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise _refusal(self.text, "cannot be read") from None
+        names: dict[str, None] = {}
+        return names, _compiled(tree, names, self.text)
 
 
 def tasks_until(tasks: Sequence[str], task: str) -> list[str]:
     """The tasks of a sequence up to this one, which is the last; none outside a sequence."""
     return list(tasks[: tasks.index(task) + 1]) if task in tasks else []
-
-
-def _check(node: ast.expr, text: str) -> None:
-    refused = next(_refused(node), None)
-    if refused is not None:
-        raise _refusal(text, f"has {ast.unparse(refused)!r}, which is none of these")
-    if not _names(node):
-        raise _refusal(text, "names nothing that a job returns")
 
 
 def _refusal(text: str, what: str) -> ConfigurationError:
@@ -127,50 +127,22 @@ def _refusal(text: str, what: str) -> ConfigurationError:
     )
 
 
-def _refused(node: ast.expr) -> Iterator[ast.expr]:
-    """Parts of an expression that it may not have."""
+def _compiled(node: ast.expr, names: dict[str, None], text: str) -> Compute:
+    """What computes a part of an expression, whose names are added to `names`."""
     match node:
-        case ast.Constant(value=int() | float() | str()) if not isinstance(node.value, bool):
-            return
-        case ast.Name():
-            return
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
-            yield from _refused(operand)
+        case ast.Name(id=str(name)) | ast.Constant(value=str(name)):
+            names[name] = None
+            return itemgetter(name)
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return lambda known: float(number)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+            value, sign = _compiled(operand, names, text), -1.0 if isinstance(op, ast.USub) else 1.0
+            return lambda known: value(known) * sign
         case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            yield from _refused(left)
-            yield from _refused(right)
+            apply = OPERATORS[type(op)]
+            one, other = _compiled(left, names, text), _compiled(right, names, text)
+            return lambda known: apply(one(known), other(known))
         case ast.Call(func=ast.Name(id=name), args=[_, *_], keywords=[]) if name in FUNCTIONS:
-            for argument in node.args:
-                yield from _refused(argument)
-        case _:
-            yield node
-
-
-def _names(node: ast.expr) -> dict[str, None]:
-    """The names in a checked expression, in their order."""
-    if isinstance(node, ast.Call):
-        return {name: None for argument in node.args for name in _names(argument)}
-    if isinstance(node, ast.BinOp):
-        return _names(node.left) | _names(node.right)
-    if isinstance(node, ast.UnaryOp):
-        return _names(node.operand)
-    name = node.id if isinstance(node, ast.Name) else getattr(node, "value", None)
-    return {name: None} if isinstance(name, str) else {}
-
-
-def _value(node: ast.expr, known: Mapping[str, float]) -> float:
-    """A checked expression's value. Raises KeyError, ArithmeticError, ValueError."""
-    match node:
-        case ast.Name(id=name):
-            return known[name]
-        case ast.Constant(value=str(name)):
-            return known[name]
-        case ast.Constant(value=int() | float() as number):
-            return float(number)
-        case ast.UnaryOp(op=op, operand=operand):
-            return _value(operand, known) * (-1.0 if isinstance(op, ast.USub) else 1.0)
-        case ast.BinOp(left=left, op=op, right=right):
-            return OPERATORS[type(op)](_value(left, known), _value(right, known))
-        case ast.Call(func=ast.Name(id=name), args=arguments):
-            return FUNCTIONS[name]([_value(argument, known) for argument in arguments])
-    raise AssertionError(f"{ast.dump(node)} was checked")
+            parts = [_compiled(argument, names, text) for argument in node.args]
+            return lambda known: FUNCTIONS[name]([part(known) for part in parts])
+    raise _refusal(text, f"has {ast.unparse(node)!r}, which is none of these")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from autocl_sweeper.errors import ConfigurationError
@@ -32,7 +31,6 @@ Place = TypeVar("Place")
 WINDOW = 1024  # suggestions looked at together; what a stage costs at its start does not grow
 
 
-@dataclass(frozen=True)
 class Work:
     """How much work a job is, in units of its own: the product of the settings it grows with.
 
@@ -40,16 +38,15 @@ class Work:
     not set a key itself.
     """
 
-    keys: Collection[str]
-    configs: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        counting = {task: self._counting(config) for task, config in self.configs.items()}
-        object.__setattr__(self, "configs", counting)
+    def __init__(
+        self, keys: Collection[str], configs: Mapping[str, Mapping[str, Value]] | None = None
+    ) -> None:
+        self._keys = keys
+        self._configs = {task: self._counting(one) for task, one in (configs or {}).items()}
 
     def __call__(self, params: Mapping[str, Value], task: str = "") -> float:
         product = 1.0
-        for value in {**self.configs.get(task, {}), **self._counting(params)}.values():
+        for value in {**self._configs.get(task, {}), **self._counting(params)}.values():
             # max_steps=-1 and its like mean that something else says how long a job is.
             if isinstance(value, (int, float)) and value > 0:
                 product *= value
@@ -60,7 +57,7 @@ class Work:
         return {
             key: value
             for key, value in bare
-            if key in self.keys or key.rpartition(".")[2] in self.keys
+            if key in self._keys or key.rpartition(".")[2] in self._keys
         }
 
 
@@ -79,7 +76,7 @@ def work_of(
         )
     keys = launcher.get("duration_keys")
     keys = DURATION_KEYS if keys is None else tuple(keys)
-    return Work(frozenset(keys), configs or {}) if order == "longest" else None
+    return Work(frozenset(keys), configs) if order == "longest" else None
 
 
 def longest_first(jobs: Sequence[Job], work: Work) -> list[Job]:

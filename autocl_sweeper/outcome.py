@@ -93,6 +93,13 @@ class JobFiles:
         """The name of a running job's output folder, which only the job itself finds out."""
         return self.folder / f"{number}.output"
 
+    def output_folder(self, number: int) -> Path | None:
+        """The running job's output folder; None where it has not come so far."""
+        try:
+            return Path(self.output(number).read_text("utf-8", "surrogateescape"))
+        except OSError:
+            return None
+
     def reports(self, number: int) -> Path:
         """Scores that a running job reports, a JSON line each."""
         return self.folder / f"{number}.reports"

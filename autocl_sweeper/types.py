@@ -181,6 +181,7 @@ class Job:
     # What tells it from its siblings: override key -> value; None: its overrides do.
     params: Mapping[str, Value] | None = None
     folder: str = ""  # its own, absolute; empty: known to the job alone
+    need: Need | None = None  # of a job that was composed elsewhere; None: its settings say
 
 
 @dataclass(frozen=True)

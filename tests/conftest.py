@@ -39,6 +39,12 @@ def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For many sweeps in virtual time: nothing there is about a machine that loses its power."""
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+@pytest.fixture
 def benches(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     """Makes benches: benches("chain") runs tests/support/apps/chain.py; each further one is separate."""
     made: list[Bench] = []

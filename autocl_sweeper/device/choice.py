@@ -42,7 +42,7 @@ def lease_free(
     claim: Claim | None = None,
     claim_on: Callable[[Device], Claim] | None = None,
     stagger_s: float = 0.0,
-    retired: Mapping[str, str] | None = None,
+    retired: Mapping[str, str] = {},
     insist: bool = False,
     keep_free_mib: int = 0,
 ) -> list[Lease] | Refusal:
@@ -60,7 +60,6 @@ def lease_free(
     """
     claim = claim or Claim(os.getpid())
     own = claim_on or (lambda device: claim)
-    retired = retired or {}
     considered = probe.devices()[:max_devices]
     # CUDA shows a process one MIG device, whatever the mask lists.
     able = [device for device in considered if count == 1 or not device.id.startswith("MIG-")]
@@ -72,16 +71,10 @@ def lease_free(
     def unfit(device: Device | None, occupied: Occupied) -> str:
         if device is None:
             return "has disappeared"
-        reason = refusal(
-            device,
-            occupied.claims,
-            own(device),
-            free_memory,
-            keep_free_mib=keep_free_mib,
-        )
+        theirs = occupied.claims
+        reason = refusal(device, theirs, own(device), free_memory, keep_free_mib=keep_free_mib)
         if reason.startswith("is leased by"):
-            said = [leases.words(device.id, other) for other in occupied.claims]
-            return f"is leased by {'; '.join(said)}"
+            return f"is leased by {'; '.join(leases.words(device.id, one) for one in theirs)}"
         return reason
 
     def objection(device: Device, occupied: Occupied) -> str:
@@ -97,8 +90,7 @@ def lease_free(
     held: dict[str, Lease] = {}
     untried = list(able)
     if claim.limit != 1:
-        crowd = {device.id: leases.look(device.id) for device in able}
-        untried.sort(key=lambda device: len((crowd[device.id] or Occupied()).claims))
+        untried.sort(key=lambda device: len((leases.look(device.id) or Occupied()).claims))
     with ExitStack() as given_back:
         # Stop when too few are left to try. If two sweeps each hold some of the devices, the one
         # that holds fewer gives up first, and the other gets all it needs.
@@ -149,13 +141,11 @@ def _want_shared(
     """
     shared = []
     for device in able:
-        occupied = seen.get(device.id)
-        if occupied is None or device.problem or not occupied.claims:
-            continue
-        if all(other.limit != 1 for other in occupied.claims):
-            other = occupied.wanted_by
-            if other is None or other.pid == claim.pid:
-                shared.append((other is None, len(occupied.claims), device.id))
+        there = seen.get(device.id, Occupied())
+        joined = there.claims and all(other.limit != 1 for other in there.claims)
+        other = there.wanted_by
+        if joined and not device.problem and (other is None or other.pid == claim.pid):
+            shared.append((other is None, len(there.claims), device.id))
     for _, _, device_id in sorted(shared)[:count]:
         leases.want(device_id, claim)
 
@@ -164,10 +154,9 @@ def refuse_too_few(
     count: int,
     max_devices: int | None,
     considered: Sequence[Device],
-    retired: Mapping[str, str] | None = None,
+    retired: Mapping[str, str] = {},
 ) -> None:
     """Raises DeviceError when no waiting gives a job `count` devices, and says why for each."""
-    retired = retired or {}
     faults = {}
     for device in considered:
         if count > 1 and device.id.startswith("MIG-"):

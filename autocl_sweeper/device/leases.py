@@ -23,15 +23,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import count as count_from
 from pathlib import Path
+from typing import get_type_hints
 
 from autocl_sweeper.device.packing import Claim
 from autocl_sweeper.errors import DeviceError
 
 DOOR_S = 0.2  # how long a look or a take may last; who stops in the middle holds nobody up for long
 WANTED_S = 5.0  # how long a wish for a whole device holds unless repeated; sweeps ask every second
+FIELDS = get_type_hints(Claim)
 BUSY = "is being checked by another sweep"
 
 
+@dataclass
 class Lease:
     """A device of ours, or a place on one, until every process that has its descriptors is gone.
 
@@ -39,13 +42,10 @@ class Lease:
     copies when the job is reaped: it may close its own before. A fork without exec inherits them as well.
     """
 
-    def __init__(
-        self, device_id: str, fds: Sequence[int], claim: Claim, paths: Sequence[Path] = ()
-    ) -> None:
-        self.device_id = device_id
-        self.claim = claim
-        self.paths = paths  # of the last of its descriptors
-        self._fds = tuple(fds)  # of the device; and of the place, if it is shared
+    device_id: str
+    _fds: tuple[int, ...]  # of the device; and of the place, if it is shared
+    claim: Claim
+    paths: Sequence[Path]  # of the last of its descriptors
 
     def filenos(self) -> tuple[int, ...]:
         if not self._fds:
@@ -63,13 +63,12 @@ class Lease:
     def is_announced(self) -> bool:
         """Whether others find its locks, which they do not once the files were deleted."""
         newest = self.filenos()[-len(self.paths) :]
-        try:
+        with suppress(FileNotFoundError):
             return all(
                 os.path.samestat(os.fstat(fd), path.stat())
                 for fd, path in zip(newest, self.paths, strict=True)
             )
-        except FileNotFoundError:
-            return False
+        return False
 
     def add(self, lease: Lease) -> None:
         """Hold another lease of the same device as well."""
@@ -82,9 +81,6 @@ class Lease:
         fds, self._fds = self._fds, ()
         for fd in fds:
             os.close(fd)
-
-    def __repr__(self) -> str:
-        return f"Lease({self.device_id!r}, fds={self._fds})"
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ class LeaseFolder:
             places = ((file, self._lock(file, fcntl.LOCK_EX)) for file in files)
             place, fd = next((file, fd) for file, fd in places if fd is not None)
             locked[place] = fd
-        lease = Lease(device_id, list(locked.values()), claim, list(locked))
+        lease = Lease(device_id, tuple(locked.values()), claim, list(locked))
         lease.note(claim)
         return lease
 
@@ -302,11 +298,6 @@ def _read(path: Path) -> Claim | None:
         claim = Claim(**json.loads(line))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    numbers = (claim.pid, claim.since, claim.stage)
-    maybe = (claim.job, claim.limit, claim.reserved_mib, claim.declared_mib, claim.base_mib)
-    texts = (claim.holder, claim.like, claim.source)
-    known = all(isinstance(text, str) for text in texts) and all(
-        isinstance(number, int | float)
-        for number in (*numbers, claim.unknown, *(n for n in maybe if n is not None))
-    )
-    return claim if known else None  # anybody may have written there
+    # Anybody may have written there.
+    known = all(isinstance(getattr(claim, name), kind) for name, kind in FIELDS.items())
+    return claim if known else None

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from autocl_sweeper.types import Job, Need, Value
 
@@ -37,16 +37,6 @@ BATCH_KEYS = ("per_device_train_batch_size", "train_batch_size", "micro_batch_si
 LENGTH_KEYS = ("max_length", "max_seq_length", "max_seq_len", "max_source_length", "block_size")
 
 
-class Needs(Protocol):
-    def known(self, job: Job) -> Need:
-        """What its settings say, without composing it."""
-        ...
-
-    def of(self, job: Job) -> Need:
-        """The same with its budget. Raises what composing the job does."""
-        ...
-
-
 @dataclass(frozen=True)
 class Siblings:
     """The needs of the jobs of one sweep, which differ in nothing but what was searched.
@@ -59,6 +49,9 @@ class Siblings:
     memory: Callable[[Job], Mapping[str, Any]] = lambda job: {}
 
     def known(self, job: Job) -> Need:
+        """What its settings say, without composing it."""
+        if job.need is not None:
+            return job.need
         deciding = {key: value for key, value in searched(job).items() if self._decides(key)}
         sizes = [key for key in deciding if _last(key) in (*BATCH_KEYS, *LENGTH_KEYS)]
         return Need(
@@ -69,9 +62,11 @@ class Siblings:
         )
 
     def of(self, job: Job) -> Need:
-        need = self.known(job)
+        """The same with its budget. Raises what composing the job does."""
+        if job.need is not None:
+            return job.need
         budget_mib, capped = budget_of(self.memory(job))
-        return replace(need, budget_mib=budget_mib, capped=capped)
+        return replace(self.known(job), budget_mib=budget_mib, capped=capped)
 
     def _decides(self, key: str) -> bool:
         if self.keys is not None:

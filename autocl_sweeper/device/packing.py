@@ -98,9 +98,7 @@ class Balance:
     claimed_mib: int
 
 
-def balance(
-    device: Device, claims: Sequence[Claim], ours: Claim, related: Relatives = relatives
-) -> Balance | None:
+def balance(device: Device, claims: Sequence[Claim], ours: Claim, use: Use) -> Balance | None:
     """None when the device does not tell its memory.
 
     Where NVML does not tell whose memory it is, foreign is what was in use before the jobs came,
@@ -112,7 +110,6 @@ def balance(
     if not claims:
         return Balance(used_mib, 0)
     reserved = [_reserved_mib(claim, ours) for claim in claims]
-    use = use_of(device, [claim.job for claim in claims if claim.job is not None], related)
     if use.by_job is None:
         base_mib = base_of(device, claims)
         return Balance(base_mib, max(sum(reserved), used_mib - base_mib))
@@ -182,7 +179,7 @@ def refusal(
     use = use_of(device, [claim.job for claim in claims if claim.job is not None], related)
     if use.strangers:
         return f"is in use: {len(use.strangers)} foreign process(es), see nvidia-smi"
-    found = balance(device, claims, ours, related)
+    found = balance(device, claims, ours, use)
     if found is None:
         return ""
     assert device.total_mib is not None

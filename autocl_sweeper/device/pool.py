@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -49,7 +50,7 @@ class Grant:
 
     @property
     def base_mib(self) -> dict[str, int | None]:
-        """What was in use on a device before the first of those that are on it now came."""
+        """MiB in use on a device before the first of those that are on it now came; None: not known."""
         return {lease.device_id: lease.claim.base_mib for lease in self.leases}
 
     @property
@@ -60,11 +61,6 @@ class Grant:
         claims = [lease.claim for lease in self.leases]
         most = max(claims, key=lambda claim: claim.reserved_mib or 0)
         return most.reserved_mib, most.source
-
-    def began(self, session: int) -> None:
-        """Tell the other sweeps which processes are the job's."""
-        for lease in self.leases:
-            lease.note(replace(lease.claim, job=session))
 
     def close(self) -> None:
         for lease in self.leases:
@@ -111,25 +107,20 @@ class Pool:
         Raises ConfigurationError, and DeviceError when no device here could ever serve a job.
         """
         slots = settings["cpu_slots"]
-        for key in ("devices_per_job", "jobs_per_device", "max_devices", "memory_per_job_mib"):
-            if settings[key] is not None and settings[key] < 1:
+        share = "a share from 0 to 1 is needed (0.8: four fifths of a device are free of others)"
+        pause = "the seconds between two starts on a device cannot be negative"
+        kept = "the memory of a device that no job gets cannot be negative"
+        rules = {
+            "free_memory": (0, 1, share),
+            "stagger_s": (0, math.inf, pause),
+            "keep_free_mib": (0, math.inf, kept),
+        }
+        numbers = ("devices_per_job", "jobs_per_device", "max_devices", "memory_per_job_mib")
+        rules |= dict.fromkeys(numbers, (1, math.inf, "at least 1 is needed"))
+        for key, (least, most, rule) in rules.items():
+            if (value := settings[key]) is not None and not least <= value <= most:
                 raise ConfigurationError(
-                    f"hydra.launcher.{key}={settings[key]}: at least 1 is needed."
-                    " No job was started."
-                )
-        if not 0 <= settings["free_memory"] <= 1:
-            raise ConfigurationError(
-                f"hydra.launcher.free_memory={settings['free_memory']}: a share from 0 to 1 is"
-                " needed (0.8: four fifths of a device are free of others). No job was started."
-            )
-        for key, what in (
-            ("stagger_s", "the seconds between two starts on a device"),
-            ("keep_free_mib", "the memory of a device that no job gets"),
-        ):
-            if settings[key] < 0:
-                raise ConfigurationError(
-                    f"hydra.launcher.{key}={settings[key]:g}: {what} cannot be negative."
-                    " No job was started."
+                    f"hydra.launcher.{key}={value:g}: {rule}. No job was started."
                 )
         alike = ("free_memory", "max_devices", "jobs_per_device", "memory_per_job_mib", "stagger_s",
                  "keep_free_mib")  # fmt: skip
@@ -164,12 +155,8 @@ class Pool:
     def _too_much(self, needed_mib: int) -> str:
         """Why a job that reserves so much on each of its devices never fits; empty when it may."""
         considered = self.devices()[: self.max_devices]
-        wide = [
-            d
-            for d in considered
-            if d.total_mib is None or d.total_mib - self.keep_free_mib >= needed_mib
-        ]
-        if len(wide) >= self.count:
+        least_mib = needed_mib + self.keep_free_mib
+        if sum(d.total_mib is None or d.total_mib >= least_mib for d in considered) >= self.count:
             return ""
         kept = f" less keep_free_mib={self.keep_free_mib}" if self.keep_free_mib else ""
         lines = "\n".join(f"  {short(d.id)} {d.name}: {d.total_mib} MiB{kept}" for d in considered)
@@ -209,7 +196,7 @@ class Pool:
         kinds of jobs counts, and the caller asks `suits` once it knows the job.
         Raises DeviceError if none can ever be: too few devices, or too few still in service.
         """
-        alike = [(one, need or Need()) for one in [stage] if one is not None] or self._latest
+        alike = self._latest if stage is None else [(stage, need or Need())]
         shared = self.shares and not alone
         claim = Claim(os.getpid(), self.holder)
         if shared:
@@ -290,8 +277,7 @@ class Pool:
         """
         if self.shares:
             return None
-        found = [self.leases.try_lease(device_id, self.holder) for device_id in ids]
-        held = [lease for lease in found if lease is not None]
+        held = [lease for name in ids if (lease := self.leases.try_lease(name, self.holder))]
         return Grant(held, {}) if held else None
 
     # -- memory --
@@ -305,10 +291,11 @@ class Pool:
         return self.shares and self.reservation(need, 0).alone
 
     def began(self, grant: Grant, session: int, stage: int, need: Need) -> None:
-        """A job runs on these devices, in this session."""
+        """A job runs on these devices, in this session: tell the other sweeps too."""
         others = [one for one in self._latest if one != (stage, need)]
         self._latest = [*others[-1:], (stage, need)]
-        grant.began(session)
+        for lease in grant.leases:
+            lease.note(replace(lease.claim, job=session))
 
     def environment(self, grant: Grant, need: Need, stage: int) -> dict[str, str]:
         """How a job that may share its devices learns what it reserves, and to which share that is."""

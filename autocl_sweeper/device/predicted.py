@@ -74,27 +74,22 @@ def _bytes(coefficients: Sequence[float], features: Sequence[float]) -> float:
 def read_model(folder: Path) -> SizeModel | None:
     """The model that a job left in its folder; None where there is none, or none of this kind."""
     try:
-        return model_of(json.loads((folder / NAME).read_text("utf-8")))
+        found = json.loads((folder / NAME).read_text("utf-8"))
+        fits, kinds = found["fits"], found["kinds"]
+        return SizeModel(
+            largest=_numbers(fits["outside"]["high"]),
+            outside=_numbers(fits["outside"]["coefficients"]),
+            shared=_numbers(fits["shared"]["coefficients"]),
+            kept=tuple(_numbers(fits[f"kept {kind}"]["coefficients"]) for kind in kinds),
+            stash=tuple(_numbers(fits[f"stash {kind}"]["coefficients"]) for kind in kinds),
+            margin=float(found["margin_bytes"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
 
 
-def model_of(found: Any) -> SizeModel:
-    """Raises KeyError, TypeError or ValueError where it is not as training jobs write it."""
-    fits = found["fits"]
-
-    def numbers(part: str, name: str = "coefficients") -> tuple[float, ...]:
-        values = tuple(float(value) for value in fits[part][name])
-        if len(values) not in (4, len(POWERS)) or not all(map(math.isfinite, values)):
-            raise ValueError(part)
-        return values
-
-    kinds = found["kinds"]
-    return SizeModel(
-        largest=numbers("outside", "high"),
-        outside=numbers("outside"),
-        shared=numbers("shared"),
-        kept=tuple(numbers(f"kept {kind}") for kind in kinds),
-        stash=tuple(numbers(f"stash {kind}") for kind in kinds),
-        margin=float(found["margin_bytes"]),
-    )
+def _numbers(found: Sequence[Any]) -> tuple[float, ...]:
+    values = tuple(map(float, found))
+    if len(values) not in (4, len(POWERS)) or not all(map(math.isfinite, values)):
+        raise ValueError(f"{found} are not {len(POWERS)} numbers")
+    return values

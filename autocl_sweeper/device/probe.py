@@ -114,8 +114,7 @@ class NvmlProbe:
 
     measured = True
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        environ = environ or {}
+    def __init__(self, environ: Mapping[str, str] = {}) -> None:
         try:
             import pynvml  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:
@@ -349,9 +348,8 @@ class CpuProbe:
         if slots is not None and slots < 1:
             raise ConfigurationError(f"cpu_slots={slots}: at least 1 is needed, or null for auto")
         cores = len(os.sched_getaffinity(0))
-        # OMP_NUM_THREADS may list one number per nesting level: the first counts.
-        given = re.match(r"\s*([1-9][0-9]*)", environ.get("OMP_NUM_THREADS", ""))
-        self.slots = slots or max(1, cores // int(given.group(1) if given else 1))
+        given = first_number("OMP_NUM_THREADS", environ)
+        self.slots = slots or max(1, cores // (given or 1))
         self._threads = None if given else max(1, cores // self.slots)
         self._hide_gpus = hide_gpus
         self._devices = [Device(f"cpu-{number}", "CPU slot") for number in range(self.slots)]
@@ -367,6 +365,12 @@ class CpuProbe:
         if self._hide_gpus:
             variables[VISIBLE] = ""
         return variables
+
+
+def first_number(variable: str, environ: Mapping[str, str]) -> int | None:
+    """How many threads a variable such as OMP_NUM_THREADS asks for; it may list nesting levels."""
+    found = re.match(r"\s*([1-9][0-9]*)", environ.get(variable, ""))
+    return int(found[1]) if found else None
 
 
 class FakeProbe:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -60,8 +61,7 @@ class Used:
     @property
     def says_something(self) -> bool:
         """Whether it has a figure at all."""
-        figures = (self.sampled_mib, self.reserved_mib, self.context_mib, self.model)
-        return any(figure is not None and figure != 0 for figure in figures)
+        return any((self.sampled_mib, self.reserved_mib, self.context_mib, self.model))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -104,53 +104,48 @@ def used_by(
 
 
 @dataclass
-class _Sampled:
-    """Peaks of jobs with one key, as NVML showed them."""
+class _Seen:
+    """Peaks of jobs with one key on one model of GPU."""
 
-    by_stage: dict[int, tuple[int, int]] = field(default_factory=dict)  # largest, how many
-    running_mib: int | None = None  # of a running job whose peak stopped growing; None: no such job
-
-    def add(self, stage: int, peak_mib: int) -> None:
-        largest, count = self.by_stage.get(stage, (0, 0))
-        self.by_stage[stage] = max(largest, peak_mib), count + 1
+    reported_mib: float | None = None  # the largest that jobs reported, context included
+    sampled: dict[int, tuple[int, int]] = field(default_factory=dict)  # stage -> largest, how many
+    running_mib: int | None = None  # of a running job whose peak stopped growing
 
 
-Table: TypeAlias = dict[str, dict[str, T]]
-"""By key or family, then by model of GPU."""
-
-
-def _at(table: Mapping[str, Mapping[str, T]], key: str, gpu: str) -> list[T]:
+def _at(table: Mapping[str, T], gpu: str) -> list[T]:
     """Entries for this model of GPU; where one of the two is not known, those for any."""
-    found = table.get(key, {})
-    return [one for name, one in found.items() if not name or not gpu or name == gpu]
+    return [one for name, one in table.items() if not name or not gpu or name == gpu]
 
 
 @dataclass
 class Reservations:
     """Learns from finished jobs, in any order, what the next ones reserve."""
 
-    _peaks: Table[float] = field(default_factory=dict)  # that jobs reported, context included
-    _contexts: Table[float] = field(default_factory=dict)  # of jobs with any key
-    _models: Table[list[Used]] = field(default_factory=dict)  # by family
-    _sampled: Table[_Sampled] = field(default_factory=dict)
-    _ran_out: dict[str, set[int]] = field(default_factory=dict)  # key -> jobs, not complete since
+    _contexts: dict[str, float] = field(default_factory=dict)  # by model of GPU, of jobs of any key
+    # By key or family, then by model of GPU.
+    _seen: dict[str, dict[str, _Seen]] = field(default_factory=lambda: defaultdict(dict))
+    _models: dict[str, dict[str, list[Used]]] = field(default_factory=lambda: defaultdict(dict))
+    # Key -> jobs that are not complete since.
+    _ran_out: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def of(
         self, need: Need, stage: int, gpu: str = "", declared_mib: int | None = None
     ) -> Reservation:
         """What a job reserves on a device of this model: the first figure there is."""
-        context = math.ceil(max(_at(self._contexts, "", gpu), default=CONTEXT_MIB))
-        if self._ran_out.get(need.key):
+        context = math.ceil(max(_at(self._contexts, gpu), default=CONTEXT_MIB))
+        if self._ran_out[need.key]:
             return Reservation(None, "alone", context)
-        if peaks := _at(self._peaks, need.key, gpu):
+        seen = _at(self._seen[need.key], gpu)
+        if peaks := [one.reported_mib for one in seen if one.reported_mib is not None]:
             return Reservation(math.ceil(max(peaks) * (1 + REPORTED)), "reported", context)
         if need.budget_mib is not None and need.capped:
             return Reservation(need.budget_mib + context, "budget", context)
-        like = [one for known in _at(self._models, need.family, gpu) for one in known]
-        if predicted := [_predicted_mib(one, need) for one in like if _has_sizes(need)]:
+        has_sizes = need.batch is not None or need.length is not None
+        models = _at(self._models[need.family], gpu) if has_sizes else []
+        if predicted := [_predicted_mib(one, need) for known in models for one in known]:
             mib = math.ceil((max(predicted) + context) * (1 + PREDICTED))
             return Reservation(mib, "model", context)
-        sampled_mib = self._sampled_mib(need, stage, gpu, declared_mib)
+        sampled_mib = _sampled_mib(seen, stage, declared_mib)
         if sampled_mib is None:
             return Reservation(None, "unknown", context)
         source: Source = "declared" if sampled_mib == declared_mib else "sampled"
@@ -161,65 +156,56 @@ class Reservations:
         key, gpu = used.need.key, used.gpu
         # A job that ran out of memory has run again, alone, and now its need is known.
         if used.reserved_mib is not None or used.sampled_mib:
-            self._ran_out.get(key, set()).discard(used.number)
+            self._ran_out[key].discard(used.number)
         if used.context_mib is not None:
-            contexts = self._contexts.setdefault("", {})
-            contexts[gpu] = max(used.context_mib, contexts.get(gpu, 0.0))
+            self._contexts[gpu] = max(used.context_mib, self._contexts.get(gpu, 0.0))
+        seen = self._seen[key].setdefault(gpu, _Seen())
         if used.reserved_mib is not None:
             context = used.context_mib
             if context is None:  # the driver's figure has both
-                seen = (used.sampled_mib or 0) - used.reserved_mib
-                context = seen if seen > 0 else CONTEXT_MIB
-            peaks = self._peaks.setdefault(key, {})
-            peaks[gpu] = max(used.reserved_mib + context, peaks.get(gpu, 0.0))
+                on_top = (used.sampled_mib or 0) - used.reserved_mib
+                context = on_top if on_top > 0 else CONTEXT_MIB
+            seen.reported_mib = max(used.reserved_mib + context, seen.reported_mib or 0.0)
         if used.sampled_mib:
-            self._sampled_of(key, gpu).add(used.stage, used.sampled_mib)
+            largest, count = seen.sampled.get(used.stage, (0, 0))
+            seen.sampled[used.stage] = max(largest, used.sampled_mib), count + 1
         if used.model is not None:
-            self._models.setdefault(used.need.family, {}).setdefault(gpu, []).append(used)
+            self._models[used.need.family].setdefault(gpu, []).append(used)
 
     def ran_out(self, number: int, need: Need) -> None:
         """A job ran out of memory beside others: its like run alone until it has completed."""
-        self._ran_out.setdefault(need.key, set()).add(number)
+        self._ran_out[need.key].add(number)
 
     def expect(self, peak_mib: int, need: Need, gpu: str) -> bool:
         """A job that still runs has used so much and no more for a while; whether that is news."""
-        found = self._sampled_of(need.key, gpu)
-        news = found.running_mib is None and not found.by_stage
+        found = self._seen[need.key].setdefault(gpu, _Seen())
+        news = found.running_mib is None and not found.sampled
         found.running_mib = max(peak_mib, found.running_mib or 0)
         return news
 
     def finished(self, need: Need, stage: int) -> tuple[int, int]:
         """The largest sampled peak of a stage's jobs of this kind, and of how many."""
-        found = [one.by_stage.get(stage, (0, 0)) for one in _at(self._sampled, need.key, "")]
+        found = [one.sampled.get(stage, (0, 0)) for one in self._seen[need.key].values()]
         return max((mib for mib, _ in found), default=0), sum(count for _, count in found)
 
-    def _sampled_of(self, key: str, gpu: str) -> _Sampled:
-        return self._sampled.setdefault(key, {}).setdefault(gpu, _Sampled())
 
-    def _sampled_mib(
-        self, need: Need, stage: int, gpu: str, declared_mib: int | None
-    ) -> int | None:
-        """The largest peak of the stage's jobs and a margin; not less than declared while few are over.
+def _sampled_mib(seen: Sequence[_Seen], stage: int, declared_mib: int | None) -> int | None:
+    """The largest peak of the stage's jobs and a margin; not less than declared while few are over.
 
-        Where none is over: what is declared, else what such jobs of other stages needed, else what
-        those that run have shown so far.
-        """
-        found = _at(self._sampled, need.key, gpu)
-        here = [one.by_stage[stage] for one in found if stage in one.by_stage]
-        if here:
-            mib = math.ceil(max(mib for mib, _ in here) * (1 + SAMPLED))
-            few = sum(count for _, count in here) < PEAKS_NEEDED
-            return max(declared_mib, mib) if declared_mib is not None and few else mib
-        if declared_mib is not None:
-            return declared_mib
-        others = [mib for one in found for mib, _ in one.by_stage.values()]
-        running = [one.running_mib for one in found if one.running_mib is not None]
-        known = others or running
-        return math.ceil(max(known) * (1 + SAMPLED)) if known else None
-
-
-def _has_sizes(need: Need) -> bool:
-    return need.batch is not None or need.length is not None
+    Where none is over: what is declared, else what such jobs of other stages needed, else what
+    those that run have shown so far.
+    """
+    here = [one.sampled[stage] for one in seen if stage in one.sampled]
+    if here:
+        mib = math.ceil(max(mib for mib, _ in here) * (1 + SAMPLED))
+        few = sum(count for _, count in here) < PEAKS_NEEDED
+        return max(declared_mib, mib) if declared_mib is not None and few else mib
+    if declared_mib is not None:
+        return declared_mib
+    others = [mib for one in seen for mib, _ in one.sampled.values()]
+    running = [one.running_mib for one in seen if one.running_mib is not None]
+    known = others or running
+    return math.ceil(max(known) * (1 + SAMPLED)) if known else None
 
 
 def _predicted_mib(like: Used, need: Need) -> float:

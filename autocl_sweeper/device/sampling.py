@@ -26,8 +26,8 @@ class _Watched:
     base_mib: Mapping[str, int | None]
     file: SampleFile
     grown: float  # when its peak last grew by a twentieth, or it began
-    need: Need = field(default_factory=Need)
-    gpu: str = ""
+    need: Need
+    gpu: str
     level_mib: int = 0  # its peak then
     peak_mib: int | None = None  # as NVML tells it of the job's own processes
     on_top_mib: int | None = None  # the most that came on top of what was there before
@@ -43,7 +43,7 @@ class _Watched:
 
 
 class Sampler:
-    """One thread that samples the devices of running jobs; it waits while none runs.
+    """One thread that samples the devices of running jobs.
 
     `lost` is called, in that thread and once per job, with the number of a job whose device was
     taken out of service because nothing can go on there, and why. The creator calls `close`.
@@ -53,8 +53,7 @@ class Sampler:
         self._pool = pool
         self._lost = lost
         self._jobs: dict[int, _Watched] = {}
-        self._changed = threading.Condition()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(
@@ -64,7 +63,7 @@ class Sampler:
         ids: Sequence[str],
         base_mib: Mapping[str, int | None],
         path: Path,
-        need: Need | None = None,
+        need: Need,
     ) -> None:
         """A job began. Without GPUs there is nothing to sample.
 
@@ -73,38 +72,30 @@ class Sampler:
         """
         if not self._pool.probe.measured:
             return
-        with self._changed:
-            gpu = self._pool.known(ids[0]).name
-            file = SampleFile(path, time.time())
-            self._jobs[number] = _Watched(
-                session, tuple(ids), base_mib, file, time.monotonic(), need or Need(), gpu
-            )
-            self._changed.notify()
+        gpu, file = self._pool.known(ids[0]).name, SampleFile(path, time.time())
+        job = _Watched(session, tuple(ids), base_mib, file, time.monotonic(), need, gpu)
+        self._jobs[number] = job
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
             self._thread.start()
 
     def remove(self, number: int) -> DeviceUse | None:
         """A job ended: what it used; None without GPUs."""
-        with self._changed:
-            job = self._jobs.pop(number, None)
+        job = self._jobs.pop(number, None)
         if job is None:
             return None
         mean = sum(job.utilisation) / len(job.utilisation) if job.utilisation else None
         return DeviceUse(job.ids, job.seen_mib, mean, job.temperature_c, job.gpu)
 
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self._closed.set()
         if self._thread is not None:
             self._thread.join()
 
     def sample(self) -> None:
         """One look at every device of a running job."""
         found = {device.id: device for device in self._pool.devices(load=True)}
-        with self._changed:
-            jobs = dict(self._jobs)
+        jobs = dict(self._jobs)
         sessions: dict[str, list[int]] = {}
         for job in jobs.values():
             for device_id in job.ids:
@@ -152,10 +143,6 @@ class Sampler:
         job.on_top_mib = max(on_top_mib, job.on_top_mib or 0)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._jobs)
-                self._changed.wait_for(lambda: self._closed, PERIOD_S)
-                if self._closed:
-                    return
-            self.sample()
+        while not self._closed.wait(PERIOD_S):
+            if self._jobs:
+                self.sample()

@@ -74,15 +74,14 @@ class BatchExecutor:
 
     def _take_batch(self) -> list[Job]:
         """Queued jobs up to the first gap in their numbers: a launcher numbers from the first on."""
-        length = 0
-        for place, job in enumerate(self._queued):
-            alone = job.number in self._suspects
-            if job.number != self._queued[0].number + place or (alone and place):
-                break
-            length += 1
-            if alone:
-                break
-        batch, self._queued = self._queued[:length], self._queued[length:]
+        batch: list[Job] = []
+        for job in self._queued:
+            if batch:
+                last = batch[-1].number
+                if job.number != last + 1 or {last, job.number} & self._suspects:
+                    break
+            batch.append(job)
+        del self._queued[: len(batch)]
         return batch
 
     def _outcome(self, job: Job, job_return: Any) -> Outcome:

@@ -36,8 +36,7 @@ class Ends:
         if outcome is None:
             outcome = _without_result(running, status)
         elif self.returns and not running.adopted:  # only what a job of ours wrote is unpickled
-            returned = read_return(self.files.job_return(number))
-            outcome = replace(outcome, job_return=returned)
+            outcome = replace(outcome, job_return=read_return(self.files.job_return(number)))
         if outcome.state is not State.FAIL:
             return outcome
         tail = last_lines(self.files.log(number))

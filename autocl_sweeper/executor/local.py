@@ -11,10 +11,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from autocl_sweeper.device.needs import Needs, Siblings
+from autocl_sweeper.device.needs import Siblings
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import Device
-from autocl_sweeper.device.reservations import Used, used_by
+from autocl_sweeper.device.reservations import used_by
 from autocl_sweeper.device.sampling import Sampler
 from autocl_sweeper.errors import DeviceError, InfeasibleBudgetError
 from autocl_sweeper.executor.ends import Ends, not_composed
@@ -43,8 +43,8 @@ class LocalExecutor:
     """An Executor of processes. One thread waits for each job, so an end is seen at once.
 
     With `returns`, outcomes carry Hydra's JobReturn. Every job leads its own session: ending it
-    ends what it started. The creator calls `close`, which closes the fork server too unless
-    `keeps_forkserver`. If it dies before, its jobs end with it, or with `jobs_outlive` run to their end.
+    ends what it started. The creator calls `close`. If it dies before, its jobs end with it, or with
+    `jobs_outlive` run to their end.
     """
 
     def __init__(
@@ -55,18 +55,15 @@ class LocalExecutor:
         limits: Limits | None = None,
         returns: bool = False,
         forkserver: Callable[[], ForkServer] | None = None,
-        keeps_forkserver: bool = False,
         jobs_outlive: bool = False,
-        needs: Needs | None = None,
+        needs: Siblings | None = None,
     ) -> None:
         self._commands = commands
         self._guard = Guard(jobs_outlive)
-        self._starter = Starter(
-            commands, files, self._guard, forkserver, keeps_forkserver, jobs_outlive
-        )
+        self._starter = Starter(commands, files, self._guard, forkserver, jobs_outlive)
         self._needs = needs or Siblings()
         self._files = files
-        self._pool = pool
+        self.pool = pool
         self._limits = limits or Limits()
         self._returns = returns
         self._jobs_outlive = jobs_outlive
@@ -83,8 +80,8 @@ class LocalExecutor:
         self._warned = False  # of a main file that jobs cannot import
         self._stopping = False
         self._stopped = "stopping"  # what is said of it
-        self._announcing = False
         self.on_end: Callable[[], None] = lambda: None  # called when `wait` has something to give
+        self._announce_again()
 
     def free_slots(self) -> int:
         """1 when a device is leased and waits for a job, else 0. The lease is kept for `submit`.
@@ -97,7 +94,7 @@ class LocalExecutor:
             return 0
         if self._ready is None:
             self._ready = self._acquire()
-            refused = self._pool.refusal
+            refused = self.pool.refusal
             if refused != self._refused and refused and not self._running:
                 log.info("waiting for a device: %s", refused)
             self._refused = refused
@@ -108,13 +105,13 @@ class LocalExecutor:
         self._announce()
         try:
             if one is None:
-                return self._pool.acquire()
+                return self.pool.acquire()
             stage, need = one.job.stage, one.need
-            return self._pool.acquire(alone=one.alone, stage=stage, need=need, insist=one.is_next)
+            return self.pool.acquire(alone=one.alone, stage=stage, need=need, insist=one.is_next)
         except DeviceError as error:
             if not self._running:
                 raise
-            self._pool.refusal = str(error)
+            self.pool.refusal = str(error)
             return None
 
     def devices(self) -> dict[int, tuple[str, ...]]:
@@ -123,7 +120,7 @@ class LocalExecutor:
 
     def readings(self) -> dict[str, Device]:
         """What the devices say of themselves now, by id."""
-        return {device.id: device for device in self._pool.probe.devices(load=True)}
+        return {device.id: device for device in self.pool.probe.devices(load=True)}
 
     def doing(self) -> str:
         """What everything waits for, in a line; mostly empty."""
@@ -131,14 +128,10 @@ class LocalExecutor:
             return self._stopped
         return self._starter.doing()
 
-    def refuse_budget(self, need: Need) -> None:
-        """Raises InfeasibleBudgetError for a memory budget that no device here has."""
-        self._pool.refuse_budget(need)
-
     def reserved(self) -> dict[int, tuple[int | None, str]]:
         """Trial number -> MiB it reserves on each of its devices, and where the figure is from."""
         found = {n: running.grant for n, running in list(self._running.items())}
-        if not (self._pool.shares and self._pool.probe.measured):
+        if not (self.pool.shares and self.pool.probe.measured):
             return {}
         return {n: grant.reserved for n, grant in found.items() if grant is not None}
 
@@ -149,22 +142,18 @@ class LocalExecutor:
         grant, self._ready = self._ready, None
         assert grant is not None
         try:
-            need = self._needs.of(job) if self._pool.shares else Need()
-            self._pool.refuse_budget(need)
+            need = self._needs.of(job) if self.pool.shares else Need()
+            self.pool.refuse_budget(need)
         except Exception as error:
-            grant.close()
-            refused = isinstance(error, InfeasibleBudgetError)
-            ended = (job, failure(error, 0.0)) if refused else None
-            self._ended.put(ended or not_composed(job, error, self._returns))
-            self.on_end()
+            self._refuse(job, grant, error)
             return
-        alone = job.alone or self._pool.must_be_alone(need)
-        if (grant.alone or not alone) and self._pool.suits(grant, job.stage, need):
+        alone = job.alone or self.pool.must_be_alone(need)
+        if (grant.alone or not alone) and self.pool.suits(grant, job.stage, need):
             self._run(job, need, grant)
             self._waiting.pass_all()
         else:
             grant.close()
-            self._waiting.add(Waiting(job, need, alone))
+            self._waiting.append(Waiting(job, need, alone))
             self._start_waiting()
 
     def adopt(self, job: Job) -> bool:
@@ -178,7 +167,7 @@ class LocalExecutor:
         self._guard.tell("+", process.pid, self._files.mark(job.number))
         self._reports.begin(job.number, job.reported)
         running = self._running_of(job, process.devices, job.alone, process)
-        running.announce(self._pool)
+        running.announce(self.pool)
         running.started -= process.age_s
         self._watch(running)
         return True
@@ -194,8 +183,7 @@ class LocalExecutor:
         ended = []
         with suppress(queue.Empty):
             ended.append(self._ended.get(timeout=timeout_s))
-            while True:
-                ended.append(self._ended.get_nowait())
+            ended += [self._ended.get_nowait() for _ in range(self._ended.qsize())]
         if ended and not self._warned and self._files.flaw().exists():
             self._warned = True
             log.warning(NOT_IMPORTED, self._files.flaw().read_text("utf-8", "replace"))
@@ -208,30 +196,14 @@ class LocalExecutor:
     def reports(self) -> list[Report]:
         return self._reports.new()
 
-    def learn(self, job: Job, outcome: Outcome) -> Used | None:
-        """Let what an ended job used decide what the next ones reserve. Gives it, for other nodes."""
+    def learn(self, job: Job, outcome: Outcome) -> None:
+        """Let what an ended job used decide what the next ones reserve."""
         need = self._needs.known(job)
         if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
-            self.learn_shortage(job.number, need)
-        used = used_by(job.number, job.stage, need, outcome, self._folder_of(job))
-        if used is not None:
-            self.learn_used(used)
-        return used
-
-    def learn_used(self, used: Used) -> None:
-        """Learn from a job that ran elsewhere, or before."""
-        self._pool.learn(used)
-
-    def learn_shortage(self, number: int, need: Need) -> None:
-        """A job ran out of memory beside others, here or elsewhere."""
-        self._pool.reservations.ran_out(number, need)
-
-    def _folder_of(self, job: Job) -> Path | None:
-        if job.folder:
-            return Path(job.folder)
-        with suppress(OSError):
-            return Path(self._files.output(job.number).read_text("utf-8", "surrogateescape"))
-        return None
+            self.pool.reservations.ran_out(job.number, need)
+        folder = Path(job.folder) if job.folder else self._files.output_folder(job.number)
+        if used := used_by(job.number, job.stage, need, outcome, folder):
+            self.pool.learn(used)
 
     def cancel(self, job: Job) -> None:
         if (running := self._running.get(job.number)) is not None:
@@ -298,22 +270,25 @@ class LocalExecutor:
         try:
             order = self._commands.order(job, self._returns)
         except Exception as error:
-            grant.close()
-            self._ended.put(not_composed(job, error, self._returns))
-            self.on_end()
+            self._refuse(job, grant, error)
         else:
             self._watch(self._start(job, need, grant, order))
 
+    def _refuse(self, job: Job, grant: Grant, error: Exception) -> None:
+        grant.close()
+        refused = isinstance(error, InfeasibleBudgetError)
+        ended = (job, failure(error, 0.0)) if refused else not_composed(job, error, self._returns)
+        self._ended.put(ended)
+        self.on_end()
+
     def _watch(self, running: Running) -> None:
         number = running.job.number
-        if not self._announcing:
-            self._announcing = True
-            self._announce_again()
         running.thread = threading.Thread(
             target=self._await, args=(running,), name=f"job-{number}", daemon=True
         )
         self._running[number] = running
-        pid, base_mib, path = running.process.pid, running.base_mib, self._files.samples(number)
+        pid, path = running.process.pid, self._files.samples(number)
+        base_mib = {} if running.grant is None else running.grant.base_mib
         self._sampler.add(number, pid, running.devices, base_mib, path, running.need)
         running.thread.start()
         running.keep_limits()
@@ -331,22 +306,22 @@ class LocalExecutor:
             self._files.forget(job.number)
             self._files.reserve(job.number)
             self._reports.begin(job.number)
-            share = self._pool.environment(grant, need, job.stage)
+            share = self.pool.environment(grant, need, job.stage)
             with self._starter.start(job.number, order, grant, share) as process:
-                self._pool.began(grant, process.pid, job.stage, need)
+                self.pool.began(grant, process.pid, job.stage, need)
                 running = self._running_of(job, grant.ids, grant.alone, process)
-                running.need, running.grant, running.base_mib = need, grant, grant.base_mib
+                running.need, running.grant = need, grant
             given_back.pop_all()  # until it is reaped: a job may close its own copy
         return running
 
     def _announce(self) -> None:
         """Hold what running jobs were given, also where they or a cleaner of /tmp dropped its locks."""
         for running in list(self._running.values()):
-            running.announce(self._pool)
+            running.announce(self.pool)
 
     def _announce_again(self) -> None:
         self._announce()
-        self._deadlines.at(self._deadlines.now() + POLL_S, self._announce_again)
+        self._deadlines.after(POLL_S, self._announce_again)
 
     def _await(self, running: Running) -> None:
         """Runs in the job's thread: from here on nobody else reaps the process."""
@@ -376,8 +351,8 @@ class LocalExecutor:
         if (running := self._running.get(number)) is not None:
             reason = f"its device is lost: {reason}"
             running.end(reason, Cause.DEVICE)
-            due = self._deadlines.now() + self._limits.grace_s + UNKILLABLE_S
-            running.at(due, lambda: self._abandon(running, reason))
+            patience_s = self._limits.grace_s + UNKILLABLE_S
+            running.after(patience_s, lambda: self._abandon(running, reason))
 
     def _abandon(self, running: Running, reason: str) -> None:
         """Go on without a job that even SIGKILL does not end. What is left of it keeps its lease."""

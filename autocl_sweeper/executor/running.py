@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.executor.process.adopted import AdoptedProcess
-from autocl_sweeper.executor.process.deadlines import Deadlines
+from autocl_sweeper.executor.process.deadlines import Deadline, Deadlines
 from autocl_sweeper.executor.process.groups import OomKills, signal_group
 from autocl_sweeper.executor.process.last_write import LastWrite
 from autocl_sweeper.types import Cause, Job, Need
@@ -52,8 +52,6 @@ class Running:
     limits: Limits
     deadlines: Deadlines
     started: float = field(default_factory=time.monotonic)
-    # Device -> MiB in use there before this job, or those it shares with, came; None: not known.
-    base_mib: Mapping[str, int | None] = field(default_factory=dict)
     need: Need = field(default_factory=Need)
     grant: Grant | None = None  # our copy of its leases; none of an adopted job that has its own
     oom_kills: OomKills = field(default_factory=OomKills.now)
@@ -64,7 +62,7 @@ class Running:
     # Its number is its own only until it is reaped: afterwards a signal would hit a stranger.
     _signalling: threading.RLock = field(default_factory=threading.RLock)
     _reaped: bool = False
-    _due: list[int] = field(default_factory=list)  # numbers of its deadlines
+    _due: list[Deadline] = field(default_factory=list)
 
     @property
     def adopted(self) -> bool:
@@ -79,16 +77,15 @@ class Running:
         timeout_s, stall_s = self.limits.timeout_s, self.limits.stall_s
         if timeout_s is not None:
             reason = f"timed out after {timeout_s:g} s (hydra.launcher.timeout_s)"
-            due = self.deadlines.now() + timeout_s
-            self.at(due, lambda: self.end(reason, Cause.TIMEOUT))
+            self.after(timeout_s, lambda: self.end(reason, Cause.TIMEOUT))
         if stall_s is not None:
             self._look_for_writing(stall_s)
 
-    def at(self, due: float, call: Callable[[], None]) -> None:
+    def after(self, delay_s: float, call: Callable[[], None]) -> None:
         """Call it then, unless the job is over before."""
         with self._signalling:
             if not self._reaped:
-                self._due.append(self.deadlines.at(due, call))
+                self._due.append(self.deadlines.after(delay_s, call))
 
     def _look_for_writing(self, stall_s: float) -> None:
         """End a job that has written nothing for `stall_s`; else look again when it may have."""
@@ -97,8 +94,7 @@ class Running:
             reason = f"wrote nothing for {stall_s:g} s, neither to its log nor in its folder"
             self.end(f"{reason} (hydra.launcher.stall_s)", Cause.STALL)
         else:
-            due = self.deadlines.now() + stall_s - quiet_s
-            self.at(due, lambda: self._look_for_writing(stall_s))
+            self.after(stall_s - quiet_s, lambda: self._look_for_writing(stall_s))
 
     def end(self, reason: str, cause: Cause) -> None:
         """SIGTERM to all of the job, SIGKILL `grace_s` later; its thread reports its end."""
@@ -107,7 +103,7 @@ class Running:
                 return
             self.ended_by = self.ended_by or (reason, cause)
             signal_group(self.process.pid, signal.SIGTERM)
-            self.at(self.deadlines.now() + self.limits.grace_s, self.kill)
+            self.after(self.limits.grace_s, self.kill)
 
     def kill(self) -> None:
         with self._signalling:
@@ -118,8 +114,8 @@ class Running:
         """Its exit status. From here on nothing signals the job, and no deadline comes."""
         with self._signalling:
             self._reaped = True
-            for number in self._due:
-                self.deadlines.cancel(number)
+            for deadline in self._due:
+                self.deadlines.cancel(deadline)
             self._due.clear()
             status = self.process.reap()
             if self.grant is not None:  # what is left of the job, if anything, holds its own copy

@@ -5,53 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from autocl_sweeper.device.needs import Needs, Siblings
+from autocl_sweeper.device.needs import Siblings
 from autocl_sweeper.device.pool import Pool
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.local import LocalExecutor
-from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer, Shared
+from autocl_sweeper.executor.process.forked import ForkServer, KeptForkServer
 from autocl_sweeper.executor.running import Limits
-from autocl_sweeper.executor.starting import Commands
-from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.types import Job
+from autocl_sweeper.job.package import Package
 
 
-class Launchable(Commands, Shared, Protocol):
-    """What to run for a job, in a fresh process or in a forked one."""
-
-
-class Composed(Protocol):
-    def section(self, job: Job, name: str) -> Mapping[str, Any]:
-        """A section of a job's configuration. Raises what composing the job does."""
-        ...
-
-
-def needs_of(settings: Mapping[str, Any], composed: Composed) -> Siblings:
+def needs_of(settings: Mapping[str, Any], package: Package) -> Siblings:
     """What the jobs of these launcher settings say of the memory they need."""
-    keys = settings["memory_keys"]
-    memory = partial(composed.section, name="memory")
-    return Siblings(None if keys is None else tuple(keys), memory)
+    return Siblings(settings["memory_keys"], partial(package.section, name="memory"))
 
 
 def from_settings(
     settings: Mapping[str, Any],
-    package: Launchable,
-    files: JobFiles,
-    holder: str,
+    package: Package,
     returns: bool,
     kept: KeptForkServer | None = None,
-    *,
-    needs: Needs,
 ) -> LocalExecutor:
-    """An executor for the devices of this machine; `holder` names it to who looks at its leases.
+    """An executor for the devices of this machine, whose leases name the sweep's folder.
 
     `kept`: where its fork server comes from, and stays when the executor is closed. Raises DeviceError
     when no device can ever be had, and ConfigurationError.
     """
     check(settings)
-    pool = Pool.of(settings, holder)
+    files = package.files
+    pool = Pool.of(settings, str(files.folder.parent))
     modules = list(settings["preload"])
     warm = settings["warm"] if settings["warm"] is not None else bool(modules)
     return LocalExecutor(
@@ -61,9 +44,8 @@ def from_settings(
         Limits(settings["timeout_s"], settings["stall_s"], settings["grace_s"]),
         returns=returns,
         forkserver=partial(kept.get if kept else ForkServer, package, modules) if warm else None,
-        keeps_forkserver=kept is not None,
         jobs_outlive=settings["on_controller_death"] == "finish",
-        needs=needs,
+        needs=needs_of(settings, package),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -41,8 +41,7 @@ class SimulatedExecutor:
         self._run = run
         self._grace_s = grace_s
         self._before_waiting = before_waiting
-        self._running: dict[int, tuple[int, float, float, Job, Outcome]] = {}
-        self._ends: list[tuple[float, int]] = []
+        self._running: dict[int, tuple[Interval, Job, Outcome]] = {}
         self._curve = curve
         self._reports: list[tuple[float, int, int, Report]] = []  # when, job, step, what
 
@@ -50,45 +49,41 @@ class SimulatedExecutor:
         return len(self._free)
 
     def submit(self, job: Job) -> None:
-        device = heapq.heappop(self._free)
-        outcome = self._run(job)
-        self._plan_end(device, self.clock_s, self.clock_s + outcome.seconds, job, outcome)
+        device, outcome = self._free.pop(0), self._run(job)
+        end_s = self.clock_s + outcome.seconds
+        self._running[job.number] = Interval(job.number, device, self.clock_s, end_s), job, outcome
         for after_s, step, score in self._curve(job):
             if after_s > outcome.seconds:
                 break
             due = self.clock_s + after_s
-            report = Report(job.number, step, score)
-            heapq.heappush(self._reports, (due, job.number, step, report))
+            insort(self._reports, (due, job.number, step, Report(job.number, step, score)))
 
     def wait(self, timeout_s: float | None) -> list[tuple[Job, Outcome]]:
         """What has ended by now; unless with 0, time passes until something ends or is reported."""
         if timeout_s != 0.0 and self._running:
             self._before_waiting()
-            due = self._reports[0][0] if self._reports else self._next_end()
-            self.clock_s = max(self.clock_s, min(due, self._next_end()))
+            due = [self._next().end_s, *(when for when, *_ in self._reports[:1])]
+            self.clock_s = max(self.clock_s, min(due))
         ended = []
-        while self._running and self._next_end() <= self.clock_s:
-            _, number = heapq.heappop(self._ends)
-            device, begin, end, job, outcome = self._running.pop(number)
-            heapq.heappush(self._free, device)
-            self.busy.append(Interval(number, device, begin, end))
-            ended.append((job, replace(outcome, seconds=end - begin)))
+        while self._running and (busy := self._next()).end_s <= self.clock_s:
+            _, job, outcome = self._running.pop(busy.number)
+            insort(self._free, busy.device)
+            self.busy.append(busy)
+            ended.append((job, replace(outcome, seconds=busy.end_s - busy.begin_s)))
         return ended
 
     def reports(self) -> list[Report]:
-        due = []
-        while self._reports and self._reports[0][0] <= self.clock_s:
-            due.append(heapq.heappop(self._reports)[3])
+        due = [report for when, _, _, report in self._reports if when <= self.clock_s]
+        del self._reports[: len(due)]
         return due
 
     def cancel(self, job: Job) -> None:
         if job.number in self._running:
-            device, begin, end, job, _ = self._running[job.number]
-            kept = [entry for entry in self._reports if entry[1] != job.number]
-            heapq.heapify(kept)
-            self._reports = kept
+            busy, job, _ = self._running[job.number]
+            end_s = min(busy.end_s, self.clock_s + self._grace_s)
+            self._reports = [entry for entry in self._reports if entry[1] != job.number]
             cancelled = Outcome(State.FAIL, "cancelled", cause=Cause.CANCELLED)
-            self._plan_end(device, begin, min(end, self.clock_s + self._grace_s), job, cancelled)
+            self._running[job.number] = replace(busy, end_s=end_s), job, cancelled
 
     def adopt(self, job: Job) -> bool:
         return False
@@ -97,14 +92,7 @@ class SimulatedExecutor:
 
     def close(self) -> None: ...
 
-    def _plan_end(self, device: int, begin: float, end: float, job: Job, outcome: Outcome) -> None:
-        self._running[job.number] = device, begin, end, job, outcome
-        heapq.heappush(self._ends, (end, job.number))
-
-    def _next_end(self) -> float:
-        """Of the jobs that run; an end that a cancelled job was to have is forgotten."""
-        while True:
-            end, number = self._ends[0]
-            if number in self._running and self._running[number][2] == end:
-                return end
-            heapq.heappop(self._ends)
+    def _next(self) -> Interval:
+        """Of the jobs that run, the one that ends first."""
+        running = (busy for busy, _, _ in self._running.values())
+        return min(running, key=lambda busy: (busy.end_s, busy.number))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from autocl_sweeper.device.pool import Grant
+from autocl_sweeper.executor.process.adopted import write_group
 from autocl_sweeper.executor.process.forked import ForkServer, ForkServerLostError
+from autocl_sweeper.executor.process.forkserver import in_memory
 from autocl_sweeper.executor.process.fresh import FreshProcess
-from autocl_sweeper.executor.process.groups import JOB, write_group
+from autocl_sweeper.executor.process.groups import JOB
 from autocl_sweeper.executor.process.guard import Guard
 from autocl_sweeper.executor.running import Process
 from autocl_sweeper.job.process import GO
@@ -32,49 +35,36 @@ class Commands(Protocol):
         ...
 
 
+@dataclass
 class Starter:
-    """Jobs are forked from what `forkserver` starts while that works, and are fresh otherwise.
+    """Jobs are forked from what `start_forkserver` starts while that works, and are fresh otherwise."""
 
-    `close` closes the fork server too, unless `keeps_forkserver`.
-    """
-
-    def __init__(
-        self,
-        commands: Commands,
-        files: JobFiles,
-        guard: Guard,
-        forkserver: Callable[[], ForkServer] | None,
-        keeps_forkserver: bool,
-        jobs_outlive: bool,
-    ) -> None:
-        self._commands = commands
-        self._files = files
-        self._guard = guard
-        self._start_forkserver = forkserver
-        self._keeps_forkserver = keeps_forkserver
-        self._jobs_outlive = jobs_outlive
-        self._forkserver: ForkServer | None = None  # started when a job wants a device
-        self._forks: bool | None = None  # whether jobs are forked; None: not known yet
+    commands: Commands
+    files: JobFiles
+    guard: Guard
+    start_forkserver: Callable[[], ForkServer] | None
+    jobs_outlive: bool
+    _forkserver: ForkServer | None = None  # started when a job wants a device
+    _forks: bool | None = None  # whether jobs are forked; None: not known yet
 
     def get_ready(self) -> None:
         """The first call waits for the fork server. Raises what its `ready` does."""
         if self._forks is None:
-            self._forks = self._start_forkserver is not None and self._forks_from(
-                self._start_forkserver()
-            )
+            start = self.start_forkserver
+            self._forks = start is not None and self._forks_from(start())
 
     def _forks_from(self, forkserver: ForkServer) -> bool:
         self._forkserver = forkserver
         first = forkserver.pid
-        self._guard.tell("!", first, forkserver.mark)
+        self.guard.tell("!", first, forkserver.mark)
         if not forkserver.ready():
             return False
         if forkserver.pid != first:  # it began again, without a module that forks would suffer from
-            self._guard.tell("-", first)
-            self._guard.tell("!", forkserver.pid, forkserver.mark)
-        if self._jobs_outlive:
+            self.guard.tell("-", first)
+            self.guard.tell("!", forkserver.pid, forkserver.mark)
+        if self.jobs_outlive:
             forkserver.outlive()
-            self._guard.tell("-", forkserver.pid)  # it ends after its last job
+            self.guard.tell("-", forkserver.pid)  # it ends after its last job
         return True
 
     def doing(self) -> str:
@@ -98,49 +88,34 @@ class Starter:
         # A job starts with a word, so a controller killed before it leaves no job unknown.
         with open(word, "wb", buffering=0) as go:
             try:
-                with (
-                    open(self._files.log(number), "wb") as output,
-                    _in_memory(order) as reading,
-                ):
+                with open(self.files.log(number), "wb") as output, in_memory(order) as reading:
                     own = {
                         **grant.environment,
                         **environment,
-                        JOB: self._files.mark(number),
-                        REPORTS: str(self._files.reports(number).absolute()),
+                        JOB: self.files.mark(number),
+                        REPORTS: str(self.files.reports(number).absolute()),
                     }
-                    process = self._process(reading, stdin, output.fileno(), grant, own)
+                    process = self._process([stdin, output.fileno(), reading, *grant.fds], own)
             finally:
                 os.close(stdin)
-            self._guard.tell("+", process.pid, self._files.mark(number))
-            write_group(self._files.group(number), process.pid, grant.ids)
+            self.guard.tell("+", process.pid, self.files.mark(number))
+            write_group(self.files.group(number), process.pid, grant.ids)
             yield process
             with suppress(BrokenPipeError):  # its end is seen where its process is waited for
                 go.write(GO)
 
-    def _process(
-        self, order: int, stdin: int, output: int, grant: Grant, environment: Mapping[str, str]
-    ) -> Process:
+    def _process(self, fds: Sequence[int], environment: Mapping[str, str]) -> Process:
         if self._forks:
             assert self._forkserver is not None
             try:
-                return self._forkserver.start(order, stdin, output, grant.fds, environment)
+                return self._forkserver.start(fds, environment)
             except ForkServerLostError as lost:
                 self.stop_forking(str(lost))
-        argv = self._commands.command()
-        return FreshProcess(argv, order, stdin, output, grant.fds, environment)
+        return FreshProcess(self.commands.command(), fds, environment)
 
     def close(self) -> None:
         if self._forkserver is not None:
-            if not self._keeps_forkserver:
+            if not self._forkserver.kept:
                 self._forkserver.close()
-            self._guard.tell("-", self._forkserver.pid)
+            self.guard.tell("-", self._forkserver.pid)
             self._forkserver = None
-
-
-@contextmanager
-def _in_memory(data: bytes) -> Iterator[int]:
-    """A descriptor to read `data` from, which a process can inherit."""
-    with os.fdopen(os.memfd_create("order"), "wb+") as file:
-        file.write(data)
-        file.seek(0)
-        yield file.fileno()

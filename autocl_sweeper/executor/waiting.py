@@ -30,17 +30,8 @@ class Waiting:
         return self.alone or self.passed >= PASSED
 
 
-class WaitingRoom:
+class WaitingRoom(list[Waiting]):
     """First come, first served, but for smaller jobs that start before a larger one, a few times."""
-
-    def __init__(self) -> None:
-        self._jobs: list[Waiting] = []
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def add(self, one: Waiting) -> None:
-        self._jobs.append(one)
 
     def serve(
         self,
@@ -48,33 +39,29 @@ class WaitingRoom:
         run: Callable[[Waiting, Grant], None],
     ) -> bool:
         """Run those for which there is room now; whether jobs that come later may start too."""
-        place = 0
-        while place < len(self._jobs):
-            one = self._jobs[place]
+        without: list[Waiting] = []
+        for one in list(self):
             grant = acquire(one)
-            if grant is not None:
-                for before in self._jobs[:place]:
-                    before.passed += 1
-                del self._jobs[place]
-                run(one, grant)
+            if grant is None:
+                without.append(one)
             else:
-                place += 1
-            if any(before.is_next for before in self._jobs[:place]):
+                for before in without:
+                    before.passed += 1
+                self.remove(one)
+                run(one, grant)
+            if any(before.is_next for before in without):
                 return False
-        return len(self._jobs) < MOST
+        return len(self) < MOST
 
     def pass_all(self) -> None:
         """A job that came later has started."""
-        for one in self._jobs:
+        for one in self:
             one.passed += 1
 
     def take(self, number: int) -> Job | None:
         """Remove the job with this number; None when it does not wait."""
-        found = next((one for one in self._jobs if one.job.number == number), None)
+        found = next((one for one in self if one.job.number == number), None)
         if found is None:
             return None
-        self._jobs.remove(found)
+        self.remove(found)
         return found.job
-
-    def clear(self) -> None:
-        self._jobs.clear()

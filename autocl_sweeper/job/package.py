@@ -26,7 +26,7 @@ from autocl_sweeper.job.program import (
     refuse_without_program,
 )
 from autocl_sweeper.outcome import JobFiles, write_whole
-from autocl_sweeper.private import private_folder, read_private
+from autocl_sweeper.private import private_folder
 from autocl_sweeper.types import Job
 
 NOT_IMPORTED = (
@@ -97,11 +97,6 @@ class Package:
         body = dumps((hydra_context, state, place, copy))
         data = json.dumps(header).encode() + b"\n" + body
         return cls(files, data, Composer(hydra_context.config_loader, config))
-
-    @classmethod
-    def read(cls, files: JobFiles) -> Package:
-        """The one that the controller of these files has written, perhaps on another machine."""
-        return cls(files, read_private(files.package()), None, written=True)
 
     def write(self) -> None:
         if not self._written:

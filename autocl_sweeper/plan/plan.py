@@ -14,7 +14,8 @@ from autocl_sweeper.plan.rounds import BEAM, HANDED, INIT, POPULATION, SOURCES, 
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.protocols import Selection
 from autocl_sweeper.space import bare, literal, override
-from autocl_sweeper.strategy.decisions import Stage, Strategy
+from autocl_sweeper.strategy.decisions import Stage
+from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Trial, Value
 
 
@@ -23,7 +24,7 @@ class Plan:
     """A checked sweep: everything about it that does not depend on how its trials turn out."""
 
     settings: Settings
-    strategy: Strategy
+    strategy: SequentialTopK
     tasks: Mapping[str, Value]  # name -> value of the sequence override; empty: no sequence
     given: Mapping[str, str | None]  # key -> the user's text; None: filled by the suggestion
     knows_folders: bool  # false: the user's own hydra.sweep.subdir says where jobs go

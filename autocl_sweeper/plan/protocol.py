@@ -14,7 +14,6 @@ from autocl_sweeper.selection import TopK
 from autocl_sweeper.selection.diverse import Diverse
 from autocl_sweeper.selection.groups import TopKGroups
 from autocl_sweeper.selection.pareto import Pareto
-from autocl_sweeper.selection.per_stage import PerStage
 from autocl_sweeper.strategy.decisions import Stage
 
 AUTO = "auto"
@@ -37,16 +36,12 @@ def selection_of(
 ) -> Selection:
     """What `hydra.sweeper.selection` names, with the survivors that each stage has."""
     maximize = settings.direction == "maximize"
-
-    def make(k: int) -> Selection:
-        if settings.selection == "pareto":
-            return Pareto(k, maximize, tasks)
-        if settings.selection == "diverse":
-            return Diverse(k, maximize)
-        return TopKGroups(k, maximize) if settings.seeds > 1 else TopK(k, maximize)
-
     survivors = {stage.number: stage.survivors for stage in stages if stage.survivors}
-    return PerStage(make, settings.top_k, survivors) if survivors else make(settings.top_k)
+    if settings.selection == "pareto":
+        return Pareto(settings.top_k, maximize, survivors, tasks)
+    single = TopKGroups if settings.seeds > 1 else TopK
+    kind = Diverse if settings.selection == "diverse" else single
+    return kind(settings.top_k, maximize, survivors)
 
 
 def in_chains(

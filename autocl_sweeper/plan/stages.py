@@ -27,7 +27,7 @@ from autocl_sweeper.plan.spaces import describe, suggestions_of
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.search.perturbed import Perturbed
-from autocl_sweeper.strategy.decisions import Stage, Strategy
+from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.strategy.sequential import SequentialTopK
 from autocl_sweeper.types import Value
 from autocl_sweeper.view import StageView
@@ -42,7 +42,7 @@ def strategy_of(
     stages: Sequence[Stage],
     tasks: Sequence[str] = (),
     older: Sequence[StageView] = (),
-) -> Strategy:
+) -> SequentialTopK:
     """`older`: stages of another sweep that searches learn from."""
     width = beam_width(settings)
     selection = selection_of(replace(settings, top_k=width), stages, tasks)

@@ -92,7 +92,7 @@ class EarlyStopping:
             return
         if number not in curves or self._attempts[number] != trial.attempt:
             self._attempts[number] = trial.attempt
-            curves[number] = Curve((), trial.suggestion.origin in FAVOURED)
+            curves[number] = Curve([], trial.suggestion.origin in FAVOURED)
         for one in reports[len(curves[number].reports) :]:
             curves.report(number, one.step, self._loss(one.score))
         if trial.state is State.COMPLETE and trial.score is not None:

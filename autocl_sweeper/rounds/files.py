@@ -5,25 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from autocl_sweeper.outcome import LOG_NAME, write_whole
 from autocl_sweeper.rounds.scalars import EventFiles
 from autocl_sweeper.rounds.schedule import write_schedule
-from autocl_sweeper.rounds.table import (
-    Rounds,
-    log_name,
-    model_name,
-    settings_of,
-    written,
-)
+from autocl_sweeper.rounds.table import Rounds, log_name, model_name, saved, settings_of, written
 from autocl_sweeper.types import Trial
-
-LOG_FILE = "log_file.txt"
-BEST_MODEL = "best_model"
-VISUALIZATION = "visualization"
 
 log = logging.getLogger(__name__)
 
@@ -34,21 +23,12 @@ class RoundFiles:
     def __init__(self, folder: Path, rounds: Rounds) -> None:
         self.rounds = rounds
         self.root = folder / rounds.root
+        self.log_file = self.root / "log_file.txt"
+        self.best_model = self.root / "best_model"
+        self._visualization = self.root / "visualization"
         self._folder = folder
-        self._events = EventFiles(self.visualization)
+        self._events = EventFiles(self._visualization)
         self._copied: int | None = None  # the trial whose checkpoint is in best_model
-
-    @property
-    def log_file(self) -> Path:
-        return self.root / LOG_FILE
-
-    @property
-    def best_model(self) -> Path:
-        return self.root / BEST_MODEL
-
-    @property
-    def visualization(self) -> Path:
-        return self.root / VISUALIZATION
 
     def log_of(self, trial: Trial) -> Path:
         return self.root / log_name(*self.rounds.round_of(trial))
@@ -64,13 +44,15 @@ class RoundFiles:
         winner = self.rounds.best()
         if winner is not None:
             write_schedule(self._folder, self.rounds, winner)
-            with _warns(f"{self.best_model} could not be written"):
+            try:
                 self._copy(winner)
+            except OSError as error:  # a full disk must not end a search whose trials go on
+                log.warning(f"{self.best_model} could not be written: {error}")
         self._link_all()
         text = self._head(winner) + "\n" + written(self.rounds, self._folder, "\t")
         write_whole(self.log_file, text.encode("utf-8", "backslashreplace"))
         table = written(self.rounds, self._folder, ",")
-        write_whole(self.visualization / "trials.csv", table.encode("utf-8", "backslashreplace"))
+        write_whole(self._visualization / "trials.csv", table.encode("utf-8", "backslashreplace"))
         self._events.write(self.rounds)
 
     def finish(self) -> None:
@@ -96,10 +78,10 @@ class RoundFiles:
     def _copy(self, winner: Trial) -> None:
         if self._copied == winner.number and self.best_model.is_dir():
             return
-        named = winner.outcome.checkpoint if winner.outcome else None
-        saved = None if named is None else self._folder / named
-        empty = saved is None or not saved.exists() or (saved.is_dir() and not any(saved.iterdir()))
-        if empty:
+        there = saved(winner, self._folder)
+        model = None if there is None else self._folder / there
+        if model is None or (model.is_dir() and not any(model.iterdir())):
+            model = None
             number, place = self.rounds.round_of(winner)
             log.warning(
                 f"round {number}, trial {place} is the best and has saved nothing:"
@@ -107,12 +89,10 @@ class RoundFiles:
             )
 
         def fill(folder: Path) -> None:
-            if empty or saved is None:
-                return
-            if saved.is_dir():
-                shutil.copytree(saved, folder, symlinks=True, dirs_exist_ok=True)
-            else:
-                shutil.copy2(saved, folder / saved.name)
+            if model is not None and model.is_dir():
+                shutil.copytree(model, folder, symlinks=True, dirs_exist_ok=True)
+            elif model is not None:
+                shutil.copy2(model, folder / model.name)
 
         _replace(self.best_model, fill)
         self._copied = winner.number
@@ -120,12 +100,11 @@ class RoundFiles:
     def _link_all(self) -> None:
         """Logs and models by their places; the link of a model that is gone goes as well."""
         for one in self.rounds.all():
-            for place, trial in one.trials:
+            for place, trial in one.trials.items():
                 self.begin(trial)
-                saved = trial.outcome.checkpoint if trial.outcome else None
                 model = self.root / model_name(one.number, place)
-                if saved is not None and (self._folder / saved).exists():
-                    _link(model, self._folder / saved)
+                if (there := saved(trial, self._folder)) is not None:
+                    _link(model, self._folder / there)
                 elif model.is_symlink():
                     model.unlink()
 
@@ -153,12 +132,3 @@ def _replace(target: Path, fill: Callable[[Path], None]) -> None:
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _warns(what: str) -> Iterator[None]:
-    """A full disk must not end a search whose trials go on."""
-    try:
-        yield
-    except OSError as error:
-        log.warning(f"{what}: {error}")

@@ -9,6 +9,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from autocl_sweeper.distributions import is_number
 from autocl_sweeper.job.package import command
 from autocl_sweeper.rounds.table import Rounds, best_of
 from autocl_sweeper.space import bare
@@ -31,12 +32,11 @@ def scalars_of(rounds: Rounds) -> dict[str, list[tuple[str, int, float]]]:
         if not one.over:
             continue
         step = one.number + 1
-        trials = [trial for _, trial in one.trials]
-        so_far = trials if rounds.is_population else [*so_far, *trials]
+        so_far = [*([] if rounds.is_population else so_far), *one.trials.values()]
         if (best := best_of(rounds.plan, so_far)) is not None:
             told = {**_numbers(best), "best_eval_value": best.score or 0.0}
             found[""] += [(f"hyperparameter_tuning/{name}", step, n) for name, n in told.items()]
-        for place, trial in one.trials:
+        for place, trial in one.trials.items():
             told = _numbers(trial)
             if trial.score is not None:
                 told["eval_value"] = trial.score
@@ -50,7 +50,7 @@ def _numbers(trial: Trial) -> dict[str, float]:
     return {
         bare(key): float(value)
         for key, value in trial.suggestion.params.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number(value)
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from autocl_sweeper.outcome import write_whole
 from autocl_sweeper.plan.rounds import SCHEDULE
-from autocl_sweeper.rounds.table import Rounds
+from autocl_sweeper.rounds.table import Rounds, saved
 from autocl_sweeper.types import Trial
 
 REPLAY = """\
@@ -27,7 +27,6 @@ def write_schedule(folder: Path, rounds: Rounds, winner: Trial) -> None:
     steps = []
     for trial in rounds.chain(winner):
         number, place = rounds.round_of(trial)
-        checkpoint = trial.outcome.checkpoint if trial.outcome else None
         step: dict[str, Any] = {
             "round": number,
             "trial": place,
@@ -37,7 +36,7 @@ def write_schedule(folder: Path, rounds: Rounds, winner: Trial) -> None:
             "epochs": rounds.passed(trial),  # null: the app's own
             "total_epochs": rounds.total_epochs(trial),
             "params": dict(trial.suggestion.params),
-            "checkpoint": checkpoint if checkpoint and (folder / checkpoint).exists() else None,
+            "checkpoint": saved(trial, folder),
         }
         steps.append({"task": rounds.task, **step} if rounds.plan.tasks else step)
     settings = rounds.plan.settings

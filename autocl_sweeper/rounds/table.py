@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,11 @@ OWN = "own"  # the epochs of a job that was passed no number
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a task. `trials` in the order of their places, each with its place."""
+    """One round of a task."""
 
     number: int  # from 0
-    trials: Sequence[tuple[int, Trial]]
+    trials: Mapping[int, Trial]  # by their places, in their order
     over: bool
-
-    def best(self, plan: Plan) -> Trial | None:
-        return best_of(plan, [trial for _, trial in self.trials])
 
 
 class Rounds:
@@ -58,14 +55,14 @@ class Rounds:
 
     def all(self) -> list[Round]:
         """The rounds that have begun, in their order."""
-        found: dict[int, list[tuple[int, Trial]]] = {}
+        found: dict[int, dict[int, Trial]] = {}
         for stage in self.stages:
             for trial in self._history.stage(stage.number):
                 if trial.number not in self._history.given_up:
                     number, place = self.round_of(trial)
-                    found.setdefault(number, []).append((place, trial))
+                    found.setdefault(number, {})[place] = trial
         return [
-            Round(number, sorted(trials, key=lambda one: one[0]), self._over(number, trials))
+            Round(number, dict(sorted(trials.items())), self._over(number, trials.values()))
             for number, trials in sorted(found.items())
         ]
 
@@ -80,10 +77,10 @@ class Rounds:
         In a population one of the last round that is over: only trials of one round have been
         trained for the same time.
         """
-        rounds = [one for one in self.all() if one.over or not self.is_population]
+        rounds = self.all()
         if self.is_population:
-            rounds = rounds[-1:]
-        return best_of(self.plan, [trial for one in rounds for _, trial in one.trials])
+            rounds = [one for one in rounds if one.over][-1:]
+        return best_of(self.plan, [trial for one in rounds for trial in one.trials.values()])
 
     def chain(self, trial: Trial) -> list[Trial]:
         """The lineage of a trial in this task's rounds: first round first."""
@@ -105,8 +102,7 @@ class Rounds:
 
     def total_epochs(self, trial: Trial) -> int | str:
         """Epochs along a trial's chain; 'own+2' where the app alone knows how many its own are."""
-        own = False
-        total = 0
+        own, total = "", 0
         for one in self.chain(trial):
             epochs: Value = self.passed(one)
             if epochs is None:
@@ -115,19 +111,19 @@ class Rounds:
             if isinstance(epochs, int) and not isinstance(epochs, bool):
                 total += epochs
             else:
-                own = True
-        return total if not own else f"{OWN}+{total}" if total else OWN
+                own = OWN
+        return f"{own}+{total}" if own and total else own or total
 
-    def _over(self, number: int, trials: Sequence[tuple[int, Trial]]) -> bool:
+    def _over(self, number: int, trials: Collection[Trial]) -> bool:
         stage: Stage = self.stages[number if self.is_population else 0]
         if stage.number in self._history.beams:
             return True
         if self.is_population or len(trials) != self.plan.settings.popsize:
             return False
-        return all(trial.state is not State.RUNNING for _, trial in trials)
+        return all(trial.state is not State.RUNNING for trial in trials)
 
 
-def best_of(plan: Plan, trials: Sequence[Trial]) -> Trial | None:
+def best_of(plan: Plan, trials: Iterable[Trial]) -> Trial | None:
     """The best trial that has a score; of equal ones the first."""
     scored = [
         (plan.selection.loss(trial.score), trial.number, trial)
@@ -147,29 +143,22 @@ def as_text(value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def columns_of(rounds: Rounds) -> list[str]:
-    """The hyper-parameters of a task's trials, in the order in which they came up."""
-    found = (
-        bare(key)
-        for one in rounds.all()
-        for _, trial in one.trials
-        for key in trial.suggestion.params
-    )
-    return list(dict.fromkeys(found))
+def saved(trial: Trial, folder: Path) -> str | None:
+    """A trial's checkpoint, relative to the sweep's folder; None: it has none, or it is gone by now."""
+    checkpoint = trial.outcome.checkpoint if trial.outcome else None
+    return checkpoint if checkpoint and (folder / checkpoint).exists() else None
 
 
 def rows_of(rounds: Rounds, folder: Path) -> list[dict[str, Any]]:
-    """A row per trial; `folder` is the sweep's, where its checkpoint may be gone by now."""
+    """A row per trial; `folder` is the sweep's."""
     rows = []
     for one in rounds.all():
-        for place, trial in one.trials:
+        for place, trial in one.trials.items():
             outcome = trial.outcome
-            params = {bare(key): as_text(v) for key, v in trial.suggestion.params.items()}
-            saved = outcome.checkpoint if outcome is not None else None
-            there = saved is not None and (folder / saved).exists()
+            model = f"{rounds.root}{model_name(one.number, place)}"
             rows.append(
                 {
-                    **params,
+                    **{bare(key): as_text(v) for key, v in trial.suggestion.params.items()},
                     "round": one.number,
                     "trial": place,
                     "state": trial.state.value,
@@ -177,9 +166,7 @@ def rows_of(rounds: Rounds, folder: Path) -> list[dict[str, Any]]:
                     "total epochs": rounds.total_epochs(trial),
                     "parent": rounds.name(trial.parent),
                     "seconds": "" if outcome is None else round(outcome.seconds, 3),
-                    "saved_params_dir": f"{rounds.root}{model_name(one.number, place)}"
-                    if there
-                    else "",
+                    "saved_params_dir": model if saved(trial, folder) else "",
                 }
             )
     return rows
@@ -198,16 +185,12 @@ RIGHT = ["total epochs", "parent", "seconds", "saved_params_dir"]
 
 
 def written(rounds: Rounds, folder: Path, delimiter: str) -> str:
-    """The table of a task as text, hyper-parameters in the middle."""
-    keys = [key for key in columns_of(rounds) if key not in (*LEFT, *RIGHT)]
+    """The table of a task as text, hyper-parameters in the middle, in the order they came up."""
+    rows = rows_of(rounds, folder)
+    keys = dict.fromkeys(key for row in rows for key in row if key not in (*LEFT, *RIGHT))
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text,
-        [*LEFT, *keys, *RIGHT],
-        delimiter=delimiter,
-        lineterminator="\n",
-        extrasaction="ignore",
-    )
+    columns = [*LEFT, *keys, *RIGHT]
+    writer = csv.DictWriter(text, columns, delimiter=delimiter, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows_of(rounds, folder))
+    writer.writerows(rows)
     return text.getvalue()

@@ -10,7 +10,7 @@ from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.outcome import last_lines
 from autocl_sweeper.plan import Plan
 from autocl_sweeper.rounds.files import RoundFiles
-from autocl_sweeper.rounds.table import Round, Rounds, settings_of
+from autocl_sweeper.rounds.table import Rounds, best_of, settings_of
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, State, Trial
 
@@ -32,7 +32,7 @@ class RoundsProgress:
             self._files[task] = RoundFiles(self._folder, rounds)
             self._announced[task] = sum(one.over for one in rounds.all())
             for one in rounds.all():
-                running = sum(trial.state is State.RUNNING for _, trial in one.trials)
+                running = sum(t.state is State.RUNNING for t in one.trials.values())
                 self._ended[task, one.number] = len(one.trials) - running
             if rounds.all():
                 self._files[task].write()
@@ -71,11 +71,10 @@ class RoundsProgress:
             files.finish()
             best = files.rounds.best()
             if best is None:
-                self._progress.say(f"{_of(task, self._files)}no round has a winner yet")
+                self._progress.say(f"{self._of(task)}no round has a winner yet")
                 continue
-            self._progress.say(
-                f"{_of(task, self._files)}best score {best.score!r} with {settings_of(best)}"
-            )
+            told = f"best score {best.score!r} with {settings_of(best)}"
+            self._progress.say(f"{self._of(task)}{told}")
             self._progress.say(f"  the best model: {files.best_model}")
             self._progress.say(f"  all trials: {files.log_file}")
 
@@ -89,15 +88,12 @@ class RoundsProgress:
         self._announced[task] = len(over)
         files.write()
         for one in new:
-            self._progress.say(f"{_of(task, self._files)}{self._line(files.rounds, one)}")
-
-    def _line(self, rounds: Rounds, one: Round) -> str:
-        told = f"round {one.number} ({one.number + 1} of {rounds.total})"
-        best = one.best(rounds.plan)
-        if best is None:
-            return f"{told}: no trial has a score"
-        place = rounds.round_of(best)[1]
-        return f"{told}: local best score {best.score!r}, trial {place} with {settings_of(best)}"
+            found = "no trial has a score"
+            if (best := best_of(files.rounds.plan, one.trials.values())) is not None:
+                place = files.rounds.round_of(best)[1]
+                found = f"local best score {best.score!r}, trial {place} with {settings_of(best)}"
+            number = f"round {one.number} ({one.number + 1} of {files.rounds.total})"
+            self._progress.say(f"{self._of(task)}{number}: {found}")
 
     def _warn(self, trial: Trial) -> None:
         """AutoDL Finetuner's words, which its users look for, and what they do not say."""
@@ -109,12 +105,11 @@ class RoundsProgress:
         lines = [
             f"WARNING: Program which was ran with hyperparameters as {settings_of(trial)} was"
             " crashed!",
-            f"  {_of(trial.task, self._files)}round {number}, trial {place}: {outcome.reason}",
+            f"  {self._of(trial.task)}round {number}, trial {place}: {outcome.reason}",
             f"  its log: {log_file}",
             *(f"  | {line}" for line in outcome.log_tail or last_lines(log_file)),
         ]
         self._progress.say("\n".join(lines))
 
-
-def _of(task: str, files: dict[str, RoundFiles]) -> str:
-    return f"task '{task}', " if len(files) > 1 else ""
+    def _of(self, task: str) -> str:
+        return f"task '{task}', " if len(self._files) > 1 else ""

@@ -6,16 +6,15 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autocl_sweeper.executor.process import guardian
-from autocl_sweeper.executor.process.groups import JOB, end_group, signal_group, start_time
+from autocl_sweeper.executor.process.groups import JOB, end_group, signal_group
+from autocl_sweeper.executor.process.guard import Guard
 
 LOOK_S = 0.5  # how often a command is asked for its end that has left its output to others
 
@@ -89,23 +88,12 @@ def _guarded(group: int, mark: str) -> Iterator[None]:
     if not mark:
         yield
         return
-    watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", guardian.__file__, "kill"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        bufsize=0,
-    )
-    assert watcher.stdin is not None
-    with watcher.stdin as told:
-        known = os.fsencode(f"{JOB}={mark}").hex()
-        told.write(f"+{group} {start_time(group) or 0} {known}\n".encode())
+    with closing(Guard(jobs_outlive=False)) as guard:
+        guard.tell("+", group, mark)
         try:
             yield
         finally:
-            with suppress(BrokenPipeError):
-                told.write(f"-{group}\n".encode())
-    watcher.wait()
+            guard.tell("-", group)
 
 
 @contextmanager

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
-from autocl_sweeper.distributions import Choice, Distribution, Space
+from autocl_sweeper.types import Suggestion
 from autocl_sweeper.view import StageView
+
+
+class Indexed(ABC):
+    """A search whose suggestions depend on their place alone; each runs with every parent."""
+
+    pairing: ClassVar[Literal["every", "one"]] = "every"
+    size: int | None  # how many suggestions there are; None: no end of them
+
+    def ask(self, stage: StageView) -> Suggestion | None:
+        index = next_index(stage)
+        return self.suggestion(index) if self.size is None or index < self.size else None
+
+    @abstractmethod
+    def suggestion(self, index: int) -> Suggestion: ...
 
 
 def next_index(stage: StageView) -> int:
     """The index of the suggestion after the last one of a stage; costs the same at any length."""
     trials = stage.trials
     return trials[-1].suggestion.index + 1 if trials else 0
-
-
-def space_of(space: Mapping[str, Distribution]) -> Space:
-    """The space itself, or one without conditions made of distributions by override key."""
-    return space if isinstance(space, Space) else Space(space)
-
-
-def is_discrete(distribution: Distribution) -> bool:
-    """Whether it has finitely many values."""
-    return isinstance(distribution, Choice) or distribution.integer
 
 
 def in_turn(stage: StageView, index: int) -> int | None:

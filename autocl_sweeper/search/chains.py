@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar, Literal
 
-from autocl_sweeper.distributions import Distribution
+from autocl_sweeper.distributions import Space
 from autocl_sweeper.protocols import Search
-from autocl_sweeper.search import next_index, space_of
-from autocl_sweeper.search.random import uniform
+from autocl_sweeper.search import next_index
+from autocl_sweeper.search.random import places
 from autocl_sweeper.types import Later, Suggestion
 from autocl_sweeper.view import StageView
 
@@ -42,16 +40,13 @@ class DrawnChains:
     pairing: ClassVar[Literal["every", "one"]] = "one"
     size: ClassVar[None] = None
 
-    def __init__(self, space: Mapping[str, Distribution], seed: int, stage_name: str) -> None:
-        self._space = space_of(space)
+    def __init__(self, space: Space, seed: int, stage_name: str) -> None:
+        self._space = space
         self._name = f"{seed}/{stage_name}"
 
     def ask(self, stage: StageView) -> Suggestion | None:
         index, parents = next_index(stage), stage.parents
         if parents and index >= len(parents):
             return None
-        params = self._space.draw(partial(self._place, index))
+        params = self._space.draw(places(f"{self._name}/chain {index}"))
         return Suggestion(index, params, "fresh", parent=parents[index].number if parents else None)
-
-    def _place(self, index: int, axis: str) -> float:
-        return uniform(f"{self._name}/chain {index}/{axis}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from autocl_sweeper.distributions import Choice, Space
 from autocl_sweeper.errors import ConfigurationError
@@ -24,25 +24,16 @@ class Cube:
 
     def __init__(self, space: Space, search: str, least: int = 1) -> None:
         """`search`: its name in messages, which needs at least so many axes."""
-        for key in space.when:
-            raise ConfigurationError(
-                f"hydra.sweeper.when: {key!r} is there only for some values of another key, and the"
-                f" search '{search}' moves through all keys at once.\n"
-                "  Searches that can: hydra/sweeper/search=relay, tpe, qmc, random or grid."
-            )
-        for axis, distribution in space.items():
-            if (
-                isinstance(distribution, Choice)
-                and not distribution.ordered
-                and not _single(space, axis)
-            ):
+        refuse_conditions(space, f"and the search '{search}' moves through all keys at once")
+        for axis, one in space.items():
+            if isinstance(one, Choice) and not one.ordered and len(one.values) > 1:
                 raise ConfigurationError(
-                    f"{axis!r}: {distribution} has no order, and the search '{search}' moves along"
+                    f"{axis!r}: {one} has no order, and the search '{search}' moves along"
                     " numbers.\n  Give it numbers, each once, or choose a search that takes names:"
                     " hydra/sweeper/search=relay, tpe, gp, qmc, random or grid."
                 )
-        self._space = space
-        self._axes = [axis for axis in space if not _single(space, axis)]
+        self.space = space
+        self._axes = [axis for axis, one in space.items() if one.at(0) != one.at(1)]
         self.dimensions = len(self._axes)
         if self.dimensions < least:
             given = ", ".join(self._axes) or "none"
@@ -55,25 +46,38 @@ class Cube:
     def params(self, point: Sequence[float]) -> dict[str, Value]:
         """The hyper-parameters at a point, which is clipped."""
         places = dict(zip(self._axes, point, strict=True))
-        return self._space.draw(lambda axis: (places.get(axis, 0.0) + 1) / 2)
+        return self.space.draw(lambda axis: (places.get(axis, 0.0) + 1) / 2)
 
     def point(self, params: Mapping[str, Value]) -> Point | None:
         """Where hyper-parameters are; None: not in the space."""
-        values = self._space.point(params)
+        values = self.space.point(params)
         found = [
-            self._space[axis].position(values[axis]) if axis in values else None
+            self.space[axis].position(values[axis]) if axis in values else None
             for axis in self._axes
         ]
         inside = [2 * place - 1 for place in found if place is not None]
         return tuple(inside) if len(inside) == len(found) else None
 
 
-def _single(space: Space, axis: str) -> bool:
-    one = space[axis]
-    return len(one.values) == 1 if isinstance(one, Choice) else one.low == one.high
+def refuse_conditions(space: Space, why: str) -> None:
+    """Raise ConfigurationError for a space with conditions."""
+    for key in space.when:
+        raise ConfigurationError(
+            f"hydra.sweeper.when: {key!r} is there only for some values of another key, {why}.\n"
+            "  Searches that can: hydra/sweeper/search=relay, tpe, qmc, random or grid."
+        )
 
 
 def seed_of(*parts: object) -> int:
     """A seed of 32 bits, as numpy's generators take, from whatever names the draw."""
     text = "/".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=4).digest(), "big")
+
+
+def sobol(dimensions: int, seed: int) -> Any:
+    """A scrambled Sobol sequence of scipy."""
+    from numpy.random import default_rng
+    from scipy.stats.qmc import Sobol
+
+    # `seed` has another name in newer SciPys; a generator is taken by position in none of them.
+    return Sobol(dimensions, seed=default_rng(seed))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from autocl_sweeper.distributions import Distribution
+from autocl_sweeper.distributions import Space
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.search import space_of
+from autocl_sweeper.search.cube import refuse_conditions
 from autocl_sweeper.search.study import SamplerSearch
 from autocl_sweeper.types import State
 
@@ -19,7 +18,7 @@ NEEDS = ("torch", "scipy")
 
 
 def gp_search(
-    space: Mapping[str, Distribution],
+    space: Space,
     seed: int,
     stage_name: str,
     n_startup_trials: int = 10,
@@ -35,13 +34,7 @@ def gp_search(
             f"hydra/sweeper/search=gp needs {' and '.join(missing)}, which is not installed.\n"
             "  pip install autocl-sweeper[gp], or choose hydra/sweeper/search=tpe."
         )
-    own = space_of(space)
-    for key in own.when:
-        raise ConfigurationError(
-            f"hydra.sweeper.when: {key!r} is there only for some values of another key, which the"
-            " search 'gp' cannot express.\n"
-            "  Searches that can: hydra/sweeper/search=relay, tpe, qmc, random or grid."
-        )
+    refuse_conditions(space, "which the search 'gp' cannot express")
 
     def sampler(number: int) -> BaseSampler:
         from optuna.samplers import GPSampler
@@ -51,4 +44,4 @@ def gp_search(
         )
 
     name = f"{seed}/{stage_name}"
-    return SamplerSearch(own, name, sampler, n_startup_trials, (State.COMPLETE,))
+    return SamplerSearch(space, name, sampler, n_startup_trials, (State.COMPLETE,))

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
 from itertools import accumulate, product
-from typing import ClassVar, Literal
 
-from autocl_sweeper.distributions import Choice, Distribution, Space
+from autocl_sweeper.distributions import Choice, Space
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.search import next_index, space_of
+from autocl_sweeper.search import Indexed
 from autocl_sweeper.types import Suggestion, Value
-from autocl_sweeper.view import StageView
 
 
-class GridSearch:
+class GridSearch(Indexed):
     """The full product in `itertools.product` order: the last key changes fastest.
 
     An empty space has one combination. `size` is the number of suggestions. Every search is made
     with a seed and the name of its stage; a grid has no use for them.
     """
 
-    pairing: ClassVar[Literal["every", "one"]] = "every"
-
-    def __init__(
-        self, space: Mapping[str, Distribution], seed: int = 0, stage_name: str = ""
-    ) -> None:
+    def __init__(self, space: Space, seed: int = 0, stage_name: str = "") -> None:
         for key, distribution in space.items():
             if not isinstance(distribution, Choice):
                 raise ConfigurationError(
@@ -34,12 +27,8 @@ class GridSearch:
                     "value.\n  Give it values, choice(...) or range(...), or choose a search that "
                     "takes intervals: hydra/sweeper/search=relay, tpe or random."
                 )
-        self._combinations = Combinations(space_of(space))
+        self._combinations = Combinations(space)
         self.size = self._combinations.size
-
-    def ask(self, stage: StageView) -> Suggestion | None:
-        index = next_index(stage)
-        return self.suggestion(index) if index < self.size else None
 
     def suggestion(self, index: int) -> Suggestion:
         return Suggestion(index, self._combinations.at(index))
@@ -53,7 +42,7 @@ class Combinations:
     """
 
     def __init__(self, space: Space) -> None:
-        self._values = {axis: values_of(distribution) for axis, distribution in space.items()}
+        self._values = {axis: one.values for axis, one in space.items() if one.values is not None}
         self._space = space
         asked = {other for others in space.when.values() for other in others}
         first = [axis for axis in space if asked & {*space.keys_of(axis)}]
@@ -69,7 +58,6 @@ class Combinations:
         self._branches = list(branches.values())
         sizes = [math.prod(len(self._values[a]) for a in rest) for _, rest in self._branches]
         self._ends = list(accumulate(sizes))
-
         self.size = self._ends[-1]
 
     def at(self, index: int) -> dict[str, Value]:
@@ -83,8 +71,12 @@ class Combinations:
         return self._space.params(point)
 
 
-def values_of(distribution: Distribution) -> Sequence[Value]:
-    """The values of a choice, or of an interval of whole numbers."""
-    if isinstance(distribution, Choice):
-        return distribution.values
-    return range(int(distribution.low), int(distribution.high) + 1)
+def combinations_of(space: Space) -> Combinations | None:
+    """The combinations of a space; None with an interval of floats."""
+    return Combinations(space) if all(one.values is not None for one in space.values()) else None
+
+
+def size_of(space: Space) -> int | None:
+    """How many suggestions a space has at most; None with an interval of floats."""
+    combinations = combinations_of(space)
+    return None if combinations is None else combinations.size

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
-from autocl_sweeper.distributions import Choice, Distribution, Interval, Space
+from autocl_sweeper.distributions import Distribution, Interval, Space
 from autocl_sweeper.protocols import Search
 from autocl_sweeper.search import next_index
-from autocl_sweeper.search.random import uniform
+from autocl_sweeper.search.random import places
 from autocl_sweeper.types import Later, Suggestion, Value
 from autocl_sweeper.view import StageView
 
@@ -44,18 +44,14 @@ class Perturbed:
         old = self.space.point(parent.params)
         name = f"{self.seed}/{stage.task}/{stage.number}/{index}"
         point = {
-            axis: _perturbed(one, old.get(axis), partial(_draw, name, axis))
+            axis: _perturbed(one, old.get(axis), places(f"{name}/{axis}"))
             for axis, one in self.space.items()
         }
         params = self.space.params(point)
         return Suggestion(index, params, "own", parent.number, parent.number)
 
 
-def _draw(name: str, axis: str, what: str) -> float:
-    return uniform(f"{name}/{axis}/{what}")
-
-
-def _perturbed(one: Distribution, old: Value, draw: partial[float]) -> Value:
+def _perturbed(one: Distribution, old: Value, draw: Callable[[str], float]) -> Value:
     """`old` moved; drawn anew where it is none of the distribution's, as a new key's is."""
     if old is None or draw("anew") < RESAMPLED:
         return one.at(draw("value"))
@@ -67,11 +63,8 @@ def _perturbed(one: Distribution, old: Value, draw: partial[float]) -> Value:
             new = round(new) if round(new) != old else old + (1 if up else -1)
         new = min(max(new, one.low), one.high)
         return int(new) if one.integer else float(new)
-    return _neighbour(one, old, up)
-
-
-def _neighbour(one: Choice, old: Value, up: bool) -> Value:
-    place = one.place(old)
-    if place is None or not one.ordered:
-        return old if place is not None else one.at(0.5)
+    if (place := one.place(old)) is None:
+        return one.at(0.5)
+    if not one.ordered:
+        return old
     return one.ranked[min(max(place + (1 if up else -1), 0), len(one.values) - 1)]

@@ -1,4 +1,4 @@
-"""Trials of several stages in one model: Optuna's multivariate TPE over one stage's space.
+"""Trials as Optuna's samplers take them, of one stage or of several in one model.
 
 TPE models together only what all of its trials have, in the same range: a trial without a key, or with
 another range, silently takes that key out. So every trial is entered with this stage's distributions.
@@ -7,17 +7,20 @@ another range, silently takes that key out. So every trial is entered with this 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from autocl_sweeper.distributions import Choice, Distribution, Space
+from autocl_sweeper.distributions import Choice, Distribution, Space, is_number
 from autocl_sweeper.types import Value
+from autocl_sweeper.view import StageView, TrialView
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 Point = Mapping[str, Value]
+Row = TypeVar("Row")
 
 
 class Axes:
@@ -50,20 +53,15 @@ class Axes:
 
     def coordinates(self, point: Point) -> list[float]:
         """Where a complete point lies in the unit cube; the index of a choice without an order."""
-        places: list[float] = []
-        for (axis, distribution), categorical in zip(
-            self.space.items(), self.categorical, strict=True
-        ):
-            if categorical:
-                places.append(float(_rank(distribution, point[axis])))
-            else:
-                place = distribution.position(point[axis])
-                assert place is not None
-                places.append(place)
-        return places
+        told = self.to_optuna(point)
+        return [
+            float(told[axis]) if categorical else one.position(point[axis]) or 0.0
+            for (axis, one), categorical in zip(self.space.items(), self.categorical, strict=True)
+        ]
 
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of every axis."""
+        """Optuna's distribution of every axis; of a choice by place: it takes no lists, and True for 1."""
         from optuna.distributions import (
             CategoricalDistribution,
             FloatDistribution,
@@ -84,7 +82,7 @@ class Axes:
 
     def to_optuna(self, point: Point) -> dict[str, Any]:
         return {
-            axis: _rank(one, point[axis]) if isinstance(one, Choice) else point[axis]
+            axis: one.place(point[axis]) if isinstance(one, Choice) else point[axis]
             for axis, one in self.space.items()
         }
 
@@ -97,57 +95,52 @@ class Axes:
 
 def nearest(distribution: Distribution, value: Value) -> list[Value]:
     """The value of a distribution that is nearest to another sweep's or stage's; empty: none is."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(distribution, Choice):
         place = distribution.place(value)
         if place is not None:
             return [distribution.ranked[place]]
-        if not number or not distribution.ordered:
+        if not is_number(value) or not distribution.ordered:
             return []
         return [min(distribution.ranked, key=lambda one: abs(one - value))]  # type: ignore[operator]
-    if not number:
+    if not is_number(value):
         return []
-    inside = min(max(value, distribution.low), distribution.high)  # type: ignore[type-var]
-    return [round(inside) if distribution.integer else float(inside)]  # type: ignore[arg-type]
+    inside = min(max(value, distribution.low), distribution.high)
+    return [round(inside) if distribution.integer else float(inside)]
 
 
-def _rank(distribution: Distribution, value: Value) -> int:
-    assert isinstance(distribution, Choice)
-    place = distribution.place(value)
-    assert place is not None
-    return place
+class Mirror(Generic[Row]):
+    """What `make` gives for each trial of a stage, worked out again where the trial changed."""
+
+    def __init__(self, stage: StageView, make: Callable[[TrialView], Row]) -> None:
+        self.stage = stage
+        self._make = make
+        self._revision = 0
+        self._rows: dict[int, Row] = {}
+
+    def rows(self) -> list[Row]:
+        for trial in self.stage.changed(self._revision):
+            self._rows[trial.number] = self._make(trial)
+        self._revision = self.stage.revision
+        return [self._rows[trial.number] for trial in self.stage.trials]
 
 
-def frozen(params: dict[str, Any], distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    """A finished trial for `ask_tpe`, which gives it number and value."""
-    from optuna.trial import create_trial
-
-    return create_trial(params=params, distributions=distributions, value=0.0)
-
-
-def ask_tpe(
+def ask(
     trials: Sequence[FrozenTrial],
-    values: Sequence[float],
-    distributions: dict[str, BaseDistribution],
-    startup: int,
-    seed: int,
+    sampler: BaseSampler,
+    distributions: Mapping[str, BaseDistribution],
 ) -> dict[str, Any]:
-    """What TPE suggests after these trials, the oldest first, with these values, lower better."""
+    """What a sampler suggests after these trials, the oldest first, lower values better."""
     import optuna
 
-    for number, (trial, value) in enumerate(zip(trials, values, strict=True)):
-        trial.number, trial.value = number, value
-    # All four are written out: their defaults differ between versions of Optuna.
-    sampler = optuna.samplers.TPESampler(
-        multivariate=True, constant_liar=False, n_startup_trials=startup, seed=seed
-    )
+    for number, trial in enumerate(trials, start=1):  # 0 is the trial that it is asked for
+        trial.number = number
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce a study
     try:
         study = optuna.create_study(storage=_pool_class()(trials), sampler=sampler)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return dict(study.ask(distributions).params)
+    return dict(study.ask(dict(distributions)).params)
 
 
 @cache
@@ -157,7 +150,6 @@ def _pool_class() -> Any:
     Adding 1,000 trials to a study copies each of them: 65 ms, four times what the sampler takes.
     """
     from optuna.storages import InMemoryStorage
-    from optuna.trial import TrialState
 
     class Pool(InMemoryStorage):
         def __init__(self, trials: Sequence[FrozenTrial]) -> None:
@@ -167,7 +159,6 @@ def _pool_class() -> Any:
         def get_all_trials(
             self, study_id: int, deepcopy: bool = True, states: Any = None
         ) -> list[FrozenTrial]:
-            complete = states is None or TrialState.COMPLETE in states
-            return list(self._pooled) if complete else []
+            return [one for one in self._pooled if states is None or one.state in states]
 
     return Pool

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from autocl_sweeper.distributions import Distribution
+from autocl_sweeper.distributions import Space
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.search import space_of
 from autocl_sweeper.search.cube import Cube, Point
-from autocl_sweeper.search.hazero import start_of
 from autocl_sweeper.search.rounds import RoundsSearch, check_popsize
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def pshe2_search(
-    space: Mapping[str, Distribution],
+    space: Space,
     seed: int,
     stage_name: str,
     popsize: int | None = None,
@@ -33,20 +32,15 @@ def pshe2_search(
     rounds_are_stages: bool = False,
 ) -> RoundsSearch:
     """PSHE2 over a space of numbers. Raises ConfigurationError for any other."""
-    own = space_of(space)
-    cube = Cube(own, "pshe2", least=1)
+    cube = Cube(space, "pshe2", least=1)
     size = check_popsize(popsize, "pshe2", 1)
     for name, value in (("alpha", alpha), ("epsilon", epsilon), ("anneal", anneal)):
         if not value >= 0:
             raise ConfigurationError(
                 f"hydra.sweeper.search.{name}={value}, but it must be 0 or more."
             )
-    centre, given = start_of(cube, own.initial)
-
-    def make(number: int) -> PSHE2:
-        return PSHE2(centre, size, number, alpha, epsilon, anneal, begin=given)
-
-    return RoundsSearch(own, cube, make, size, seed, stage_name, rounds_are_stages)
+    make = partial(PSHE2, alpha=alpha, epsilon=epsilon, anneal=anneal)
+    return RoundsSearch(cube, make, size, seed, stage_name, rounds_are_stages)
 
 
 class PSHE2:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from autocl_sweeper.distributions import Distribution
-from autocl_sweeper.search import next_index, space_of
-from autocl_sweeper.search.cube import seed_of
-from autocl_sweeper.search.unseen import PATIENCE, size_of, unseen
+from autocl_sweeper.distributions import Space
+from autocl_sweeper.search import Indexed, next_index
+from autocl_sweeper.search.cube import seed_of, sobol
+from autocl_sweeper.search.grid import size_of
+from autocl_sweeper.search.random import PATIENCE, unseen
 from autocl_sweeper.types import Suggestion, Value
 from autocl_sweeper.view import StageView
 
 
-class QMCSearch:
+class QMCSearch(Indexed):
     """The points of a scrambled Sobol sequence, each axis of the space one of its dimensions.
 
     The first suggestion is the app's own configuration where it lies in the space. None comes
@@ -26,13 +27,11 @@ class QMCSearch:
     of suggestions, or None with an interval of floats.
     """
 
-    pairing: ClassVar[Literal["every", "one"]] = "every"
-
-    def __init__(self, space: Mapping[str, Distribution], seed: int, stage_name: str) -> None:
-        self._space = space_of(space)
+    def __init__(self, space: Space, seed: int, stage_name: str) -> None:
+        self._space = space
         self._name = f"{seed}/{stage_name}"
-        self.size = size_of(self._space)
-        initial = self._space.initial
+        self.size = size_of(space)
+        initial = space.initial
         self._drawn: list[Suggestion] = [] if initial is None else [Suggestion(0, initial, "init")]
         self._seen = {repr(one.params) for one in self._drawn}
         self._points: Any = None
@@ -57,20 +56,11 @@ class QMCSearch:
         return self._drawn[index]
 
     def _next(self) -> Mapping[str, Value] | None:
-        axes = list(self._space)
-        if axes:
+        if self._space:
+            self._points = self._points or sobol(len(self._space), seed_of(self._name))
             for _ in range(PATIENCE):
-                point = dict(zip(axes, self._point(len(axes)), strict=True))
+                point = dict(zip(self._space, self._points.random(1)[0].tolist(), strict=True))
                 params = self._space.draw(point.__getitem__)
                 if repr(params) not in self._seen:
                     return params
         return unseen(self._space, self._seen, self._name)
-
-    def _point(self, dimensions: int) -> list[float]:
-        if self._points is None:
-            from numpy.random import default_rng
-            from scipy.stats.qmc import Sobol
-
-            self._points = Sobol(dimensions, seed=default_rng(seed_of(self._name)))
-        (point,) = self._points.random(1)
-        return [float(place) for place in point]

@@ -7,21 +7,18 @@ replayed sweep needs no state. The draws come from a hash, which no Python versi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Mapping
 from hashlib import blake2b
-from typing import ClassVar, Literal
 
-from autocl_sweeper.distributions import Distribution
-from autocl_sweeper.search import is_discrete, next_index, space_of
-from autocl_sweeper.search.grid import Combinations
+from autocl_sweeper.distributions import Space
+from autocl_sweeper.search import Indexed
+from autocl_sweeper.search.grid import combinations_of
 from autocl_sweeper.types import Origin, Suggestion, Value
-from autocl_sweeper.view import StageView
 
 PATIENCE = 1000  # draws in a row that were there before; then a discrete space is listed
 
 
-class RandomSearch:
+class RandomSearch(Indexed):
     """Suggestions drawn from the space, independently and uniformly (in the logarithm if `log`).
 
     The first is the app's own configuration where it lies in the space. None comes twice: a
@@ -29,32 +26,25 @@ class RandomSearch:
     number of suggestions, or None with an interval of floats.
     """
 
-    pairing: ClassVar[Literal["every", "one"]] = "every"
-
-    def __init__(self, space: Mapping[str, Distribution], seed: int, stage_name: str) -> None:
-        self._space = space_of(space)
+    def __init__(self, space: Space, seed: int, stage_name: str) -> None:
+        self._space = space
         self._name = f"{seed}/{stage_name}"
-        discrete = all(map(is_discrete, space.values()))
-        self._combinations = Combinations(self._space) if discrete else None
+        self._combinations = combinations_of(space)
         self.size = None if self._combinations is None else self._combinations.size
-        initial = self._space.initial
-        self._drawn: list[Mapping[str, Value]] = [] if initial is None else [initial]
+        self._drawn: list[Mapping[str, Value]] = [] if space.initial is None else [space.initial]
         self._seen = {repr(params) for params in self._drawn}
         self._draws = 0
 
-    def ask(self, stage: StageView) -> Suggestion | None:
-        index = next_index(stage)
-        return self.suggestion(index) if self.size is None or index < self.size else None
-
     def suggestion(self, index: int) -> Suggestion:
+        origin: Origin = "init" if index == 0 and self._space.initial is not None else "fresh"
         if self._space.finite:
-            return Suggestion(index, self._permuted(index), self._origin(index))
+            return Suggestion(index, self._permuted(index), origin)
         while len(self._drawn) <= index:
-            self._add()
-        return Suggestion(index, self._drawn[index], self._origin(index))
-
-    def _origin(self, index: int) -> Origin:
-        return "init" if index == 0 and self._space.initial is not None else "fresh"
+            if (params := self._fresh()) is None:  # `size` counts a value that is listed twice
+                return Suggestion(index, self._drawn[index % len(self._drawn)], origin)
+            self._seen.add(repr(params))
+            self._drawn.append(params)
+        return Suggestion(index, self._drawn[index], origin)
 
     def _permuted(self, index: int) -> Mapping[str, Value]:
         """The initial combination first; where it would have come, the one whose place it took."""
@@ -66,26 +56,15 @@ class RandomSearch:
             return initial
         return self._combinations.at(self._shuffled(0)) if params == initial else params
 
-    def _add(self) -> None:
+    def _fresh(self) -> Mapping[str, Value] | None:
         for _ in range(PATIENCE):
             name, self._draws = f"{self._name}/{self._draws}", self._draws + 1
-            params = self._space.draw(partial(_place, name))
-            if self._combinations is None:  # there is always another left, or but one
-                self._drawn.append(params)
-                return
-            if self._keep(params):
-                return
+            params = self._space.draw(places(name))
+            if self._combinations is None or repr(params) not in self._seen:
+                return params
         assert self._combinations is not None
-        for place in range(self._combinations.size):
-            if self._keep(self._combinations.at(self._shuffled(place))):
-                return
-
-    def _keep(self, params: Mapping[str, Value]) -> bool:
-        if repr(params) in self._seen:
-            return False
-        self._seen.add(repr(params))
-        self._drawn.append(params)
-        return True
+        listed = map(self._combinations.at, map(self._shuffled, range(self._combinations.size)))
+        return next((params for params in listed if repr(params) not in self._seen), None)
 
     def _shuffled(self, index: int) -> int:
         """A permutation of range(size) at one place, without listing it.
@@ -117,5 +96,21 @@ def uniform(text: str) -> float:
     return (_bits(text) >> (512 - 53)) / (1 << 53)
 
 
-def _place(name: str, axis: str) -> float:
-    return uniform(f"{name}/{axis}")
+def places(name: str) -> Callable[[str], float]:
+    """A number in [0, 1) for each axis, from a name."""
+    return lambda axis: uniform(f"{name}/{axis}")
+
+
+def unseen(space: Space, seen: Collection[str], name: str) -> dict[str, Value] | None:
+    """Hyper-parameters drawn from the space whose `repr` is not in `seen`; None: there are none.
+
+    For searches whose own would be a repetition. Same arguments, same answer; `name` is the seed.
+    """
+    for attempt in range(PATIENCE):
+        params = space.draw(places(f"{name}/{attempt}"))
+        if repr(params) not in seen:
+            return params
+    if (combinations := combinations_of(space)) is None:
+        return None  # intervals without width
+    listed = map(combinations.at, range(combinations.size))
+    return next((params for params in listed if repr(params) not in seen), None)

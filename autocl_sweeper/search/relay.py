@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from autocl_sweeper.distributions import Choice, Distribution, Space, same
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.ranks import mean_ranks, spearman
-from autocl_sweeper.search import is_discrete, next_index, space_of
-from autocl_sweeper.search.grid import Combinations
-from autocl_sweeper.search.pooled import Axes, ask_tpe, frozen
-from autocl_sweeper.search.random import uniform
+from autocl_sweeper.search import in_turn, next_index
+from autocl_sweeper.search.cube import sobol
+from autocl_sweeper.search.grid import combinations_of
+from autocl_sweeper.search.pooled import Axes, Mirror, ask
+from autocl_sweeper.search.random import places, uniform
 from autocl_sweeper.types import Carried, Origin, State, Suggestion, Value
 from autocl_sweeper.view import StageView, TrialView
 
@@ -70,9 +70,7 @@ class RelaySearch:
 
     pairing: ClassVar[Literal["every", "one"]] = "one"
 
-    def __init__(
-        self, space: Mapping[str, Distribution], seed: int, stage_name: str, **rules: Any
-    ) -> None:
+    def __init__(self, space: Space, seed: int, stage_name: str, **rules: Any) -> None:
         """`rules`: fields of `Rules`. Raises ConfigurationError."""
         try:
             self._rules = Rules(**rules)
@@ -82,115 +80,142 @@ class RelaySearch:
                 f"hydra.sweeper.search: relay does not know all of {sorted(rules)}.\n"
                 f"  Its constants are: {known} (docs/searches.md)."
             ) from error
-        self._space = _with_single_values_listed(space_of(space))
+        self._space = _with_single_values_listed(space)
         self._axes = Axes(self._space)
         self._name = f"{seed}/{stage_name}"
-        discrete = all(map(is_discrete, self._space.values()))
-        self._combinations = Combinations(self._space) if discrete else None
+        self._combinations = combinations_of(self._space)
         self.size = None if self._combinations is None else self._combinations.size
-        self._mirrored: list[_Relayed] = []  # the stage that was asked for last
+        self._own: _Results | None = None  # of the stage that was asked for last
+        self._earlier: Sequence[_Results] = ()  # of the stages before it
 
     def ask(self, stage: StageView) -> Suggestion | None:
-        if not self._mirrored or self._mirrored[0].stage is not stage:
-            self._mirrored[:] = [_Relayed(stage, self._axes, self._rules, self._name)]
-        relayed = self._mirrored[0]
-        relayed.update()
-        index, seen = next_index(stage), relayed.seen
-        parents = [parent.number for parent in stage.parents]
-        parent = parents[index % len(parents)] if parents else None
-        for opening in self._opening(relayed)[index : index + 1]:
-            if _key(opening.params) not in seen:
-                own = opening.origin == "own"
-                return Suggestion(
-                    index,
-                    opening.params,
-                    opening.origin,
-                    opening.source,
-                    opening.source if own else parent,
-                    opening.carried,
-                )
-        for params, origin in self._candidates(index, relayed):
-            if _key(params) not in seen:
+        own = self._own
+        if own is None or own.stage is not stage:
+            own = self._own = self._results_of(stage)
+            self._earlier = [self._results_of(earlier) for earlier in stage.earlier]
+        for results in (*self._earlier, own):
+            results.update()
+        index = next_index(stage)
+        parent = in_turn(stage, index)
+        for opening in self._opening(stage, index)[index : index + 1]:
+            if _key(opening.params) not in own.seen:
+                begin = opening.source if opening.origin == "own" else parent
+                return replace(opening, index=index, parent=begin)
+        for params, origin in self._candidates(index, own):
+            if _key(params) not in own.seen:
                 return Suggestion(index, params, origin, parent=parent)
         return None
 
-    def _opening(self, relayed: _Relayed) -> Sequence[Suggestion]:
+    def _results_of(self, stage: StageView) -> _Results:
+        return _Results(stage, self._axes, f"{self._name}/{stage.sweep or ''}")
+
+    def _opening(self, stage: StageView, index: int) -> list[Suggestion]:
         """What a stage begins with before it has results of its own."""
-        stage = relayed.stage
-        started, left = len(stage.trials), stage.jobs_left
-        jobs = None if left is None else started + left
-        if relayed.opening is None or relayed.opening[0] != jobs:
-            begin: dict[str, Suggestion] = {}
-            if self._space.initial is not None and (stage.number == 1 or not stage.earlier):
-                begin[_key(self._space.initial)] = Suggestion(0, self._space.initial, "init")
-            most = self._rules.carried
-            if jobs is not None:
-                most = min(most, max(1, jobs // 2))
-            for one in self._carried(relayed, most):
-                begin.setdefault(_key(one.params), one)
-            relayed.opening = jobs, list(begin.values())
-        return relayed.opening[1]
-
-    def _carried(self, relayed: _Relayed, most: int) -> Sequence[Suggestion]:
-        """The parents' own configurations, then winners of earlier stages; equal ones once."""
-        found: dict[str, Suggestion] = {}
-        if not relayed.earlier:
+        most, left = self._rules.carried, stage.jobs_left
+        if index > most:
             return []
-        for parent in relayed.stage.parents:
-            home = relayed.earlier[-1].stage
-            self._carry(found, "own", home, parent)
-        for home, winner in relayed.ranked_winners():
-            self._carry(found, "carried", home, winner)
-        return [*found.values()][:most]
+        begin: dict[str, Suggestion] = {}
+        initial = self._space.initial
+        if initial is not None and (stage.number == 1 or not stage.earlier):
+            begin[_key(initial)] = Suggestion(0, initial, "init")
+        if left is not None:
+            most = min(most, max(1, (len(stage.trials) + left) // 2))
+        for one in self._carried(stage)[:most]:
+            begin.setdefault(_key(one.params), one)
+        return [*begin.values()]
 
-    def _carry(
-        self, found: dict[str, Suggestion], origin: Origin, home: StageView, trial: TrialView
-    ) -> None:
-        taken = self._axes.taken(trial.params)
-        key = _key(taken)
-        if key in found:
-            return
-        place = partial(_place, f"{self._name}/{home.sweep or ''}/{trial.number}")
-        params = self._space.params(self._axes.completed(taken, place))
-        before = {name.lstrip("+"): value for name, value in trial.params.items()}
-        kept = sum(
-            name.lstrip("+") in before and same(before[name.lstrip("+")], value)
-            for name, value in params.items()
-        )
-        if kept:
-            carried = Carried(home.task, kept, home.sweep)
-            found[key] = Suggestion(0, params, origin, trial.number, carried=carried)
+    def _carried(self, stage: StageView) -> list[Suggestion]:
+        """The parents' own configurations, then winners of earlier stages; equal ones once."""
+        if not stage.earlier:
+            return []
+        homes: list[tuple[Origin, StageView, TrialView]] = [
+            *(("own", stage.earlier[-1], parent) for parent in stage.parents),
+            *(("carried", home, winner) for home, winner in self._ranked_winners()),
+        ]
+        found: dict[str, Suggestion] = {}
+        for origin, home, trial in homes:
+            taken = self._axes.taken(trial.params)
+            if (key := _key(taken)) in found:
+                continue
+            place = places(f"{self._name}/{home.sweep or ''}/{trial.number}")
+            params = self._space.params(self._axes.completed(taken, place))
+            before = {name.lstrip("+"): value for name, value in trial.params.items()}
+            bare = {name.lstrip("+"): value for name, value in params.items()}
+            if kept := sum(n in before and same(before[n], value) for n, value in bare.items()):
+                carried = Carried(home.task, kept, home.sweep)
+                found[key] = Suggestion(0, params, origin, trial.number, carried=carried)
+        return [*found.values()]
 
-    def _candidates(self, index: int, relayed: _Relayed) -> Iterator[tuple[Params, Origin]]:
+    def _ranked_winners(self) -> list[tuple[StageView, TrialView]]:
+        """The best of earlier stages; those that won often, early or lately, come first."""
+        weights: dict[str, float] = {}
+        latest: dict[str, tuple[StageView, TrialView]] = {}
+        for age, results in enumerate(reversed(self._earlier), start=1):
+            best = sorted((one.loss, one.number) for one, _ in results.complete)
+            views = {trial.number: trial for trial in results.stage.trials}
+            ranks: dict[str, int] = {}
+            for rank, (_, number) in enumerate(best[: self._rules.winners], start=1):
+                key = _key(self._axes.taken(views[number].params))
+                ranks.setdefault(key, rank)  # a configuration with two parents: the better rank
+                latest.setdefault(key, (results.stage, views[number]))
+            for key, rank in ranks.items():
+                weights[key] = weights.get(key, 0.0) + self._rules.decay**age / rank
+        return [latest[key] for key in sorted(weights, key=lambda key: -weights[key])]
+
+    def _candidates(self, index: int, own: _Results) -> Iterator[tuple[Params, Origin]]:
         """What may come at this index, best first; the first that was not there before does."""
         rules, name = self._rules, f"{self._name}/{index}"
         fresh = math.floor((index + 1) * rules.fresh) > math.floor(index * rules.fresh)
-        results = relayed.results()
-        if len(results) < rules.startup:
+        recent = self._earlier[-rules.memory :] if rules.memory else ()
+        stages = [*(results for results in recent if self._agrees(results, own)), own]
+        learned = [one for results in stages for one in results.ranked]
+        if len(learned) < rules.startup:
             yield self._space.draw(_sobol(self._space, self._name, index)), "fresh"
         elif not fresh:
-            trials = [trial for trial, _ in results]
-            values = [value for _, value in results]
-            distributions = relayed.distributions
-            asked = ask_tpe(trials, values, distributions, rules.startup, _seed(name))
-            point = self._axes.from_optuna(asked)
+            point = self._axes.from_optuna(self._asked(learned, _seed(name)))
             yield self._space.params(point), "model"
             for turn in range(NEIGHBOURS):
                 yield self._space.params(self._neighbour(point, turn, f"{name}/{turn}")), "model"
         for turn in range(DRAWS):
-            yield self._space.draw(partial(_place, f"{name}/fresh/{turn}")), "fresh"
+            yield self._space.draw(places(f"{name}/fresh/{turn}")), "fresh"
         if self._combinations is not None:
             start = int(uniform(name) * self._combinations.size)
             for step in range(self._combinations.size):
                 place = (start + step) % self._combinations.size
                 yield self._combinations.at(place), "fresh"
 
+    def _asked(self, learned: Sequence[tuple[_Result, float]], seed: int) -> dict[str, Any]:
+        """What TPE suggests after these results, the oldest first, with these values."""
+        from optuna.samplers import TPESampler
+
+        for one, share in learned:
+            one.frozen.value = share
+        # All four are written out: their defaults differ between versions of Optuna.
+        sampler = TPESampler(
+            multivariate=True,
+            constant_liar=False,
+            n_startup_trials=self._rules.startup,
+            seed=seed,
+        )
+        return ask([one.frozen for one, _ in learned], sampler, self._axes.distributions)
+
     def _neighbour(self, point: Params, turn: int, name: str) -> dict[str, Value]:
         """The point with some axes drawn anew: one at first, all of them at last."""
         count = 1 + turn * len(self._space) // NEIGHBOURS
         moved = sorted(self._space, key=lambda axis: uniform(f"{name}/{axis}/turn"))[:count]
-        drawn = {axis: self._space[axis].at(_place(name, axis)) for axis in moved}
-        return {**point, **drawn}
+        place = places(name)
+        return {**point, **{axis: self._space[axis].at(place(axis)) for axis in moved}}
+
+    def _agrees(self, earlier: _Results, own: _Results) -> bool:
+        """Whether what an earlier stage found still holds here, as far as one can tell."""
+        here = own.complete
+        if not earlier.complete or len(here) < self._rules.guard_from:
+            return True
+        predicted = earlier.predictions([one for one, _ in here], self._rules.bandwidth)
+        correlation = spearman(predicted, [share for _, share in here])
+        # 1 / sqrt(n - 1) is its standard error where neither says anything of the other. Suggestions soon
+        # lie close together, where noise hides that stages agree: only a contradiction counts.
+        return correlation * math.sqrt(len(here) - 1) >= -self._rules.guard
 
 
 @dataclass
@@ -211,55 +236,46 @@ class _Result:
         return (0, 0, self.loss) if stopped is None else (1, -stopped, self.loss)
 
 
-class _Mirror:
+class _Results:
     """What happened in one stage, in this search's space; follows the changes of its view."""
 
-    def __init__(self, stage: StageView, axes: Axes, distributions: Any, name: str) -> None:
+    def __init__(self, stage: StageView, axes: Axes, name: str) -> None:
         self.stage = stage
         self._axes = axes
-        self._distributions = distributions
-        self._name = f"{name}/{stage.sweep or ''}"
-        self._revision = 0
-        self._keys: dict[int, str] = {}
-        self._results: dict[int, _Result] = {}
+        self._name = name
+        self._mirror = Mirror(stage, self._row)
+        self._revision = -1
         self._predicted: dict[int, float] = {}  # of another stage's trials, from this one's results
-        self.ranked: Sequence[tuple[_Result, float]] = []  # by number, with rank / n
+        self.seen: set[str] = set()
+        self.ranked: list[tuple[_Result, float]] = []  # by number, with rank / n
 
     def update(self) -> None:
         if self._revision == self.stage.revision:
             return
-        for trial in self.stage.changed(self._revision):
-            self._note(trial)
-        if len(self._keys) != len(self.stage.trials):  # one was given up
-            self._keys, self._results = {}, {}
-            for trial in self.stage.trials:
-                self._note(trial)
         self._revision = self.stage.revision
         self._predicted.clear()
-        results = _means(sorted(self._results.values(), key=lambda one: one.number))
-        shares = [rank / len(results) for rank in mean_ranks([one.order for one in results])]
-        self.ranked = [*zip(results, shares, strict=True)]
+        rows = self._mirror.rows()
+        self.seen = {key for key, _ in rows}
+        results = _means([result for _, result in rows if result is not None])
+        ranks = mean_ranks([one.order for one in results])
+        self.ranked = [(one, rank / len(ranks)) for one, rank in zip(results, ranks, strict=True)]
 
-    def _note(self, trial: TrialView) -> None:
-        number, loss = trial.number, trial.loss
-        if number not in self._keys:
-            self._keys[number] = _key(trial.params)
+    def _row(self, trial: TrialView) -> tuple[str, _Result | None]:
+        from optuna.trial import create_trial
+
+        key, loss = _key(trial.params), trial.loss
         if loss is None or math.isnan(loss) or trial.state not in (State.COMPLETE, State.PRUNED):
-            self._results.pop(number, None)
-            return
+            return key, None
         stopped_at = None
         if trial.state is State.PRUNED:
             stopped_at = max((step for step, _ in trial.reports), default=0)
-        place = partial(_place, f"{self._name}/{number}")
+        place = places(f"{self._name}/{trial.number}")
         point = self._axes.completed(self._axes.taken(trial.params), place)
-        told = frozen(self._axes.to_optuna(point), self._distributions)
+        told, distributions = self._axes.to_optuna(point), self._axes.distributions
+        frozen = create_trial(params=told, distributions=distributions, value=0.0)
         run = trial.suggestion.index, trial.parent, trial.extra
         coordinates = self._axes.coordinates(point)
-        self._results[number] = _Result(number, run, loss, stopped_at, coordinates, told)
-
-    @property
-    def seen(self) -> set[str]:
-        return set(self._keys.values())
+        return key, _Result(trial.number, run, loss, stopped_at, coordinates, frozen)
 
     @property
     def complete(self) -> list[tuple[_Result, float]]:
@@ -280,68 +296,6 @@ class _Mirror:
                 weights = np.exp(-(apart**2).sum(axis=1) / (bandwidth * known.shape[1]))
                 self._predicted[one.number] = float(weights @ shares / weights.sum())
         return [self._predicted[one.number] for one in others]
-
-
-@dataclass
-class _Relayed:
-    """A stage and those before it as its search uses them."""
-
-    stage: StageView
-    axes: Axes
-    rules: Rules
-    name: str
-    opening: tuple[int | None, Sequence[Suggestion]] | None = None  # with how many jobs, and it
-    distributions: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.distributions = self.axes.distributions()
-        self._own = self._mirror(self.stage)
-        self.earlier = [self._mirror(stage) for stage in self.stage.earlier]
-
-    def _mirror(self, stage: StageView) -> _Mirror:
-        return _Mirror(stage, self.axes, self.distributions, self.name)
-
-    def update(self) -> None:
-        for mirror in (*self.earlier, self._own):
-            mirror.update()
-
-    @property
-    def seen(self) -> set[str]:
-        return self._own.seen
-
-    def results(self) -> list[tuple[FrozenTrial, float]]:
-        """What the model learns from, oldest first: trial and rank / n in its stage."""
-        recent = self.earlier[-self.rules.memory :] if self.rules.memory else []
-        stages = [*(mirror for mirror in recent if self._agrees(mirror)), self._own]
-        return [(one.frozen, share) for mirror in stages for one, share in mirror.ranked]
-
-    def _agrees(self, earlier: _Mirror) -> bool:
-        """Whether what an earlier stage found still holds here, as far as one can tell."""
-        own = self._own.complete
-        if not earlier.complete or len(own) < self.rules.guard_from:
-            return True
-        predicted = earlier.predictions([one for one, _ in own], self.rules.bandwidth)
-        correlation = spearman(predicted, [share for _, share in own])
-        # 1 / sqrt(n - 1) is its standard error where neither says anything of the other. Suggestions soon
-        # lie close together, where noise hides that stages agree: only a contradiction counts.
-        return correlation * math.sqrt(len(own) - 1) >= -self.rules.guard
-
-    def ranked_winners(self) -> list[tuple[StageView, TrialView]]:
-        """The best of earlier stages; those that won often, early or lately, come first."""
-        weights: dict[str, float] = {}
-        latest: dict[str, tuple[StageView, TrialView]] = {}
-        for age, mirror in enumerate(reversed(self.earlier), start=1):
-            best = sorted((one.loss, one.number) for one, _ in mirror.complete)
-            views = {trial.number: trial for trial in mirror.stage.trials}
-            ranks: dict[str, int] = {}
-            for rank, (_, number) in enumerate(best[: self.rules.winners], start=1):
-                key = _key(self.axes.taken(views[number].params))
-                ranks.setdefault(key, rank)  # a configuration with two parents: the better rank
-                latest.setdefault(key, (mirror.stage, views[number]))
-            for key, rank in ranks.items():
-                weights[key] = weights.get(key, 0.0) + self.rules.decay**age / rank
-        order = sorted(weights, key=lambda key: -weights[key])
-        return [latest[key] for key in order]
 
 
 def _means(results: Sequence[_Result]) -> list[_Result]:
@@ -370,10 +324,6 @@ def _key(params: Params) -> str:
     return repr(sorted(params.items()))
 
 
-def _place(name: str, axis: str) -> float:
-    return uniform(f"{name}/{axis}")
-
-
 def _seed(name: str) -> int:
     """A seed as Optuna and NumPy take it: 32 bits."""
     digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -384,12 +334,7 @@ def _sobol(space: Space, name: str, index: int) -> Any:
     """The scrambled Sobol point at an index, as axis -> place."""
     if not space:
         return {}.__getitem__
-    import numpy as np
-    from scipy.stats import qmc
-
-    # `seed` has another name in newer SciPys; a generator is taken by position in none of them.
-    sequence = qmc.Sobol(len(space), scramble=True, seed=np.random.default_rng(_seed(name)))
+    sequence = sobol(len(space), _seed(name))
     if index:
         sequence.fast_forward(index)
-    places = dict(zip(space, sequence.random(1)[0].tolist(), strict=True))
-    return places.__getitem__
+    return dict(zip(space, sequence.random(1)[0].tolist(), strict=True)).__getitem__

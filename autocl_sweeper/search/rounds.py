@@ -5,19 +5,17 @@ The population moves through a cube and knows nothing of stages: `Population` is
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
-from autocl_sweeper.distributions import Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search import in_turn, next_index
 from autocl_sweeper.search.cube import Cube, Point, seed_of
-from autocl_sweeper.search.random import uniform
-from autocl_sweeper.search.unseen import size_of, unseen
+from autocl_sweeper.search.grid import size_of
+from autocl_sweeper.search.random import uniform, unseen
 from autocl_sweeper.types import Later, Origin, State, Suggestion, Value
-from autocl_sweeper.view import StageView, TrialView
+from autocl_sweeper.view import StageView
 
 POPSIZE = 5  # AutoDL Finetuner's
 STEPS_ASIDE = 64  # tries of a point beside one that was there before
@@ -35,8 +33,8 @@ class Population(Protocol):
         ...
 
 
-Make: TypeAlias = Callable[[int], Population]
-"""A population, not begun yet, from a seed."""
+Make: TypeAlias = Callable[..., Population]
+"""(centre, size, seed, begin=whether the centre is the first point) -> a population."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,6 @@ class RoundsSearch:
 
     def __init__(
         self,
-        space: Space,
         cube: Cube,
         make: Make,
         popsize: int,
@@ -76,13 +73,12 @@ class RoundsSearch:
         stage_name: str,
         rounds_are_stages: bool = False,
     ) -> None:
-        self.size = size_of(space)
+        self.size = size_of(cube.space)
         self.popsize = popsize
-        self._space = space
+        self._space = cube.space
         self._cube = cube
         self._make = make
-        self._seed = seed
-        self._name = stage_name
+        self._name = f"{seed}/{stage_name}"
         self._rounds_are_stages = rounds_are_stages
         self._told: list[list[_Result]] = []  # what the population knows
         self._population: Population | None = None
@@ -93,47 +89,49 @@ class RoundsSearch:
         index = next_index(stage)
         number, place = divmod(index, self.popsize)
         if self._rounds_are_stages:
-            finished = [_results(view, 0, self.popsize) for view in _rounds_before(stage)]
-            before: list[list[_Result]] = []
             if number:  # a stage is one round
                 return None
+            finished = [_results(view, self.popsize) for view in _rounds_before(stage)]
         else:
-            by_index = _by_index(stage)
-            if any(_runs(by_index.get(i, ())) for i in range(number * self.popsize)):
+            begun = number * self.popsize
+            if any(t.state is State.RUNNING and t.suggestion.index < begun for t in stage.trials):
                 return Later()
-            finished = before = [
-                _results(stage, first, self.popsize, by_index)
-                for first in range(0, number * self.popsize, self.popsize)
-            ]
-        seen = {repr(params) for results in before for params, _ in results}
-        members = self._round(f"{self._seed}/{self._name}", finished, seen)
+            results = _results(stage, begun)
+            finished = [results[i : i + self.popsize] for i in range(0, begun, self.popsize)]
+        members = self._round(finished)
         if place >= len(members):
             return None
         member = members[place]
         return Suggestion(index, member.params, member.origin, parent=in_turn(stage, index))
 
-    def _round(self, name: str, finished: list[list[_Result]], seen: set[str]) -> list[_Member]:
+    def _round(self, finished: list[list[_Result]]) -> list[_Member]:
         """The suggestions after these rounds, which are told where they are not known yet."""
         if self._population is None or self._told != finished[: len(self._told)]:
-            self._population, self._told, self._asked = self._make(seed_of(name)), [], None
-        for number in range(len(self._told), len(finished)):
-            tried = {repr(params) for results in finished[:number] for params, _ in results}
-            members = self._members(name, number, set() if self._rounds_are_stages else tried)
-            self._population.tell(*self._outcome(members, finished[number]))
-            self._told.append(finished[number])
+            start = None if self._space.initial is None else self._cube.point(self._space.initial)
+            centre = (0.0,) * self._cube.dimensions if start is None else start
+            seed, begin = seed_of(self._name), start is not None
+            self._population = self._make(centre, self.popsize, seed, begin=begin)
+            self._told, self._asked = [], None
+        while len(self._told) < len(finished):
+            results = finished[len(self._told)]
+            members = self._members(self._population)
+            self._population.tell(*self._outcome(members, results))
+            self._told.append(results)
             self._asked = None
-        return self._members(name, len(finished), seen)
+        return self._members(self._population)
 
-    def _members(self, name: str, number: int, seen: set[str]) -> list[_Member]:
+    def _members(self, population: Population) -> list[_Member]:
         if self._asked is None:
-            assert self._population is not None
-            self._asked, self._points = [], self._population.ask() or []
+            before = [] if self._rounds_are_stages else self._told
+            seen = {repr(params) for results in before for params, _ in results}
+            number = len(self._told)
+            self._asked, self._points = [], population.ask() or []
             for place, point in enumerate(self._points):
                 member: _Member | None
                 if number == place == 0 and self._space.initial is not None:
                     member = _Member(point, self._space.initial, "init")  # not rounded
                 else:
-                    member = self._member(f"{name}/{number}/{place}", point, seen)
+                    member = self._member(f"{self._name}/{number}/{place}", point, seen)
                 if member is None:
                     break
                 seen.add(repr(member.params))
@@ -187,31 +185,19 @@ def _rounds_before(stage: StageView) -> list[StageView]:
     return rounds[::-1]
 
 
-def _by_index(stage: StageView) -> dict[int, list[TrialView]]:
-    found: defaultdict[int, list[TrialView]] = defaultdict(list)
+def _results(stage: StageView, count: int) -> list[_Result]:
+    """What became of the first suggestions; the mean loss of one that ran repeatedly."""
+    params: dict[int, dict[str, Value]] = {}
+    losses: dict[int, list[float]] = {}
     for trial in stage.trials:
-        found[trial.suggestion.index].append(trial)
-    return found
-
-
-def _runs(trials: Sequence[TrialView]) -> bool:
-    return any(trial.state is State.RUNNING for trial in trials)
-
-
-def _results(
-    stage: StageView, first: int, count: int, by_index: dict[int, list[TrialView]] | None = None
-) -> list[_Result]:
-    """What became of the suggestions from `first` on; the mean loss of one that ran repeatedly."""
-    trials_of = _by_index(stage) if by_index is None else by_index
-    results: list[_Result] = []
-    for index in range(first, first + count):
-        trials = trials_of.get(index, [])
-        losses = [
-            one.loss for one in trials if one.state is State.COMPLETE and one.loss is not None
-        ]
-        params = dict(trials[0].params) if trials else None
-        results.append((params, sum(losses) / len(losses) if losses else None))
-    return results
+        index = trial.suggestion.index
+        params.setdefault(index, dict(trial.params))
+        if trial.state is State.COMPLETE and trial.loss is not None:
+            losses.setdefault(index, []).append(trial.loss)
+    return [
+        (params.get(i), sum(losses[i]) / len(losses[i]) if i in losses else None)
+        for i in range(count)
+    ]
 
 
 def check_popsize(popsize: int | None, search: str, least: int) -> int:

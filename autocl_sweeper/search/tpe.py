@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from autocl_sweeper.distributions import Distribution
-from autocl_sweeper.search import space_of
+from autocl_sweeper.distributions import Space
 from autocl_sweeper.search.study import SamplerSearch
 from autocl_sweeper.types import State
 
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tpe_search(
-    space: Mapping[str, Distribution],
+    space: Space,
     seed: int,
     stage_name: str,
     n_startup_trials: int = 10,
@@ -39,4 +37,4 @@ def tpe_search(
 
     learns_from = (State.COMPLETE, State.PRUNED)
     name = f"{seed}/{stage_name}"
-    return SamplerSearch(space_of(space), name, sampler, n_startup_trials, learns_from)
+    return SamplerSearch(space, name, sampler, n_startup_trials, learns_from)

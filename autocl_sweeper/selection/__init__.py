@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from autocl_sweeper.types import State, Trial
@@ -16,10 +16,17 @@ class TopK:
 
     k: int
     maximize: bool = True
+    survivors: Mapping[int, int] = field(
+        default_factory=dict
+    )  # stage -> its k, where it is another
     monotone: ClassVar[bool] = True  # once k better ones are finished, more can only come above it
 
     def loss(self, score: float) -> float:
         return -score if self.maximize else score
+
+    def kept(self, finished: Sequence[Trial]) -> int:
+        """The k of the stage whose trials are compared."""
+        return self.survivors.get(finished[0].stage, self.k) if finished else self.k
 
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
         ranked = [
@@ -27,4 +34,4 @@ class TopK:
             for place, trial in enumerate(finished)
             if trial.state is State.COMPLETE and trial.score is not None
         ]
-        return [trial for _, _, trial in heapq.nsmallest(self.k, ranked)]
+        return [trial for _, _, trial in heapq.nsmallest(self.kept(finished), ranked)]

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-from autocl_sweeper.selection.groups import Group, groups, in_order, loss_of
+from autocl_sweeper.selection import TopK
+from autocl_sweeper.selection.groups import Group, groups, in_order
 from autocl_sweeper.types import Trial
 
 
-@dataclass(frozen=True)
-class Diverse:
+class Diverse(TopK):
     """The k best, but no two from the same suggestion while another is within noise of the second.
 
     Noise is the standard error of the repeats; without repeats, the standard deviation of what
     suggestion and parent together leave unexplained where suggestions ran with several parents.
     """
 
-    k: int
-    maximize: bool = True
     monotone: ClassVar[bool] = False
 
-    def loss(self, score: float) -> float:
-        return loss_of(score, self.maximize)
-
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
-        rest = in_order(groups(finished, self.maximize))
+        rest = in_order(groups(finished, self.loss))
         unexplained = residual_deviation(rest)
         beam: list[Group] = []
-        while rest and len(beam) < self.k:
+        while rest and len(beam) < self.kept(finished):
             taken = {group.best.suggestion.index for group in beam}
             best = rest[0]
             noise = best.stderr or unexplained

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import ClassVar
 
+from autocl_sweeper.selection import TopK
 from autocl_sweeper.types import State, Trial
 
 
@@ -16,36 +17,29 @@ class Group:
     """The completed runs of a suggestion with a parent. `best` has the checkpoint of them all."""
 
     best: Trial
-    score: float  # the mean
-    loss: float  # the same with lower better
+    loss: float  # of the mean score
     stderr: float  # of the mean; 0 for one run
     seconds: float  # the mean
     evaluations: dict[str, float]  # task -> mean, of the tasks that every run has
 
 
-def loss_of(score: float, maximize: bool) -> float:
-    return -score if maximize else score
-
-
-def groups(finished: Sequence[Trial], maximize: bool) -> list[Group]:
+def groups(finished: Sequence[Trial], loss: Callable[[float], float]) -> list[Group]:
     """One per suggestion and start that has a completed run, in the order of the first of these."""
-    runs: dict[tuple[int, int | None, int], list[Trial]] = {}
+    runs: dict[tuple[int, int | None, int], list[tuple[float, Trial]]] = {}
     for trial in finished:
         if trial.state is State.COMPLETE and trial.score is not None:
-            runs.setdefault((trial.suggestion.index, trial.parent, trial.extra), []).append(trial)
-    return [_group(together, maximize) for together in runs.values()]
+            start = trial.suggestion.index, trial.parent, trial.extra
+            runs.setdefault(start, []).append((trial.score, trial))
+    return [_group(together, loss) for together in runs.values()]
 
 
-def _group(runs: Sequence[Trial], maximize: bool) -> Group:
-    scores = [trial.score for trial in runs if trial.score is not None]
-    outcomes = [trial.outcome for trial in runs if trial.outcome is not None]
-    best = min(zip(scores, runs, strict=True), key=lambda one: loss_of(one[0], maximize))[1]
+def _group(runs: Sequence[tuple[float, Trial]], loss: Callable[[float], float]) -> Group:
+    scores = [score for score, _ in runs]
+    outcomes = [trial.outcome for _, trial in runs if trial.outcome is not None]
     shared = set.intersection(*(set(outcome.evaluations) for outcome in outcomes))
-    mean = fmean(scores)
     return Group(
-        best,
-        mean,
-        loss_of(mean, maximize),
+        min(runs, key=lambda one: loss(one[0]))[1],
+        loss(fmean(scores)),
         stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0,
         fmean(outcome.seconds for outcome in outcomes),
         {task: fmean(o.evaluations[task] for o in outcomes) for task in sorted(shared)},
@@ -66,19 +60,14 @@ def in_order(candidates: Sequence[Group]) -> list[Group]:
     return ordered
 
 
-@dataclass(frozen=True)
-class TopKGroups:
+class TopKGroups(TopK):
     """The k best suggestions by the mean of their runs, each as its best run.
 
     Whether two are within noise shows when all their runs are over, so the stage is awaited.
     """
 
-    k: int
-    maximize: bool = True
     monotone: ClassVar[bool] = False
 
-    def loss(self, score: float) -> float:
-        return loss_of(score, self.maximize)
-
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
-        return [group.best for group in in_order(groups(finished, self.maximize))[: self.k]]
+        ordered = in_order(groups(finished, self.loss))
+        return [group.best for group in ordered[: self.kept(finished)]]

@@ -9,46 +9,34 @@ from statistics import fmean
 from typing import ClassVar
 
 from autocl_sweeper.objective import tasks_until
-from autocl_sweeper.selection.groups import Group, groups, loss_of
+from autocl_sweeper.selection import TopK
+from autocl_sweeper.selection.groups import Group, groups
 from autocl_sweeper.types import Trial
 
 Point = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Pareto:
+class Pareto(TopK):
     """The k first by front, then by crowding distance, as in NSGA-II (Deb et al., 2002).
 
     The axes are the score on the current task and the mean of those on the old ones, from `eval`;
     the first task has the one axis. Survivors of one front stand by their ranked score, best first.
     """
 
-    k: int
-    maximize: bool = True
     tasks: Sequence[str] = ()
     monotone: ClassVar[bool] = False
 
-    def loss(self, score: float) -> float:
-        return loss_of(score, self.maximize)
-
     def __call__(self, finished: Sequence[Trial]) -> list[Trial]:
-        candidates = groups(finished, self.maximize)
+        candidates = groups(finished, self.loss)
         left = {place: self._point(group) for place, group in enumerate(candidates)}
         survivors: list[Group] = []
-        while left and len(survivors) < self.k:
+        while left and (room := self.kept(finished) - len(survivors)):
             front = nondominated(left)
-            room = self.k - len(survivors)
-            if len(front) > room:
-                distance = crowding(front)
-                front = {
-                    place: front[place]
-                    for place in sorted(front, key=lambda p: (-distance[p], candidates[p].loss, p))[
-                        :room
-                    ]
-                }
-            survivors += sorted(
-                (candidates[place] for place in sorted(front)), key=lambda group: group.loss
-            )
+            distance = crowding(front)
+            ranked = sorted((-distance[p], candidates[p].loss, p) for p in front)
+            kept = sorted((loss, place) for _, loss, place in ranked[:room])
+            survivors += [candidates[place] for _, place in kept]
             left = {place: point for place, point in left.items() if place not in front}
         return [group.best for group in survivors]
 
@@ -57,7 +45,7 @@ class Pareto:
         *old, current = tasks_until(self.tasks, group.best.task) or [group.best.task]
         scores = group.evaluations
         axes = [scores[current], *([fmean(scores[task] for task in old)] if old else [])]
-        return tuple(loss_of(score, self.maximize) for score in axes)
+        return tuple(map(self.loss, axes))
 
 
 def nondominated(points: dict[int, Point]) -> dict[int, Point]:

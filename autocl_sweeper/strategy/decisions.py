@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from autocl_sweeper.protocols import Search, Selection
 from autocl_sweeper.types import History, Suggestion, Value
@@ -36,6 +36,11 @@ class Stage:
     round: int = 0  # of a population, counted from 0 for each task
     passed: Mapping[str, Value] = field(default_factory=dict)  # override keys beside a suggestion's
     extra: int = 0  # starts beside those of the parents, which each suggestion runs with too
+
+    @property
+    def chained(self) -> bool:
+        """Whether its trials start from those of the stage before."""
+        return self.parents != "init"
 
     @property
     def pairing(self) -> Literal["every", "one"]:
@@ -134,31 +139,7 @@ def views(
             selection.loss,
             stage.jobs,
             earlier,
-            has_parents=stage.parents != "init",
+            has_parents=stage.chained,
         )
         found.append(view)
     return found
-
-
-class Strategy(Protocol):
-    @property
-    def stages(self) -> Sequence[Stage]: ...
-
-    @property
-    def selection(self) -> Selection: ...
-
-    @property
-    def carried(self) -> Sequence[StageView] | None:
-        """Stages of another sweep that searches learn from; None: they learn from their own alone."""
-        ...
-
-    def next(self, history: History) -> Decision:
-        """What to do now: same history, same decision."""
-        ...
-
-    def scheduled(self, pipeline: bool, work: Work | None) -> Strategy:
-        """The same with stages that begin early, or not, and with the longest jobs first.
-
-        `work` is None where jobs start in the order of their suggestions.
-        """
-        ...

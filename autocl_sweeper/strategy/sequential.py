@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast
 
@@ -86,11 +86,13 @@ class SequentialTopK:
 
     def _orphan(self, stage: _Standing, ahead: Sequence[_Standing]) -> int | None:
         """A trial that began early and may not stay."""
-        if not self.selection.monotone or not ahead or not _chained(ahead[0]):
+        if not self.selection.monotone or not ahead or not ahead[0].stage.chained:
             return None
-        orphan = ahead[0].orphan({trial.number for trial in stage.beam()})
+        beam = {trial.number for trial in stage.beam()}
+        orphan = ahead[0].orphan(lambda parent: parent not in beam)
         for later in ahead[1:]:
-            orphan = later.bereaved() if orphan is None else orphan
+            if orphan is None:
+                orphan = later.orphan(stage.history.given_up.__contains__)
         return orphan
 
     def _early(self, stage: _Standing, ahead: Sequence[_Standing]) -> Start | None:
@@ -98,9 +100,7 @@ class SequentialTopK:
             return None
         beam = stage.beam()
         for later in ahead:
-            chained = _chained(later)
-            early = later.start_early(beam) if chained else later.start_independent()
-            if early is not None:
+            if (early := later.start_early(beam)) is not None:
                 return early
             beam = later.provisional_beam()
         return None
@@ -110,11 +110,6 @@ class SequentialTopK:
         if not self._followed or self._followed[0].history is not history:
             self._followed[:] = [_Followed(self, history)]
         return self._followed[0].standings()
-
-
-def _chained(standing: _Standing) -> bool:
-    """Whether trials of a stage start from those of the stage before."""
-    return standing.stage.parents != "init"
 
 
 class _Followed:
@@ -146,7 +141,7 @@ class _Standing:
         self.stage = stage
         self.running: set[int] = set()
         self._strategy = strategy
-        self._history = history
+        self.history = history
         self._view = view
         # Suggestion i of a population has one parent, known when the round before is over.
         population = stage.parents == "population"
@@ -201,13 +196,13 @@ class _Standing:
 
     def best_stopped(self) -> int | None:
         """The early-stopped trial that came furthest; of those as far, the one with the best score."""
-        stopped = [trial for trial in self._history.stage(self.stage.number) if is_stopped(trial)]
+        stopped = [trial for trial in self.history.stage(self.stage.number) if is_stopped(trial)]
         loss = self._strategy.selection.loss
 
         def rank(trial: Trial) -> tuple[int, float, tuple[int, int, int]]:
             score = math.inf if trial.score is None else loss(trial.score)
-            step = self._history.reports(trial.number)[-1].step
-            return -step, score, self._history.place(trial)
+            step = self.history.reports(trial.number)[-1].step
+            return -step, score, self.history.place(trial)
 
         return min(stopped, key=rank).number if stopped else None
 
@@ -217,44 +212,29 @@ class _Standing:
             self._provisional = self._best(self._newcomers.values())
         return self._provisional
 
-    def orphan(self, beam: Collection[int]) -> int | None:
-        """A trial whose parent is not in the beam of the stage before."""
-        orphans = (min(kids) for parent, kids in self._children.items() if parent not in beam)
-        return next(orphans, None)
-
-    def bereaved(self) -> int | None:
-        """A trial whose parent was given up."""
-        gone = self._history.given_up
-        return next((min(kids) for parent, kids in self._children.items() if parent in gone), None)
+    def orphan(self, gone: Callable[[int | None], bool]) -> int | None:
+        """A trial whose parent is gone."""
+        return next((min(kids) for parent, kids in self._children.items() if gone(parent)), None)
 
     def _best(self, trials: Iterable[Trial]) -> list[Trial]:
-        return self._strategy.selection(sorted(trials, key=self._history.place))
+        return self._strategy.selection(sorted(trials, key=self.history.place))
 
     def start(self, parents: Sequence[int | None]) -> Start | Wait | None:
         """What is to start next, given the beam of the stage before."""
-        if not _chained(self):
+        if not self.stage.chained:
             parents = (None,)
         if self._indexed is None:
             if self._answer[0] != self._view.revision:
                 self._answer = self._view.revision, self._ask(parents)
             return self._answer[1]
-        if self._queue is None:
-            self._early.clear()
-            self._queue = self._queue_for(parents)
-        return self._first(self._queue)
-
-    def start_independent(self) -> Start | None:
-        """What may start while earlier stages run, as it needs nothing of them."""
-        if self._indexed is None:
-            return None
-        if self._queue is None:
-            self._queue = self._queue_for((None,))
-        return self._first(self._queue)
+        return self._queued(parents)
 
     def start_early(self, beam: Sequence[Trial]) -> Start | None:
         """What is to start next while the beam may change: from the best first, it is the surest."""
         if self._indexed is None:
             return None
+        if not self.stage.chained:  # it needs nothing of earlier stages
+            return self._queued((None,))
         self._early = {
             trial.number: self._early.get(trial.number)
             or self._queue_for((trial.number,), early=True)
@@ -262,6 +242,12 @@ class _Standing:
         }
         starts = (self._first(queue) for queue in self._early.values())
         return next((start for start in starts if start is not None), None)
+
+    def _queued(self, parents: Sequence[int | None]) -> Start | None:
+        if self._queue is None:
+            self._early.clear()
+            self._queue = self._queue_for(parents)
+        return self._first(self._queue)
 
     def _runs(self, parents: Sequence[int | None]) -> list[Run]:
         """What each suggestion runs with, each parent and each extra start as often as it is repeated."""
@@ -273,9 +259,7 @@ class _Standing:
         ordered = self._strategy.work is not None
         work = (lambda index: self._work_of(self._suggestion(index))) if ordered else None
         stage, each = self.stage, len(parents) + self.stage.extra
-        if (
-            early
-        ):  # there may be more parents in the end: what is sure to run with every one of them
+        if early:  # there may be more parents in the end: what surely runs with every one of them
             each = max(each, self._strategy.width)
         count, rest = stage.suggestions, 0
         if stage.groups is not None and stage.groups < count * each:
@@ -327,7 +311,7 @@ class _Standing:
         parent = parents[0]
         if self.stage.parents == "population":
             return Start(self.stage, suggestion, parents[suggestion.index % len(parents)])
-        if not _chained(self):
+        if not self.stage.chained:
             return Start(self.stage, suggestion, None)
         if search.pairing == "one" and suggestion.parent is not None:
             parent = suggestion.parent

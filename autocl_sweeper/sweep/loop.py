@@ -20,7 +20,7 @@ from autocl_sweeper.errors import (
     JobContractError,
     SweepStoppedError,
 )
-from autocl_sweeper.executor.process.groups import end_recorded_group
+from autocl_sweeper.executor.process.adopted import end_recorded_group
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.export.exporter import Exporter
 from autocl_sweeper.folder import folder_errors, make_way

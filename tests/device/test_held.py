@@ -46,18 +46,22 @@ def begin(executor: LocalExecutor, folder: Path) -> None:
     wait_until(lambda: (folder / "began").exists(), "the job has closed its descriptors")
 
 
+def ends_and_frees(executor: LocalExecutor, folder: Path) -> None:
+    """Let the job end: then, and not before, another sweep gets its device."""
+    assert LeaseFolder().try_lease("cpu-0", "another sweep") is None
+    (folder / "go").touch()
+    wait_until(lambda: executor.wait(0.1), "the job ends")
+    lease = LeaseFolder().try_lease("cpu-0", "another sweep")
+    assert lease is not None
+    lease.close()
+
+
 def test_a_job_that_closes_all_its_descriptors_keeps_its_device_until_it_is_reaped(
     executor: LocalExecutor, tmp_path: Path
 ) -> None:
-    leases = LeaseFolder()
     begin(executor, tmp_path)
-    assert leases.try_lease("cpu-0", "another sweep") is None
     assert executor.free_slots() == 0
-    (tmp_path / "go").touch()
-    wait_until(lambda: executor.wait(0.1), "the job ends")
-    lease = leases.try_lease("cpu-0", "another sweep")
-    assert lease is not None
-    lease.close()
+    ends_and_frees(executor, tmp_path)
 
 
 @pytest.mark.parametrize("executor", [1, 2], indirect=True, ids=["whole", "shared"])
@@ -74,14 +78,9 @@ def test_a_device_is_announced_again_after_its_lock_files_were_deleted(
             file.unlink()
     # Neither of its own sweep, at once, nor of another one, which asks a moment later.
     wait_until(lambda: list(leases.path.glob("*.lock")), "the lock is there again")
-    assert leases.try_lease("cpu-0", "another sweep") is None
     there = leases.look("cpu-0")
     assert there is not None and len(there.claims) == 1
-    (tmp_path / "go").touch()
-    wait_until(lambda: executor.wait(0.1), "the job ends")
-    lease = leases.try_lease("cpu-0", "another sweep")
-    assert lease is not None
-    lease.close()
+    ends_and_frees(executor, tmp_path)
 
 
 def test_the_sweep_itself_starts_no_second_job_on_a_device_whose_lock_was_deleted(
@@ -119,14 +118,9 @@ def test_a_careless_job_that_outlived_its_controller_gets_its_device_from_the_ne
     )
     try:
         assert second.adopt(Job(0, ()))
-        assert leases.try_lease("cpu-0", "another sweep") is None
         pid = int(JobFiles.of(tmp_path).group(0).read_text().split()[0])
-        go.touch()
-        wait_until(lambda: second.wait(0.1), "the job ends")
+        ends_and_frees(second, tmp_path)
         assert not alive(pid)
-        lease = leases.try_lease("cpu-0", "another sweep")
-        assert lease is not None
-        lease.close()
     finally:
         second.close()
 

@@ -73,24 +73,12 @@ def test_two_devices_are_leased_together_or_not_at_all(leases: LeaseFolder) -> N
     refusal = lease_free(probe, leases, 2)
     assert isinstance(refusal, Refusal)
     assert sorted(refusal.reasons) == ids
+    assert refusal.reasons[ids[1]] == "is free, but one alone is not enough"
     assert ids_of(lease_free(probe, leases, 1)) == [ids[1]]  # it was given back
     assert others[0] is not None
     others[0].close()
     assert isinstance(lease_free(probe, leases, 2), Refusal)  # ids[1] is ours by now
     assert ids_of(lease_free(probe, leases, 1)) == [ids[0]]
-
-
-def test_what_was_taken_in_vain_is_free_again(leases: LeaseFolder) -> None:
-    probe = FakeProbe.gpus(4)
-    ids = [device.id for device in probe.devices()]
-    probe.change(ids[2], free_mib=0)
-    probe.change(ids[3], free_mib=0)
-    refusal = lease_free(probe, leases, 3)
-    assert isinstance(refusal, Refusal)
-    assert (
-        refusal.reasons[ids[0]] == refusal.reasons[ids[1]] == "is free, but one alone is not enough"
-    )
-    assert ids_of(lease_free(probe, leases, 2)) == ids[:2]
 
 
 def test_a_sweep_that_cannot_get_all_takes_nothing_another_one_may_need(
@@ -196,31 +184,6 @@ def test_descriptors_of_leases_reach_only_the_jobs_they_are_passed_to(leases: Le
     assert lease is not None and not any(map(os.get_inheritable, lease.filenos()))
 
 
-RACER = """
-import os, sys
-from pathlib import Path
-from autocl_sweeper.device.leases import LeaseFolder
-folder, witness, rounds = LeaseFolder(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-won = clashes = 0
-print("ready", flush=True)
-sys.stdin.readline()
-while won < rounds:
-    lease = folder.try_lease("GPU-a", "racer")
-    if lease is None:
-        continue
-    won += 1
-    try:
-        os.close(os.open(witness, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        clashes += 1
-    else:
-        os.sched_yield()
-        os.unlink(witness)
-    lease.close()
-print(won, clashes)
-"""
-
-
 def start(code: str, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -240,14 +203,6 @@ def go(racers: Sequence[subprocess.Popen[str]]) -> None:
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-
-
-def test_of_processes_that_race_for_a_lease_one_has_it(tmp_path: Path) -> None:
-    # The folder does not exist: creating it is part of the race.
-    racers = [start(RACER, tmp_path / "new", tmp_path / "witness", 200) for _ in range(4)]
-    go(racers)
-    answers = [racer.communicate(timeout=300)[0].split() for racer in racers]
-    assert answers == [["200", "0"]] * 4  # won, and met another one
 
 
 SHARERS = """
@@ -281,11 +236,13 @@ def test_of_processes_that_race_for_places_the_strictest_on_a_device_decides(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "witness").mkdir()
-    racers = [start(SHARERS, tmp_path / "new", tmp_path / "witness", n) for n in (1, 2, 3, 3, 3)]
+    # The folder does not exist: creating it is part of the race.
+    racers = [start(SHARERS, tmp_path / "new", tmp_path / "witness", n) for n in (1, 1, 2, 3, 3)]
     go(racers)
     answers = [racer.communicate(timeout=300)[0].split() for racer in racers]
     assert [int(won) for won, _ in answers] == [60] * 5
-    assert int(answers[0][1]) == 1 and max(int(most) for _, most in answers) >= 2
+    assert [int(most) for _, most in answers[:2]] == [1, 1], "alone is alone"
+    assert max(int(most) for _, most in answers) >= 2
 
 
 PAIRS = """

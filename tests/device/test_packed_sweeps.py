@@ -127,6 +127,7 @@ def test_launchers_that_do_not_lease_devices_refuse_the_keys_of_packing(
     ("arguments", "expected"),
     [
         (["memory.budget_gib=80"], "memory budget of 81920 MiB (memory.budget_gib) is more than"),
+        (["hydra.launcher.memory_per_job_mib=81560"], "GPU-00000002 Fake H100 80GB: 81559 MiB\n"),
         (["hydra.launcher.memory_keys=[modle]"], "memory_keys has 'modle', which is no key"),
     ],
 )  # fmt: skip

@@ -94,6 +94,13 @@ def test_a_job_joins_only_where_it_fits(
     assert said.startswith(expected) and bool(said) == bool(expected), said
 
 
+def test_memory_that_is_kept_free_is_given_to_no_job() -> None:
+    board, there = device(800, {1201: 100}), [claim(12, 300)]  # 100 are foreign: 600 are left
+    assert refusal(board, there, claim(reserved=400), 0.8, family, keep_free_mib=200) == ""
+    said = refusal(board, there, claim(reserved=400), 0.8, family, keep_free_mib=201)
+    assert said.startswith("has 399 of 1000") and said.endswith("201 kept free)")
+
+
 class Ledger:
     """A naive device: every MiB has an owner, written down one after the other."""
 
@@ -129,7 +136,8 @@ def test_the_balance_is_that_of_a_ledger_kept_by_hand(
     processes = {1000 + 100 * n: used for n, (_, used) in enumerate(jobs) if used}
     claims = [claim(10 + n, reserved) for n, (reserved, _) in enumerate(jobs)]
     board = device(free, processes, 400)
-    found = balance(board, claims, claim(), family)
+    use = use_of(board, [10 + n for n in range(len(jobs))], family)
+    found = balance(board, claims, claim(), use)
     assert found is not None
     assert found.foreign_mib == ledger.owned("foreign")
     assert found.claimed_mib == sum(ledger.owned(f"job {n}") for n in range(len(jobs)))
@@ -158,18 +166,6 @@ def test_jobs_that_keep_to_their_reservation_never_run_out_of_memory(
             if data.draw(st.integers(0, 3)) == 0:
                 del running[job]
         assert base + sum(most for most, _ in running.values()) <= TOTAL
-
-
-@given(st.lists(st.sampled_from([None, 1, 2, 3, 4]), max_size=30))
-def test_no_device_ever_has_more_jobs_than_the_strictest_of_them_allows(
-    limits: list[int | None],
-) -> None:
-    claims: list[Claim] = []
-    for limit in limits:
-        ours = claim(limit=limit)
-        if not decide(device(990), claims, ours):
-            claims.append(ours)
-        assert all(one.limit is None or len(claims) <= one.limit for one in claims)
 
 
 def test_a_process_counts_for_the_job_it_descends_from_even_in_a_session_of_its_own() -> None:

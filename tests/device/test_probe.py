@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from support.fake_nvml import build as fake
 from support.machine import EIGHT, UUIDS, Machine, clean_environment
 
-from autocl_sweeper.device.probe import CpuProbe, NvmlProbe, find_probe, short
+from autocl_sweeper.device.probe import CpuProbe, NvmlProbe, short
 from autocl_sweeper.errors import ConfigurationError, DeviceError
 
 
@@ -95,16 +94,19 @@ def test_hidden_gpus_mean_cpu_slots_whose_jobs_see_none_either(machine: Machine)
         assert environment["CUDA_VISIBLE_DEVICES"] == ""
 
 
+# Says what is logged when devices are looked for.
+WARNINGS = (
+    "import logging\nheard, log = [], logging.getLogger('autocl_sweeper.device.probe')\n"
+    "log.handle = lambda record: heard.append(record.getMessage())\n"
+    "find_probe(2, os.environ)\nsay(heard)"
+)
+
+
 def test_numbers_on_a_machine_of_several_models_come_with_a_warning(machine: Machine) -> None:
     machine.show([EIGHT[0], replace(EIGHT[1], name="Another Board")])
-    warned = (
-        "import logging\nheard = []\n"
-        "logging.getLogger('autocl_sweeper.device.probe').handle = lambda r: heard.append(r.msg)\n"
-        "find_probe(None, os.environ)\nsay([len(heard), *heard])"
-    )
-    assert machine.run(warned, CUDA_VISIBLE_DEVICES="1")[0] == 1
-    assert machine.run(warned, CUDA_VISIBLE_DEVICES=UUIDS[1]) == [0]
-    assert machine.run(warned, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID") == [0]
+    assert len(machine.run(WARNINGS, CUDA_VISIBLE_DEVICES="1")) == 1
+    assert machine.run(WARNINGS, CUDA_VISIBLE_DEVICES=UUIDS[1]) == []
+    assert machine.run(WARNINGS, CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID") == []
 
 
 def test_a_gpu_lost_while_we_watch_keeps_its_name_and_the_others_stay(machine: Machine) -> None:
@@ -276,7 +278,9 @@ def test_without_a_driver_there_are_cpu_slots(tmp_path: Path) -> None:
 def test_a_library_without_a_loaded_driver_means_cpu_slots(machine: Machine) -> None:
     machine.show([], fake.DRIVER_NOT_LOADED)
     assert machine.ids()[0] == "cpu-0"
-    assert machine.ids(CUDA_VISIBLE_DEVICES="0")[0] == "cpu-0"
+    (said,) = machine.run(WARNINGS, CUDA_VISIBLE_DEVICES="0")
+    assert said.startswith("no GPU (NVML: Driver Not Loaded): jobs run on 2 CPU slots; ")
+    assert said.endswith("CUDA_VISIBLE_DEVICES=0 has no effect")
 
 
 def test_a_driver_that_shows_no_gpu_means_cpu_slots_unless_one_is_named(machine: Machine) -> None:
@@ -379,25 +383,3 @@ def test_memory_decides_anew_at_each_look(machine: Machine) -> None:
 )
 def test_log_lines_shorten_a_uuid_only_where_it_stays_unique(device_id: str, expected: str) -> None:
     assert short(device_id) == expected
-
-
-def test_falling_back_to_cpu_slots_is_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Nothing:
-        NVML_ERROR_LIBRARY_NOT_FOUND, NVML_ERROR_DRIVER_NOT_LOADED = 12, 9
-
-        class NVMLError(Exception):
-            value = 12
-
-        def nvmlInit(self) -> None:
-            raise self.NVMLError("NVML Shared Library Not Found")
-
-    monkeypatch.setitem(sys.modules, "pynvml", Nothing())
-    with caplog.at_level(logging.INFO):
-        find_probe(2, {"CUDA_VISIBLE_DEVICES": "0"})
-    (message,) = caplog.messages
-    assert message == (
-        "no GPU (NVML: NVML Shared Library Not Found): jobs run on 2 CPU slots; "
-        "CUDA_VISIBLE_DEVICES=0 has no effect"
-    )

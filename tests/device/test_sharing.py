@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import re
@@ -25,8 +24,7 @@ from autocl_sweeper.device.pool import Grant, Pool
 from autocl_sweeper.device.probe import CpuProbe, Device, FakeProbe
 from autocl_sweeper.device.reservations import Used
 from autocl_sweeper.errors import ConfigurationError, DeviceError
-from autocl_sweeper.journal import outcome_from_json, outcome_to_json
-from autocl_sweeper.types import DeviceUse, Need, Outcome, State
+from autocl_sweeper.types import Need
 
 Pools = Callable[..., Pool]
 
@@ -81,6 +79,27 @@ def numbers(grants: list[Grant]) -> list[str]:
     return ["".join(name[-1] for name in grant.ids) for grant in grants]
 
 
+GPUS_SHOWN = [device.id for device in FakeProbe.gpus(2).devices()]
+
+
+@pytest.mark.parametrize(
+    ("probe", "ids", "chosen"),
+    [
+        (FakeProbe.gpus(4), GPUS_SHOWN, False),
+        (CpuProbe(2, {"OMP_NUM_THREADS": "3"}), ["cpu-0", "cpu-1"], False),  # the user's: per slot
+        (CpuProbe(2, {}), ["cpu-0", "cpu-1"], True),
+    ],
+)
+def test_a_job_is_told_all_its_devices_and_the_threads_that_the_launcher_chose(
+    make_pool: Pools, probe: FakeProbe | CpuProbe, ids: list[str], chosen: bool
+) -> None:
+    """So that a job of two processes can divide them."""
+    (grant,) = taken(make_pool(probe, count=2), 1)
+    assert grant.environment["AUTOCL_DEVICES"].split(",") == ids == list(grant.ids)
+    threads = grant.environment["OMP_NUM_THREADS"] if chosen else None
+    assert grant.environment.get("AUTOCL_THREADS") == threads
+
+
 # -- by number --------------------------------------------------------------------------------------
 
 
@@ -105,17 +124,6 @@ def test_the_strictest_sweep_on_a_device_decides_how_many_are_there(make_pool: P
     assert len(taken(three)) == 2
     assert alone.acquire() is None
     first.close()
-
-
-def test_a_sweep_that_never_shares_is_never_joined(make_pool: Pools) -> None:
-    probe = FakeProbe.gpus(1)
-    alone, many = make_pool(probe, "alone"), make_pool(probe, "many", jobs_per_device=9)
-    grant = alone.acquire()
-    assert grant is not None and grant.alone
-    assert many.acquire() is None
-    assert f"is leased by pid {os.getpid()}: alone" in many.refusal
-    grant.close()
-    assert len(taken(many)) == 9
 
 
 class AnotherController(LeaseFolder):
@@ -295,14 +303,6 @@ def test_boards_that_do_not_tell_their_memory_are_shared_by_number_from_the_star
         assert len(taken(make_pool(probe, seen=False, jobs_per_device=3))) == 3
 
 
-def test_a_reservation_that_was_measured_too_large_for_any_device_blocks_no_empty_one(
-    make_pool: Pools,
-) -> None:
-    pool = make_pool(FakeProbe.gpus(2, 80 * GIB), jobs_per_device=2)
-    pool.learn(used(1, 79 * GIB))
-    assert numbers(taken(pool, stage=1)) == ["0", "1"]
-
-
 def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
     make_pool: Pools, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -313,7 +313,7 @@ def test_a_peak_is_level_when_it_has_not_grown_for_a_while(
     probe = FakeProbe.gpus(1, 80 * GIB)
     pool = make_pool(probe, seen=False, jobs_per_device=4)
     sampler = sampling.Sampler(pool, lambda number, reason: None)
-    sampler.add(0, os.getpid(), [probe.devices()[0].id], {}, tmp_path / "devices.csv")
+    sampler.add(0, os.getpid(), [probe.devices()[0].id], {}, tmp_path / "devices.csv", Need())
     # Seconds, MiB in use -> what the next ones reserve.
     table = [(2, 0, None), (50, 500, None), (58, 8_000, None), (66, 9_900, None),
              (75, 10_000, None), (76, 10_000, 11_000), (80, 20_000, 11_000), (89, 20_000, 11_000),
@@ -415,29 +415,6 @@ def test_two_sweeps_share_one_device_with_two_jobs_and_never_more(
     assert event["device"]["ids"] == [GPUS[0]]
     with open(one.sweep / "trials.csv", newline="") as file:
         assert [row["device/ids"] for row in csv.DictReader(file)] == [GPUS[0]]
-
-
-def test_what_a_job_used_survives_the_journal_and_old_journals_have_none() -> None:
-    use = DeviceUse(("GPU-a", "GPU-b"), 1234, 56.5, None)
-    told = json.loads(json.dumps(outcome_to_json(Outcome(State.COMPLETE, device=use))))
-    assert outcome_from_json(told).device == use
-    del told["device"]
-    assert outcome_from_json(told).device is None
-
-
-def test_declared_memory_packs_a_whole_sweep(on_gpus: Bench) -> None:
-    """Two of 40000 MiB fit into 81559 with 559 in use; the third waits for one of them."""
-    memory = "hydra.launcher.memory_per_job_mib=40000"
-    on_gpus.release(on_gpus.start_held(2, *WARM, choices(3), memory, CUDA_VISIBLE_DEVICES="2"))
-    assert crowd(on_gpus.ledger()) == 2
-    assert len(on_gpus.ledger("end")) == 3
-
-
-def test_more_memory_than_any_gpu_has_is_an_error_before_any_job(on_gpus: Bench) -> None:
-    output = on_gpus.run(*OURS, "lr=1", "hydra.launcher.memory_per_job_mib=81560", status=1)
-    assert "DeviceError: hydra.launcher.memory_per_job_mib=81560 is more than any device" in output
-    assert "\n  GPU-00000007 Fake H100 80GB: 81559 MiB\n" in output
-    assert on_gpus.ledger() == [] and not on_gpus.sweep.joinpath("journal.jsonl").exists()
 
 
 @pytest.mark.slow

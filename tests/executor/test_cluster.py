@@ -23,7 +23,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from support.bench import DEADLINE_S, REPOSITORY, Bench, alive, wait_until
-from support.pipelined import COMMAND, check_the_tree, started
 from support.two_nodes import ON_LOOPBACK, TwoNodes
 from support.virtual import Run, World
 
@@ -164,8 +163,6 @@ def test_an_agent_whose_controller_is_gone_kills_its_jobs(chain: Bench) -> None:
     (folder / "package.pkl").write_bytes(package)
     settings = {
         "folder": str(folder),
-        "holder": "a test",
-        "returns": False,
         "launcher": {**launcher_keys(), "jobs_per_device": 2},
     }
     agent = subprocess.Popen(
@@ -305,7 +302,7 @@ class FakeRay:
         if timeout > ANSWER_S and not any(agent.messages for agent in told):
             busy = [agent.executor for agent in told if agent.executor._running]
             if busy:
-                end = min(executor._next_end() for executor in busy)
+                end = min(executor._next().end_s for executor in busy)
                 for agent in told:
                     agent.move_to(end)
         return [agent for agent in told if agent.messages][:num_returns], None
@@ -331,10 +328,11 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., R
         package = SimpleNamespace(
             files=JobFiles.of(tmp_path / "sweep"),
             write=lambda: None,
+            section=lambda job, name: {},
             order=lambda job, returns: json.dumps(job.overrides).encode(),
         )
         keys = {**launcher_keys(), **keys}
-        return RayExecutor("auto", keys, package, False, {})  # type: ignore[arg-type]
+        return RayExecutor(keys, package, False, {})  # type: ignore[arg-type]
 
     return make
 
@@ -458,26 +456,6 @@ def test_a_sweep_whose_own_node_dies_ends_and_goes_on_later(
     finally:
         again.close()
     assert sorted(event["score"] for event in chain.finished().values()) == [1, 2, 3, 4]
-
-
-@needs_ray
-@pytest.mark.slow
-def test_jobs_that_began_early_on_two_nodes_are_kept_or_ended(
-    chain: Bench, cluster: TwoNodes
-) -> None:
-    """The tree of test_pipeline's real jobs; one of a losing parent would run for ever."""
-    names = "hydra.job.env_copy=[LEDGER,HOLD,HOLDS,FOREVER]"
-    command = [text for text in COMMAND if "hydra/launcher" not in text and "cpu_slots" not in text]
-    sweep = chain.start_held(
-        7, *command, *OURS[1:], f"hydra.launcher.address={cluster.address}",
-        "hydra.launcher.cpu_slots=2", names, HOLDS="[3]", FOREVER="[[1, 9]]",
-        **ON_LOOPBACK,
-    )  # fmt: skip
-    early = {(2, 4), (2, 9), (1, 4), (1, 9)}
-    wait_until(lambda: started(chain) >= early and len(chain.finished()) == 5, "all of b began")
-    chain.release(sweep)
-    check_the_tree(chain)
-    assert len(chain.ledger("start")) == 3 + 4 + 2
 
 
 def test_submitit_runs_a_sweep_stage_by_stage(chain: Bench) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -273,19 +272,6 @@ def test_a_log_of_any_bytes_has_last_lines(tmp_path: Path) -> None:
     text = r"import sys; sys.stdout.buffer.write(b'\xff\xfe' * 20000 + b'\nlast\n'); sys.exit(4)"
     outcome = outcome_of(script(text), tmp_path)
     assert (outcome.reason, outcome.log_tail[-1]) == ("exit status 4", "last")
-
-
-@pytest.mark.slow
-def test_a_whole_sweep_outlives_a_job_that_ignores_its_timeout(
-    benches: Callable[..., Bench],
-) -> None:
-    bench = benches("faults")
-    begin = time.monotonic()
-    bench.run(*OURS, *GPU, "fault=fine,stubborn", "hydra.launcher.timeout_s=5")
-    assert time.monotonic() - begin >= 5 + Limits().grace_s
-    assert by_fault(bench)["stubborn"]["reason"].startswith("timed out after 5 s")
-    assert by_fault(bench)["fine"]["state"] == "COMPLETE"
-    assert os.path.exists(bench.sweep / "1_a/1/job.log")
 
 
 def test_a_job_that_was_reaped_is_never_signalled_again(

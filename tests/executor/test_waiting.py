@@ -57,7 +57,7 @@ class Board:
             self.room.pass_all()
         else:
             self.came[number] = len(self.started)
-            self.room.add(Waiting(Job(number, ()), Need(), alone=False))
+            self.room.append(Waiting(Job(number, ()), Need(), alone=False))
 
     def check(self) -> None:
         claims = [*self.running.values()]
@@ -99,26 +99,11 @@ def test_reservations_never_exceed_the_device_and_no_job_is_passed_by_more_than_
 
 def test_a_job_that_has_to_be_alone_lets_no_other_start_before_it() -> None:
     room = WaitingRoom()
-    room.add(Waiting(Job(1, ()), Need(), alone=True))
-    room.add(Waiting(Job(2, ()), Need(), alone=False))
+    room.append(Waiting(Job(1, ()), Need(), alone=True))
+    room.append(Waiting(Job(2, ()), Need(), alone=False))
     ran: list[int] = []
     assert not room.serve(lambda one: ALONE if one.job.number == 2 else None,
                           lambda one, grant: ran.append(one.job.number))  # fmt: skip
     assert ran == [] and len(room) == 2
     assert room.serve(lambda one: ALONE, lambda one, grant: ran.append(one.job.number))
     assert ran == [1, 2] and len(room) == 0
-
-
-def test_more_foreign_memory_means_less_for_the_next_job() -> None:
-    ours = Claim(1, "ours", 0.0, 7, None, 400)
-    claims = [Claim(1, "ours", 0.0, 1, None, 300)]
-
-    def said(foreign: int, keep_free: int = 0) -> str:
-        device = Device("GPU-0", "Fake", TOTAL, TOTAL - foreign - 100, {100: 100})
-        return refusal(device, claims, ours, 0.8, related=lambda pid: [pid // 100],
-                       keep_free_mib=keep_free)  # fmt: skip
-
-    assert said(300) == ""
-    assert said(301).startswith("has 399 of 1000 MiB to give, and a job reserves 400 (301 foreign")
-    assert said(200, keep_free=100) == ""
-    assert said(200, keep_free=101).endswith("101 kept free)")

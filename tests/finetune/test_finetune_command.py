@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,23 +34,9 @@ class Finetune(Bench):
         del self.environment["HOLD"]
         (folder / "hparam.yaml").write_text(HPARAM)
 
-    def start(
-        self, *arguments: str, terminal: int | None = None, **environment: str
-    ) -> subprocess.Popen[bytes]:
-        output = self.folder / f"output-{len(self.started)}"
+    def command(self, *arguments: str) -> list[str]:
         own = ["finetune", str(self.app), f"--output_dir={self.sweep}"]
-        with open(output, "wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "autocl_sweeper", *own, *arguments],
-                cwd=self.folder,
-                env={**self.environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.started.append(process)
-        return process
+        return [sys.executable, "-m", "autocl_sweeper", *own, *arguments]
 
     def table(self) -> list[dict[str, str]]:
         _, _, rows = (self.sweep / "log_file.txt").read_text().partition("\n\n")

@@ -113,6 +113,12 @@ def test_the_minimal_app_learns_what_arithmetic_says(
         assert sorted(kept) == scores[-2:]
 
 
+def unnumbered(text: str) -> list[str]:
+    """Its lines without whole numbers: which number a trial gets is a matter of timing."""
+    lines = [" ".join(re.sub(r"(?<![\d.])\d+(?![\d.])", "#", x).split()) for x in text.splitlines()]
+    return [line for line in lines if line]
+
+
 def test_the_first_sweep_of_the_readme_prints_what_it_shows_and_can_be_looked_at(
     swept: Callable[[str], Sweep],
 ) -> None:
@@ -120,9 +126,8 @@ def test_the_first_sweep_of_the_readme_prints_what_it_shows_and_can_be_looked_at
     first = next(line for line in COMMANDS if line.startswith("python "))
     assert first in (ROOT / "examples/minimal/README.md").read_text().splitlines()
     sweep = swept("minimal")
-    printed = [line.rstrip() for line in sweep.printed.splitlines() if line.strip()]
     (shown,) = (text for _, text in BLOCKS if text.startswith("Best chain"))
-    shown_lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
+    printed, shown_lines = unnumbered(sweep.printed), unnumbered(shown)
     begin = printed.index(shown_lines[0])
     assert printed[begin : begin + len(shown_lines)] == shown_lines
     looks = [line for line in COMMANDS if line.startswith("autocl ") and "runs/" not in line]

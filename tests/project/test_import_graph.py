@@ -16,35 +16,18 @@ CORE = "autocl_sweeper"
 
 # A room is a module, or a package with all that is in it. It may import from the floors below.
 CORE_FLOORS = [
-    {
-        "types",
-        "view",
-        "ranks",
-        "curves",
-        "protocols",
-        "distributions",
-        "errors",
-        "disk",
-        "reporter",
-        "metrics",
-        "command_line",
-        "plain",
-        "made_with",
-        "private",
-    },
-    {"job", "device", "yaml", "journal", "outcome", "retries", "space", "manual", "objective"},
-    {"search", "prune", "selection", "order", "executor", "budget", "folder"},
-    {"strategy", "retention", "verdict", "compare", "overview"},
-    {"plan", "results", "display", "rounds", "export", "page", "notices"},
-    {"sweep"},
-    {
-        "hydra_sweep",
-        "hydra_launch",
-        "cli",
-        "finetune",
-        "script",
-    },  # what the plugin classes call, and the command `autocl`
-    {"__main__", "integrations"},
+    set(names.split())
+    for names in (
+        "types view ranks curves protocols distributions errors disk reporter metrics "
+        "command_line plain made_with private",
+        "job device yaml journal outcome retries space manual objective",
+        "search prune selection order executor budget folder",
+        "strategy retention verdict compare overview",
+        "plan results display rounds export page notices",
+        "sweep",
+        "hydra_sweep hydra_launch cli finetune script",
+        "__main__ integrations",
+    )
 ]
 TRAIN_FLOORS = [
     {"config", "chain"},
@@ -80,19 +63,11 @@ TRAIN_DOORS = {
     "start": {"score"},
     "job": {"start", "sizes"},
 }
+OF_HYDRA = {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune", "script"}
 # Who may import what does not come with Python. Not here, not allowed: torch, above all.
 OTHERS = {
-    "hydra": {"space", "job", "hydra_sweep", "hydra_launch", "yaml", "finetune", "script"},
-    "omegaconf": {
-        "space",
-        "job",
-        "hydra_sweep",
-        "hydra_launch",
-        "yaml",
-        "plan",
-        "finetune",
-        "script",
-    },
+    "hydra": OF_HYDRA,
+    "omegaconf": OF_HYDRA | {"plan"},
     "yaml": {"results", "yaml", "job", "plan", "rounds"},
     "optuna": {"search", "export", "page"},
     "cma": {"search"},

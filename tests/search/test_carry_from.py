@@ -6,43 +6,31 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support.bench import APPS, Bench
+from support.lineages import Simulated, completed
 from support.plans import plan_of
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
-from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import read
-from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.sweep.loop import Sweep
-from autocl_sweeper.types import Carried, History, Job, Outcome, State
+from autocl_sweeper.types import Carried, History, Outcome, Trial
 
 RELAY = {"factory": "autocl_sweeper.search.relay.RelaySearch"}
 
 
 def sweep(folder: Path, tasks: str = "a,b", **settings: Any) -> History:
     """A real sweep on one simulated device: a job's score is its x, whatever else it gets."""
-    folder.mkdir(exist_ok=True)
-    plan = plan_of(
-        f"task={tasks}",
-        **{"params": {"x": "interval(0,1)"}, "search": RELAY, "jobs": 4, **settings},
-    )
+    given = {"params": {"x": "interval(0,1)"}, "search": RELAY, "jobs": 4, **settings}
 
-    def end(job: Job) -> Outcome:
-        given = dict(text.partition("=")[::2] for text in job.overrides)
-        numbers = {"score": float(given["x"])}
-        return Outcome(
-            State.COMPLETE, numbers=numbers, returned="float", seconds=1.0, checkpoint=str(folder)
-        )
+    def end(lineage: Sequence[Trial]) -> Outcome:
+        return completed(float(lineage[-1].suggestion.params["x"]), folder)  # type: ignore[arg-type]
 
-    executor = SimulatedExecutor(1, end)
-    return Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress()).run()
+    return Simulated(folder, plan_of(f"task={tasks}", **given), end).history
 
 
 @pytest.fixture(autouse=True)

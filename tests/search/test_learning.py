@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import replace
 
 import pytest
+from support.lineages import Simulated, completed
 from support.plans import plan_of
 from support.searches import Doubling
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.errors import SearchError
-from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import read
-from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, Wait, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History, Later, Outcome, Report, State, Suggestion, Trial
 
 LISTED = Stage(1, "a", ListedSearch([{"x": 3}, {"x": 5}, {"x": 4}]))
@@ -96,8 +92,6 @@ def test_no_stage_begins_early_while_the_search_before_it_has_more_to_come():
 
 def sweep(folder, pairing, devices, records=()):
     """A real sweep over simulated devices; what every trial got, and the beams."""
-    folder.mkdir()
-    (folder / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     plan = plan_of(
         "task=a,b",
         task_params={"a": [{"x": 3}, {"x": 5}, {"x": 4}]},
@@ -105,20 +99,11 @@ def sweep(folder, pairing, devices, records=()):
         popsize=5,
     )
 
-    def end(job):
-        x = next(float(t.partition("=")[2]) for t in job.overrides if t.startswith("x="))
-        numbers = {"score": x - job.number % 3}
-        checkpoint = str(folder)  # any folder that is there
-        return Outcome(
-            State.COMPLETE,
-            numbers=numbers,
-            returned="float",
-            seconds=1 + job.number % 3,
-            checkpoint=checkpoint,
-        )
+    def end(lineage):
+        number, x = lineage[-1].number, lineage[-1].suggestion.params["x"]
+        return completed(float(x - number % 3), folder, seconds=1 + number % 3)
 
-    executor = SimulatedExecutor(devices, end)
-    history = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress()).run()
+    history = Simulated(folder, plan, end, devices, records).history
     return [(t.suggestion, t.parent, t.score) for t in history], history.beams
 
 

@@ -89,14 +89,8 @@ def test_a_stage_of_any_size_costs_no_more_at_its_start():
 
 
 def test_jobs_known_from_the_start_are_sorted_by_their_overrides():
-    texts = [
-        ("epochs=2",),
-        ("epochs=10", "lr=0.1"),
-        ("+x.epochs=3",),
-        ("epochs=choice",),
-        ("epochs=2",),
-    ]
-    jobs = [Job(number, overrides) for number, overrides in enumerate(texts)]
+    texts = ["epochs=2", "epochs=10 lr=0.1", "+x.epochs=3", "epochs=choice", "epochs=2"]
+    jobs = [Job(number, tuple(text.split())) for number, text in enumerate(texts)]
     assert [job.number for job in longest_first(jobs, Work(DURATION_KEYS))] == [1, 2, 0, 4, 3]
 
 
@@ -109,11 +103,8 @@ def test_the_longest_job_starts_first_under_any_sweeper(chain: Bench, sweeper: s
     output = chain.run(f"hydra/sweeper={sweeper}", *GPU, "lr=1,3,2")
     assert [event["lr"] for event in chain.ledger("start")] == [3, 2, 1]
     if sweeper == "basic":  # numbers are those of the arguments, whatever runs first
-        assert {event["lr"]: event["trial"] for event in chain.ledger("start")} == {
-            1: 0,
-            3: 1,
-            2: 2,
-        }
+        numbers = {event["lr"]: event["trial"] for event in chain.ledger("start")}
+        assert numbers == {1: 0, 3: 1, 2: 2}
         assert output.index("#1 : lr=3") < output.index("#2 : lr=2") < output.index("#0 : lr=1")
 
 

@@ -30,17 +30,14 @@ def test_the_sequence_is_no_axis_of_the_grid():
     assert [stage.number for stage in plan.stages] == [1, 2, 3]
 
 
-def test_a_single_value_is_a_sequence_of_one():
-    assert list(plan_of("task=a", "lr=1,2").tasks) == ["a"]
-
-
 def test_a_list_in_the_sequence_is_one_joint_task():
     plan = plan_of("task=[a,b],c")
     assert dict(plan.tasks) == {"a+b": ["a", "b"], "c": "c"}
     assert plan.overrides(trial(plan), None)[0] == "task=[a,b]"
 
 
-def test_the_sequence_may_stand_in_params():
+def test_a_sequence_may_be_one_task_and_stand_in_params():
+    assert list(plan_of("task=a", "lr=1,2").tasks) == ["a"]
     assert list(plan_of(params={"task": "a,b"}).tasks) == ["a", "b"]
 
 
@@ -103,12 +100,7 @@ def test_sources_are_the_checkpoints_of_all_survivors_and_need_a_beam():
 
 def test_a_sweep_on_the_command_line_replaces_the_key_in_params():
     plan = plan_of("lr=5,6", params={"lr": "1,2", "wd": "0,1"})
-    assert suggestions(plan) == [
-        {"wd": 0, "lr": 5},
-        {"wd": 0, "lr": 6},
-        {"wd": 1, "lr": 5},
-        {"wd": 1, "lr": 6},
-    ]
+    assert suggestions(plan) == [{"wd": wd, "lr": lr} for wd in (0, 1) for lr in (5, 6)]
 
 
 def test_a_fixed_value_on_the_command_line_takes_the_key_out_of_the_search():

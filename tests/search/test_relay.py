@@ -7,32 +7,26 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
 from hashlib import blake2b
-from inspect import signature
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import qmc
+from support.lineages import Simulated, completed
 from support.plans import plan_of
-from support.searches import Asked
+from support.spaces import NAMES, NUMBERS, SINGLE
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.distributions import Choice, Interval, Space, same
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import read
-from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.search.pooled import nearest
-from autocl_sweeper.search.relay import RelaySearch, Rules
+from autocl_sweeper.search.relay import RelaySearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.strategy.decisions import Done, Select, Stage, Start, views
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Carried, History, Outcome, Report, State, Suggestion, Trial
-from hydra_plugins.hydra_autocl_sweeper._schema import RelayConf
 
 LINE = {"x": Interval(0.0, 1.0)}
 APP = {"x": 0.5}
@@ -138,10 +132,10 @@ def test_as_many_as_allowed_and_at_most_half_of_the_jobs_are_carried(jobs, carri
 
 def test_parents_with_the_same_configuration_begin_once_with_the_better_of_them():
     stages = Stages(Space(LINE), points((0.2, 1)), points((0.6, 9), (0.3, 1)))
-    stages.history.beams[2] = (1, 3)  # a second trial with the winner's configuration
+    stages.history.beams[2] = (1, 3, 2)  # 3 has the winner's configuration
     stages.add(Suggestion(1, {"x": 0.6}), 8.5, 0, stage=2)
     told = stages.run(range(3))
-    assert (told[0].params["x"], told[0].parent) == (0.6, 1)
+    assert [(one.params["x"], one.parent) for one in told[:2]] == [(0.6, 1), (0.3, 2)]
     assert [one.params["x"] for one in told].count(0.6) == 1
 
 
@@ -212,10 +206,9 @@ def test_the_model_is_optunas_multivariate_tpe_on_ranks_of_this_stage_and_those_
 
 
 def learned_from(stages):
-    """Which stages the model learns from: task -> how many results."""
-    (relayed,) = stages.searches[-1]._mirrored
-    earlier = {m.stage.task for m in relayed.earlier if relayed._agrees(m)}
-    return earlier
+    """The tasks of the earlier stages that the model learns from."""
+    search = stages.searches[-1]
+    return {one.stage.task for one in search._earlier if search._agrees(one, search._own)}
 
 
 def test_a_stage_that_contradicts_this_one_is_left_out_from_four_results_on():
@@ -257,19 +250,13 @@ def test_an_eighth_of_the_suggestions_is_fresh_whatever_the_model_says():
     assert later.count("model") == len(later) - 4
 
 
-def test_parents_take_turns_best_first():
-    stages = Stages(Space(LINE), FIRST, jobs=12, k=3)
-    assert [one.parent for one in stages.run(range(12))] == [1, 2, 0] * 4
-
-
 def test_a_failed_trial_is_no_score_and_is_not_suggested_again():
     space = Space({"x": Choice((1, 2, 3, 4, 5))})
     stages = Stages(space, jobs=20)
     told = stages.run([None, 3.0, None, "running", 1.0])
     assert sorted(one.params["x"] for one in told) == [1, 2, 3, 4, 5]
     assert stages.ask() is None
-    (relayed,) = stages.searches[-1]._mirrored
-    assert [result.number for result, _ in relayed._own.ranked] == [1, 4]
+    assert [result.number for result, _ in stages.searches[-1]._own.ranked] == [1, 4]
 
 
 def test_a_stopped_trial_ranks_last_and_neither_wins_nor_counts_in_the_guard():
@@ -278,11 +265,11 @@ def test_a_stopped_trial_ranks_last_and_neither_wins_nor_counts_in_the_guard():
     stages.add(Suggestion(3, {"x": 0.8}), 98.0, None, 1, State.PRUNED, [(9, 98.0)])
     told = stages.run([1] * 4)
     assert {0.8, 0.9}.isdisjoint(one.params["x"] for one in told)
-    (relayed,) = stages.searches[-1]._mirrored
+    (earlier,) = stages.searches[-1]._earlier
     # rank / n: complete ones, then the one that came further
-    shares = {result.number: share for result, share in relayed.earlier[0].ranked}
+    shares = {result.number: share for result, share in earlier.ranked}
     assert shares == {1: 0.25, 0: 0.5, 3: 0.75, 2: 1.0}
-    assert [result.number for result, _ in relayed.earlier[0].complete] == [0, 1]
+    assert [result.number for result, _ in earlier.complete] == [0, 1]
 
 
 def test_repeats_of_a_suggestion_are_one_result_with_their_mean():
@@ -290,8 +277,8 @@ def test_repeats_of_a_suggestion_are_one_result_with_their_mean():
     stages.add(Suggestion(1, {"x": 0.4}), 0.0, None, stage=1)  # 9 was luck: 4.5 on average
     told = stages.run([1] * 4)
     assert [one.params["x"] for one in told[1:3]] == [0.6, 0.2]
-    (relayed,) = stages.searches[-1]._mirrored
-    assert {one.number: one.loss for one, _ in relayed.earlier[0].ranked} == {0: -5, 1: -4.5, 2: -6}
+    (earlier,) = stages.searches[-1]._earlier
+    assert {one.number: one.loss for one, _ in earlier.ranked} == {0: -5, 1: -4.5, 2: -6}
 
 
 def test_without_scores_the_search_goes_on_with_sobol_points():
@@ -312,30 +299,17 @@ def test_a_finite_space_is_searched_to_its_end_and_no_further():
     assert stages.ask() is None and stages.searches[-1].size == 6
 
 
-def test_an_empty_space_has_one_suggestion():
-    stages = Stages(Space({}), jobs=4)
-    assert stages.run([1])[0].params == {}
-    assert stages.ask() is None
-
-
 @pytest.mark.parametrize(
     ("option", "value"), [("fresh", 1.5), ("startup", 0), ("decay", 0.0), ("bandwidth", -1.0)]
 )
 def test_a_constant_outside_its_bounds_is_refused_by_name(option, value):
     with pytest.raises(ConfigurationError, match=rf"search\.{option}={value}"):
-        RelaySearch(LINE, 0, "t", **{option: value})
+        RelaySearch(Space(LINE), 0, "t", **{option: value})
 
 
 def test_an_unknown_constant_is_refused_with_those_there_are():
     with pytest.raises(ConfigurationError, match=r"(?s)\['frehs'\].*startup, fresh"):
-        RelaySearch(LINE, 0, "t", frehs=0.5)
-
-
-def test_the_registered_defaults_are_those_of_the_search():
-    known = {one.name: one.default for one in fields(Rules)}
-    registered = {one.name: one.default for one in fields(RelayConf)}
-    assert {k: v for k, v in registered.items() if k != "factory"} == known
-    assert {"space", "seed", "stage_name"} <= set(signature(RelaySearch).parameters)
+        RelaySearch(Space(LINE), 0, "t", frehs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -374,20 +348,8 @@ def test_another_process_gives_the_same_answers():
     assert json.loads(printed.stdout) == [[one.params, one.origin, one.parent] for one in told]
 
 
-def test_a_search_that_never_saw_the_trials_before_answers_the_same():
-    whole = Stages(Space(LINE), FIRST, SECOND, jobs=20)
-    told = whole.run(range(20))
-    for count in range(20):
-        fresh = Stages(Space(LINE), FIRST, SECOND, jobs=20)
-        for score, suggestion in enumerate(told[:count]):
-            fresh.add(suggestion, score, suggestion.parent)
-        assert fresh.ask() == told[count], count
-
-
 def sweep(folder, devices=1, records=(), **changed):
     """A real sweep over simulated devices; what every trial got, and the beams."""
-    folder.mkdir()
-    (folder / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     plan = plan_of(
         "task=a,b,c",
         params={"x": "interval(0,1)", "kind": "choice(p,q,r)"},
@@ -395,18 +357,13 @@ def sweep(folder, devices=1, records=(), **changed):
         **{"jobs": 6, **changed},
     )
 
-    def end(job):
-        given = dict(text.partition("=")[::2] for text in job.overrides)
-        score = -abs(float(given["x"]) - 0.6) - (given["kind"] != "q")
-        if int(1000 * float(given["x"])) % 5 == 4:
+    def end(lineage):
+        given = lineage[-1].suggestion.params
+        if int(1000 * given["x"]) % 5 == 4:
             return Outcome(State.FAIL, "it crashed", seconds=1.0)
-        numbers = {"score": score}
-        return Outcome(
-            State.COMPLETE, numbers=numbers, returned="float", seconds=1.0, checkpoint=str(folder)
-        )
+        return completed(-abs(given["x"] - 0.6) - (given["kind"] != "q"), folder)
 
-    executor = SimulatedExecutor(devices, end)
-    history = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress()).run()
+    history = Simulated(folder, plan, end, devices, records).history
     return [(t.suggestion, t.parent, t.score) for t in history], history.beams
 
 
@@ -433,19 +390,7 @@ def test_a_sweep_on_several_devices_runs_its_jobs_without_repeating_one(tmp_path
 
 # -- any space, any history -------------------------------------------------------------------------
 
-DISTRIBUTIONS = st.one_of(
-    st.tuples(st.floats(-10, 10), st.floats(0, 5)).map(lambda b: Interval(b[0], b[0] + b[1])),
-    st.tuples(st.floats(1e-6, 1), st.floats(1, 1e4)).map(
-        lambda b: Interval(b[0], b[0] * b[1], log=True)
-    ),
-    st.tuples(st.integers(1, 9), st.integers(0, 40), st.booleans()).map(
-        lambda b: Interval(b[0], b[0] + b[1], log=b[2], integer=True)
-    ),
-    st.lists(st.integers(-5, 5), min_size=1, max_size=4, unique=True).map(
-        lambda v: Choice(tuple(v))
-    ),
-    st.just(Choice(("relu", None, True, [1, 2], {"k": 1.5}))),
-)
+DISTRIBUTIONS = NUMBERS | st.sampled_from([NAMES, *SINGLE])
 
 
 @st.composite
@@ -505,14 +450,6 @@ def test_suggestions_lie_in_the_space_and_none_repeats(given_spaces, jobs, dice,
     for stage in stages:
         size = stage.search.size
         assert len(history.stage(stage.number)) == (jobs if size is None else min(jobs, size))
-
-
-def test_a_search_is_asked_again_for_another_stage_without_remembering_the_first():
-    search = RelaySearch(Space(LINE, init=APP), 0, "t")
-    first = Asked(search).next()
-    busy = Asked(search, replace(first, index=0))
-    assert busy.next().index == 1
-    assert Asked(search).next() == first
 
 
 def test_a_listed_stage_after_it_begins_while_its_last_trials_run_and_the_tree_is_the_same(

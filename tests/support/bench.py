@@ -77,18 +77,21 @@ class Bench:
             ),
         }
 
+    def command(self, *arguments: str) -> list[str]:
+        """The app with `-m`, as argv; its sweep folder is given first."""
+        return [sys.executable, str(self.app), "-m", f"hydra.sweep.dir={self.sweep}", *arguments]
+
     def start(
         self, *arguments: str, terminal: int | None = None, **environment: str
     ) -> subprocess.Popen[bytes]:
-        """The app with `-m`, in the background, in a session of its own as under nohup.
+        """The command, in the background, in a session of its own as under nohup.
 
         `terminal`: a file descriptor for what it writes to stderr.
         """
         output = self.folder / f"output-{len(self.started)}"
-        argv = [sys.executable, str(self.app), "-m", f"hydra.sweep.dir={self.sweep}", *arguments]
         with open(output, "wb") as file:
             process = subprocess.Popen(
-                argv,
+                self.command(*arguments),
                 cwd=self.folder,
                 env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL,

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from autocl_sweeper.display.progress import LogProgress
+from support.journals import written_anew
+from support.plans import sweep_of
+
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import Record, read
-from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Plan
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History, Outcome, State, Trial
 
 Turns = Callable[[Sequence[Trial]], Outcome]
@@ -34,8 +33,7 @@ class Simulated:
     ) -> None:
         folder.mkdir(exist_ok=True)
         if records:
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (folder / "journal.jsonl").write_text(lines)
+            written_anew(folder, records)
         self.folder, self.plan = folder, plan
         self.executor = SimulatedExecutor(
             devices, lambda job: turns(self.history.lineage(self.history[job.number]))
@@ -43,9 +41,7 @@ class Simulated:
         clock = SimpleNamespace(
             time=lambda: self.executor.clock_s, monotonic=lambda: self.executor.clock_s
         )
-        self.sweep = Sweep(
-            folder, plan, self.executor, JobFiles.of(folder), LogProgress(), clock=clock
-        )
+        self.sweep = sweep_of(folder, plan, self.executor, clock=clock)
         self.history: History = self.sweep.history
         self.sweep.run()
 
@@ -79,3 +75,10 @@ def completes(lineage: Sequence[Trial]) -> Outcome:
     seconds = Random(f"{lineage[-1].number}").uniform(0.5, 3)
     numbers = {"score": landscape(lineage)}
     return Outcome(State.COMPLETE, numbers=numbers, returned="float", seconds=seconds)
+
+
+def completed(score: float, checkpoint: Path, seconds: float = 1.0) -> Outcome:
+    numbers, saved = {"score": score}, str(checkpoint)  # any folder that is there
+    return Outcome(
+        State.COMPLETE, numbers=numbers, returned="float", seconds=seconds, checkpoint=saved
+    )

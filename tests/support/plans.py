@@ -1,10 +1,15 @@
-"""Plans without an app: settings and arguments, composing faked."""
+"""Plans without an app, composing faked, and sweeps of such plans without a screen."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from autocl_sweeper.display.progress import LogProgress
+from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Settings, make_plan
+from autocl_sweeper.sweep.loop import Sweep
 
 GRID = {"factory": "autocl_sweeper.search.grid.GridSearch"}
 RANDOM = {"factory": "autocl_sweeper.search.random.RandomSearch"}
@@ -52,3 +57,7 @@ SETTINGS = Settings(
 
 def plan_of(*arguments, compose=lambda overrides, meant_for: {}, knows_folders=True, **settings):
     return make_plan(replace(SETTINGS, **settings), arguments, compose, None, knows_folders)
+
+
+def sweep_of(folder: Path, plan: Any, executor: Any, **more: Any) -> Sweep:
+    return Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress(), **more)

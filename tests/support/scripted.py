@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,24 +40,10 @@ class Scripted(Bench):
         (folder / "conf").mkdir()
         (folder / "conf/swept.yaml").write_text(yaml.safe_dump(config))
 
-    def start(
-        self, *arguments: str, terminal: int | None = None, **environment: str
-    ) -> subprocess.Popen[bytes]:
-        output = self.folder / f"output-{len(self.started)}"
+    def command(self, *arguments: str) -> list[str]:
         named = ["--config-dir", str(self.folder / "conf"), "--config-name", "swept"]
         argv = [sys.executable, "-m", "autocl_sweeper.script", "-m", *named]
-        with open(output, "wb") as file:
-            process = subprocess.Popen(
-                [*argv, f"hydra.sweep.dir={self.sweep}", *arguments],
-                cwd=self.folder,
-                env={**self.environment, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.started.append(process)
-        return process
+        return [*argv, f"hydra.sweep.dir={self.sweep}", *arguments]
 
     def log(self, number: int) -> str:
         """job.log of a trial's last attempt."""

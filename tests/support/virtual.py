@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from dataclasses import replace
 
-from support.plans import plan_of
+from support.journals import written_anew
+from support.plans import plan_of, sweep_of
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.simulated import SimulatedExecutor
+from autocl_sweeper.journal import read
 from autocl_sweeper.order import Work
-from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Outcome, State
 
 
@@ -68,8 +66,7 @@ class Run:
         self.world = world
         folder.mkdir()
         if records:
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (folder / "journal.jsonl").write_text(lines)
+            written_anew(folder, records)
         self.plan = world.plan(pipeline, longest)
         self.attempts = Counter(
             record["trial"]
@@ -82,7 +79,7 @@ class Run:
         self.executor = make(self.run) if make else SimulatedExecutor(
             world.devices, self.run, world.grace_s, before_waiting=self.look
         )  # fmt: skip
-        self.sweep = Sweep(folder, self.plan, self.executor, JobFiles.of(folder), LogProgress())
+        self.sweep = sweep_of(folder, self.plan, self.executor)
         for trial in self.sweep.history:
             self.lineages[trial.number] = self.chain(trial)
         self.history = self.sweep.run()
@@ -131,8 +128,7 @@ class Run:
         ]
 
     def records(self):
-        lines = (self.folder / "journal.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return read(self.folder)
 
 
 def permitted(history, world, plan):

@@ -18,12 +18,8 @@ from autocl_sweeper.errors import ChangedSweepError
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.types import DeviceUse, Outcome, State
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
 HOUR_S = 3600
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
 
 
 def plan(budget=None, pipeline=False, **settings):

@@ -15,10 +15,7 @@ from autocl_sweeper.cli import main
 from autocl_sweeper.compare import compare, t_quantile
 from autocl_sweeper.types import DeviceUse, Outcome, State
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def sweep(folder: Path, x: float, seed: int = 0, **settings) -> Path:

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import math
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -16,24 +15,18 @@ import pytest
 import yaml
 from rich.console import Console
 from support.bench import Bench, alive, wait_until
-from support.plans import plan_of
+from support.journals import written_anew
+from support.plans import plan_of, sweep_of
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.display.summary import print_summary
 from autocl_sweeper.errors import JobContractError, NoSurvivorError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import fold, read
-from autocl_sweeper.outcome import JobFiles
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Cause, Outcome, State, is_stopped
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
 ASHA = {"rule": "asha", "max_steps": 900}
 ONE_SECOND = [(float(n), 100 * n) for n in range(1, 10)]  # a report every second, 900 steps in 9 s
-
-
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 class Virtual:
@@ -46,7 +39,7 @@ class Virtual:
         self.reports, self.finals = reports, finals or scores
         folder.mkdir(exist_ok=True)
         if records:
-            (folder / "journal.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+            written_anew(folder, records)
         given = {
             "task_params": {task: [{"x": n} for n in range(len(scores))] for task in tasks},
             "handover": {"parent": "parent"},
@@ -55,7 +48,7 @@ class Virtual:
         }
         self.plan = plan_of(f"task={','.join(tasks)}", **{**given, **settings})
         self.executor = SimulatedExecutor(devices, self.end, grace_s, curve=self.curve)
-        self.sweep = Sweep(folder, self.plan, self.executor, JobFiles.of(folder), LogProgress())
+        self.sweep = sweep_of(folder, self.plan, self.executor)
         self.history = self.sweep.history
 
     def run(self):

@@ -7,7 +7,6 @@ trial is known by the places of its chain's suggestions, whatever its number is.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from itertools import pairwise
 
@@ -33,9 +32,7 @@ SEEDS = [*range(60), *(pytest.param(seed, marks=pytest.mark.slow) for seed in ra
 
 
 @pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Nothing here is about a machine that loses its power, and few tests are about the files."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+def few_files(no_fsync, monkeypatch):
     monkeypatch.setattr(books, "write_best", lambda *_: None)
     monkeypatch.setattr(books, "write_table", lambda *_: None)
 

@@ -20,16 +20,12 @@ from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
 TASKS = ("a", "b", "c", "d")
 SPACE = "x=interval(0, 1)"
 HANDOVER = {"parent": "parent"}
 EXTRA = {**HANDOVER, "merge.extra": "extra"}
 TEACHER = {"factory": "support.searches.doubling"}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
 
 
 def plan(protocol="beam", jobs=6, space=SPACE, pipeline=False, tasks=TASKS, **settings):

@@ -12,17 +12,15 @@ from typing import Any
 
 import pytest
 from support.bench import Bench, wait_until
-from support.plans import plan_of
+from support.plans import plan_of, sweep_of
 
 import autocl_sweeper
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.executor.batches import BatchExecutor
 from autocl_sweeper.executor.reports import ReportFiles
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, read
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.reporter import VARIABLE, report
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, Report, State
 
 # -- in the job -------------------------------------------------------------------------------------
@@ -175,7 +173,7 @@ class Reporting(SimulatedExecutor):
 
 def test_reports_stand_in_the_journal_before_the_end_of_their_attempt(tmp_path: Path) -> None:
     plan = plan_of("task=a", "lr=1,2", retries=1)
-    history = Sweep(tmp_path, plan, Reporting(), JobFiles.of(tmp_path), LogProgress()).run()
+    history = sweep_of(tmp_path, plan, Reporting()).run()
     events = [
         (record["event"], record["trial"], record.get("step"), record.get("score"))
         for record in read(tmp_path)
@@ -203,13 +201,13 @@ def test_reports_written_while_no_controller_lived_are_journaled_when_it_goes_on
 ) -> None:
     plan = plan_of("task=a", "lr=1,2")
     files = JobFiles.of(tmp_path)
-    Sweep(tmp_path, plan, Reporting(), files, LogProgress()).run()
+    sweep_of(tmp_path, plan, Reporting()).run()
     records = read(tmp_path)
     first = next(place for place, record in enumerate(records) if record["event"] == "report")
     (tmp_path / NAME).write_text("".join(json.dumps(r) + "\n" for r in records[: first + 1]))
     write(files, 0, line(0.0, 1) + line(0.125, 2) + line(0.25, 3))
     files.write_outcome(0, Outcome(State.COMPLETE, numbers={"score": 1.0}, returned="float"))
-    history = Sweep(tmp_path, plan, Reporting(), files, LogProgress()).run()
+    history = sweep_of(tmp_path, plan, Reporting()).run()
     assert history.reports(0) == [Report(0, 1, 0.0), Report(0, 2, 0.125), Report(0, 3, 0.25)]
     steps = [
         record["step"] for record in read(tmp_path) if record.get("trial") == 0 and "step" in record

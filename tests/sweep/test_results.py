@@ -9,15 +9,12 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from support.plans import plan_of
+from support.plans import plan_of, sweep_of
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.display.summary import print_summary
 from autocl_sweeper.executor.simulated import SimulatedExecutor
-from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.results.result_file import training_params
 from autocl_sweeper.retention import Leaders
-from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import History, Outcome, State, Suggestion, Trial
 
 FAILED = Outcome(State.FAIL, reason="exit status 3", log_tail=("boom",))
@@ -65,7 +62,7 @@ def table_in(folder, outcomes):
 def sweep_in(folder, outcomes=TABLE, **settings):
     config = {"lr": 1, "model.lora_dim": 8, "per_device_train_batch_size": 4, "text": "x"}
     plan = plan_of("task=a,b", "lr=1,2", compose=lambda *_: config, **settings)
-    sweep = Sweep(folder, plan, table_in(folder, outcomes), JobFiles.of(folder), LogProgress())
+    sweep = sweep_of(folder, plan, table_in(folder, outcomes))
     return plan, sweep
 
 

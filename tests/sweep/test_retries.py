@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 from support.bench import Bench
-from support.plans import plan_of
+from support.plans import plan_of, sweep_of
 
-from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.errors import ConfigurationError, NoSurvivorError, TooManyFailuresError
 from autocl_sweeper.executor.simulated import SimulatedExecutor
 from autocl_sweeper.journal import NAME, fold, read
-from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.retries import Retries, delay_s
 from autocl_sweeper.sweep.loop import Sweep
 from autocl_sweeper.types import Cause, Job, Outcome, State
@@ -74,7 +72,7 @@ def test_a_sweep_continued_with_more_retries_runs_no_infeasible_trial_again(
     def run(**settings: int) -> None:
         plan = plan_of("task=a", "lr=1,2", **settings)
         executor = SimulatedExecutor(1, end)
-        Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress()).run()
+        sweep_of(tmp_path, plan, executor).run()
 
     with pytest.raises(TooManyFailuresError):
         run(max_failures=0)
@@ -93,7 +91,7 @@ def test_a_task_without_a_survivor_says_what_would_help(
     executor = SimulatedExecutor(1, lambda job: Outcome(State.FAIL, "no", seconds=1.0, cause=cause))
     plan = plan_of("task=a,b", "lr=1,2")
     with pytest.raises(NoSurvivorError, match=advice):
-        Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress()).run()
+        sweep_of(tmp_path, plan, executor).run()
 
 
 class VirtualTime(SimulatedExecutor):
@@ -127,7 +125,7 @@ class VirtualTime(SimulatedExecutor):
 def run_in_virtual_time(folder: Path, executor: VirtualTime) -> list[tuple[int, float]]:
     """A sweep of two trials on one device: who started when."""
     plan = plan_of("task=a", "lr=1,2", retries=3, retry_delay_s=100.0)
-    sweep = Sweep(folder, plan, executor, JobFiles.of(folder), LogProgress(), clock=executor)
+    sweep = sweep_of(folder, plan, executor, clock=executor)
     assert [trial.state for trial in sweep.run()] == [State.COMPLETE] * 2
     return executor.starts
 
@@ -170,7 +168,7 @@ def test_a_job_that_no_longer_composes_stops_the_sweep_and_runs_again_when_mende
     def swept() -> Sweep:
         plan = plan_of("task=a", "lr=1,2,3", retries=3)
         executor = SimulatedExecutor(1, end)
-        return Sweep(tmp_path, plan, executor, JobFiles.of(tmp_path), LogProgress())
+        return sweep_of(tmp_path, plan, executor)
 
     with pytest.raises(ConfigurationError, match=r"(?s)Trial 1 .*not be composed: .*last line"):
         swept().run()

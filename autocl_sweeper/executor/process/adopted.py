@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import os
-import select
+import signal
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from autocl_sweeper.executor.process.groups import recorded_group, start_time
+from autocl_sweeper.executor.process.groups import signal_group
+from autocl_sweeper.executor.process.guardian import start_time
 
-LOOK_S = 0.5  # where the kernel has no file descriptors for processes (before Linux 5.3)
+LOOK_S = 0.05  # between two looks whether it lives
 
 
+@dataclass
 class AdoptedProcess:
     """A job process whose end can be awaited, and whose exit status nobody here will know."""
 
-    def __init__(self, pid: int, started: str, devices: tuple[str, ...] = ()) -> None:
-        """`started`: clock ticks since boot, as `processes.start_time` tells them."""
-        self.pid = pid
-        self.devices = devices
-        self._started = started
+    pid: int
+    started: str  # clock ticks since boot, which no later process of that number shares
+    devices: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, record: Path) -> AdoptedProcess | None:
         """The process noted there by `write_group`, while it lives."""
-        noted = recorded_group(record)
-        return None if noted is None else cls(*noted)
+        try:
+            pid, started, *devices = record.read_text().split()
+            found = cls(int(pid), started, tuple(devices))
+        except (OSError, ValueError):
+            return None
+        return found if found.is_alive() else None
 
     @property
     def age_s(self) -> float:
         boot_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-        return max(0.0, boot_s - int(self._started) / os.sysconf("SC_CLK_TCK"))
+        return max(0.0, boot_s - int(self.started) / os.sysconf("SC_CLK_TCK"))
+
+    def is_alive(self) -> bool:
+        return start_time(self.pid) == self.started
 
     def wait(self) -> None:
-        try:
-            fd = os.pidfd_open(self.pid)
-        except OSError:  # it is dead, or such descriptors are unknown here
-            while self._alive():
-                time.sleep(LOOK_S)
-            return
-        try:
-            if self._alive():  # else the descriptor may be a stranger's
-                poll = select.poll()
-                poll.register(fd, select.POLLIN)
-                poll.poll()
-        finally:
-            os.close(fd)
+        while self.is_alive():
+            time.sleep(LOOK_S)
 
     def reap(self) -> None:
         """Somebody else does: the forkserver, or the system's first process."""
 
-    def _alive(self) -> bool:
-        return start_time(self.pid) == self._started
+
+def write_group(path: Path, group: int, devices: Sequence[str]) -> None:
+    """Note a running job's group for whoever resumes the sweep."""
+    path.write_text(" ".join([str(group), start_time(group), *devices]))
+
+
+def end_recorded_group(path: Path) -> bool:
+    """Kill the job that a dead controller left running, if it still is. True when there was one."""
+    if (noted := AdoptedProcess.find(path)) is None:
+        return False
+    signal_group(noted.pid, signal.SIGKILL)
+    noted.wait()
+    return True

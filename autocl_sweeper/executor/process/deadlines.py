@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
 import time
+from bisect import insort
 from collections.abc import Callable
+from operator import itemgetter
+from typing import TypeAlias
 
 log = logging.getLogger(__name__)
 
+Deadline: TypeAlias = tuple[float, Callable[[], None]]  # when it is due, what is called
 STOOD_S = 5.0  # a thread that comes so much too late did not run meanwhile
 
 
@@ -22,15 +24,12 @@ class Deadlines:
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int]] = []
-        self._calls: dict[int, Callable[[], None]] = {}  # what is cancelled is no longer here
-        self._numbers = itertools.count()
+        self._waiting: list[Deadline] = []  # the next one first
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._expected: float | None = (
-            None  # when the thread looks next; None: it has nothing to do
-        )
+        # When the thread looks next; None: it has nothing to do.
+        self._expected: float | None = None
         self._stood_s = 0.0
 
     def now(self) -> float:
@@ -42,32 +41,27 @@ class Deadlines:
                 self._expected = clock
             return clock - self._stood_s
 
-    def at(self, due: float, call: Callable[[], None]) -> int:
-        """The number by which to cancel it."""
+    def after(self, delay_s: float, call: Callable[[], None]) -> Deadline:
         with self._changed:
-            number = next(self._numbers)
-            self._calls[number] = call
-            if len(self._heap) > 2 * len(self._calls) + 100:  # mostly cancelled ones
-                self._heap = [entry for entry in self._heap if entry[1] in self._calls]
-                heapq.heapify(self._heap)
-            heapq.heappush(self._heap, (due, number))
+            deadline = (self.now() + delay_s, call)
+            insort(self._waiting, deadline, key=itemgetter(0))
             if self._expected is None:
                 self._expected = time.monotonic()
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        return number
+        return deadline
 
-    def cancel(self, number: int) -> None:
+    def cancel(self, deadline: Deadline) -> None:
         with self._changed:
-            self._calls.pop(number, None)
+            self._waiting = [one for one in self._waiting if one is not deadline]
 
     def close(self) -> None:
         """No call is made any more, except one that is going on."""
         with self._changed:
             self._closed = True
-            self._calls.clear()
+            self._waiting.clear()
             self._changed.notify()
 
     def _run(self) -> None:
@@ -82,14 +76,9 @@ class Deadlines:
             while not self._closed:
                 now = self.now()
                 self._expected = now + self._stood_s
-                while self._heap and (self._heap[0][0] <= now or self._cancelled()):
-                    call = self._calls.pop(heapq.heappop(self._heap)[1], None)
-                    if call is not None:
-                        return call
-                wait_s = self._heap[0][0] - now if self._heap else None
+                if self._waiting and self._waiting[0][0] <= now:
+                    return self._waiting.pop(0)[1]
+                wait_s = self._waiting[0][0] - now if self._waiting else None
                 self._expected = None if wait_s is None else self._expected + wait_s
                 self._changed.wait(wait_s)
             return None
-
-    def _cancelled(self) -> bool:
-        return self._heap[0][1] not in self._calls

@@ -13,15 +13,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.executor.process import forkserver as serving
-from autocl_sweeper.executor.process.groups import JOB, end_marked, exit_reason, signal_group
+from autocl_sweeper.executor.process.groups import JOB, entry, exit_reason, signal_group
+from autocl_sweeper.executor.process.guardian import end_marked
 from autocl_sweeper.executor.process.preload import WHILE_IMPORTING
-from autocl_sweeper.job.package import NOT_IMPORTED, command
-from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.job.package import NOT_IMPORTED, Package, command
 
 log = logging.getLogger(__name__)
 
@@ -34,33 +35,21 @@ class ForkServerLostError(Exception):
     """The fork server died or does not answer. Fresh interpreters are still there."""
 
 
-class Shared(Protocol):
-    """What jobs have in common; `job.Package` in real life."""
-
-    data: bytes
-    files: JobFiles
-
-
 class ForkedProcess:
     """A job process that is a child of the forkserver."""
 
     def __init__(self, of: ForkServer, pid: int) -> None:
         self.pid = pid
+        self.status: Future[int | None] = Future()
         self._forkserver = of
-        self._ended = threading.Event()
-        self._status: int | None = None
 
     def wait(self) -> None:
-        self._ended.wait()
+        wait([self.status])
 
     def reap(self) -> int | None:
         """The exit status; None when the fork server died, and the job with it."""
         self._forkserver.reap(self.pid)
-        return self._status
-
-    def end(self, status: int | None) -> None:
-        self._status = status
-        self._ended.set()
+        return self.status.result()
 
 
 class ForkServer:
@@ -70,8 +59,10 @@ class ForkServer:
     `start` raises ForkServerLostError. The creator calls `close`, when no job runs any more.
     """
 
-    def __init__(self, shared: Shared, preload: Sequence[str] = ()) -> None:
-        self._shared = shared
+    def __init__(self, package: Package, preload: Sequence[str], kept: bool = False) -> None:
+        """`kept`: for further executors, which do not close it."""
+        self.kept = kept
+        self._package = package
         self._modules = list(preload)
         self._sending = threading.Lock()
         # Forks of it show its environment, whatever became of theirs: so none can hide.
@@ -86,15 +77,13 @@ class ForkServer:
         self._lost = ""
         self._begun = time.monotonic()
         self._control, theirs = socket.socketpair()
-        # Files without names: nothing to remove, whoever is killed.
+        # A file without a name: nothing to remove, whoever is killed.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
-        arguments = (str(theirs.fileno()), str(self._shared.files.folder), *self._modules)
-        with theirs, tempfile.TemporaryFile() as package:
-            package.write(self._shared.data)
-            package.seek(0)
+        arguments = (str(theirs.fileno()), str(self._package.files.folder), *self._modules)
+        with theirs, serving.in_memory(self._package.data) as data:
             self._process = subprocess.Popen(
                 command(serving.__name__, *arguments),
-                stdin=package,
+                stdin=data,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **WHILE_IMPORTING, JOB: self.mark},
@@ -157,17 +146,9 @@ class ForkServer:
         log.info("preloaded %s in %.1f s", answer["preloaded"] or "the app", answer["seconds"])
         return True
 
-    def start(
-        self,
-        order: int,
-        stdin: int,
-        output: int,
-        keep: Sequence[int],
-        environment: Mapping[str, str],
-    ) -> ForkedProcess:
+    def start(self, fds: Sequence[int], environment: Mapping[str, str]) -> ForkedProcess:
         """Fork a job: as `FreshProcess`, without a command."""
-        request = {"environment": dict(os.environ), "own": dict(environment)}
-        self._send(request, [stdin, output, order, *keep])
+        self._send({"environment": dict(os.environ), "own": dict(environment)}, fds)
         try:
             answer = None if self._lost else self._answers.get(timeout=START_S)
         except queue.Empty:
@@ -175,8 +156,7 @@ class ForkServer:
             signal_group(self.pid, signal.SIGKILL)
             raise ForkServerLostError(self._lost) from None
         if not isinstance(answer, ForkedProcess):
-            because = answer["failed"] if answer else self._lost
-            raise ForkServerLostError(because)
+            raise ForkServerLostError(answer["failed"] if answer else self._lost)
         return answer
 
     def outlive(self) -> None:
@@ -213,7 +193,7 @@ class ForkServer:
             for line in lines:
                 message = json.loads(line)
                 if "ended" in message:
-                    self._jobs[message["ended"]].end(message["status"])
+                    self._jobs[message["ended"]].status.set_result(message["status"])
                 elif "pid" in message:
                     process = ForkedProcess(self, message["pid"])
                     self._jobs[process.pid] = process
@@ -229,8 +209,9 @@ class ForkServer:
         )
         for pid, process in list(self._jobs.items()):
             signal_group(pid, signal.SIGKILL)
-            process.end(None)
-        end_marked(self.mark)
+            if not process.status.done():
+                process.status.set_result(None)
+        end_marked({entry(self.mark)})
         self._answers.put(None)
 
     def _last_output(self) -> str:
@@ -245,9 +226,9 @@ class KeptForkServer:
     def __init__(self) -> None:
         self._forkserver: ForkServer | None = None
 
-    def get(self, shared: Shared, preload: Sequence[str]) -> ForkServer:
+    def get(self, package: Package, preload: Sequence[str]) -> ForkServer:
         if self._forkserver is None:
-            self._forkserver = ForkServer(shared, preload)
+            self._forkserver = ForkServer(package, preload, kept=True)
         return self._forkserver
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ a fork of it is as good as a fresh interpreter, and then forks a job for every r
 socket. It runs nothing of a job itself, so it stays as it was. When the socket closes, its jobs end with
 it; where it is to outlive its controller, it waits for the last of them.
 
-Up the socket go JSON lines, down it go JSON messages with the descriptors a job is to have.
+Up the socket go JSON lines, down it descriptors: of a message in JSON, and those a job is to have.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 import weakref
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from autocl_sweeper.executor.process.groups import STRAGGLER_S, children, end_group
@@ -41,6 +40,7 @@ MAX_FDS = 253  # Linux's limit for one message
 # Objects that fill the gaps between what imports left: a job's own, put there, would have the pages around
 # them copied. They take 16 MiB, which all jobs share, and save each of them 5 % of its private memory.
 FILLING = 2000
+LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT  # at a dead child, whose number stays taken
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -49,32 +49,27 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def send(control: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
-    data = json.dumps(message).encode()
-    socket.send_fds(control, [struct.pack("!I", len(data))], fds)
-    control.sendall(data)
+    """The message is a file in memory, whose descriptor goes first: it comes whole or not at all."""
+    with in_memory(json.dumps(message).encode()) as text:
+        socket.send_fds(control, [b"."], [text, *fds])
 
 
 def receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next message with its descriptors; None when the other side is gone."""
-    head, fds, _, _ = socket.recv_fds(control, 4, MAX_FDS)
-    data = head + _exactly(control, 4 - len(head))
-    if len(data) < 4:
+    head, fds, _, _ = socket.recv_fds(control, 1, MAX_FDS)
+    if not head:
         return None
-    data = _exactly(control, struct.unpack("!I", data)[0])
-    try:
-        return json.loads(data), fds
-    except ValueError:  # cut off
-        return None
+    with open(fds[0], "rb") as text:
+        return json.load(text), fds[1:]
 
 
-def _exactly(control: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = control.recv(size - len(data))
-        if not part:
-            break
-        data += part
-    return data
+@contextmanager
+def in_memory(data: bytes) -> Iterator[int]:
+    """A descriptor to read `data` from, which a process can inherit."""
+    with os.fdopen(os.memfd_create("order"), "wb+") as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()
 
 
 # -- serving ----------------------------------------------------------------------------------------
@@ -93,10 +88,9 @@ class Server:
         self._blas = BlasThreads()
         self._libc = ctypes.CDLL(None)
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._wake, wake = os.pipe()
-        self._wake_writer = wake
-        os.set_blocking(wake, False)
-        os.set_blocking(self._wake, False)
+        self._wake, self._waker = os.pipe()
+        for fd in (self._wake, self._waker):
+            os.set_blocking(fd, False)
         # Ctrl-C and a service manager's SIGTERM are the controller's to answer; the socket tells
         # the rest. Jobs get back what was there.
         self._handlers = {
@@ -104,7 +98,7 @@ class Server:
             signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_IGN),
             signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: None),
         }
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
 
     def tell(self, **message: Any) -> None:
         self._control.sendall(json.dumps(message).encode() + b"\n")
@@ -113,10 +107,8 @@ class Server:
         """In a process that is to run a job: the descriptor of its order. None: all is over."""
         try:
             while True:
-                readable, _, _ = select.select([self._control.fileno(), self._wake], [], [])
+                readable = self._wait_for(self._control.fileno())
                 if self._wake in readable:
-                    with suppress(BlockingIOError):
-                        os.read(self._wake, 4096)
                     self._look_for_ends()
                 if self._control.fileno() in readable:
                     received = receive(self._control)
@@ -145,20 +137,25 @@ class Server:
                     os.killpg(pid, signal.SIGKILL)
         return None
 
+    def _wait_for(self, *fds: int) -> list[int]:
+        """Which of them can be read; `_wake` among them when a child may have ended."""
+        readable, _, _ = select.select([*fds, self._wake], [], [])
+        if self._wake in readable:  # else a byte that comes now would be lost
+            os.read(self._wake, 4096)
+        return readable
+
     def _see_jobs_out(self) -> None:
         """Do for the jobs that still run what their controller did: nothing of them may be left."""
         while True:
             for pid in list(self._jobs):
-                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                if os.waitid(os.P_PID, pid, LOOK) is not None:
                     end_group(pid, STRAGGLER_S)
                     os.waitpid(pid, 0)
                     del self._jobs[pid]
             self._end_those_who_left()
             if not self._jobs:
                 break
-            select.select([self._wake], [], [])
-            with suppress(BlockingIOError):
-                os.read(self._wake, 4096)
+            self._wait_for()
         deadline = time.monotonic() + STRAGGLER_S  # what the kernel holds does not end for us
         while children(os.getpid()) and time.monotonic() < deadline:
             self._end_those_who_left()
@@ -166,17 +163,15 @@ class Server:
 
     def _look_for_ends(self) -> None:
         """Tell of dead jobs and leave them: their number stays taken until the controller is done."""
-        for pid, told in list(self._jobs.items()):
-            if not told:
-                found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                if found is not None:
-                    exited = found.si_code == os.CLD_EXITED
-                    self._jobs[pid] = True
-                    self.tell(ended=pid, status=found.si_status * (1 if exited else -1))
+        for pid in [pid for pid, told in self._jobs.items() if not told]:
+            if (found := os.waitid(os.P_PID, pid, LOOK)) is not None:
+                exited = found.si_code == os.CLD_EXITED
+                self._jobs[pid] = True
+                self.tell(ended=pid, status=found.si_status * (1 if exited else -1))
         # Orphans of dead jobs come to us.
         reaped = False
         with suppress(ChildProcessError):
-            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            while found := os.waitid(os.P_ALL, 0, LOOK):
                 if found.si_pid in self._jobs:
                     break  # the kernel shows no others before this one is reaped
                 os.waitpid(found.si_pid, 0)
@@ -202,23 +197,22 @@ class Server:
         sys.stderr.flush()
         # A signal to the job waits until it is one.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
+        told: dict[str, Any]
         try:
-            pid = os.fork()
+            told = {"pid": os.fork()}
         except OSError as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            self.tell(failed=str(error))
-            pid = -1
+            told = {"failed": str(error)}
+        pid = told.get("pid")
         if pid == 0:
             self._become_job(fds)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            return True
-        for fd in fds:
-            os.close(fd)
-        if pid > 0:
+        elif pid is not None:
             self._jobs[pid] = False
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            self.tell(pid=pid)
-        return False
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if pid != 0:
+            for fd in fds:
+                os.close(fd)
+            self.tell(**told)
+        return pid == 0
 
     def _become_job(self, fds: list[int]) -> None:
         gc.freeze()  # a collection would visit what the fork server made since it last did so
@@ -232,7 +226,7 @@ class Server:
             signal.signal(ours, signal.SIG_DFL if handler is None else handler)
         self._control.close()
         os.close(self._wake)
-        os.close(self._wake_writer)
+        os.close(self._waker)
         stdin, output, _order, *leases = fds
         for fd, number in ((stdin, 0), (output, 1), (output, 2)):
             os.dup2(fd, number)
@@ -247,12 +241,8 @@ class Server:
     def _set_environment(self, environment: dict[str, str], own: dict[str, str]) -> None:
         """As in a fresh interpreter: inherited, then what imports change; the job's devices last."""
         wanted = {**environment, **self._changed, **own}
-        for name in os.environ.keys() | wanted.keys():
-            value = wanted.get(name)
-            if value is None:
-                os.environ.pop(name, None)
-            elif os.environ.get(name) != value:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update({name: value for name, value in wanted.items() if value is not None})
 
 
 def _keep_what_is_shared() -> None:
@@ -269,7 +259,6 @@ def main(control_fd: str, folder: str, *modules: str) -> NoReturn:
     control = socket.socket(fileno=int(control_fd))
     begin = time.monotonic()
     environment = dict(os.environ)
-    changed: dict[str, str | None]
     try:
         package = preload(modules, sys.stdin.buffer.read())
     except (UnfitError, MissingError) as error:
@@ -277,8 +266,8 @@ def main(control_fd: str, folder: str, *modules: str) -> NoReturn:
         with suppress(OSError):
             control.sendall(json.dumps({key: error.args}).encode() + b"\n")
         os._exit(0)
-    changed = {k: v for k, v in os.environ.items() if environment.get(k) != v}
-    changed |= {k: None for k in environment.keys() - os.environ.keys()}
+    now = dict(os.environ)
+    changed = {k: now.get(k) for k in environment | now if now.get(k) != environment.get(k)}
     _keep_what_is_shared()
     gc.collect()
     _filling = [bytes(size) for size in range(1, 480, 16) for _ in range(FILLING)]

@@ -11,22 +11,20 @@ class FreshProcess:
     """A job process that is our child."""
 
     def __init__(
-        self,
-        argv: Sequence[str],
-        order: int,
-        stdin: int,
-        output: int,
-        keep: Sequence[int],
-        environment: Mapping[str, str],
+        self, argv: Sequence[str], fds: Sequence[int], environment: Mapping[str, str]
     ) -> None:
-        """`order`, `keep`: descriptors the job inherits under their numbers; `environment`: on top of ours."""
+        """`fds`: stdin, output, and what it inherits under its number: the order, leases.
+
+        `environment` comes on top of ours.
+        """
+        stdin, output, *inherited = fds
         self._popen = subprocess.Popen(
-            [*argv, str(order)],
+            [*argv, str(inherited[0])],
             stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
-            pass_fds=[order, *keep],
+            pass_fds=inherited,
             start_new_session=True,
         )
         self.pid = self._popen.pid

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from autocl_sweeper.executor.process.guardian import end_marked, is_marked, living, stat
 from autocl_sweeper.types import Cause
 
 JOB = "AUTOCL_JOB"  # in a job's environment, and so in that of all it starts: which job it is
-NO_GROUP = -1
 STRAGGLER_S = 1.0  # what a dead job's own helpers (resource trackers) get to finish
 
 
@@ -41,27 +41,21 @@ class OomKills:
 
     def blame(self, now: OomKills) -> tuple[str, Cause]:
         """What a SIGKILL that nobody here sent was, between this count and a later one."""
+        killer = "the kernel's out-of-memory killer"
         if self.group is not None and now.group is not None and now.group > self.group:
-            return (
-                "the kernel's out-of-memory killer: its count for this control group rose",
-                Cause.HOST_MEMORY,
-            )
-        if self.machine is not None and now.machine is not None:
-            if now.machine > self.machine:
-                return (
-                    "most likely the kernel's out-of-memory killer: its count for this machine rose",
-                    Cause.HOST_MEMORY,
-                )
-            return "not the kernel's out-of-memory killer: its count did not rise", Cause.SIGNAL
-        return "likely the kernel's out-of-memory killer", Cause.SIGNAL
+            return f"{killer}: its count for this control group rose", Cause.HOST_MEMORY
+        if self.machine is None or now.machine is None:
+            return f"likely {killer}", Cause.SIGNAL
+        if now.machine > self.machine:
+            return f"most likely {killer}: its count for this machine rose", Cause.HOST_MEMORY
+        return f"not {killer}: its count did not rise", Cause.SIGNAL
 
 
 def _group_counters() -> Iterator[str]:
     """Files that count the kills of this process's control group, version 2 first."""
-    try:
+    lines: list[str] = []
+    with suppress(OSError):
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
     for line in sorted(lines, key=lambda text: not text.startswith("0::")):
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -74,44 +68,14 @@ def _group_counters() -> Iterator[str]:
 
 def _first_count(paths: Iterable[str]) -> int | None:
     for path in paths:
-        try:
-            with open(path) as file:
-                for line in file:
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
-        except OSError:
-            continue
+        with suppress(OSError), open(path) as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return None
 
 
 # -- process groups ---------------------------------------------------------------------------------
-
-
-def write_group(path: Path, group: int, devices: Sequence[str]) -> None:
-    """Note a running job's group with its start time, which no later process of that id shares."""
-    path.write_text(" ".join([str(group), start_time(group), *devices]))
-
-
-def recorded_group(path: Path) -> tuple[int, str, tuple[str, ...]] | None:
-    """Group, start time and devices of the job noted there, while its leader lives."""
-    try:
-        group, started, *devices = path.read_text().split()
-    except (OSError, ValueError):
-        return None
-    alive = start_time(int(group)) == started != ""
-    return (int(group), started, tuple(devices)) if alive else None
-
-
-def end_recorded_group(path: Path) -> bool:
-    """Kill the job that a dead controller left running, if it still is. True when there was one."""
-    noted = recorded_group(path)
-    if noted is None:
-        return False
-    group, started, _ = noted
-    signal_group(group, signal.SIGKILL)
-    while start_time(group) == started:
-        time.sleep(0.01)
-    return True
 
 
 def end_group(group: int, patience_s: float, reaped: bool = False, mark: str = "") -> None:
@@ -121,25 +85,31 @@ def end_group(group: int, patience_s: float, reaped: bool = False, mark: str = "
     environment it was started with. `reaped`: the leader's number is free again, so that nothing is
     signalled where nobody is left.
     """
-    leader = _stat(group)
+    leader = stat(group)
     since = int(leader[19]) if leader else 0
+    marks = {entry(mark)} if mark else set()
     deadline = time.monotonic() + patience_s
-    while (left := _left(group, mark, since)) and time.monotonic() < deadline:
+    while (left := _left(group, marks, since)) and time.monotonic() < deadline:
         time.sleep(0.02)
     if not reaped or True in left.values():
         signal_group(group, signal.SIGKILL)
     if False in left.values():
-        end_marked(mark, since)
+        end_marked(marks, since)
 
 
-def end_marked(mark: str, since: int = 0) -> None:
-    """Kill all that have `JOB=<mark>` in the environment they were started with."""
-    deadline = time.monotonic() + STRAGGLER_S  # what the kernel holds does not end for us
-    while (left := _left(NO_GROUP, mark, since)) and time.monotonic() < deadline:
-        for pid in left:  # it may have started others since the last look
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+def _left(group: int, marks: set[bytes], since: int) -> dict[int, bool]:
+    """The living processes of a job besides its leader -> whether they are in its group."""
+    others = {pid: fields for pid, fields in living().items() if pid != group}
+    return {
+        pid: int(fields[2]) == group
+        for pid, fields in others.items()
+        if int(fields[2]) == group or (marks and is_marked(pid, fields, marks, since))
+    }
+
+
+def entry(mark: str) -> bytes:
+    """What a job with this mark, and all that it starts, has in its environment."""
+    return os.fsencode(f"{JOB}={mark}")
 
 
 def signal_group(group: int, number: int) -> None:
@@ -147,54 +117,6 @@ def signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _left(group: int, mark: str, since: int) -> dict[int, bool]:
-    """The living processes of a job besides its leader -> whether they are in its group.
-
-    `since`: clock ticks since boot before which none of them was started.
-    """
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != group:
-            fields = _stat(int(name))
-            if not fields or fields[0] == "Z":
-                continue
-            if int(fields[2]) == group:
-                found[int(name)] = True
-            elif mark and int(fields[19]) >= since and _is_marked(int(name), mark):
-                found[int(name)] = False
-    return found
-
-
-def _is_marked(pid: int, mark: str) -> bool:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return os.fsencode(f"{JOB}={mark}") in file.read().split(b"\0")
-    except OSError:  # it ended, or is not ours
-        return False
-
-
 def children(parent: int) -> list[int]:
     """Its living children."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            fields = _stat(int(name))
-            if fields and int(fields[1]) == parent and fields[0] != "Z":
-                found.append(int(name))
-    return found
-
-
-def start_time(pid: int) -> str:
-    """Clock ticks since boot at which a living process started; empty when there is none."""
-    fields = _stat(pid)
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def _stat(pid: int) -> list[str]:
-    """/proc/<pid>/stat from its third field (state) on; empty when there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The second field is the program's name in parentheses; it may hold anything.
-            return file.read().decode("ascii", "replace").rpartition(")")[2].split()
-    except OSError:
-        return []
+    return [pid for pid, fields in living().items() if int(fields[1]) == parent]

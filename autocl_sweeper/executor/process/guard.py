@@ -6,10 +6,9 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 from autocl_sweeper.executor.process import guardian
-from autocl_sweeper.executor.process.groups import JOB, start_time
+from autocl_sweeper.executor.process.groups import JOB, entry
 
 
 class Guard:
@@ -23,7 +22,7 @@ class Guard:
         """`change`: "+" for a job, "!" for what is none, "-" for what has been reaped."""
         if self._guardian is None:
             self._guardian = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(guardian.__file__)), self._at_death],
+                [sys.executable, "-I", "-S", guardian.__file__, self._at_death],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 # Of a sweep inside a job: it has to outlive that job.
@@ -33,12 +32,10 @@ class Guard:
             )
         assert self._guardian.stdin is not None
         with suppress(BrokenPipeError):  # somebody killed it; resuming still ends what is left
-            told = f"{start_time(group) or 0} {os.fsencode(f'{JOB}={mark}').hex()}" if mark else ""
+            told = f"{guardian.start_time(group) or 0} {entry(mark).hex()}" if mark else ""
             self._guardian.stdin.write(f"{change}{group} {told}\n".encode())
 
     def close(self) -> None:
         if self._guardian is not None:
-            assert self._guardian.stdin is not None
-            self._guardian.stdin.close()
-            self._guardian.wait()
+            self._guardian.communicate()
             self._guardian = None

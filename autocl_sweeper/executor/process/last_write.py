@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from autocl_sweeper.outcome import JobFiles
@@ -13,9 +14,7 @@ from autocl_sweeper.outcome import JobFiles
 class LastWrite:
     """How long a job has been quiet, by `now`. It looks only when asked."""
 
-    def __init__(
-        self, files: JobFiles, number: int, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, files: JobFiles, number: int, now: Callable[[], float]) -> None:
         self._files = files
         self._number = number
         self._now = now
@@ -25,8 +24,11 @@ class LastWrite:
     def quiet_s(self) -> float:
         """Seconds since the job last wrote, or since this object was made if that was later."""
         now, clock = self._now(), time.time()
-        size, newest = _size_and_time(self._files.log(self._number))
-        newest = max(newest, _newest_below(self._folder()))
+        size, newest = 0, 0.0
+        with suppress(OSError):  # not there yet, or its file server is not
+            log = self._files.log(self._number).stat()
+            size, newest = log.st_size, log.st_mtime
+        newest = max(newest, *_times_below(self._files.output_folder(self._number)))
         if (size, newest) != self._seen:
             # Times are a file server's, whose clock may be another than ours: what was not there at
             # the last look was written since then, whatever its time says.
@@ -36,32 +38,11 @@ class LastWrite:
         self._looked = now
         return now - self._wrote
 
-    def _folder(self) -> Path | None:
-        try:
-            return Path(self._files.output(self._number).read_text("utf-8", "surrogateescape"))
-        except OSError:  # it has not come so far
-            return None
 
-
-def _size_and_time(path: Path) -> tuple[int, float]:
-    try:
-        found = path.stat()
-    except OSError:  # not there yet, or its file server is not
-        return 0, 0.0
-    return found.st_size, found.st_mtime
-
-
-def _newest_below(folder: Path | None) -> float:
-    """The latest time of a file or folder there (seconds since 1970); 0 when there is none."""
-    newest = 0.0
-    waiting = [] if folder is None else [str(folder)]
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    newest = max(newest, entry.stat(follow_symlinks=False).st_mtime)
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except OSError:  # removed meanwhile (then the folder above has a new time), or not ours
-            continue
-    return newest
+def _times_below(folder: Path | None) -> Iterator[float]:
+    """When the files and folders there were written, in seconds since 1970; 0 first."""
+    yield 0.0
+    for place, folders, files in os.walk(folder) if folder is not None else ():
+        for name in (*folders, *files):
+            with suppress(OSError):  # removed meanwhile: then the folder above has a new time
+                yield os.lstat(os.path.join(place, name)).st_mtime

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from autocl_sweeper.device.probe import first_number
+from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.job.package import Opened, enter, opened, rehearse
 
 # For that process alone; a job gets the environment of the controller.
@@ -45,24 +47,20 @@ class MissingError(Exception):
 def preload(modules: Sequence[str], data: bytes) -> Opened:
     """Import all that jobs share, the user's program first. Raises UnfitError or MissingError."""
     known = set(os.listdir("/proc/self/fd"))
-    app = "the app's own imports"
-    with _refusing(app):
+    with _importing("the app's own imports", known):
         flaw = enter(data)
-        _generators.note_seeds()
+        _note_seeds()
         package = opened(data, flaw)
-    _check(app, known)
     for name in modules:
         _one_torch_thread()
-        what = f"hydra.launcher.preload: {name}"
-        with _refusing(what, name):
+        with _importing(f"hydra.launcher.preload: {name}", known, name):
             importlib.import_module(name)
-        _check(what, known, name)
     rehearse()
     return package
 
 
 @contextmanager
-def _refusing(what: str, module: str = "") -> Iterator[None]:
+def _importing(what: str, known_fds: set[str], module: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # also what calls sys.exit when imported
@@ -72,15 +70,11 @@ def _refusing(what: str, module: str = "") -> Iterator[None]:
             raise MissingError(module, because) from error
         traceback.print_exc()
         raise UnfitError(what, because, module) from error
-
-
-def _check(what: str, known: set[str], module: str = "") -> None:
-    flaw = flaw_of_forks(known)
-    if flaw:
+    if flaw := _flaw_of_forks(known_fds):
         raise UnfitError(what, flaw, module)
 
 
-def flaw_of_forks(known_fds: set[str]) -> str:
+def _flaw_of_forks(known_fds: set[str]) -> str:
     """What a forked job would suffer from; empty when it is as good as a fresh interpreter."""
     deadline = time.monotonic() + THREAD_S
     while (threads := _other_threads()) and time.monotonic() < deadline:
@@ -98,9 +92,13 @@ def flaw_of_forks(known_fds: set[str]) -> str:
             target = os.readlink(f"/proc/self/fd/{fd}")
             if target.startswith(("socket:", "pipe:")):
                 return f"it leaves a {target.partition(':')[0]} open, which forked jobs would share"
-    if cuda_is_initialised():
+    torch = sys.modules.get("torch")
+    is_in_bad_fork = getattr(getattr(torch, "cuda", None), "_is_in_bad_fork", bool)
+    if _cuda_is_initialised() or (answer := _in_a_fork(lambda: int(is_in_bad_fork()))) == 1:
         return "it initialises CUDA, which then fails in forked jobs"
-    return _probe()
+    if answer is None:
+        return "a forked process hangs"
+    return "" if answer == 0 else f"a forked process dies ({exit_reason(answer)})"
 
 
 def _other_threads() -> list[str]:
@@ -115,7 +113,7 @@ def _other_threads() -> list[str]:
     return names
 
 
-def cuda_is_initialised() -> bool:
+def _cuda_is_initialised() -> bool:
     """Asked of the driver, as torch.cuda.is_initialized() does not know of all ways to do it."""
     with open("/proc/self/maps") as maps:
         found = re.search(r"/\S*libcuda\.so\S*", maps.read())
@@ -126,14 +124,13 @@ def cuda_is_initialised() -> bool:
     return answer != CUDA_NOT_INITIALIZED
 
 
-def _probe() -> str:
-    """Ask a forked process, which ends without any clean-up."""
+def _in_a_fork(function: Callable[[], int]) -> int | None:
+    """Its answer there, 0 to 255; 2 where it fails; None: it hangs. It ends without any clean-up."""
     pid = os.fork()
     if pid == 0:
         status = 2
         try:
-            torch = sys.modules.get("torch")
-            status = int(getattr(getattr(torch, "cuda", None), "_is_in_bad_fork", bool)())
+            status = function()
         finally:
             os._exit(status)
     deadline = time.monotonic() + PROBE_S
@@ -142,44 +139,11 @@ def _probe() -> str:
     if not ended[0]:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        return "a forked process hangs"
-    if os.waitstatus_to_exitcode(ended[1]) == 1:
-        return "it initialises CUDA, which then fails in forked jobs"
-    return "" if ended[1] == 0 else f"a forked process dies (wait status {ended[1]})"
+        return None
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 # -- generators of random numbers -------------------------------------------------------------------
-
-
-class _Generators:
-    """Which generators of random numbers the program has seeded at its top: forks keep their state."""
-
-    def __init__(self) -> None:
-        self._words = _words_of_random()
-        self.seeded: set[str] = set()
-
-    def note_seeds(self) -> None:
-        if _words_of_random() != self._words:
-            self.seeded.add("random")
-            self._state = random.getstate()
-        numpy = sys.modules.get("numpy.random")
-        # Numpy forgets where its global generator's state is from when it is seeded.
-        if numpy is not None and numpy.get_bit_generator().seed_seq is None:
-            self.seeded.add("numpy")
-        # An unseeded torch takes 64 random bits; seeds that people write are smaller.
-        if "torch" in sys.modules and sys.modules["torch"].initial_seed() < 2**32:
-            self.seeded.add("torch")
-
-    def reseed(self) -> None:
-        """All forks inherit the state of the generators: those that nobody seeded start anew."""
-        # Python seeds its own anew in each fork.
-        if "random" in self.seeded:
-            random.setstate(self._state)
-        if "numpy" not in self.seeded and "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed()
-        if "torch" not in self.seeded and "torch" in sys.modules:
-            # Those of devices do not exist yet: they are made, and seeded, when CUDA starts.
-            sys.modules["torch"].default_generator.seed()
 
 
 def _words_of_random() -> Any:
@@ -187,11 +151,35 @@ def _words_of_random() -> Any:
     return random.getstate()[1][:-1]
 
 
-_generators = _Generators()
-reseed = _generators.reseed
+_words = _words_of_random()
+_seeded: dict[str, Any] = {}  # generators that the program has seeded at its top; Python's state
 
 
-# -- threads of numerical libraries ---
+def _note_seeds() -> None:
+    if _words_of_random() != _words:
+        _seeded["random"] = random.getstate()
+    numpy = sys.modules.get("numpy.random")
+    # Numpy forgets where its global generator's state is from when it is seeded.
+    if numpy is not None and numpy.get_bit_generator().seed_seq is None:
+        _seeded["numpy"] = None
+    # An unseeded torch takes 64 random bits; seeds that people write are smaller.
+    if "torch" in sys.modules and sys.modules["torch"].initial_seed() < 2**32:
+        _seeded["torch"] = None
+
+
+def reseed() -> None:
+    """All forks inherit the state of the generators: those that nobody seeded start anew."""
+    # Python seeds its own anew in each fork.
+    if "random" in _seeded:
+        random.setstate(_seeded["random"])
+    if "numpy" not in _seeded and "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "torch" not in _seeded and "torch" in sys.modules:
+        # Those of devices do not exist yet: they are made, and seeded, when CUDA starts.
+        sys.modules["torch"].default_generator.seed()
+
+
+# -- threads of numerical libraries ------------------------------------------------------------------
 
 
 _torch_threads: int | None = None  # as torch chose them; None: it has not been asked
@@ -209,24 +197,10 @@ def _one_torch_thread() -> None:
 def _openblas_setters() -> list[Callable[[int], Any]]:
     with open("/proc/self/maps") as maps:
         paths = set(re.findall(r"/\S*openblas\S*\.so\S*", maps.read()))
-    setters = []
-    for path in sorted(paths):
-        library = ctypes.CDLL(path)
-        for prefix in ("", "scipy_"):
-            for suffix in ("", "64_"):
-                setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)
-                if setter is not None:
-                    setters.append(setter)
-    return setters
-
-
-_FIRST_NUMBER = re.compile(r"\s*([1-9][0-9]*)")
-
-
-def _number(text: str | None) -> int | None:
-    """The first number of OMP_NUM_THREADS, which may list one per nesting level."""
-    found = _FIRST_NUMBER.match(text or "")
-    return int(found[1]) if found else None
+    libraries = [ctypes.CDLL(path) for path in sorted(paths)]
+    names = [f"{p}openblas_set_num_threads{s}" for p in ("", "scipy_") for s in ("", "64_")]
+    found = (getattr(library, name, None) for library in libraries for name in names)
+    return [setter for setter in found if setter is not None]
 
 
 class BlasThreads:
@@ -243,15 +217,12 @@ class BlasThreads:
 
     def before_fork(self) -> None:
         if self._ends_at_forks:
-            self._set()
+            self.in_fork()
 
     def in_fork(self) -> None:
-        self._set()
-
-    def _set(self) -> None:
-        omp = _number(os.environ.get("OMP_NUM_THREADS"))
+        omp = first_number("OMP_NUM_THREADS", os.environ)
         cores = len(os.sched_getaffinity(0))
-        size = _number(os.environ.get("OPENBLAS_NUM_THREADS")) or omp or cores
+        size = first_number("OPENBLAS_NUM_THREADS", os.environ) or omp or cores
         if size != self._size:
             self._size = size
             for set_num_threads in self._setters:
@@ -264,21 +235,9 @@ class BlasThreads:
         return len(os.listdir("/proc/self/task")) - 1
 
 
-def _in_a_fork(function: Callable[[], int]) -> int:
-    """Its answer there, 0 to 255; 2 where it fails. The fork ends without any clean-up."""
-    pid = os.fork()
-    if pid == 0:
-        status = 2
-        try:
-            status = function()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def restore_torch_threads() -> None:
     """As many as a fresh interpreter would have in this environment."""
     torch = sys.modules.get("torch")
-    threads = _number(os.environ.get("OMP_NUM_THREADS")) or _torch_threads
+    threads = first_number("OMP_NUM_THREADS", os.environ) or _torch_threads
     if torch is not None and threads:
         torch.set_num_threads(threads)

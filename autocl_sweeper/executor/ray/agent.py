@@ -38,11 +38,12 @@ from typing import Any
 
 from autocl_sweeper.device.reservations import Used
 from autocl_sweeper.errors import AutoCLError
-from autocl_sweeper.executor.local import POLL_S, LocalExecutor
+from autocl_sweeper.executor.local import POLL_S
 from autocl_sweeper.executor.settings import from_settings
 from autocl_sweeper.job.package import Package
 from autocl_sweeper.journal import outcome_to_json
 from autocl_sweeper.outcome import JobFiles
+from autocl_sweeper.private import read_private
 from autocl_sweeper.types import Job, Need, Outcome
 
 Message = Mapping[str, Any]
@@ -62,12 +63,9 @@ class Agent:
         self._stopping = False
         files = self._files = JobFiles(Path(settings["folder"]))
         wait_to_see(files.package())
-        self._orders = Orders(Package.read(files))
+        self._orders = Orders(files)
         # The controller reads JobReturns: they may need modules that only its app imports.
-        launcher, holder = settings["launcher"], settings["holder"]
-        self._executor: LocalExecutor = from_settings(
-            launcher, self._orders, files, holder, returns=False, needs=self._orders
-        )
+        self._executor = from_settings(settings["launcher"], self._orders, returns=False)
         self._executor.on_end = lambda: self._requests.put({"look": True})
         threading.Thread(target=self._read, name="requests", daemon=True).start()
 
@@ -101,22 +99,23 @@ class Agent:
         elif "release" in request:
             self._slot_kept = False
         elif "submit" in request:
-            job = Job(request["submit"], (), request["alone"], request["stage"])
-            self._orders.by_number[job.number] = b64decode(request["order"])
-            self._orders.needs[job.number] = Need(**request["memory"])
+            number, need = request["submit"], Need(**request["memory"])
+            job = Job(number, (), request["alone"], request["stage"], need=need)
+            self._orders.by_number[number] = b64decode(request["order"])
             self._slot_kept = False
             for path in request["needs"]:
                 wait_to_see(Path(path))
             self._executor.submit(job)
-            self._jobs[job.number] = job
-            self._unplaced.add(job.number)
+            self._jobs[number] = job
+            self._unplaced.add(number)
         elif "cancel" in request and request["cancel"] in self._jobs:
             self._executor.cancel(self._jobs[request["cancel"]])
         elif "learn" in request:
             for used in request["learn"]:
-                self._executor.learn_used(Used.from_json(used))
+                self._executor.pool.learn(Used.from_json(used))
         elif "short" in request:
-            self._executor.learn_shortage(request["short"], Need(**request["memory"]))
+            need = Need(**request["memory"])
+            self._executor.pool.reservations.ran_out(request["short"], need)
         elif "stop" in request:
             self._executor.stop()
             self._stopping = True
@@ -162,20 +161,12 @@ def wait_to_see(path: Path, patience_s: float = VISIBLE_S) -> bool:
     return True
 
 
-class Orders:
+class Orders(Package):
     """The controller's package, and the orders of jobs as it composed them."""
 
-    def __init__(self, package: Package) -> None:
-        self.data = package.data
-        self.files = package.files
-        self.command = package.command
+    def __init__(self, files: JobFiles) -> None:
+        super().__init__(files, read_private(files.package()), None, written=True)
         self.by_number: dict[int, bytes] = {}
-        self.needs: dict[int, Need] = {}
-
-    def known(self, job: Job) -> Need:
-        return self.needs[job.number]
-
-    of = known
 
     def order(self, job: Job, returns: bool) -> bytes:
         return self.by_number.pop(job.number)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
+import subprocess
+import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autocl_sweeper import errors
-from autocl_sweeper.device.needs import Needs, Siblings
 from autocl_sweeper.device.reservations import used_by
 from autocl_sweeper.errors import AutoCLError, ConfigurationError, DeviceError
 from autocl_sweeper.executor.ends import not_composed
@@ -25,7 +28,7 @@ from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.executor.ray import agent
 from autocl_sweeper.executor.ray.connection import connect
 from autocl_sweeper.executor.reports import ReportFiles
-from autocl_sweeper.executor.settings import check
+from autocl_sweeper.executor.settings import check, needs_of
 from autocl_sweeper.job.package import Package, command
 from autocl_sweeper.job.returned import unpacked
 from autocl_sweeper.journal import outcome_from_json
@@ -54,32 +57,30 @@ class _Node:
     asked: bool = False  # whether it has a free slot; one question at a time
     free: bool = False
     jobs: dict[int, Job] = field(default_factory=dict)
-    devices: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    reserved: dict[int, tuple[int | None, str]] = field(default_factory=dict)
+    # Job -> its devices; MiB it reserves on each, and where the figure is from.
+    places: dict[int, tuple[tuple[str, ...], tuple[int | None, str]]] = field(default_factory=dict)
     stopped: bool = False
 
 
 class RayExecutor:
     """An Executor over all nodes of a cluster; nodes may come and go while it runs.
 
+    `settings` are the launcher's keys; each node's agent applies them to its own machine. Their
     `address` is Ray's: 'auto' for the cluster this machine belongs to, 'host:port', or 'local' to
-    start one on this machine. `settings` are the launcher's keys; each node's agent applies them to
-    its own machine. `environment` comes on top of the one in which a node joined.
+    start one on this machine. `environment` comes on top of the one in which a node joined.
 
     Raises ConfigurationError when Ray is not installed or cannot be reached.
     """
 
     def __init__(
         self,
-        address: str,
         settings: Mapping[str, Any],
         package: Package,
         returns: bool,
         environment: Mapping[str, str],
-        needs: Needs | None = None,
     ) -> None:
         check(settings)
-        self._needs = needs or Siblings()
+        self._needs = needs_of(settings, package)
         self._shares = settings["jobs_per_device"] > 1 or settings["memory_per_job_mib"] is not None
         if settings["on_controller_death"] == "finish":
             raise ConfigurationError(
@@ -87,14 +88,12 @@ class RayExecutor:
                 " with the\n  agent of their node, and it with the sweep. Leave it at 'kill'. No job"
                 " was started."
             )
-        self._ray: Any = connect(address)
+        self._ray: Any = connect(settings["address"])
         self._home = self._ray.get_runtime_context().get_node_id()
         self._package = package
         self._returns = returns
         self._grace_s = float(settings["grace_s"])
-        folder = package.files.folder
-        places = {"folder": str(folder), "holder": str(folder.parent)}
-        request = {**places, "launcher": dict(settings)}
+        request = {"folder": str(package.files.folder), "launcher": dict(settings)}
         self._argv = command(agent.__name__, json.dumps(request))
         self._environment = dict(environment)
         self._nodes: dict[str, _Node] = {}
@@ -186,22 +185,18 @@ class RayExecutor:
 
     def devices(self) -> dict[int, tuple[str, ...]]:
         """Trial number -> the node and the devices it runs on."""
-        return {
-            number: (node.name, *ids)
-            for node in list(self._nodes.values())  # a display may ask meanwhile
-            for number, ids in list(node.devices.items())
-        }
+        return {number: (node.name, *ids) for node, number, ids, _ in self._places()}
 
     def reserved(self) -> dict[int, tuple[int | None, str]]:
         """Trial number -> MiB it reserves on each of its devices, and where the figure is from."""
-        nodes = list(self._nodes.values())
-        return {n: share for node in nodes for n, share in list(node.reserved.items()) if share[1]}
+        return {number: share for _, number, _, share in self._places() if share[1]}
 
-    def learn(self, job: Job, outcome: Outcome) -> None:
+    def _places(self) -> list[tuple[_Node, int, tuple[str, ...], tuple[int | None, str]]]:
+        nodes = list(self._nodes.values())  # a display may ask meanwhile
+        return [(node, n, *place) for node in nodes for n, place in list(node.places.items())]
+
+    def learn(self, job: Job, outcome: Outcome, known_to: _Node | None = None) -> None:
         """What an ended job used says, on every node, what the next ones reserve."""
-        self._learn(job, outcome, known_to=None)
-
-    def _learn(self, job: Job, outcome: Outcome, known_to: _Node | None) -> None:
         need, told = self._needs.known(job), []
         if outcome.lost and outcome.cause in OUT_OF_DEVICE_MEMORY:
             self._short.append({"short": job.number, "memory": asdict(need)})
@@ -346,15 +341,13 @@ class RayExecutor:
         if "slots" in message:
             node.asked, node.free = False, bool(message["slots"])
         elif "on" in message:
-            node.devices[message["on"]] = tuple(message["devices"])
             mib, source = message["reserved"]
-            node.reserved[message["on"]] = mib, source
+            node.places[message["on"]] = tuple(message["devices"]), (mib, source)
         elif "ended" in message:
             job = node.jobs.pop(message["ended"])
-            node.devices.pop(job.number, None)
-            node.reserved.pop(job.number, None)
+            node.places.pop(job.number, None)
             outcome = replace(outcome_from_json(message["outcome"]), lost=message["lost"])
-            self._learn(job, outcome, known_to=node)
+            self.learn(job, outcome, known_to=node)
             if self._returns and "return" in message:
                 outcome = replace(outcome, job_return=unpacked(b64decode(message["return"])))
             self._ended.append((job, outcome))
@@ -384,11 +377,6 @@ def _agent_class() -> type:
         """Passes messages between the controller and an agent process of its node."""
 
         def __init__(self, argv: list[str], more: dict[str, str]) -> None:
-            import os
-            import queue
-            import subprocess
-            import threading
-
             # Jobs are to find the environment in which the node joined the cluster: what Ray sets
             # for its workers (thread counts, devices) and for its own daemon (preloads) stays out.
             with open(f"/proc/{os.environ['RAY_RAYLET_PID']}/environ", "rb") as file:
@@ -406,28 +394,17 @@ def _agent_class() -> type:
             threading.Thread(target=self.read, daemon=True).start()
 
         def read(self) -> None:
-            import json
-
             for line in self.process.stdout:  # type: ignore[union-attr]
                 self.messages.put(json.loads(line))
             self.messages.put({"gone": self.process.wait()})
 
         def tell(self, message: dict[str, Any]) -> None:
-            import contextlib
-            import json
-
-            with contextlib.suppress(BrokenPipeError):  # it is gone, and `told` says so
+            with suppress(BrokenPipeError):  # it is gone, and `told` says so
                 self.process.stdin.write(json.dumps(message).encode() + b"\n")  # type: ignore[union-attr]
                 self.process.stdin.flush()  # type: ignore[union-attr]
 
         def told(self) -> list[dict[str, Any]]:
-            import contextlib
-            import queue
-
-            messages = [self.messages.get()]
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    messages.append(self.messages.get_nowait())
-            return messages
+            first = self.messages.get()
+            return [first, *(self.messages.get() for _ in range(self.messages.qsize()))]
 
     return AgentActor
