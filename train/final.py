@@ -97,17 +97,12 @@ def leased_device(folder: Path) -> Iterator[str]:
     """
     from autocl_sweeper.device.pool import Pool
 
-    composed = yaml.safe_load((folder / COMPOSED).read_text())
+    asked = yaml.safe_load((folder / COMPOSED).read_text())["hydra"]["launcher"]
+    # Hydra's own launchers have none of these keys.
     settings: dict[str, Any] = {"cpu_slots": None, "free_memory": 0.8, "max_devices": None}
-    asked = composed["hydra"]["launcher"]  # Hydra's own launchers have none of these keys
     settings |= {key: asked[key] for key in settings if key in asked}
-    settings |= {
-        "devices_per_job": 1,
-        "jobs_per_device": 1,
-        "memory_per_job_mib": None,
-        "stagger_s": 0,
-        "keep_free_mib": 0,
-    }
+    settings |= {"devices_per_job": 1, "jobs_per_device": 1, "memory_per_job_mib": None}
+    settings |= {"stagger_s": 0, "keep_free_mib": 0}
     pool = Pool.of(settings, f"{folder}: test rows")
     said = ""
     while (grant := pool.acquire()) is None:
@@ -174,8 +169,7 @@ def _chain(
 ) -> dict[str, Any]:
     tasks = [trial["task"] for trial in chain]
     rows = [scores[trial["trial"]] for trial in chain]
-    made: dict[str, Any] = {"trials": [trial["trial"] for trial in chain], "tasks": tasks}
-    made["scores"] = rows
+    made = {"trials": [trial["trial"] for trial in chain], "tasks": tasks, "scores": rows}
     if all(set(tasks[: i + 1]) <= set(row) for i, row in enumerate(rows)):
         matrix = [[row[task] for task in tasks[: i + 1]] for i, row in enumerate(rows)]
         metrics = {"average_accuracy": average_accuracy(matrix)}

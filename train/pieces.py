@@ -33,8 +33,7 @@ def texts(plan: TaskPlan, rows: Sequence[Row]) -> Iterator[str]:
     """All text of the instructions that `rows` make, as it is tokenised, and the answers."""
     for row in rows:
         for template in plan.templates:
-            filled = fill(template, row)
-            for slot, value in zip(template.slots, filled.values, strict=True):
+            for slot, value in fill(template, row):
                 if slot.type == "TEXT" and value is not None:
                     yield f" {str(value).strip()}"
     yield from (f" {answer.strip()}" for answer in plan.answers or ())

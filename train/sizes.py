@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def dry_run(
     dry = DryRun(
         *(memory, model, meter_of(device), step),
         STATE_BYTES.get(str(run.trainer.get("optim", "adamw_torch")), OTHER_STATES),
-        accumulates=any(len(update.micro_batches) > 1 for update in _first(updates)),
+        accumulates=any(len(one.micro_batches) > 1 for one in islice(updates.plan(), 8)),
     )
 
     def seen(task: Meeting, batch: Mapping[str, torch.Tensor]) -> Shape:
-        return shape_seen(model, lambda: task.logits(model, batch), dry.has_decoder)
+        return shape_seen(model, lambda: task.logits(model, batch), dry.blocks.has_decoder)
 
     batches: dict[Shape, Any] = {}
     firsts: dict[Shape, int] = {}
@@ -79,10 +80,8 @@ def dry_run(
             is_bound = True
             break
     dry.collect(batches)
-    bound = (
-        largest_of([*batches, *(_longest(t, seen) for t in updates.tasks)]) if is_bound else None
-    )
-    longest = max(one.length for one in [*batches, *([bound] if bound else [])])
+    bounds = [*batches, *(_longest(task, seen) for task in updates.tasks if is_bound)]
+    longest = max(one.length for one in bounds)
     if len(set(dry.blocks.kinds)) > 1:  # a first value, which peaks under plans have to correct
         for shape in to_measure([*batches], memory.collect_steps):
             dry.correct(shape, batches[shape], longest)
@@ -96,7 +95,7 @@ def dry_run(
     model.zero_grad(set_to_none=True)
     counts = Counter(order)
     planned = {s: dry.plan(s, longest, counts[s], firsts[s]) for s in batches}
-    largest = planned[most] if bound is None else dry.plan(bound, longest, 0, 0)
+    largest = dry.plan(largest_of(bounds), longest, 0, 0) if is_bound else planned[most]
     places = {shape: i for i, shape in enumerate(planned)}
     made = Sizes(
         sizes=tuple(planned.values()),
@@ -124,12 +123,6 @@ def precision(run: Run, device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, kind, enabled=asked)
 
 
-def _first(updates: Updates) -> Iterator[Any]:
-    """The first updates, which show whether they have several micro-batches."""
-    for _, update in zip(range(8), updates.plan(), strict=False):
-        yield update
-
-
 def _longest(training: Training, seen: Any) -> Shape:
     """A micro-batch of the longest source and the longest target of a task's first epoch."""
     n, shapes = len(training.rows.train(0)), []
@@ -154,23 +147,16 @@ def _evaluation(
     with torch.inference_mode():
         for name, (task, rows) in evaluated.items():
             for part in parts:
-                sized = [
-                    (seen(task, batch), batch)
-                    for _, examples in in_batches(task, rows, part)
-                    for batch in [task.batch(examples)]
-                ]
+                batches = (task.batch(examples) for _, examples in in_batches(task, rows, part))
+                sized = [(seen(task, batch), batch) for batch in batches]
                 if not sized:
                     continue
-                shape, batch = max(
-                    sized, key=lambda one: one[0].rows * (one[0].length + one[0].target)
-                )
+                shape, batch = max(sized, key=lambda s: s[0].rows * (s[0].length + s[0].target))
                 meter = meter_of(device)
                 before = meter.start()
                 with precision(run, device):
                     task.logits(model, moved(batch, device))
                 took = meter.read()[0] - before
-                yield (
-                    f"{name} {part}",
-                    {"rows": shape.rows, "length": shape.length, "bytes": took},
-                )
+                numbers = {"rows": shape.rows, "length": shape.length, "bytes": took}
+                yield f"{name} {part}", numbers
     model.train()

@@ -24,11 +24,10 @@ from train.data.rows import Rows
 from train.data.task_plan import TaskPlan
 from train.delta.delta import Delta
 from train.delta.start import begin_as
-from train.merge.plan import PLAN, MergePlan, Scores, make_plan, write_whole
+from train.merge.plan import PLAN, MergePlan, make_plan, write_whole
 from train.merge.rules import MergeError, lorahub_objective
 from train.merge.sources import Source, located, read_all, read_source
 from train.model.family import Family
-from train.score import formulas
 from train.score.holder import Holder
 from train.score.scoring import score
 from train.score.temperature import dev_losses
@@ -194,10 +193,7 @@ def _plan(
     holder = Holder(base_model(run, family), device)
     task = family.meeting(plans[target])
     found = score(task, rows[target], sources, holder, scored, None, {})
-    by_source = found.by_method[scored.method]
-    hashes = {one.name: one.sha256 for one in sources}
-    sign = formulas.SIGNS[scored.method]
-    scores = Scores(scored.method, settings.reduction, sign, by_source, hashes, found.blocks)
+    scores = found.of(scored, sources)
     if isinstance(settings.temperature, list):
         losses = dev_losses(task, rows[target], holder, asked, scores)
         scores = replace(scores, dev_losses=losses)

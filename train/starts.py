@@ -80,8 +80,7 @@ def _trial(job: Path, row: Mapping[str, str]) -> Trial:
     inits = merge.get("init") or LAST
     inits = [inits] if isinstance(inits, str) else inits
     if merge.get("extra_parents"):
-        extra = int(row.get("extra") or 0)
-        start = inits[extra - 1] if extra else LAST
+        start = [LAST, *inits][int(row.get("extra") or 0)]
     else:
         start = inits[0]
     state = job / "trainer_state.json"  # an untrained job has none
@@ -134,12 +133,9 @@ def table(rows: Sequence[Row]) -> str:
          f"{r.seconds:.1f}", f"{r.seconds_merge:.1f}")
         for r in rows
     ]  # fmt: skip
-    widths = [max(len(one[i]) for one in [heads, *cells]) for i in range(len(heads))]
-    lines = []
-    for one in [heads, *cells]:
-        padded = (text.ljust(width) for text, width in zip(one, widths, strict=True))
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    lines = [heads, *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -133,10 +133,7 @@ def described(made: Any) -> str:
 
 
 MODES: Mapping[str, Callable[[DictConfig, Path], None]] = {
-    "score": score,
-    "plan": plan,
-    "merge": merge,
-    "inspect": inspect,
+    mode.__name__: mode for mode in (score, plan, merge, inspect)
 }
 
 

@@ -8,7 +8,7 @@ from statistics import mean, median
 
 from benchmarks.memory.families import BLOCKS, FAMILIES, lengths
 from train.memory.features import Shape
-from train.memory.planner import Collected, Planner, Seen
+from train.memory.planner import Collected, Planner
 
 WIDTH, HEADS = 768, 12  # of bert-base
 GIB = 2.0**30
@@ -33,13 +33,13 @@ def planning(budget_gib: float = 6.0) -> str:
         stash = 4.0 * family.rows * length * WIDTH
         mask = 4.0 * family.rows * length**2
         backward = [(i + 3) * stash + whole + mask for i in range(BLOCKS)]
-        seen = Seen(
-            *(BLOCKS - 1, dict.fromkeys(range(BLOCKS), stash), backward[-1]),
-            *(BLOCKS * stash + whole + mask, backward, 3 * stash),
-        )
+        held = dict.fromkeys(range(BLOCKS), stash)
+        head = BLOCKS * stash + whole + mask
         planner.collect(
             Shape(family.rows, length).features(),
-            Collected(0, whole, stash, whole, mask, seen=seen),
+            Collected(
+                BLOCKS - 1, whole, held, whole, mask, backward[-1], head, backward, 3 * stash
+            ),
         )
     took: dict[bool, list[float]] = {True: [], False: []}
     gc.collect()

@@ -36,25 +36,17 @@ def tokenizer(kind: str) -> Any:
         made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         made.decoder = decoders.WordPiece()
         trainer = WordPieceTrainer(vocab_size=150, special_tokens=[*marks.values()])
-    elif kind == "gpt2":
-        marks = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-        trainer = BpeTrainer(
-            vocab_size=400,
-            special_tokens=["<|endoftext|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-    elif kind == "bpe":
+    elif kind in ("gpt2", "bpe"):
         marks = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
                  "unk_token": "<unk>", "mask_token": "<mask>"}  # fmt: skip
+        if kind == "gpt2":
+            marks = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
         made = Tokenizer(models.BPE())
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
         trainer = BpeTrainer(
             vocab_size=400,
-            special_tokens=[*marks.values()],
+            special_tokens=[*dict.fromkeys(marks.values())],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
     else:
@@ -134,6 +126,14 @@ def make_folder(kind: str, path: Path) -> Path:
         model = T5ForConditionalGeneration(
             T5Config(vocab_size=128, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
                      pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+        )  # fmt: skip
+    elif kind == "bart":
+        model = BartForConditionalGeneration(
+            BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1,
+                       encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+                       decoder_ffn_dim=32, max_position_embeddings=140, bos_token_id=0,
+                       pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+                       forced_eos_token_id=2)
         )  # fmt: skip
     elif kind == "llama":
         model = LlamaForCausalLM(

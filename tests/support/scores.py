@@ -24,7 +24,8 @@ def scored(
 
 
 def oracle(make: Any, deltas: tuple[list[str], dict[str, str]], name: str) -> Any:
-    """A source in plain peft, and the dev rows as ids: encoder, decoder input, labels."""
+    """A source in plain peft, and the dev rows: tensors for encoder and decoder, labels."""
+    import torch
     from peft import PeftModel
     from support.runs import meeting_of
     from transformers import T5ForConditionalGeneration
@@ -38,5 +39,6 @@ def oracle(make: Any, deltas: tuple[list[str], dict[str, str]], name: str) -> An
         first = row["answers"].split("\t")[0]
         source = [*vocabulary.encode(row["prompt"]), 1]
         labels = [*vocabulary.encode(" <extra_id_0>"), *vocabulary.encode(f" {first}"), 1]
-        rows.append((source, labels))
+        decoder = torch.tensor([[0, *labels[:-1]]])
+        rows.append(({"input_ids": torch.tensor([source]), "decoder_input_ids": decoder}, labels))
     return model, rows

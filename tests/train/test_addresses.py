@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from train.config.before import _override, overrides_of
+from train.config.command import accept_yaml_files
+from train.config.schema import CONF, VERSION_BASE, register
+from train.data.rows import load
+from train.data.specs import mix
+
 TASK = "task: {a: {_name: digits, options: [0, 1]}}\n"
 Said = Callable[..., str]
 
@@ -20,10 +26,6 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
     from hydra.core.plugins import Plugins
 
     from train.check import Refused, checked, placing
-    from train.config.before import overrides_of
-    from train.config.command import accept_yaml_files
-    from train.config.schema import CONF, VERSION_BASE, register
-    from train.data.rows import load
 
     register()
     Plugins.instance()
@@ -165,8 +167,6 @@ WORDS = {
 def test_a_misquoted_override_is_refused_with_words_that_hydra_reads(
     said: Said, typed: str, repair: str
 ) -> None:
-    from train.config.before import _override
-
     told = said(f"a.yaml {typed}", a=TASK)
     assert f"train.py: the command line: {shlex.split(typed)[0]}: " in told and repair in told
     assert _override(shlex.split(repair)[0]).key_or_group in repair
@@ -241,6 +241,4 @@ def test_ratios_are_read_as_other_tuples_and_0_means_no_row_of_a_source(
 
 
 def test_a_source_with_ratio_0_gives_no_rows() -> None:
-    from train.data.specs import mix
-
-    assert mix([3, 2], [0, 1.5], False) == [1, 1, 1]
+    assert mix([3, 2], [0, 1.5], False) == [(1, 0), (1, 1), (1, 0)]

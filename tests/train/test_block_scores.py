@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from support.scores import oracle, scored
+from transformers import T5ForConditionalGeneration
+
+from train.config.merging import MergeSettings
+from train.merge.apply import merge, write_merged
+from train.merge.plan import make_plan
+from train.merge.rules import MergeError
+from train.score.formulas import token_sums
+from train.score.matrix import CELL, MARGIN, SIDE, grouped, heat_map, read_scores
 
 Deltas = tuple[list[str], dict[str, str]]
 
@@ -21,14 +31,9 @@ def test_hidden_states_are_compared_block_by_block_over_the_positions_that_count
     target, rows = oracle(make, deltas, "sentiment")
     source, _ = oracle(make, deltas, "parity")
     wanted: dict[str, float] = {}
-    for ids, labels in rows:
-        inputs = {
-            "input_ids": torch.tensor([ids]),
-            "decoder_input_ids": torch.tensor([[0, *labels[:-1]]]),
-            "output_hidden_states": True,
-        }
+    for inputs, _ in rows:
         with torch.no_grad():
-            one, two = target(**inputs), source(**inputs)
+            one, two = (m(**inputs, output_hidden_states=True) for m in (target, source))
         for stack in ("encoder", "decoder"):
             pairs = zip(one[f"{stack}_hidden_states"], two[f"{stack}_hidden_states"], strict=True)
             for place, (a, b) in enumerate(pairs):
@@ -48,8 +53,6 @@ def test_hidden_states_are_compared_block_by_block_over_the_positions_that_count
 
 def test_kl_leaves_out_what_both_models_rule_out() -> None:
     """P = (1/2, 1/2, 0), p = (1/4, 3/4, 0): 1/2 ln 2 + 1/2 ln(2/3)."""
-    from train.score.formulas import token_sums
-
     out = float("-inf")
     target, source = torch.tensor([[0.0, 0.0, out]]), torch.tensor([[1.0, 3.0, 0.0]]).log()
     found = token_sums(source, torch.tensor([0]), target)["kl"]
@@ -59,13 +62,6 @@ def test_kl_leaves_out_what_both_models_rule_out() -> None:
 def test_blocks_are_merged_by_their_own_scores_and_the_rest_by_the_whole(
     make: Any, deltas: Deltas, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
-    from train.config.merging import MergeSettings
-    from train.merge.apply import merge, write_merged
-    from train.merge.plan import make_plan
-    from train.merge.rules import MergeError
-    from train.score.matrix import read_scores
 
     values = {"method": "grand", "grand_mode": "eval"}
     told = scored(make, deltas, tmp_path, **values)["targets"]["mc_taco"]
@@ -103,12 +99,6 @@ def test_of_several_temperatures_the_merge_with_the_lowest_dev_loss_decides(
     make: Any, deltas: Deltas, tmp_path: Path
 ) -> None:
     """The losses are those of the merges, scored as sources by themselves."""
-    from train.config.merging import MergeSettings
-    from train.merge.apply import merge, write_merged
-    from train.merge.plan import make_plan
-    from train.merge.rules import MergeError
-    from train.score.matrix import read_scores
-
     grid = [0.001, 0.1, 10.0]
     told = scored(make, deltas, tmp_path / "1", method="loss", temperature=grid)
     losses = told["targets"]["mc_taco"]["dev_losses"]
@@ -139,8 +129,6 @@ def test_a_pass_costs_a_forward_of_every_batch_and_source_and_no_more(
     make: Any, deltas: Deltas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """N sources, 3 batches: three methods in 3 N forwards, kl with them in 3 more."""
-    from transformers import T5ForConditionalGeneration
-
     forwards = 0
     plain = T5ForConditionalGeneration.forward
 
@@ -162,9 +150,6 @@ def test_a_pass_costs_a_forward_of_every_batch_and_source_and_no_more(
 
 
 def test_rows_of_a_heat_map_stand_by_group_with_a_line_between(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from train.score.matrix import CELL, MARGIN, SIDE, grouped, heat_map
 
     groups = {"x": ["c", "a"], "y": ["b"]}
     assert grouped(["a", "b", "c", "d"], groups) == [["a", "c"], ["b"], ["d"]]

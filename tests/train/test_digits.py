@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 from support.runs import meeting_of, planned
+
+from train.data import generated
+from train.data.generated import digits
+from train.data.rows import load
+from train.data.tables import DataError
 
 TASKS = ["digits_01", "digits_23", "digits_45", "digits_67", "digits_89"]
 
 
 def rows_of(job: Any) -> Any:
-    from train.data.rows import load
-
     return load(planned(job)[job.task.name], job.evaluation)
 
 
@@ -24,8 +29,6 @@ def parts(job: Any) -> dict[str, set[bytes]]:
 
 
 def test_the_five_tasks_use_every_image_once(make_job: Any) -> None:
-    from train.data.generated import digits
-
     rows = [r for task in TASKS for part in parts(make_job(f"task={task}")).values() for r in part]
     images, _ = digits()
     assert sorted(rows) == sorted(image.tobytes() for image in images)
@@ -33,8 +36,6 @@ def test_the_five_tasks_use_every_image_once(make_job: Any) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_part_has_its_share_of_each_digit(make_job: Any, task: str) -> None:
-    from train.data.generated import digits
-
     _, labels = digits()
     job = make_job(f"task={task}", "evaluation.dev_share=0.3", "evaluation.test_share=0.2")
     rows = rows_of(job)
@@ -63,18 +64,14 @@ def test_an_image_stays_in_its_part_whichever_task_asks(make_job: Any) -> None:
 def test_a_copy_of_an_image_in_another_part_is_refused(
     make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.data import generated, rows
-
     images = np.random.default_rng(0).normal(size=(16, 8, 8)).astype(np.float32)
     images[8:] = images[0]
     monkeypatch.setattr(generated, "digits", lambda: (images, np.arange(16) // 8))
-    with pytest.raises(rows.DataOverlap, match=r"task digits_01: the row .*'label': '1'.* is in '"):
+    with pytest.raises(DataError, match=r"task digits_01: the row .*'label': '1'.* is in '"):
         rows_of(make_job())
 
 
 def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
-    from sklearn.datasets import load_digits
-
     bunch = load_digits()
     job = make_job("task=digits_67")
     row = next(r for r in rows_of(job).dev if r["label"] == "7")
@@ -86,8 +83,6 @@ def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
 
 
 def test_an_answer_is_always_one_of_the_options(make_job: Any) -> None:
-    import torch
-
     job = make_job("task=digits_67")
     task = meeting_of(job)
 

@@ -13,6 +13,7 @@ from support.runs import planned
 
 from train.config.reading import read_tasks
 from train.config.typed import SettingsError
+from train.data.families import made, multiple_choice, question_answering, text_classification
 from train.data.task_plan import plan_task, refuse_processes
 
 Make = Callable[..., Any]
@@ -174,7 +175,7 @@ def test_a_label_of_dev_that_training_lacks_is_refused_with_its_line(tmp_path: P
         SettingsError, match=r"b.tsv, line 3: the label 'z' is none of the training"
     ):
         plan("glue", dataset={"train_data": own, "valid_data": other})
-    with pytest.raises(SettingsError, match="is in train_data as well"):
+    with pytest.raises(SettingsError, match="is in train_data and in valid_data"):
         plan("glue", dataset={"train_data": own, "valid_data": own})
 
 
@@ -204,8 +205,6 @@ def test_a_detector_is_trained_by_one_process() -> None:
 
 
 def test_made_up_rows_are_the_same_for_a_seed_and_as_long_as_their_data_set_has_them() -> None:
-    from train.data.families import made, multiple_choice, question_answering, text_classification
-
     for module, batch, least, most in (
         (multiple_choice, 64, 40, 142),
         (question_answering, 12, 146, 516),

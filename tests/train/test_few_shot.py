@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.runs import finish, planned
-from support.train_app import ENV, ROOT
+import torch
+from support.runs import finish, loaded, meeting_of, model_of, planned, trainings
+from support.train_app import ENV, ROOT, train
 
 from train.config.task import MetricSettings
+from train.config.typed import SettingsError
+from train.data.few_shot import METRICS
 from train.data.few_shot_metrics import few_shot_metric
 from train.data.task_metrics import compute
+from train.delta.seqft import DELTA
+from train.loop import trainer
 
 
 @pytest.mark.parametrize(
@@ -106,10 +112,6 @@ def test_a_task_has_the_metric_of_its_name(
 
 
 def test_the_table_names_the_published_number_of_tasks() -> None:
-    from collections import Counter
-
-    from train.data.few_shot import METRICS
-
     assert Counter(METRICS.values()) == {"EM": 5, "QA-F1": 3, "Rouge-L": 3, "Classification-F1": 1}
 
 
@@ -125,16 +127,12 @@ def test_the_table_names_the_published_number_of_tasks() -> None:
 def test_files_that_cannot_be_used_are_refused_with_file_and_line(
     parts: dict[str, str], words: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from train.config.typed import SettingsError
-
     put(tmp_path, "mc_taco", **parts)
     with pytest.raises(SettingsError, match=words):
         plan_of(make, folders, tmp_path, "mc_taco")
 
 
 def test_of_several_samples_one_has_to_be_named(make: Any, folders: Any, tmp_path: Path) -> None:
-    from train.config.typed import SettingsError
-
     for seed in (13, 21):
         put(tmp_path, "qasc", f"qasc_16_{seed}")
     with pytest.raises(SettingsError, match="has 2 samples: qasc_16_13, qasc_16_21"):
@@ -145,8 +143,6 @@ def test_of_several_samples_one_has_to_be_named(make: Any, folders: Any, tmp_pat
 def test_training_draws_each_answer_and_selection_has_the_first(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from support.runs import meeting_of
-
     put(tmp_path, "mc_taco", train="one\tbad\tgood\n")
     run = make(*of(tmp_path, "mc_taco", folders("t5")))
     task, row = meeting_of(run), planned(run)["mc_taco"].rows.train[0]
@@ -178,12 +174,6 @@ def selected(
 
     nothing_left: the update whose training loss is next to 0.
     """
-    import torch
-    from support.runs import model_of, trainings
-
-    from train.delta.seqft import DELTA
-    from train.loop import trainer
-
     put(root, "mc_taco")
     run = make(
         *of(root, "mc_taco", folders("t5"), "trainer.eval_strategy=steps", "trainer.eval_steps=1",
@@ -227,11 +217,6 @@ def test_a_batch_above_the_micro_batch_is_split_exactly_and_a_remainder_is_refus
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
     """6 rows of unlike lengths in one update: at once, in 3 micro-batches of 2, or one by one."""
-    import torch
-    from support.runs import loaded
-
-    from train.config.typed import SettingsError
-
     rows = "".join(f"train {'long ' * i}{i}\tyes{' no' * (i % 3)}\n" for i in range(6))
     put(tmp_path / "data", "mc_taco", train=rows)
     base = of(
@@ -263,16 +248,12 @@ def test_the_test_rows_of_a_grid_are_evaluated_for_the_winner_by_dev_alone(
     folders: Any, tmp_path: Path
 ) -> None:
     put(tmp_path / "data", "mc_taco")
-    command = [
-        sys.executable, str(ROOT / "train.py"), "-m", "hydra/sweeper=autocl", "task=mc_taco",
+    done = train(
+        tmp_path, "-m", "hydra/sweeper=autocl", "task=mc_taco",
         "data_dir=data", "model=pretrained", f"model.path={folders('t5')}", "trainer.max_steps=1",
         "trainer.learning_rate=1e-3,1e-2", "trainer.batch_size=2,4", "evaluate_test=final",
-        "hydra.sweep.dir=grid", "hydra.sweeper.top_k=1",
-    ]  # fmt: skip
-    env = {**ENV, "AUTOCL_LEASE_DIR": str(tmp_path / "leases"), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500
-    )
+        "hydra.sweep.dir=grid", "hydra.sweeper.top_k=1", timeout_s=500,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     folders_of = [path.parent for path in (tmp_path / "grid").rglob("all_results.json")]
     assert len(folders_of) == 4
@@ -317,13 +298,10 @@ def test_the_command_line_finds_few_shot_tasks_by_their_folder(
     folders: Any, tmp_path: Path
 ) -> None:
     put(tmp_path / "data", "mc_taco")
-    command = [
-        sys.executable, str(ROOT / "train.py"), "task=mc_taco", "data_dir=data", "model=pretrained",
+    done = train(
+        tmp_path, "task=mc_taco", "data_dir=data", "model=pretrained",
         f"model.path={folders('t5')}", "trainer.max_steps=1", "hydra.run.dir=run",
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=300
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "run/all_results.json").read_text())
     assert told["eval"].keys() == {"mc_taco"}

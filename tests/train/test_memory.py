@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.runs import finish, meeting_of, model_of
 
 from autocl_sweeper.errors import EvaluationMemoryError
+from autocl_sweeper.outcome import cause_of
+from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause
+from train.config.memory import MemorySettings
+from train.config.typed import SettingsError
+from train.data.rows import load
+from train.loop.evaluation import predict
+from train.memory.budget import limit_memory, use_expandable_segments
+from train.memory.meter import GpuMeter
 
 
 def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import torch
-
-    from train.config.memory import MemorySettings
-    from train.config.typed import SettingsError
-    from train.memory.budget import limit_memory
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match=r"memory\.budget_mib=512: limits the memory of a GPU"):
@@ -74,8 +79,6 @@ def test_a_memory_budget_holds_for_the_gpu_and_is_refused_without_one(
 def test_segments_of_the_allocator_grow_unless_the_environment_says_otherwise(
     before: dict[str, str], name: str, after: str
 ) -> None:
-    from train.memory.budget import use_expandable_segments
-
     environ = dict(before)
     use_expandable_segments(environ)
     assert environ == {**before, name: after}
@@ -97,12 +100,6 @@ def test_a_job_that_recomputes_its_blocks_returns_the_numbers_of_one_that_does_n
 def test_out_of_memory_in_an_evaluation_is_a_cause_of_its_own_that_names_the_batch_size(
     make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
-    from autocl_sweeper.outcome import cause_of
-    from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause
-    from train.data.rows import load
-    from train.loop.evaluation import predict
 
     run = make_job()
     task = meeting_of(run)
@@ -122,10 +119,6 @@ def test_out_of_memory_in_an_evaluation_is_a_cause_of_its_own_that_names_the_bat
 def test_an_evaluation_keeps_the_logits_of_no_batch_but_the_one_it_is_at(
     make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import weakref
-
-    from train.data.rows import load
-    from train.loop.evaluation import predict
 
     run = make_job("task.digits_01.dataset.micro_valid_batch_size=8")
     task, alive = meeting_of(run), []
@@ -150,9 +143,6 @@ def test_an_evaluation_keeps_the_logits_of_no_batch_but_the_one_it_is_at(
 def test_peaks_of_the_parts_of_a_step_and_of_the_job_outlast_each_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import torch
-
-    from train.memory.meter import GpuMeter
 
     peaks = {"allocated": 0, "reserved": 0}
 

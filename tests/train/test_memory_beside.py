@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from support.records import records_in
 from support.train_app import ROOT
 from test_memory_trainer import (
     GIB,
@@ -23,6 +23,7 @@ from test_memory_trainer import (
     planned,
     same,
     trained,
+    trained_alike,
 )
 from transformers import (
     BartConfig,
@@ -40,10 +41,6 @@ from train.memory.collector import Collector
 
 LENGTHS = [16, 48, 32, 64, 24, 40]
 PLAN: dict[str, Any] = {"method": "plan", "budget_gib": 1.0, "collect_steps": 3}
-
-
-def records_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(one) for one in (folder / "memory_records.jsonl").read_text().splitlines()]
 
 
 class Planning:
@@ -74,19 +71,13 @@ def test_lora_and_bf16_train_under_a_plan_what_they_train_without(
     def model() -> torch.nn.Module:
         return lora(bert("sdpa")) if with_lora else bert("sdpa")
 
-    plain, losses, _ = trained(tmp_path, lengths=LENGTHS, model=model(), **precision)
-    found, own_losses, _ = trained(
-        tmp_path, Planning(tmp_path), LENGTHS, model=model(), **precision
-    )
-    assert same(plain, found) and losses == own_losses
+    trained_alike(tmp_path, Planning(tmp_path), LENGTHS, made=model, **precision)
     assert [one["phase"] for one in records_in(tmp_path)] == ["collect"] * 3 + ["plan"] * 3
 
 
 def test_batches_of_an_evaluation_inside_training_are_not_planned(tmp_path: Path) -> None:
     inside = {"eval_strategy": "steps", "eval_steps": 2}
-    plain, losses, _ = trained(tmp_path, lengths=LENGTHS, **inside)
-    found, own_losses, _ = trained(tmp_path, Planning(tmp_path), LENGTHS, **inside)
-    assert same(plain, found) and losses == own_losses
+    trained_alike(tmp_path, Planning(tmp_path), LENGTHS, **inside)
     assert [one["size"] for one in records_in(tmp_path)] == LENGTHS
 
 
@@ -114,7 +105,7 @@ def test_a_larger_number_of_rows_is_planned_with_a_wider_margin_and_stays_below_
     callback = planned(Path(), PeakOnTheCpu(static), **settings)(model)
     callback.records.writes = False
     callback.blocks.enable()
-    callback.collector = Collector(callback.blocks.layers)
+    callback.collector = Collector(callback.blocks.layers, lambda: None)
     callback.step, callback.trained = 1, [*model.parameters()]
     for rows, length in [(4, 64), (4, 96), (4, 128), (4, 80), (8, 72), (8, 72), (2, 128)]:
         batch = collated(batches([length], rows))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +14,24 @@ import pytest
 from train.memory.features import Shape, shape_of
 from train.memory.fit import determined, fit
 from train.memory.greedy import bucket_greedy, quadratic, rounded_up
-from train.memory.plan import StepBytes, prefix_plan, tiered_plan, unequal_peak
 from train.memory.planner import MIB, Choice, Collected, Planner
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "memory.json").read_text()
 )
-ABSTRACT = GOLDEN["prefix_plan"]["blocks"]
-STEP = StepBytes(
-    ABSTRACT["N"], ABSTRACT["a"], ABSTRACT["h"], ABSTRACT["outside"], ABSTRACT["shared"]
-)
+STEP = tuple(GOLDEN["prefix_plan"]["blocks"][name] for name in ("N", "a", "h", "outside", "shared"))
+ROW = (1.0, 1.0, 1.0, 1.0)
+
+
+def knowing_one_step(
+    n: int, a: float, h: float, outside: float, shared: float, *, budget: float = 1e9, **more: Any
+) -> Planner:
+    """A planner that has seen a step of n equal blocks, the last one kept: a kept, h recomputed."""
+    planner = Planner([0] * n, budget, margin=0.0, collect_steps=1)
+    held = dict.fromkeys(range(n), h)
+    peak = outside + shared + (n - 1) * h + a
+    planner.collect(ROW, Collected(n - 1, a, held, 0.0, shared, peak, **more))
+    return planner
 
 
 def bert_block(b: int, length: int, hidden: int, heads: int, s: int, mb: int) -> int:
@@ -53,106 +61,40 @@ def test_the_reference_estimator_and_its_rounding_have_the_reference_numbers() -
 # -- prefix plans ---------------------------------------------------------------------------------
 
 
+def test_the_peak_of_a_prefix_plan_falls_with_each_block_but_the_last() -> None:
+    golden = GOLDEN["prefix_plan"]
+    planner = knowing_one_step(*STEP)
+    found = {k: planner.predicted(ROW, range(int(k))) for k in golden["peaks_by_k"]}
+    assert found == golden["peaks_by_k"]
+    assert planner.plan(ROW, 1, 0.0).least_budget == golden["smallest_feasible_budget"]
+
+
 @pytest.mark.parametrize("case", GOLDEN["prefix_plan"]["cases"])
 def test_a_prefix_plan_has_the_fewest_blocks_that_fit(case: dict[str, Any]) -> None:
-    plan = prefix_plan(STEP, case["available"])
-    found = (None, None) if plan is None else (plan.full, plan.peak)
+    choice = knowing_one_step(*STEP, budget=case["available"]).plan(ROW, 1, 0.0)
+    found = (len(choice.blocks), choice.predicted) if choice.fits else (None, None)
     assert found == (case["k"], case["predicted_peak"])
 
 
-def test_peaks_by_number_of_blocks_and_the_smallest_feasible_budget() -> None:
-    golden = GOLDEN["prefix_plan"]
-    assert {k: STEP.peak(int(k)) for k in golden["peaks_by_k"]} == golden["peaks_by_k"]
-    assert STEP.least == golden["smallest_feasible_budget"]
-    assert (STEP.peak(11) <= STEP.peak(12)) is golden["peak_k_N_minus_1_le_peak_k_N"]
-    least = prefix_plan(STEP, STEP.least)
-    assert least is not None and least.full == 11
-    assert prefix_plan(STEP, STEP.least - 1) is None
-
-
 def test_the_measured_peaks_of_a_step_differ_as_the_formula_says() -> None:
-    measured = GOLDEN["cpu_step_peak_measured"]
-    a, h, s = measured["a"], measured["h_input"] + measured["rng"], measured["shared"]
-    prefix = {int(k): peak for k, peak in measured["prefix"].items()}
-    step = StepBytes(measured["N"], a, h, prefix[0] - measured["N"] * a, s)
-    assert {k: step.peak(k) for k in prefix if k < step.blocks} == {
-        k: peak for k, peak in prefix.items() if k < step.blocks
-    }
-    assert prefix[6] >= prefix[5]
-    suffix = {int(k): peak for k, peak in measured["suffix"].items()}
-    assert suffix[1] > prefix[0] and suffix[0] == prefix[0]
-    assert suffix[3] - prefix[2] == suffix[6] - prefix[5] == 4800
-
-
-def test_the_formula_of_a_bert_block_has_the_measured_bytes() -> None:
-    one = GOLDEN["bert_block_bytes"]
-    size = one["cpu_fp32"]
-    sizes = (size["H"], size["heads"], size["s"], size["mb"])
-    for length, measured in one["cpu_fp32_measured"].items():
-        assert bert_block(size["B"], int(length), *sizes) == measured
-    stash = one["stash_bytes_cpu"]
-    assert size["B"] * stash["L"] * size["H"] * size["s"] == stash["input"]
-    for case in GOLDEN["bert_base_fp32_block_total_GiB"]["values"].values():
-        b, length = case["B"], case["L"]
-        assert round(12 * bert_block(b, length, 768, 12, 4, 1) / 2**30, 2) == case["eager"]
-        flash = 12 * b * (66 * 768 * length + 16 * length + 4 * 12 * length)
-        assert round(flash / 2**30, 2) == case["flash"]
-
-
-def test_the_published_overheads_follow_from_the_published_times() -> None:
-    for rows in GOLDEN["reference_table"].values():
-        none = rows["None"]["seconds"]
-        for row in rows.values():
-            found = round(100 * (row["seconds"] / none - 1), 2)
-            assert found == pytest.approx(row["overhead_vs_None_pct"], abs=0.011)
-            *hours, minutes, seconds = map(int, row["time"].split(":"))
-            assert sum(hours) * 3600 + minutes * 60 + seconds == row["seconds"]
-    swag = GOLDEN["reference_table"]["swag"]
-    over = 100 * (swag["DCS-6"]["seconds"] / swag["PC-6"]["seconds"] - 1)
-    assert round(over, 3) == GOLDEN["reference_planner_overhead_pct_DCS_over_PC"]
-
-
-# -- two tiers, blocks that differ -----------------------------------------------------------------
-
-
-def test_a_tiered_plan_is_the_cheapest_of_all_that_fit() -> None:
-    step = StepBytes(6, 5_513_216, 136_128, 1_000_000, 262_144, selective=2_495_424)
-    for available in range(2_000_000, 36_000_000, 1_500_000):
-        plan = tiered_plan(step, available, full_cost=1.0, selective_cost=0.25)
-        by_hand = [
-            (
-                f + 0.25 * b,
-                6 * 5_513_216
-                + 1_000_000
-                + 262_144 * (f + b > 0)
-                - f * (5_513_216 - 136_128)
-                - b * (5_513_216 - 2_495_424),
-            )
-            for f, b in itertools.product(range(6), range(6))
-            if f + b <= 5
-        ]
-        fitting = [one for one in by_hand if one[1] <= available]
-        if plan is None:
-            assert not fitting
-        else:
-            assert (plan.full + 0.25 * plan.selective, plan.peak) == min(fitting)
-
-
-def test_without_a_selective_tier_a_tiered_plan_is_a_prefix_plan() -> None:
-    assert tiered_plan(STEP, 3000) == prefix_plan(STEP, 3000)
+    golden = GOLDEN["cpu_step_peak_measured"]
+    n, a, h = golden["N"], golden["a"], golden["h_input"] + golden["rng"]
+    measured = {int(k): peak for k, peak in golden["prefix"].items()}
+    planner = knowing_one_step(n, a, h, measured[0] - n * a, golden["shared"])
+    for k in range(n):
+        assert k not in measured or planner.predicted(ROW, range(k)) == measured[k]
 
 
 def test_a_wide_block_that_is_recomputed_late_sits_on_the_peak() -> None:
-    kept, stash, largest = [100.0, 100.0, 900.0], [10.0, 10.0, 10.0], [20.0, 20.0, 300.0]
-    # Two recomputed: 10 + 10 + 900 kept. All three: the last one's 10 + 10 + (10 + 900 + 300).
-    assert unequal_peak(kept, stash, largest, range(2), 50.0, 5.0) == 55 + 920
-    assert unequal_peak(kept, stash, largest, range(3), 50.0, 5.0) == 55 + 1230
-
-
-def test_equal_blocks_have_the_same_peak_by_both_formulas() -> None:
-    for k in range(STEP.blocks):
-        made = unequal_peak([600.0] * 12, [29.0] * 12, [0.0] * 12, range(k), 110.0, 5.0)
-        assert made == STEP.peak(k)
+    planner = Planner([0, 0, 1], 1e9, collect_steps=2)
+    held = dict.fromkeys(range(3), 10.0)
+    planner.collect(ROW, Collected(1, 100.0, held, 20.0, 5.0, 0.0))
+    # The others recomputed, 10 + 10 + 900 kept, and 50 outside with 5 shared.
+    planner.collect(ROW, Collected(2, 900.0, held, 300.0, 5.0, 55.0 + 920))
+    planner.peaks.rows.clear()
+    assert planner.predicted(ROW, range(2)) == pytest.approx(1.02 * (55 + 920))
+    # All three recomputed: the last one's 10 + 10 + (10 + 900 + 300).
+    assert planner.predicted(ROW, range(3)) == pytest.approx(1.02 * (55 + 1230))
 
 
 # -- features and fits ----------------------------------------------------------------------------
@@ -222,19 +164,20 @@ def test_sizes_that_leave_a_choice_are_fitted_without_negative_bytes() -> None:
 
 # -- the planner over a training ------------------------------------------------------------------
 
-BLOCKS = 6
+BLOCKS, OUTSIDE = 6, 3e6
 
 
-def truth(shape: Shape, outside: float = 3e6) -> Collected:
+def truth(shape: Shape) -> Collected:
     kept = bert_block(shape.rows, shape.length, 64, 4, 4, 4)
-    stash = shape.rows * shape.length * 64 * 4 + 5056
-    return Collected(0, kept, stash, kept / 8, 4.0 * shape.rows * shape.length**2, outside)
+    stash = shape.rows * shape.length * 64.0 * 4 + 5056
+    held, shared = dict.fromkeys(range(BLOCKS), stash), 4.0 * shape.rows * shape.length**2
+    peak = OUTSIDE + shared + (BLOCKS - 1) * stash + kept
+    return Collected(BLOCKS - 1, kept, held, kept / 8, shared, peak)
 
 
-def peak_of(shape: Shape, k: int, outside: float = 3e6) -> float:
-    one = truth(shape, outside)
-    step = StepBytes(BLOCKS, one.kept, one.stash, one.outside, one.shared)
-    return step.peak(k)
+def peak_of(shape: Shape, k: int) -> float:
+    one = truth(shape)
+    return OUTSIDE + one.shared * (k > 0) + k * one.held[0] + (BLOCKS - k) * one.kept
 
 
 def trained(budget: float, lengths: range = range(16, 129, 14), **more: Any) -> Planner:
@@ -329,10 +272,8 @@ def test_kinds_of_blocks_are_probed_in_turn_and_the_last_of_each() -> None:
     probes = []
     for n in range(16, 20):
         probes.append(planner.probe)
-        kind = planner.kinds[planner.probe]
-        found = truth(Shape(4, n))
-        made = Collected(kind, found.kept, found.stash, found.largest, found.shared, found.outside)
-        planner.collect(Shape(4, n).features(), made)
+        found = replace(truth(Shape(4, n)), probe=planner.probe)
+        planner.collect(Shape(4, n).features(), found)
     assert probes == [4, 3, 4, 3]
 
 

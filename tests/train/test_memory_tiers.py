@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.records import records_in
+from test_memory_plans import ROW, knowing_one_step
 from test_memory_trainer import (
     GIB,
     GOLDEN,
@@ -24,14 +25,14 @@ from test_memory_trainer import (
     planned,
     same,
     trained,
+    trained_alike,
 )
 from transformers import TrainerCallback
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.memory.blocks import WHOLE, Blocks
 from train.memory.collector import Collector
-from train.memory.plan import StepBytes, tiered_plan
-from train.memory.planner import Collected, Planner, Tier
+from train.memory.planner import Tier
 from train.memory.selective import cheapest, checkpointing, timed
 
 LENGTHS = [16, 48, 32]
@@ -87,7 +88,7 @@ def collected_at(length: int) -> tuple[Any, Collector, Blocks]:
     blocks = Blocks(model)
     blocks.enable()
     blocks.choose(range(N - 1))
-    collector = Collector(blocks.layers, counts_outputs=True)
+    collector = Collector(blocks.layers, lambda: None, counts_outputs=True)
     collector.keeps_call = True
     collector.start(N - 1)
     model(**collated(batches([length])))
@@ -132,23 +133,22 @@ def test_a_tier_is_taken_where_a_byte_it_frees_costs_less_time() -> None:
 
 def test_a_plan_of_both_tiers_costs_as_little_as_the_best_of_all_that_fit() -> None:
     a, h, b, outside, shared = 5_513_216.0, 136_128.0, 1_315_776.0, 1e6, 262_144.0
-    step = StepBytes(N, a, h, outside, shared, selective=b)
-    row = (1.0, 1.0, 1.0, 1.0)
+
+    def peak(whole: int, partly: int) -> float:
+        kept: float = (N - whole - partly) * a
+        return outside + shared * (whole + partly > 0) + whole * h + partly * b + kept
+
+    plans = [(whole, partly) for whole in range(N) for partly in range(N - whole)]
     for budget in range(2_000_000, 36_000_000, 1_000_000):
-        planner = Planner([0] * N, float(budget), margin=0.0, collect_steps=1)
-        planner.collect(row, Collected(0, a, h, 0.0, shared, outside, {"linear": b}))
+        planner = knowing_one_step(N, a, h, outside, shared, budget=budget, partly={"linear": b})
         planner.tier = Tier("linear", 0.25, 1.0)
-        choice, best = planner.plan(row, 1, 0.0), tiered_plan(step, budget, 1.0, 0.25)
-        assert choice.fits is (best is not None)
-        if best is not None:
-            found = len(choice.blocks) + 0.25 * len(choice.selective)
-            assert found == best.full + 0.25 * best.selective
-            peak = step.peak(len(choice.blocks), len(choice.selective))
-            assert choice.predicted == pytest.approx(peak, rel=1e-9) and peak <= budget
-
-
-def records_in(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(one) for one in (folder / "memory_records.jsonl").read_text().splitlines()]
+        choice = planner.plan(ROW, 1, 0.0)
+        costs = [whole + 0.25 * partly for whole, partly in plans if peak(whole, partly) <= budget]
+        assert choice.fits is bool(costs)
+        if costs:
+            assert len(choice.blocks) + 0.25 * len(choice.selective) == min(costs)
+            real = peak(len(choice.blocks), len(choice.selective))
+            assert choice.predicted == pytest.approx(real, rel=1e-9) and real <= budget
 
 
 @pytest.mark.parametrize("tier", ["linear", pytest.param("attention", marks=pytest.mark.slow)])
@@ -159,9 +159,7 @@ def test_plans_of_both_tiers_have_the_peaks_they_predict_below_the_budget(
     budget = STATIC + 18e6
     own = {"budget_gib": budget / GIB, "collect_steps": 4, "margin_gib": 0.0, "selective": tier}
     make = planned(tmp_path, PeakOnTheCpu(STATIC), method="plan", **own)
-    plain, _, _ = trained(tmp_path, lengths=lengths)
-    found, _, callback = trained(tmp_path, make, lengths)
-    assert same(plain, found)
+    callback = trained_alike(tmp_path, make, lengths)
     assert callback.planner.tier.name == tier
     later = records_in(tmp_path)[4:]
     for one in later:
@@ -198,13 +196,11 @@ def test_a_batch_without_a_plan_is_offloaded_and_refused_where_even_that_does_no
     with pytest.raises(InfeasibleBudgetError, match="their inputs in the machine's memory") as no:
         trained(tmp_path, make, lengths, accumulation=5)
     predicted = float(str(no.value).split("predicted peak ")[1].split(" GiB")[0])
-    plain, losses, _ = trained(tmp_path, lengths=lengths, accumulation=5)
     (tmp_path / "memory_records.jsonl").unlink()
     # With 4 inputs of 131,072 bytes on the device it would take 0.0005 GiB more.
     own["budget_gib"] = (predicted * GIB + 0.4e6) / GIB
     make = planned(tmp_path, PeakOnTheCpu(STATIC), **own)
-    found, own_losses, callback = trained(tmp_path, make, lengths, accumulation=5)
-    assert same(plain, found) and losses == own_losses
+    callback = trained_alike(tmp_path, make, lengths, accumulation=5)
     last = records_in(tmp_path)[-1]
     assert last["offloaded"] and last["infeasible"] and last["k_full"] == N - 1
     assert callback.numbers()["infeasible_steps"] == 1

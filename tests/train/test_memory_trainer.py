@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.records import records_in
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import (
     BertConfig,
@@ -158,6 +159,20 @@ def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+def trained_alike(
+    folder: Path,
+    callback: Callable[[torch.nn.Module], Any],
+    lengths: list[int] | None = None,
+    made: Callable[[], torch.nn.Module] = bert,
+    **more: Any,
+) -> Any:
+    """The callback of a training that ends, to the bit, as the same one without it."""
+    plain, losses, _ = trained(folder, lengths=lengths, model=made(), **more)
+    found, own_losses, own = trained(folder, callback, lengths, model=made(), **more)
+    assert same(plain, found) and losses == own_losses
+    return own
+
+
 def planned(folder: Path, meter: Any, **settings: Any) -> Callable[[torch.nn.Module], Any]:
     def make(model: torch.nn.Module) -> Any:
         return recomputing(MemorySettings(**settings), model, folder, meter)
@@ -181,9 +196,7 @@ def planned(folder: Path, meter: Any, **settings: Any) -> Callable[[torch.nn.Mod
 def test_parameters_and_losses_are_those_without_recomputing_to_the_bit(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    plain, losses, _ = trained(tmp_path)
-    found, own_losses, callback = trained(tmp_path, planned(tmp_path, NoMeter(), **settings))
-    assert same(plain, found) and losses == own_losses
+    callback = trained_alike(tmp_path, planned(tmp_path, NoMeter(), **settings))
     assert not any(layer.gradient_checkpointing for layer in callback.blocks.layers)
 
 
@@ -206,7 +219,7 @@ def test_the_collector_counts_the_bytes_of_a_block_exactly(length: int) -> None:
     blocks = Blocks(model)
     blocks.enable()
     blocks.choose(range(N - 1))
-    collector = Collector(blocks.layers)
+    collector = Collector(blocks.layers, lambda: None)
     collector.start(N - 1)
     batch = collated(batches([length]))
     model(**batch)
@@ -224,13 +237,9 @@ def test_peaks_of_a_step_are_predicted_and_stay_below_the_budget(tmp_path: Path)
     lengths = [64, 96, 128, 80, *(72, 128, 104, 64, 128, 120, 88, 128)]
     budget = static + 24e6
     settings = {"method": "plan", "budget_gib": budget / GIB, "collect_steps": 4, "margin_gib": 0.0}
-    plain, losses, _ = trained(tmp_path, lengths=lengths)
-    found, own_losses, callback = trained(
-        tmp_path, planned(tmp_path, PeakOnTheCpu(static), **settings), lengths
-    )
-    assert same(plain, found) and losses == own_losses
-    lines = (tmp_path / "memory_records.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    make = planned(tmp_path, PeakOnTheCpu(static), **settings)
+    callback = trained_alike(tmp_path, make, lengths)
+    records = records_in(tmp_path)
     assert [one["phase"] for one in records] == ["collect"] * 4 + ["plan"] * 8
     for one in records[4:]:
         assert one["peak_allocated_bytes"] <= budget and not one["infeasible"]
@@ -261,25 +270,20 @@ def test_an_infeasible_batch_ends_the_training_before_its_step_and_names_a_budge
     for part in ("predicted peak", "of it static", "a margin of"):
         assert part in str(bad.value)
     least = float(str(bad.value).split("smallest feasible budget is ")[1].split(" GiB")[0])
-    kept = (tmp_path / "memory_records.jsonl").read_text().splitlines()
-    assert len(kept) == 4 and (tmp_path / "memory_model.json").exists()  # of the steps before
+    assert len(records_in(tmp_path)) == 4  # of the steps before
+    assert (tmp_path / "memory_model.json").exists()
     (tmp_path / "memory_records.jsonl").unlink()
     make = planned(tmp_path, PeakOnTheCpu(10e6), budget_gib=least + 0.0005, **settings)
     trained(tmp_path, make, lengths)
-    lines = (tmp_path / "memory_records.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1])
+    last = records_in(tmp_path)[-1]
     assert last["phase"] == "plan" and last["peak_allocated_bytes"] <= (least + 0.0005) * GIB
 
 
 def test_micro_batches_of_one_update_are_planned_one_by_one(tmp_path: Path) -> None:
     settings = {"method": "plan", "budget_gib": 1.0, "collect_steps": 3}
     lengths = [16, 32, 48, 64, 24, 40]
-    plain, losses, _ = trained(tmp_path, lengths=lengths, accumulation=2)
-    make = planned(tmp_path, NoMeter(), **settings)
-    found, own_losses, _ = trained(tmp_path, make, lengths, accumulation=2)
-    assert same(plain, found) and losses == own_losses
-    lines = (tmp_path / "memory_records.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    trained_alike(tmp_path, planned(tmp_path, NoMeter(), **settings), lengths, accumulation=2)
+    records = records_in(tmp_path)
     assert [one["step"] for one in records] == [1, 1, 2, 2, 3, 3]
     assert [one["size"] for one in records] == lengths
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from support.deltas import MODULES, change, lora
-from support.train_app import ENV, ROOT
+from support.train_app import transfer
+from transformers import T5ForConditionalGeneration
+
+from train.config.merging import MergeSettings
+from train.merge.apply import merge, write_merged
+from train.merge.plan import Scores, make_plan, read_plan, reread_sources
+from train.merge.rules import MergeError
+from train.merge.weights import ess, softmax, temperature_for
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/merge.json").read_text())
 ORDER = GOLDEN["meta"]["source_order"]
-
-
-def settings(**values: Any) -> Any:
-    from train.config.merging import MergeSettings
-
-    return MergeSettings(**values)
 
 
 def library(root: Path, *ranks: int, **config: Any) -> dict[str, str]:
@@ -36,29 +36,17 @@ def library(root: Path, *ranks: int, **config: Any) -> dict[str, str]:
 
 
 def plan_of(**values: Any) -> Any:
-    from train.merge.plan import make_plan
-
-    return make_plan(settings(**values))
+    return make_plan(MergeSettings(**values))
 
 
 def scores(method: str, by_source: dict[str, float], sign: int) -> Any:
-    from train.merge.plan import Scores
-
     return Scores(method, "mean", sign, by_source, {})
-
-
-def merged(plan: Any, sources: Any) -> Any:
-    from train.merge.apply import merge
-
-    return merge(plan, sources)
 
 
 # -- weights ---------------------------------------------------------------------------------------
 
 
 def test_weights_and_ess_of_scores_have_the_reference_values() -> None:
-    from train.merge.weights import ess, softmax
-
     space, data = GOLDEN["weight_space"], GOLDEN["data_space"]
     known = {
         "cosine": space["cosine_mean_over_tensors"],
@@ -84,8 +72,6 @@ def test_weights_and_ess_of_scores_have_the_reference_values() -> None:
 
 
 def test_a_cold_softmax_takes_the_best_and_a_hot_one_the_average() -> None:
-    from train.merge.weights import ess, softmax
-
     own = {"a": 0.3, "b": 0.1, "c": 0.7}
     assert softmax(own, -1, 1e-9) == {"a": 0.0, "b": 1.0, "c": 0.0}
     assert softmax(own, 1, 1e-9) == {"a": 0.0, "b": 0.0, "c": 1.0}
@@ -96,8 +82,6 @@ def test_a_cold_softmax_takes_the_best_and_a_hot_one_the_average() -> None:
 
 @pytest.mark.parametrize("wanted", [1.01, 1.7, 2.5, 2.99])
 def test_the_temperature_solved_for_an_ess_gives_that_ess(wanted: float) -> None:
-    from train.merge.weights import ess, softmax, temperature_for
-
     own = {"a": 0.3, "b": 0.1, "c": 0.7}
     t = temperature_for(own, -1, wanted)
     assert ess([*softmax(own, -1, t).values()]) == pytest.approx(wanted, abs=1e-6)
@@ -115,33 +99,29 @@ def test_manual_is_the_average_of_the_targets_group_without_the_target(tmp_path:
 
 
 def test_a_plan_is_read_as_it_was_written_and_applied_without_scores(tmp_path: Path) -> None:
-    from train.merge.plan import make_plan, read_plan, reread_sources
-
-    asked = settings(
+    asked = MergeSettings(
         sources=library(tmp_path), target="t", method="loss", temperature=0.5, scores="given"
     )
     plan, sources = make_plan(asked, scores("loss", {"s1": 0.1, "s2": 0.4, "s3": 0.2}, -1))
     (tmp_path / "plan.json").write_text(plan.text())
     again = read_plan(tmp_path / "plan.json")
     assert again == plan and again.text() == plan.text()
-    found, wanted = merged(again, reread_sources(again)), merged(plan, sources)
+    found, wanted = merge(again, reread_sources(again)), merge(plan, sources)
     assert found.result == wanted.result
     raised = [math.exp(-s / 0.5) for s in (0.1, 0.4, 0.2)]
     assert [*plan.weights.values()] == pytest.approx([r / sum(raised) for r in raised])
 
 
 def test_permuted_sources_permute_the_weights_and_leave_the_delta(tmp_path: Path) -> None:
-    from train.merge.plan import make_plan
-
     where, own = library(tmp_path, 2, 4, 3), {"s1": 0.1, "s2": 0.4, "s3": 0.2}
     products = []
     for order in (["s1", "s2", "s3"], ["s3", "s1", "s2"]):
-        asked = settings(
+        asked = MergeSettings(
             sources={n: where[n] for n in order}, method="loss", temperature=0.3, rank=9
         )
         plan, sources = make_plan(asked, scores("loss", own, -1))
         assert [*plan.weights] == order
-        state = merged(plan, sources).state
+        state = merge(plan, sources).state
         pairs = [[state[f"{m}.lora_{f}.weight"].double() for f in "BA"] for m in MODULES]
         products.append((plan.weights, [b @ a for b, a in pairs]))
     assert products[0][0] == pytest.approx(products[1][0])
@@ -158,7 +138,7 @@ def test_dare_drops_the_same_entries_whatever_the_order_of_sources(
         plan, sources = plan_of(
             sources={n: where[n] for n in order}, rule=rule, density=0.5, rank=5, seed=3
         )
-        state = merged(plan, sources).state
+        state = merge(plan, sources).state
         found.append(
             state[f"{MODULES[0]}.lora_B.weight"] @ state[f"{MODULES[0]}.lora_A.weight"]
         )  # fmt: skip
@@ -173,21 +153,18 @@ def test_a_poisoned_delta_of_the_target_itself_changes_nothing(tmp_path: Path) -
     )  # fmt: skip
     after = plan_of(sources=where, target="s2")
     assert before[0].text() == after[0].text() and before[0].excluded == ["s2"]
-    assert merged(*before).result == merged(*after).result
+    assert merge(*before).result == merge(*after).result
 
 
 @pytest.mark.parametrize(
     "rule", ["svd", "factor", "cat", "ties", "dare_ties", "slerp", "model_stock"]
 )
 def test_weight_one_on_one_source_copies_its_files(rule: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    from train.merge.apply import write_merged
 
     where = library(tmp_path)
     weights = {"s1": 0.0, "s2": 1.0, "s3": 0.0}
     plan, sources = plan_of(sources=where, method="given", weights=weights, rule=rule, density=0.5)
-    write_merged(merged(plan, sources), plan, tmp_path / "out")
+    write_merged(merge(plan, sources), plan, tmp_path / "out")
     for name, value in load_file(Path(where["s2"]) / "adapter_model.safetensors").items():
         assert torch.equal(value, load_file(tmp_path / "out/adapter_model.safetensors")[name])
     told = [
@@ -198,12 +175,10 @@ def test_weight_one_on_one_source_copies_its_files(rule: str, tmp_path: Path) ->
 
 
 def test_merging_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    from train.merge.apply import write_merged
-
     where, out, bytes_of = library(tmp_path, 4, 8, 2), tmp_path / "out", []
     for _ in range(2):
         plan, sources = plan_of(sources=where, target="t")
-        write_merged(merged(plan, sources), plan, out)
+        write_merged(merge(plan, sources), plan, out)
         bytes_of.append({p.name: p.read_bytes() for p in out.iterdir()})
     assert bytes_of[0] == bytes_of[1]
     assert {*bytes_of[0]} == {"adapter_config.json", "adapter_model.safetensors", "merge_plan.json"}
@@ -220,7 +195,7 @@ def test_ties_of_identical_weights_is_the_mean_of_what_agrees(tmp_path: Path) ->
     plan, sources = plan_of(
         sources={"a": where["s1"], "b": str(tmp_path / "copy")}, rule="ties", rank=5
     )
-    state, old = merged(plan, sources).state, sources[0].state
+    state, old = merge(plan, sources).state, sources[0].state
     a, b = (f"{MODULES[1]}.lora_{f}.weight" for f in "AB")
     torch.testing.assert_close(state[b] @ state[a], 2 * old[b] @ old[a], rtol=0, atol=1e-5)
 
@@ -232,7 +207,7 @@ def test_the_average_of_ia3_and_of_named_tensors_is_entry_by_entry(tmp_path: Pat
         state = {k: torch.tensor(v, dtype=torch.float64) for k, v in space["sources"][name].items()}
         torch.save(state, tmp_path / f"{name}.pt")
         where[name] = str(tmp_path / f"{name}.pt")
-    made = merged(*plan_of(sources=where)).state
+    made = merge(*plan_of(sources=where)).state
     for key, wanted in space["average"].items():
         assert made[key].tolist() == pytest.approx(wanted, abs=1e-9)
     for name in ORDER:  # the same as task arithmetic, where the start is subtracted and added again
@@ -240,11 +215,9 @@ def test_the_average_of_ia3_and_of_named_tensors_is_entry_by_entry(tmp_path: Pat
         folder = tmp_path / f"ia3_{name}"
         folder.mkdir()
         (folder / "adapter_config.json").write_text(json.dumps(config))
-        from safetensors.torch import save_file
-
         save_file(torch.load(where[name], weights_only=True), folder / "adapter_model.safetensors")
         where[name] = str(folder)
-    made = merged(*plan_of(sources=where, rule="task_arithmetic")).state
+    made = merge(*plan_of(sources=where, rule="task_arithmetic")).state
     for key, wanted in space["average"].items():
         assert made[key].tolist() == pytest.approx(wanted, abs=1e-9)
 
@@ -273,23 +246,19 @@ by_config = pytest.mark.parametrize(
 def test_adapters_that_no_rule_can_merge_are_refused_by_name(
     config: dict[str, Any], words: str, several: bool, tmp_path: Path
 ) -> None:
-    from train.merge.rules import MergeError
-
     where = library(tmp_path, *((2, 2) if several else (2,)), **config)
     with pytest.raises(MergeError, match=words):
         plan_of(sources=where)
 
 
 def test_tensors_beside_the_factors_are_refused_by_name(tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
     where = library(tmp_path)
     for folder in where.values():
         change(Path(folder), "base_model.model.head.weight", torch.ones(2))
     with pytest.raises(
         MergeError, match=r"'s1': tensor 'base_model.model.head.weight'.*modules_to"
     ):
-        merged(*plan_of(sources=where))
+        merge(*plan_of(sources=where))
 
 
 @pytest.mark.parametrize(
@@ -303,45 +272,35 @@ def test_tensors_beside_the_factors_are_refused_by_name(tmp_path: Path) -> None:
 def test_tensors_that_do_not_fit_are_refused_by_name(
     damage: Any, words: str, tmp_path: Path
 ) -> None:
-    from train.merge.rules import MergeError
-
     where = library(tmp_path)
     change(Path(where["s2"]), f"{MODULES[0]}.lora_A.weight", damage)
     with pytest.raises(MergeError, match=words):
-        merged(*plan_of(sources=where))
+        merge(*plan_of(sources=where))
 
 
 def test_a_module_only_one_source_has_is_refused_by_name(tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
     where = library(tmp_path)
     for factor in "AB":
         change(Path(where["s3"]), f"{MODULES[0]}.lora_{factor}.weight", None)
     with pytest.raises(MergeError, match=f"only one of them has '{MODULES[0]}'"):
-        merged(*plan_of(sources=where))
+        merge(*plan_of(sources=where))
 
 
 def test_tensor_types_that_differ_are_refused_under_entry_rules(tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     torch.save({"a": torch.ones(2, dtype=torch.float64)}, tmp_path / "b.pt")
     where = [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
     with pytest.raises(MergeError, match=r"'b' has dtype torch.float64, 'a' has torch.float32"):
-        merged(*plan_of(sources=where))
+        merge(*plan_of(sources=where))
 
 
 def test_a_file_that_is_more_than_tensors_is_not_unpickled(tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
     torch.save({"a": Path("x")}, tmp_path / "a.pt")
     with pytest.raises(MergeError, match=r"a\.pt cannot be read as tensors"):
         plan_of(sources=[str(tmp_path / "a.pt")])
 
 
 def test_other_base_models_other_ranks_and_other_flags_are_refused_by_name(tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
     one = str(lora(tmp_path / "one", seed=1))
     for name, config, words in (
         ("base", {"base_model_name_or_path": "else"}, r"base model base.*'base' for else"),
@@ -352,20 +311,18 @@ def test_other_base_models_other_ranks_and_other_flags_are_refused_by_name(tmp_p
             plan_of(sources={"one": one, name: other})
     other = str(lora(tmp_path / "rank", rank=3, alpha=6, seed=2))
     with pytest.raises(MergeError, match=r"'one' has r=2, alpha=4, 'rank' has r=3, alpha=6"):
-        merged(*plan_of(sources={"one": one, "rank": other}, rule="factor"))
+        merge(*plan_of(sources={"one": one, "rank": other}, rule="factor"))
 
 
 def test_factors_that_began_differently_are_averaged_with_a_warning(tmp_path: Path) -> None:
     plan, sources = plan_of(sources=library(tmp_path, 2, 2), rule="factor")
     with pytest.warns(UserWarning, match="the A of 's1' and 's2'.*began differently"):
-        merged(plan, sources)
+        merge(plan, sources)
 
 
 def test_the_same_delta_twice_is_refused_and_another_alpha_makes_it_another(
     tmp_path: Path,
 ) -> None:
-    from train.merge.rules import MergeError
-
     one = lora(tmp_path / "one")
     two = lora(tmp_path / "two")
     with pytest.raises(MergeError, match=r"'one' .*one\) and 'two' .*two\) are the same delta"):
@@ -376,9 +333,6 @@ def test_the_same_delta_twice_is_refused_and_another_alpha_makes_it_another(
 
 
 def test_the_target_among_the_sources_is_refused_also_under_another_name(tmp_path: Path) -> None:
-    from train.merge.plan import read_plan
-    from train.merge.rules import MergeError
-
     where = library(tmp_path)
     with pytest.raises(MergeError, match="delta of the target 't' itself"):
         plan_of(sources={**where, "t": where["s1"]}, target="t")
@@ -392,18 +346,12 @@ def test_the_target_among_the_sources_is_refused_also_under_another_name(tmp_pat
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_is_refused_by_its_source(bad: float, tmp_path: Path) -> None:
-    from train.merge.plan import make_plan
-    from train.merge.rules import MergeError
-
-    asked = settings(sources=library(tmp_path), method="loss", temperature=1.0)
+    asked = MergeSettings(sources=library(tmp_path), method="loss", temperature=1.0)
     with pytest.raises(MergeError, match=f"score of source 's2' is {bad}"):
         make_plan(asked, scores("loss", {"s1": 0.1, "s2": bad, "s3": 0.2}, -1))
 
 
 def test_a_source_that_changed_since_the_plan_was_made_is_refused(tmp_path: Path) -> None:
-    from train.merge.plan import reread_sources
-    from train.merge.rules import MergeError
-
     where = library(tmp_path)
     plan, _ = plan_of(sources=where)
     change(Path(where["s2"]), f"{MODULES[0]}.lora_A.weight", torch.ones(2, 6))
@@ -415,6 +363,10 @@ def test_a_source_that_changed_since_the_plan_was_made_is_refused(tmp_path: Path
     ("asked", "words"),
     [
         ({"method": "given", "weights": {"s1": 1.0}}, "'s2' is in one of them only"),
+        (
+            {"method": "given", "weights": {"s1": 1.0, "s2": math.inf, "s3": 0.0}},
+            "inf is not a finite number",
+        ),
         ({"method": "loss"}, "needs scores"),
         ({"method": "manual", "target": "t", "groups": {"g": ["s1"]}}, "'t' is in 0 of the groups"),
         ({"rule": "linear"}, "rule=linear: not for deltas of kind lora"),
@@ -425,21 +377,16 @@ def test_a_source_that_changed_since_the_plan_was_made_is_refused(tmp_path: Path
 def test_settings_without_a_meaning_are_refused(
     asked: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    from train.merge.rules import MergeError
-
     with pytest.raises(MergeError, match=words):
         plan_of(**{"sources": library(tmp_path), **asked})
 
 
 def test_a_folder_that_is_no_merge_is_not_overwritten(tmp_path: Path) -> None:
-    from train.merge.apply import write_merged
-    from train.merge.rules import MergeError
-
     plan, sources = plan_of(sources=library(tmp_path))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").write_text("kept")
     with pytest.raises(MergeError, match="holds something that is no merge"):
-        write_merged(merged(plan, sources), plan, tmp_path / "mine")
+        write_merged(merge(plan, sources), plan, tmp_path / "mine")
     assert (tmp_path / "mine/file").read_text() == "kept"
 
 
@@ -451,10 +398,6 @@ def test_a_merged_lora_of_ranks_4_8_2_gives_pefts_model_the_summed_weights(
     rule: str, folders: Any, tmp_path: Path
 ) -> None:
     """Logits of the reloaded adapter against the base with sum w_j dW_j in its weights."""
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import T5ForConditionalGeneration
-
-    from train.merge.apply import write_merged
 
     def base() -> Any:
         return T5ForConditionalGeneration.from_pretrained(folders("t5")).eval()
@@ -481,7 +424,7 @@ def test_a_merged_lora_of_ranks_4_8_2_gives_pefts_model_the_summed_weights(
         rule=rule,
         rank=14 if rule == "svd" else None,
     )
-    done = write_merged(merged(plan, sources), plan, tmp_path / "out")
+    done = write_merged(merge(plan, sources), plan, tmp_path / "out")
     assert done.result is not None and done.result["rank"] == 14
     loaded = PeftModel.from_pretrained(base(), tmp_path / "out").eval()
     given = {
@@ -496,12 +439,6 @@ def test_a_merged_lora_of_ranks_4_8_2_gives_pefts_model_the_summed_weights(
 
 
 # -- the command line ------------------------------------------------------------------------------
-
-
-def transfer(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "train.transfer", *words]
-    env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), ENV.get("PYTHONPATH", "")])}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow

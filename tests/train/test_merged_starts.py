@@ -73,9 +73,9 @@ def test_a_job_starts_as_the_average_of_its_lineage_and_writes_its_plan(
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
     # The same job again has the same plan and the same start.
     finish(make(*own, *more, "delta.lora_dim=6"), tmp_path / "4")
-    plans = [(tmp_path / n / "merge_plan.json").read_bytes() for n in "34"]
-    assert plans[0] == plans[1]
+    plans = {(tmp_path / n / "merge_plan.json").read_bytes() for n in "34"}
     again = state(tmp_path / "4", 3)
+    assert len(plans) == 1
     assert all(torch.equal(v, again[k]) for k, v in state(tmp_path / "3", 3).items())
 
 

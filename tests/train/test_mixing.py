@@ -19,7 +19,7 @@ def stream(rows: int, size: int, *freq: int) -> Stream:
 def seen(
     streams: list[Stream], limit: int, rank: int = 0, world: int = 1
 ) -> list[list[tuple[int, ...]]]:
-    made = updates(streams, rank, world, None, limit)
+    made = updates(streams, rank, world, limit)
     return [[part.rows for part in update.micro_batches] for update in made]
 
 
@@ -47,22 +47,22 @@ def test_every_update_visits_all_tasks_in_order_and_each_begins_its_epochs_anew(
 
 def test_every_own_micro_batch_brings_one_of_the_earlier_tasks_which_take_turns() -> None:
     memories = [stream(2, 2), stream(3, 2)]
-    made = updates([stream(5, 2, 2)], 0, 1, 1, None, memories)
+    made = updates([stream(5, 2, 2)], 0, 1, 2, memories)
     parts = [[(part.task, part.rows) for part in update.micro_batches] for update in made]
     assert parts == [
         [(0, (0, 1)), (0, (2, 3)), (1, (0, 1)), (2, (0, 1))],
         [(0, (4,)), (1, (100, 101))],
     ]
-    several = updates([stream(2, 1), stream(2, 1)], 0, 1, None, 2, memories)
+    several = updates([stream(2, 1), stream(2, 1)], 0, 1, 2, memories)
     assert [[part.task for part in update.micro_batches] for update in several] == [
         [0, 1, 2, 3]
     ] * 2
 
 
 def test_the_end_of_an_epoch_is_told_for_a_single_task_only() -> None:
-    alone = updates([stream(5, 2, 2)], 0, 1, 2, None)
+    alone = updates([stream(5, 2, 2)], 0, 1, 4)
     assert [update.ends_epoch for update in alone] == [None, 1, None, 2]
-    together = updates([stream(2, 2), stream(2, 2)], 0, 1, None, 3)
+    together = updates([stream(2, 2), stream(2, 2)], 0, 1, 3)
     assert [update.ends_epoch for update in together] == [None] * 3
 
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.runs import planned
+from PIL import Image
+from safetensors.torch import load_file
+from support.deltas import change
+from support.folders import make_folder
+from support.runs import loaded, meeting_of, planned
 from support.scores import oracle, scored
-from support.train_app import ENV, ROOT
+from support.train_app import transfer
+from transformers import T5ForConditionalGeneration
+
+from train.config.merging import MergeSettings
+from train.data.rows import load as load_rows
+from train.loop.evaluation import predict
+from train.merge.plan import Scores, make_plan
+from train.merge.rules import MergeError
+from train.score.formulas import added, cosine, euclidean, gradient_norms, token_sums
+from train.score.matrix import CELL, MARGIN, SIDE, heat_map, write_tsv
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/merge.json").read_text())
 DATA, SPACE = GOLDEN["data_space"], GOLDEN["weight_space"]
@@ -31,16 +42,13 @@ def space(name: str) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_scores_of_logits_have_the_reference_values(dtype: torch.dtype) -> None:
-    from train.score.formulas import token_sums
-
     labels = torch.tensor(DATA["labels"])
     logits = {name: torch.tensor(v, dtype=dtype) for name, v in DATA["logits"].items()}
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5
     for place, name in enumerate(ORDER):
         found = token_sums(logits[name], labels, logits["target"])
         wanted = {key: values[place] for key, values in DATA["scores"].items()}
-        assert found["tokens"] == DATA["n_tokens"]
-        assert found["loss"] / found["tokens"] == pytest.approx(wanted["loss"], abs=tolerance)
+        assert found["loss"] / DATA["n_tokens"] == pytest.approx(wanted["loss"], abs=tolerance)
         assert found["el2n"] == pytest.approx(wanted["el2n_sum"], abs=tolerance)
         cos = found["logits_labels_cos"]
         assert cos == pytest.approx(wanted["logits_labels_cos_sum"], abs=tolerance)
@@ -48,8 +56,6 @@ def test_scores_of_logits_have_the_reference_values(dtype: torch.dtype) -> None:
 
 
 def test_gradient_norms_are_summed_over_batches() -> None:
-    from train.score.formulas import added, gradient_norms
-
     own = DATA["grand"]
     for name, wanted in zip(ORDER, own["score_sum_over_batches"], strict=True):
         parts = [
@@ -60,31 +66,19 @@ def test_gradient_norms_are_summed_over_batches() -> None:
 
 
 def test_gradients_are_also_normed_by_block_and_sub_layer() -> None:
-    from train.score.formulas import gradient_norms
-
-    found = gradient_norms(
-        {
-            "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.x": torch.tensor(
-                [3.0]
-            ),
-            "base_model.model.encoder.block.0.layer.1.DenseReluDense.wo.delta_adapter.A": torch.tensor(
-                [4.0]
-            ),
-            "base_model.model.decoder.block.1.layer.0.SelfAttention.q.lora_A.x": torch.tensor(
-                [12.0]
-            ),
-            "model.layers.7.self_attn.q_proj.lora_A.x": torch.tensor([84.0]),
-        }
-    )
-    assert found == {
+    gradients = {
+        "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_A.x": 3.0,
+        "base_model.model.encoder.block.0.layer.1.DenseReluDense.wo.delta_adapter.A": 4.0,
+        "base_model.model.decoder.block.1.layer.0.SelfAttention.q.lora_A.x": 12.0,
+        "model.layers.7.self_attn.q_proj.lora_A.x": 84.0,
+    }
+    assert gradient_norms({name: torch.tensor([g]) for name, g in gradients.items()}) == {
         "all": 85, "encoder.0": 5, "encoder.0.0": 3, "encoder.0.1": 4,
         "decoder.1": 12, "decoder.1.0": 12, "7": 84, "7.self_attn": 84,
     }  # fmt: skip
 
 
 def test_scores_of_weights_have_the_reference_values() -> None:
-    from train.score.formulas import cosine, euclidean
-
     [target] = space("target")
     sources, tuned = space("sources"), space("tuned")
     close = {"abs": 1e-9}
@@ -106,12 +100,9 @@ def test_forward_scores_equal_a_plain_loop_over_rows_and_tokens(
     for name in deltas[1]:
         model, rows = oracle(make, deltas, name)
         loss, el2n, cos, tokens = 0.0, 0.0, 0.0, 0
-        for source, labels in rows:
+        for inputs, labels in rows:
             with torch.no_grad():
-                logits = model(
-                    input_ids=torch.tensor([source]),
-                    decoder_input_ids=torch.tensor([[0, *labels[:-1]]]),
-                ).logits[0]
+                logits = model(**inputs).logits[0]
             for token, y in zip(logits.double().tolist(), labels, strict=True):
                 raised = [math.exp(value) for value in token]
                 p = [value / sum(raised) for value in raised]
@@ -129,12 +120,12 @@ def test_the_batch_size_changes_no_score_and_a_rerun_no_byte(
     make: Any, deltas: Any, tmp_path: Path
 ) -> None:
     values = {"method": "kl", "target_tuned": deltas[1]["sentiment"], "temperature": 1.0}
-    one = scored(make, deltas, tmp_path / "1", batch_size=7, **values)["targets"]["mc_taco"][
-        "scores"
-    ]
-    two = scored(make, deltas, tmp_path / "2", batch_size=2, **values)["targets"]["mc_taco"][
-        "scores"
-    ]
+    one, two = (
+        scored(make, deltas, tmp_path / name, batch_size=size, **values)["targets"]["mc_taco"][
+            "scores"
+        ]
+        for name, size in (("1", 7), ("2", 2))
+    )
     assert one.keys() == {"loss", "el2n", "logits_labels_cos", "kl"}
     for method, row in one.items():
         for name, value in row.items():
@@ -155,13 +146,9 @@ def test_grand_is_the_norm_of_the_gradient_of_each_batchs_mean_loss(
     model, rows = oracle(make, deltas, "parity")
     own = {n: p.requires_grad_(True) for n, p in model.named_parameters() if "lora_" in n}
     losses = []
-    for source, labels in rows:
-        logits = model(
-            input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([[0, *labels[:-1]]])
-        ).logits[0]
-        losses.append(
-            torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
-        )
+    for inputs, labels in rows:
+        loss_of = torch.nn.functional.cross_entropy
+        losses.append(loss_of(model(**inputs).logits[0], torch.tensor(labels), reduction="none"))
     torch.cat(losses).mean().backward()
     wanted = math.sqrt(sum(float(p.grad.square().sum()) for p in own.values()))
     assert told["scores"]["grand"]["parity"] == pytest.approx(wanted, rel=1e-4)
@@ -172,15 +159,11 @@ def test_grand_is_the_norm_of_the_gradient_of_each_batchs_mean_loss(
 
 def test_grand_gives_every_source_the_same_dropout(make: Any, deltas: Any, tmp_path: Path) -> None:
     """The same delta under two names has one score, although dropout is on; its own in eval mode."""
-    import shutil
-
     shutil.copytree(deltas[1]["parity"], tmp_path / "x/checkpoint")
     config = tmp_path / "x/checkpoint/task1/adapter_config.json"
     # Another alpha and B of the other size: another delta that does the same.
     told = json.loads(config.read_text())
     config.write_text(json.dumps({**told, "lora_alpha": 2 * told["lora_alpha"]}))
-    from safetensors.torch import load_file
-    from support.deltas import change
 
     state = load_file(config.parent / "adapter_model.safetensors")
     for key, value in state.items():
@@ -203,10 +186,6 @@ def test_grand_gives_every_source_the_same_dropout(make: Any, deltas: Any, tmp_p
 def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     make: Any, deltas: Any, tmp_path: Path
 ) -> None:
-    from support.runs import loaded, meeting_of
-
-    from train.data.rows import load as load_rows
-    from train.loop.evaluation import predict
 
     own = {"parity": deltas[1]["parity"], "sentiment": deltas[1]["sentiment"]}
     turned = {"parity": own["sentiment"], "sentiment": own["sentiment"]}
@@ -225,24 +204,20 @@ def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     assert found == {"parity": pytest.approx(after - before), "sentiment": 0}
 
 
-def test_methods_that_need_tuned_deltas_say_so(make: Any, deltas: Any, tmp_path: Path) -> None:
-    from train.merge.rules import MergeError
-
-    for method, words in (
-        ("kl", "needs merge.target_tuned"),
-        ("cosine", "needs merge.target_tuned"),
-        ("euclidean", "it lacks 'sentiment'"),
-        ("average", "needs no scores; those that do are loss"),
+def test_methods_that_need_other_deltas_say_so(make: Any, deltas: Any, tmp_path: Path) -> None:
+    other: dict[str, Any] = {"target_tuned": deltas[1]["parity"]}
+    for method, values, words in (
+        ("kl", {}, "needs merge.target_tuned"),
+        ("cosine", {}, "needs merge.target_tuned"),
+        ("cosine", other, r"merge.target_tuned and 'sentiment': .* has the shapes \(2, 16\) and"),
+        ("euclidean", {}, "it lacks 'sentiment'"),
+        ("average", {}, "needs no scores; those that do are loss"),
     ):
         with pytest.raises(MergeError, match=words):
-            scored(make, deltas, tmp_path, method=method)
+            scored(make, deltas, tmp_path, method=method, **values)
 
 
 def test_a_source_of_another_base_model_is_refused(make: Any, deltas: Any, tmp_path: Path) -> None:
-    from support.folders import make_folder
-    from transformers import T5ForConditionalGeneration
-
-    from train.merge.rules import MergeError
 
     other = make_folder("t5", tmp_path / "other")
     model = T5ForConditionalGeneration.from_pretrained(other)
@@ -262,8 +237,6 @@ def test_a_source_of_another_base_model_is_refused(make: Any, deltas: Any, tmp_p
 def test_the_file_of_a_matrix_has_nan_where_a_source_was_left_out(
     tmp_path: Path,
 ) -> None:
-    from train.score.matrix import write_tsv
-
     matrix = {"a": {"b": 1 / 3, "c": -2e-9}, "b": {"a": 4.0, "c": 0.5}}
     write_tsv(tmp_path / "m.tsv", matrix, ["a", "b", "c"])
     text = (tmp_path / "m.tsv").read_text()
@@ -271,9 +244,6 @@ def test_the_file_of_a_matrix_has_nan_where_a_source_was_left_out(
 
 
 def test_the_heat_map_is_darker_where_a_weight_is_larger(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from train.score.matrix import CELL, MARGIN, SIDE, heat_map
 
     weights = {"a": {"b": 0.8, "c": 0.2}, "b": {"a": 0.5, "c": 0.5}}
     heat_map(tmp_path / "w.png", weights, ["a", "b", "c"], {"a": 1.2, "b": 2.0})
@@ -293,19 +263,15 @@ def test_the_heat_map_is_darker_where_a_weight_is_larger(tmp_path: Path) -> None
 def test_scores_become_weights_and_a_merged_delta_from_the_command_line(
     deltas: Any, tmp_path: Path
 ) -> None:
-    def transfer(*words: str) -> str:
-        command = [sys.executable, "-m", "train.transfer", *words]
-        env = {**ENV, "PYTHONPATH": os.pathsep.join([str(ROOT), ENV.get("PYTHONPATH", "")])}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
-        )
+    def printed(*words: str) -> str:
+        done = transfer(tmp_path, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     given = "merge.sources={" + ",".join(f"{k}:{v}" for k, v in deltas[1].items()) + "}"
     model = deltas[0][:2]
-    told = transfer("score", "task=[sentiment,parity]", *model, given, "hydra.run.dir=1",
-                    "merge.method=loss", "merge.temperature=0.1")  # fmt: skip
+    weighed = ("merge.method=loss", "merge.temperature=0.1")
+    told = printed("score", "task=[sentiment,parity]", *model, given, "hydra.run.dir=1", *weighed)
     assert "effective sources: sentiment" in told
     rows: dict[str, dict[str, float]] = {}
     weights: dict[str, dict[str, float]] = {}
@@ -317,18 +283,14 @@ def test_scores_become_weights_and_a_merged_delta_from_the_command_line(
     assert {t: {*row} for t, row in rows.items()} == {
         "sentiment": {"parity", "arithmetic"}, "parity": {"sentiment", "arithmetic"},
     }  # fmt: skip
-    transfer("merge", given, "merge.target=sentiment", "merge.scores=1/result.json",
-             "merge.method=loss", "merge.temperature=0.1", "hydra.run.dir=2")  # fmt: skip
+    scores = ("merge.target=sentiment", "merge.scores=1/result.json", *weighed)
+    printed("merge", given, *scores, "hydra.run.dir=2")
     plan = json.loads((tmp_path / "2/merged/merge_plan.json").read_text())
     assert plan["excluded"] == ["sentiment"] and plan["scores"] == pytest.approx(rows["sentiment"])
     assert plan["weights"] == pytest.approx(weights["sentiment"])
 
 
 def test_scores_of_a_delta_that_has_changed_are_refused(deltas: Any, tmp_path: Path) -> None:
-    from train.config.merging import MergeSettings
-    from train.merge.plan import Scores, make_plan
-    from train.merge.rules import MergeError
-
     settings = MergeSettings(sources=deltas[1], method="loss", temperature=1.0, scores="r.json")
     known = Scores("loss", "mean", -1, dict.fromkeys(deltas[1], 0.5), {"parity": "other"})
     with pytest.raises(MergeError, match=r"'parity' .* is not the delta that merge.scores=r.json"):

@@ -11,13 +11,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from support.runs import finish, planned
 
+from train.config.hf_names import FILE, source
+from train.config.reading import read_run
+from train.config.settle import settle
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.yaml") if path.stem != "base")
 BLOCKS = ROOT / "tests/golden/layered_config/inputs/docs/blocks"
 
 
 def settled(*files: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    from train.config.settle import settle
     from train.main import CONF, VERSION_BASE
 
     Plugins.instance()
@@ -35,7 +38,6 @@ def run_of(words: list[str]) -> Any:
     """The run of a command's words: files, then overrides as OFASys spells them."""
     from omegaconf import OmegaConf
 
-    from train.config.reading import read_run
     from train.main import CONF
 
     files = [ROOT / word for word in words if word.endswith(".yaml")]
@@ -98,6 +100,4 @@ def test_the_blocks_of_the_guide_mean_what_they_say() -> None:
 
 
 def test_the_arguments_of_the_trainer_are_those_of_the_installed_transformers() -> None:
-    from train.config.hf_names import FILE, source
-
     assert FILE.read_text() == source(), "write it again: python -m train.config.hf_names"

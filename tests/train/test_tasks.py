@@ -15,6 +15,15 @@ import pytest
 from support.runs import meeting_of
 from support.runs import planned as plans_of
 
+from train.config.sections import SettingsError
+from train.config.task import ImagePreprocess
+from train.data.pixels import blank_centre, image_pixels, open_image
+from train.data.preprocess import example
+from train.data.rows import load
+from train.data.specs import Column
+from train.data.tables import DataError, read_table
+from train.data.vocabulary import tokens
+
 TASKS = ["arithmetic", "digits_01", "parity", "sentiment"]
 
 
@@ -24,8 +33,6 @@ def planned(make_job: Any, *overrides: str) -> Any:
 
 
 def loaded(make_job: Any, *overrides: str) -> Any:
-    from train.data.rows import load
-
     plan, job = planned(make_job, *overrides)
     return load(plan, job.evaluation)
 
@@ -106,22 +113,15 @@ def test_files_take_turns_by_epoch_and_sources_mix_in_proportion(
 
 
 def test_a_header_gives_columns_their_names_and_quotes_count_in_csv_only(tmp_path: Path) -> None:
-    from train.data.specs import Column
-    from train.data.tables import read_table
-
     path = table(tmp_path / "x.csv", "id,text", '1,"a, b"')
-    assert read_table(path, [Column("text", "t")], ",", True) == [{"t": "a, b"}]
+    assert [*read_table(path, [Column("text", "t")], ",", True)] == [{"t": "a, b"}]
     path = table(tmp_path / "x.tsv", '1\t"a')
-    assert read_table(path, [Column("1", "t")], "\t", False) == [{"t": '"a'}]
+    assert [*read_table(path, [Column("1", "t")], "\t", False)] == [{"t": '"a'}]
 
 
 def test_a_row_that_training_and_selection_share_is_refused(make_job: Any, files: Path) -> None:
-    from train.data.rows import DataOverlap
-
     table(files / "dev.tsv", "2\ttwo")
-    with pytest.raises(
-        DataOverlap, match=r"task t: the row \{'q': '2', 'a': 'two'\} is in 'train'"
-    ):
+    with pytest.raises(DataError, match=r"task t: the row \{'q': '2', 'a': 'two'\} is in 'train'"):
         loaded(make_job, of_files(files))
 
 
@@ -146,9 +146,6 @@ def test_a_row_that_training_and_selection_share_is_refused(make_job: Any, files
 def test_a_mistake_about_files_names_the_key_and_the_rule(
     make_job: Any, files: Path, dataset: dict[str, str], words: list[str]
 ) -> None:
-    from train.config.sections import SettingsError
-    from train.data.tables import DataError
-
     given = {key: value.format(files) for key, value in dataset.items()}
     with pytest.raises((SettingsError, DataError)) as caught:
         loaded(make_job, of_files(files, **given))
@@ -205,8 +202,6 @@ def test_a_mistake_about_files_names_the_key_and_the_rule(
 def test_a_mistake_about_a_task_is_found_before_torch(
     make_job: Any, overrides: list[str], words: list[str]
 ) -> None:
-    from train.config.sections import SettingsError
-
     with pytest.raises(SettingsError) as caught:
         planned(make_job, *overrides)
     for word in words:
@@ -256,9 +251,6 @@ def test_answers_may_be_json_text_or_a_file(make_job: Any, tmp_path: Path, form:
 
 
 def made(make_job: Any, template: str, row: dict[str, Any], training: bool, *more: str) -> Any:
-    from train.data.preprocess import example
-    from train.data.vocabulary import tokens
-
     plan, _ = planned(
         make_job, "task=sentiment", f"task.sentiment.instruction.template='{template}'", *more
     )
@@ -271,23 +263,20 @@ ROW = {"review": " A fine, fine film! ", "label": "positive"}
 def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
     make_job: Any,
 ) -> None:
-    from train.data.vocabulary import tokens
-
     t = tokens()
     one = made(make_job, "judge: [TEXT:review] now -> [TEXT:label]", ROW, False)
-    assert list(one.source) == [t.bos, *t.encode(" judge: A fine, fine film! now"), t.eos]
-    assert list(one.decoder) == [t.bos, *t.encode(" positive"), t.eos]
-    assert one.learned == (False, *[True] * (len(one.decoder) - 1)) and one.prefix == (t.bos,)
+    assert list(one.source) == [*t.before, *t.encode(" judge: A fine, fine film! now"), t.eos]
+    assert list(one.decoder) == [*t.before, *t.encode(" positive"), t.eos]
+    assert one.learned == (False, *[True] * (len(one.decoder) - 1)) and one.prefix == t.start
 
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
-    from train.data.vocabulary import tokens
     from train.model.family import IGNORED
 
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"
     one = made(make_job, template, ROW, False)
-    forced = [t.bos, *t.encode(" it is"), *t.encode(" A "), *t.encode(" so")]
+    forced = [*t.before, *t.encode(" it is"), *t.encode(" A "), *t.encode(" so")]
     assert list(one.prefix) == forced
     whole = f"task.sentiment.instruction.template='{template}'"
     batch = meeting_of(make_job("model=unify_tiny", "task=sentiment", whole)).batch([one])
@@ -300,8 +289,6 @@ def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: A
 
 
 def test_text_is_cut_lowered_and_freed_of_punctuation(make_job: Any) -> None:
-    from train.data.vocabulary import tokens
-
     t = tokens()
     one = made(make_job, "[TEXT:review,uncased,no_punctuation] -> [TEXT:label]", ROW, False)
     assert t.decode(one.source[1:]) == "a fine fine film"
@@ -311,8 +298,6 @@ def test_text_is_cut_lowered_and_freed_of_punctuation(make_job: Any) -> None:
 
 
 def test_masks_and_noise_act_in_training_only_and_in_the_share_asked_for(make_job: Any) -> None:
-    from train.data.vocabulary import tokens
-
     t, words = tokens(), {"review": "a b c d e f g h i j", "label": "positive"}
     masked = "[TEXT:review,mask_ratio=0.3] -> [TEXT:label]"
     assert t.mask not in made(make_job, masked, words, False).source
@@ -324,9 +309,6 @@ def test_masks_and_noise_act_in_training_only_and_in_the_share_asked_for(make_jo
 
 
 def test_a_template_is_drawn_for_every_row(make_job: Any) -> None:
-    from train.data.preprocess import example
-    from train.data.vocabulary import tokens
-
     plan, _ = planned(make_job, "task=sentiment")
     draws = [
         example(plan, tokens(), 4, ROW, np.random.default_rng([0, i]), True).source
@@ -340,10 +322,6 @@ def test_images_come_from_a_path_base64_or_pil_and_are_resized_and_normalised(
     tmp_path: Path,
 ) -> None:
     from PIL import Image
-
-    from train.config.task import ImagePreprocess
-    from train.data.pixels import blank_centre, image_pixels, open_image
-    from train.data.tables import DataError
 
     image = Image.new("RGB", (20, 10), (255, 0, 51))
     image.save(tmp_path / "x.png")

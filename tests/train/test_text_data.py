@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.cl_benchmark import configure, dataset, put, rows
 
-from train.config.task import DatasetSettings, Task
+from train.config.task import DatasetSettings, PreprocessSettings, Task, TextPreprocess
 from train.config.text_data import SHIPPED, TextData
 from train.config.typed import SettingsError
 from train.data import text_tasks
@@ -25,7 +25,7 @@ SHIPPED_TASKS = ("boolqa", "copa", "multirc", "qqp")
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet() -> None:
-    text_tasks._warn_once.cache_clear()
+    text_tasks._say.cache_clear()
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(root: Path, name: str = "a", seed: int = 0, **keys: Any) -> TaskPlan:
-    text = TextData(
-        data_dir=str(root / "CL_Benchmark"), task_config_dir=str(root / "configs"), **keys
-    )
-    return plan_task(Task(name, "cl_benchmark"), text, seed)
+def plan(root: Path, name: str = "a", seed: int = 0, task: Any = None, **keys: Any) -> TaskPlan:
+    """task: options of the task; keys: those of the configuration."""
+    folders = {"data_dir": str(root / "CL_Benchmark"), "task_config_dir": str(root / "configs")}
+    own = Task(name, "cl_benchmark", **(task or {}))
+    return plan_task(own, TextData(**(folders | keys)), seed)
 
 
 def read(root: Path, name: str = "a", seed: int = 0, **keys: Any) -> TextRows:
@@ -119,7 +119,6 @@ def test_strategy_multiple_draws_every_rows_instruction_by_the_seed(root: Path) 
 def test_a_task_is_evaluated_on_what_it_trains_on_and_says_what_else_is_listed(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    text_tasks._tell_once.cache_clear()
     caplog.set_level(logging.INFO)
     found = read(root)
     assert {row["dataset"] for part in (found.train, found.dev, found.test) for row in part} == {
@@ -220,88 +219,66 @@ def test_dev_from_train_is_balanced_seeded_and_shares_no_text(root: Path) -> Non
 # -- mistakes ---------------------------------------------------------------------------------------
 
 
-def remove(path: str) -> Any:
-    return lambda root: (root / path).unlink()
-
-
-def write(path: str, content: Any) -> Any:
-    return lambda root: put(root / path, content)
-
-
+CONFIG, DATA = "configs/a/", "CL_Benchmark/BoolQA/a_8/"
 ROW = {"sentence": "s", "label": "True"}
-CASES = {
-    "a missing split": (
-        remove("CL_Benchmark/BoolQA/a_8/dev.json"),
-        r"split 'dev' is missing \(there are",
-    ),
-    "missing labels": (
-        remove("CL_Benchmark/BoolQA/a_8/labels.json"),
-        r"labels\.json: no such file",
-    ),
+NAMED = {"dataset name": "x"}
+CASES = {  # file, its new content (null: there is none), message
+    "a missing split": (DATA + "dev.json", None, r"split 'dev' is missing \(there are"),
+    "missing labels": (DATA + "labels.json", None, r"labels\.json: no such file"),
     "a missing task file": (
-        remove("configs/a/test_tasks.json"),
-        r"configs/a/test_tasks\.json: no such",
+        CONFIG + "test_tasks.json", None, r"configs/a/test_tasks\.json: no such",
     ),
     "an unknown group": (
-        write("configs/a/train_tasks.json", {"BoolQa": [{"dataset name": "a_8"}]}),
+        CONFIG + "train_tasks.json", {"BoolQa": [{"dataset name": "a_8"}]},
         r"no group 'BoolQa' .*did you mean BoolQA\? \(there are BoolQA, SC\)",
     ),
     "an unknown dataset": (
-        write("configs/a/train_tasks.json", {"BoolQA": [{"dataset name": "a_9"}]}),
+        CONFIG + "train_tasks.json", {"BoolQA": [{"dataset name": "a_9"}]},
         r"no dataset 'a_9' .*did you mean a_8\?",
     ),
     "an unknown strategy": (
-        write(
-            "configs/a/train_tasks.json",
-            {"SC": [{"dataset name": "x", "sampling strategy": "all"}]},
-        ),
+        CONFIG + "train_tasks.json", {"SC": [NAMED | {"sampling strategy": "all"}]},
         r"sampling strategy 'all': must be random \(the first rows\), full",
     ),
     "a misspelt key": (
-        write(
-            "configs/a/train_tasks.json",
-            {"SC": [{"dataset name": "x", "sampling_strategy": "full"}]},
-        ),
+        CONFIG + "train_tasks.json", {"SC": [NAMED | {"sampling_strategy": "full"}]},
         r"unknown key 'sampling_strategy'",
     ),
-    "a dataset twice": (
-        write("configs/a/train_tasks.json", {"SC": [{"dataset name": "x"}, {"dataset name": "x"}]}),
-        "SC/x stands twice",
-    ),
+    "a dataset twice": (CONFIG + "train_tasks.json", {"SC": [NAMED, NAMED]}, "SC/x stands twice"),
     "nothing to train on": (
-        write("configs/a/train_tasks.json", {"BoolQA": []}),
-        "names no dataset to train on",
+        CONFIG + "train_tasks.json", {"BoolQA": []}, "names no dataset to train on",
     ),
     "nothing to select by": (
-        write("configs/a/dev_tasks.json", {"SC": []}),
-        r"lists none of BoolQA/a_8.*dev_from_train=0\.1",
+        CONFIG + "dev_tasks.json", {"SC": []}, r"lists none of BoolQA/a_8.*dev_from_train=0\.1",
     ),
     "a label that is none": (
-        write("CL_Benchmark/BoolQA/a_8/train.json", [ROW, {"sentence": "t", "label": "true"}]),
+        DATA + "train.json", [ROW, {"sentence": "t", "label": "true"}],
         r"train\.json, row 2: label 'true' is not in labels\.json \(True, False\)",
     ),
     "a row without text": (
-        write("CL_Benchmark/BoolQA/a_8/train.json", [{"text": "t", "label": "True"}]),
+        DATA + "train.json", [{"text": "t", "label": "True"}],
         r"row 1: must be a mapping with the texts 'sentence' and 'label'",
     ),
     "no labelled row": (
-        write("CL_Benchmark/BoolQA/a_8/train.json", [{"sentence": "t", "label": "-"}]),
-        "no labelled row of BoolQA/a_8",
+        DATA + "train.json", [{"sentence": "t", "label": "-"}], "no labelled row of BoolQA/a_8",
     ),
-    "no JSON": (
-        lambda root: (root / "CL_Benchmark/BoolQA/a_8/train.json").write_text("[{"),
-        r"train\.json: cannot be read as JSON",
-    ),
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=list(CASES))
+@pytest.mark.parametrize(("file", "content", "message"), CASES.values(), ids=CASES.keys())
 def test_mistakes_in_the_data_are_answered_with_the_file_when_a_task_is_planned(
-    root: Path, case: str
+    root: Path, file: str, content: Any, message: str
 ) -> None:
-    spoil, message = CASES[case]
-    spoil(root)
+    (root / file).unlink()
+    if content is not None:
+        put(root / file, content)
     with pytest.raises(SettingsError, match=message):
+        plan(root)
+
+
+def test_a_file_that_is_no_json_is_named(root: Path) -> None:
+    (root / DATA / "train.json").write_text("[{")
+    with pytest.raises(SettingsError, match=r"train\.json: cannot be read as JSON"):
         plan(root)
 
 
@@ -314,13 +291,8 @@ def test_mistakes_in_the_data_are_answered_with_the_file_when_a_task_is_planned(
     ],
 )
 def test_folders_that_are_not_there_are_named(root: Path, keys: Any, message: str) -> None:
-    given = {
-        "data_dir": str(root / "CL_Benchmark"),
-        "task_config_dir": str(root / "configs"),
-        **keys,
-    }
     with pytest.raises(SettingsError, match=message):
-        plan_task(Task("a", "cl_benchmark"), TextData(**given))
+        plan(root, **keys)
 
 
 def test_an_instruction_of_another_type_is_refused(root: Path) -> None:
@@ -336,9 +308,8 @@ def test_a_task_finds_its_folder_by_name_by_beginning_and_by_key(root: Path) -> 
     dataset(root, "QQP/QQP_40_1")
     configure(root, "QQP_40_1", train={"QQP": ["QQP_40_1"]})
     assert read(root, "qqp") == read(root, "QQP_40_1")
-    task = Task("mine", "cl_benchmark", dataset=DatasetSettings(task_config="QQP_40_1"))
-    text = TextData(data_dir=str(root / "CL_Benchmark"), task_config_dir=str(root / "configs"))
-    assert plan_task(task, text).rows == read(root, "QQP_40_1")
+    named = {"dataset": DatasetSettings(task_config="QQP_40_1")}
+    assert plan(root, "mine", task=named).rows == read(root, "QQP_40_1")
     configure(root, "QQP_40_2", train={"QQP": ["QQP_40_1"]})
     with pytest.raises(SettingsError, match="it could be QQP_40_1, QQP_40_2"):
         plan(root, "qqp")
@@ -350,14 +321,10 @@ def test_the_closed_set_of_a_task_is_its_labels_and_one_that_lacks_some_is_refus
     closed = plan(root, closed_set=True)
     assert closed.answers == {"True": 0, "False": 1}
     assert list(closed.metrics) == ["exact_match"]
-    from train.config.task import PreprocessSettings, TextPreprocess
 
     few = PreprocessSettings(text=TextPreprocess(ans2label={"True": 0, "Maybe": 1}))
-    text = TextData(
-        data_dir=str(root / "CL_Benchmark"), task_config_dir=str(root / "configs"), closed_set=True
-    )
     with pytest.raises(SettingsError, match=r"has no answer for 'False' \(4 rows\) of train"):
-        plan_task(Task("a", "cl_benchmark", preprocess=few), text)
+        plan(root, task={"preprocess": few}, closed_set=True)
 
 
 @pytest.mark.parametrize("name", SHIPPED_TASKS)

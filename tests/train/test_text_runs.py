@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.cl_benchmark import configure, dataset, overrides, rows
 from support.runs import finish, meeting_of, planned
@@ -16,7 +17,11 @@ from support.train_app import SMALL, train
 
 from train.config.task import MetricSettings, Task
 from train.config.text_data import TextData
+from train.config.typed import SettingsError
+from train.data.rows import load
 from train.data.task_plan import TaskPlan, plan_task
+from train.final import FinalTestError, chains_of
+from train.job import score_by
 from train.loop import records
 from train.loop.evaluation import Evaluated, scored
 
@@ -123,8 +128,6 @@ def test_a_run_leaves_the_files_of_the_published_scripts(
 def test_a_prompt_that_is_too_long_is_cut_from_the_right_or_inside(
     root: Path, make_job: Any, keep_end: bool
 ) -> None:
-    import numpy as np
-
     task = "+task={qqp_8:{_name:cl_benchmark,max_src_length:40}}"
     run = make_job(*overrides(root, task, f"keep_end={str(keep_end).lower()}", *TINY))
     met = meeting_of(run)
@@ -140,9 +143,6 @@ def test_a_prompt_that_is_too_long_is_cut_from_the_right_or_inside(
 def test_a_closed_set_that_lost_its_quotes_is_refused_with_the_reason(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.config.typed import SettingsError
-    from train.data.rows import load
-
     for part in ("a", "dev"):
         (tmp_path / f"{part}.tsv").write_text("".join(f"{part}{i}\tyes\n" for i in range(3)))
     files = f"train_data:{tmp_path}/a.tsv,valid_data:{tmp_path}/dev.tsv,selected_cols:'0:q,1:a'"
@@ -154,8 +154,6 @@ def test_a_closed_set_that_lost_its_quotes_is_refused_with_the_reason(
 
 
 def test_the_score_of_a_job_is_of_the_tasks_seen_its_own_or_the_worst() -> None:
-    from train.job import score_by
-
     found = {"a": 0.9, "b": 0.5, "c": 0.7}
     scores = [score_by(choice, found, ["c"]) for choice in ("seen", "current", "worst")]
     assert scores == pytest.approx([0.7, 0.7, 0.5])
@@ -176,8 +174,6 @@ def test_a_mistake_in_the_data_ends_a_sweep_before_its_first_job(
 
 
 def test_a_sweep_that_is_not_over_or_not_ours_is_not_tested(tmp_path: Path) -> None:
-    from train.final import FinalTestError, chains_of
-
     (tmp_path / "trials.csv").write_text("trial,parent\n0,\n1,0\n2,0\n")
     best = tmp_path / "optimization_results.yaml"
     with pytest.raises(FinalTestError, match="holds no sweep"):

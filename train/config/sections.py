@@ -235,7 +235,12 @@ class TrainerExtras:
     do_train: bool = option(True, "false: evaluate what the job starts with, untrained")
     do_test: bool = option(True, "false: no test rows are evaluated, as evaluate_test=false")
     stop_time_hours: float = option(0.0, "stop training after; 0: never", unit="h", least=0)
-    log_format: str | None = option(None, "of the training log: json, none, simple or tqdm")
+    log_format: str | None = option(
+        None,
+        "of the training log: json, none or simple",
+        check=lambda v: v in (None, "json", "none", "simple"),
+        rule="a job's log is a file; choose simple, json or none",
+    )
     fp16_scale_window: int | None = option(
         None, "double the loss scale after so many updates; null: torch's 2000", unit="updates"
     )

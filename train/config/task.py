@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from train.config.typed import SettingsError, default_of, option, options
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
+Criterion = Literal["cross_entropy", "label_smoothed_cross_entropy"]
+# In PIL's order.
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+BELOW_1: Any = {"check": lambda v: 0 <= v < 1, "rule": "must be 0 or more and below 1"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class DatasetSettings:
     num_workers: int = option(0, "processes that prepare rows; 0: the training itself", least=0)
     prefetch_factor: int = option(5, "updates each of them prepares ahead", least=1)
     header: bool = option(False, "the first line of a file names its columns")
-    separator: str = option("\t", "between columns")
+    separator: str = option(
+        "\t", "between columns", check=lambda v: len(v) == 1, rule="must be one character"
+    )
     cached: bool = option(False, "of old files: rows are kept in memory either way")
     shuffle: bool = option(True, "a new order every epoch")
     interleaved_multiple_reader: bool = option(
@@ -86,10 +92,19 @@ class TextPreprocess:
     doc_stride: int = option(
         128, "of question_answering: what windows of a long context share", unit="tokens", least=0
     )
-    mask_span_distribution: str = option("span-poisson", "lengths of the spans of mask_ratio")
+    mask_span_distribution: Literal["span-poisson", "none"] = option(
+        "span-poisson", "lengths of the spans of mask_ratio; none: every word by itself"
+    )
     poisson_lambda: float = option(3.0, "mean span length", unit="words", least=0)
-    random_ratio: float = option(0.0, "share of masked words that become random ones")
-    replace_length: int = option(-1, "-1: a mask per word; 1: a mask per span; 0: none")
+    random_ratio: float = option(
+        0.0,
+        "share of masked words that become random ones",
+        check=lambda v: 0 <= v <= 1,
+        rule="must lie in [0, 1]",
+    )
+    replace_length: Literal[-1, 0, 1] = option(
+        -1, "-1: a mask per word; 1: a mask per span; 0: none"
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ class ImagePreprocess:
 
     patch_image_size: int = option(480, "images are resized to this squared", unit="pixels")
     imagenet_default_mean_and_std: bool = option(False, "normalise by ImageNet's; else by 0.5")
-    interpolation: str = option("bicubic", "of the resize")
+    interpolation: Interpolation = option("bicubic", "of the resize")
     processor: str | None = option(
         None, "folder of an image processor, as model.path; it alone says size, mean and deviation"
     )
@@ -129,23 +144,22 @@ class PreprocessSettings:
 class LossSettings:
     """The options of one criterion."""
 
-    label_smoothing: float = option(0.0, "of label_smoothed_cross_entropy")
+    label_smoothing: float = option(0.0, "of label_smoothed_cross_entropy", **BELOW_1)
     report_accuracy: bool = option(False, "log the accuracy of the training rows as well")
-    drop_worst_ratio: float = option(0.0, "share of the rows with the highest loss left out")
+    drop_worst_ratio: float = option(
+        0.0, "share of the rows with the highest loss left out", **BELOW_1
+    )
     drop_worst_after: int = option(0, "from this update on", unit="updates", least=0)
     sentence_avg: bool = option(False, "divide by rows instead of by tokens")
     weight: float = option(1.0, "of this task's loss", least=0)
     is_active: bool = option(True, "OFASys's; false: as if the criterion were not named")
 
 
-CRITERIA = ("cross_entropy", "label_smoothed_cross_entropy")
-
-
 @dataclass(frozen=True)
 class CriterionSettings(LossSettings):
     """`{_name: X, ...}` or `{X: {...}}`: both mean criterion X."""
 
-    kind: str | None = option(None, f"one of {', '.join(CRITERIA)}", key="_name")
+    kind: Criterion | None = option(None, "the criterion", key="_name")
     cross_entropy: LossSettings | None = option(None, "the nested form")
     label_smoothed_cross_entropy: LossSettings | None = option(None, "the nested form")
 

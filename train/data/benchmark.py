@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +33,6 @@ class Entry:
     dataset: str
     strategy: str
 
-    @property
-    def place(self) -> tuple[str, str]:
-        return self.group, self.dataset
-
     def __str__(self) -> str:
         return f"{self.group}/{self.dataset}"
 
@@ -58,7 +53,6 @@ class Split:
     path: Path
     items: tuple[Item, ...]
     unlabelled: int  # rows left out
-    hash: str  # SHA-256 of the file
 
 
 def task_folder(root: Path, name: str) -> Path:
@@ -87,12 +81,11 @@ def task_folder(root: Path, name: str) -> Path:
     return root / found[0]
 
 
-def read_entries(folder: Path, split: str) -> tuple[Entry, ...]:
-    """The datasets of `<folder>/<split>_tasks.json`, in its order. Raises SettingsError."""
+def read_entries(folder: Path, split: str) -> dict[str, Entry]:
+    """The datasets of `<folder>/<split>_tasks.json` by group/name, in its order. Raises SettingsError."""
     path = folder / f"{split}_tasks.json"
-    content = _json(path)
-    entries: list[Entry] = []
-    for group, listed in _mapping(content, path).items():
+    entries: dict[str, Entry] = {}
+    for group, listed in _mapping(path).items():
         if not isinstance(listed, list):
             raise SettingsError(f"{path}: {group}: must be a list of datasets, not {listed!r}")
         for one in listed:
@@ -112,10 +105,11 @@ def read_entries(folder: Path, split: str) -> tuple[Entry, ...]:
                     f"{path}: {group}/{name}: sampling strategy '{strategy}': must be random (the first "
                     "rows), full (all rows) or sample (drawn by evaluation.split_seed)"
                 )
-            if (group, name) in [entry.place for entry in entries]:
-                raise SettingsError(f"{path}: {group}/{name} stands twice")
-            entries.append(Entry(group, name, strategy))
-    return tuple(entries)
+            entry = Entry(group, name, strategy)
+            if str(entry) in entries:
+                raise SettingsError(f"{path}: {entry} stands twice")
+            entries[str(entry)] = entry
+    return entries
 
 
 def dataset_folder(root: Path, entry: Entry) -> Path:
@@ -183,14 +177,13 @@ def _split(path: Path, labels: tuple[str, ...], mtime_ns: int, size: int) -> Spl
                 f"{path}, row {number + 1}: label '{label}' is not in labels.json "
                 f"({', '.join(labels)}){nearest(label, labels)}"
             )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Split(path, tuple(items), len(rows) - len(items), digest)
+    return Split(path, tuple(items), len(rows) - len(items))
 
 
 def read_instructions(path: Path) -> dict[str, tuple[str, ...]]:
     """Group -> its zero-shot instructions, those of few-shot left out. Raises SettingsError."""
     found: dict[str, tuple[str, ...]] = {}
-    for group, listed in _mapping(_json(path), path).items():
+    for group, listed in _mapping(path).items():
         own: list[str] = []
         for one in listed if isinstance(listed, list) else [listed]:
             kind = one.get("instruction_type") if isinstance(one, dict) else None
@@ -236,7 +229,8 @@ def _json(path: Path) -> Any:
         raise SettingsError(f"{path}: cannot be read as JSON: {error}") from error
 
 
-def _mapping(content: Any, path: Path) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
+    content = _json(path)
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: must be a mapping from groups, not {type(content).__name__}")
     return content

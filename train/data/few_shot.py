@@ -8,18 +8,22 @@ UTF-8, no header, no quotes. Several samples of one task lie in one folder; Cros
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from train.config.task import Task
 from train.config.text_data import FEW_SHOT_FILE, TextData
 from train.config.typed import SettingsError, nearest
-from train.data.text_tasks import TextRows
+from train.data.benchmark import SPLITS
+from train.data.families.records import text_of
+from train.data.tables import Row
+from train.data.text_tasks import TextRows, limited
 
 COLUMNS = ("prompt", "answer", "answers", "input", "dataset", "line")
 TEMPLATE = "[TEXT:prompt,verbatim] -> <extra_id_0> [TEXT:answer]"
-Row = Mapping[str, Any]
 
 # Task -> its metric; the others are scored by ACC. evaluation.metrics of a task says another.
 METRICS: Mapping[str, str] = {
@@ -32,11 +36,6 @@ METRICS: Mapping[str, str] = {
 }
 
 
-def metric_of(task: str) -> str:
-    """The metric of a task by its name."""
-    return METRICS.get(task, "ACC")
-
-
 def read_few_shot(task: Task, text: TextData) -> TextRows:
     """All rows of a task's sample. Raises SettingsError with file and line."""
     where = f"task.{task.name}"
@@ -46,25 +45,18 @@ def read_few_shot(task: Task, text: TextData) -> TextRows:
         )
     folder = Path(text.data_dir).absolute() / task.name
     stem = _sample(folder, task)
-    parts = {
-        part: _read(folder / f"{stem}_{part}.tsv", task.name) for part in ("train", "dev", "test")
-    }
-    for one, other in (("train", "dev"), ("train", "test"), ("dev", "test")):
+    parts = {part: _read(folder / f"{stem}_{part}.tsv", task.name) for part in SPLITS}
+    for one, other in itertools.combinations(parts, 2):
         both = {row["input"] for row in parts[one]} & {row["input"] for row in parts[other]}
-        if both and not (text.allow_test_selection and other == "test" and one == "dev"):
+        if both and not (text.allow_test_selection and one == "dev"):
             raise SettingsError(
                 f"{folder / stem}_{other}.tsv: {len(both)} inputs are in {one} as well: "
                 f"{min(both)[:60]!r}. A model is selected on what it was not trained on and reported on "
                 "what it was not selected on"
             )
-    for part in ("train", "dev"):
-        if not parts[part]:
-            raise SettingsError(f"{folder / stem}_{part}.tsv: has no rows")
-    limits = (text.max_train_samples, text.max_eval_samples, text.max_predict_samples)
-    train, dev, test = (
-        tuple(rows[:limit]) for rows, limit in zip(parts.values(), limits, strict=True)
-    )
-    return TextRows(train, dev, test, (), selects_on_test=False)
+    if empty := [part for part in ("train", "dev") if not parts[part]]:
+        raise SettingsError(f"{folder / stem}_{empty[0]}.tsv: has no rows")
+    return limited(parts, text)
 
 
 def _sample(folder: Path, task: Task) -> str:
@@ -87,13 +79,9 @@ def _sample(folder: Path, task: Task) -> str:
 
 
 def _read(path: Path, task: str) -> list[Row]:
-    try:
-        # Not splitlines(), which ends a line at other marks as well.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from error
     rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
+    # Not splitlines(), which ends a line at other marks as well.
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line:
             continue
@@ -109,7 +97,7 @@ def _read(path: Path, task: str) -> list[Row]:
     return rows
 
 
-def drawn(row: Row, rng: Any) -> Row:
+def drawn(row: Row, rng: np.random.Generator) -> Row:
     """The row of one visit in training: one of its answers, drawn evenly."""
     answers = str(row["answers"]).split("\t")
     return {**row, "answer": answers[int(rng.integers(len(answers)))]}
@@ -123,8 +111,6 @@ def sample(
     classes: k of every answer instead of k in all. The lines of `test` become the test set. Raises
     ValueError where there are too few.
     """
-    import numpy as np
-
     order = np.random.default_rng(seed).permutation(len(train))
     groups: dict[str, list[str]] = {}
     for i in order:

@@ -12,14 +12,9 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-ACC, EM, QA_F1, ROUGE_L = "ACC", "EM", "QA-F1", "Rouge-L"
 CLASSIFICATION_F1 = "Classification-F1"
 PEARSON, MATTHEW = "Pearson-Correlation", "Matthew-Correlation"
-# Logged names; the second of Pearson: rows left out because the answer is no number.
-LOGGED: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in (ACC, EM, QA_F1, ROUGE_L, CLASSIFICATION_F1, MATTHEW)},
-    PEARSON: (PEARSON, "no_number"),
-}
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def few_shot_metric(
@@ -31,44 +26,38 @@ def few_shot_metric(
         return {name: sum(found) / len(found)}
     first = [row[0] for row in truths]
     if name == CLASSIFICATION_F1:
-        return {name: _macro_f1(answers, first)}
+        from sklearn.metrics import f1_score
+
+        # The right answers that occur; what else was answered is wrong, and no class.
+        classes = sorted(set(first))
+        scores = f1_score(first, answers, labels=classes, average=None, zero_division=0).tolist()
+        return {name: sum(scores) / len(scores)}
     if name == MATTHEW:
         from sklearn.metrics import matthews_corrcoef
 
         wanted = [[text == "acceptable" for text in part] for part in (first, answers)]
         return {name: float(matthews_corrcoef(*wanted))}
-    value, left_out = _pearson(answers, first)
-    return dict(zip(LOGGED[PEARSON], (value, float(left_out)), strict=True))
+    return dict(zip(LOGGED[PEARSON], map(float, _pearson(answers, first)), strict=True))
 
 
-def normalise(text: str) -> str:
-    """As SQuAD: lower case, no punctuation, no a, an, the, single blanks."""
-    bare = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def _acc(answer: str, truth: str) -> float:
-    return float(answer.lower() == truth.lower())
-
-
-def _em(answer: str, truth: str) -> float:
-    return float(normalise(answer) == normalise(truth))
+def words(text: str) -> list[str]:
+    """As SQuAD compares: lower case, no punctuation, no a, an, the."""
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
 def _qa_f1(answer: str, truth: str) -> float:
-    own, wanted = normalise(answer).split(), normalise(truth).split()
+    own, wanted = words(answer), words(truth)
     if not own or not wanted:
         return float(own == wanted)
-    same = sum((Counter(own) & Counter(wanted)).values())
-    return _f1(same, len(own), len(wanted))
+    return _f1((Counter(own) & Counter(wanted)).total(), own, wanted)
 
 
-def _f1(same: int, own: int, wanted: int) -> float:
-    return 2 * same / (own + wanted) if same else 0.0
+def _f1(same: int, own: Sequence[str], wanted: Sequence[str]) -> float:
+    return 2 * same / (len(own) + len(wanted)) if same else 0.0
 
 
 def _rouge_l(answer: str, truth: str) -> float:
-    if not "".join(c for c in answer if c not in string.punctuation).strip():
+    if not answer.translate(NO_PUNCTUATION).strip():
         return 0.0
     own, wanted = answer.split(), truth.split()
     lengths = [0] * (len(wanted) + 1)  # of the longest common subsequence, row by row
@@ -78,23 +67,20 @@ def _rouge_l(answer: str, truth: str) -> float:
         for i, other in enumerate(wanted):
             longer = before[i] + 1 if word == other else max(before[i + 1], lengths[i])
             lengths.append(longer)
-    return _f1(lengths[-1], len(own), len(wanted))
+    return _f1(lengths[-1], own, wanted)
 
 
 BEST: dict[str, Callable[[str, str], float]] = {
-    ACC: _acc, EM: _em, QA_F1: _qa_f1, ROUGE_L: _rouge_l,
-}  # fmt: skip
-
-
-def _macro_f1(answers: Sequence[str], truths: Sequence[str]) -> float:
-    """Mean over the right answers that occur; what else was answered is wrong, and no class."""
-    scores = []
-    for label in sorted(set(truths)):
-        own = sum(a == label for a in answers)
-        wanted = sum(t == label for t in truths)
-        same = sum(a == t == label for a, t in zip(answers, truths, strict=True))
-        scores.append(_f1(same, own, wanted))
-    return sum(scores) / len(scores)
+    "ACC": lambda answer, truth: answer.lower() == truth.lower(),
+    "EM": lambda answer, truth: words(answer) == words(truth),
+    "QA-F1": _qa_f1,
+    "Rouge-L": _rouge_l,
+}
+# Logged names; the second of Pearson: rows left out because the answer is no number.
+LOGGED: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in (*BEST, CLASSIFICATION_F1, MATTHEW)},
+    PEARSON: (PEARSON, "no_number"),
+}
 
 
 def _pearson(answers: Sequence[str], truths: Sequence[str]) -> tuple[float, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-Made = list[Mapping[str, Any]]
+from train.data.tables import Row
 
 
 @cache
@@ -22,22 +22,19 @@ def digits() -> tuple[Any, Any]:
     return images, labels.astype(np.int64)
 
 
-def _digit_rows(labels: Sequence[str]) -> Made:
+def _digit_rows(labels: Sequence[str]) -> list[Row]:
     images, truth = digits()
-    return [
-        {"image": images[row], "label": str(truth[row])}
-        for row in range(len(truth))
-        if str(truth[row]) in labels
-    ]
+    pairs = zip(images, map(str, truth), strict=True)
+    return [{"image": image, "label": label} for image, label in pairs if label in labels]
 
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 WORDS += ["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
 
 
-def _arithmetic_rows(labels: Sequence[str]) -> Made:
+def _arithmetic_rows(labels: Sequence[str]) -> list[Row]:
     """Sums and differences of numbers up to nine whose result is a label."""
-    rows: Made = []
+    rows: list[Row] = []
     for a, word, b in itertools.product(range(10), ("plus", "minus"), range(10)):
         result = a + b if word == "plus" else a - b
         if result >= 0 and (not labels or WORDS[result] in labels):
@@ -46,7 +43,7 @@ def _arithmetic_rows(labels: Sequence[str]) -> Made:
     return rows
 
 
-def _parity_rows(labels: Sequence[str]) -> Made:
+def _parity_rows(labels: Sequence[str]) -> list[Row]:
     """Sequences of three to eight bits in words: is the number of ones even or odd?"""
     return [
         {"bits": " ".join(WORDS[bit] for bit in bits), "answer": "odd" if sum(bits) % 2 else "even"}
@@ -55,7 +52,7 @@ def _parity_rows(labels: Sequence[str]) -> Made:
     ]
 
 
-def _sentiment_rows(labels: Sequence[str]) -> Made:
+def _sentiment_rows(labels: Sequence[str]) -> list[Row]:
     """Short reviews whose judgement is an adjective, turned round by 'not'."""
     things = ("film", "book", "song", "play", "meal", "show", "game", "story")
     openings = ("the {} was", "i found the {}", "we all thought the {} was", "that {} is")
@@ -71,7 +68,7 @@ def _sentiment_rows(labels: Sequence[str]) -> Made:
     ]
 
 
-MAKERS: Mapping[str, Callable[[Sequence[str]], Made]] = {
+MAKERS: Mapping[str, Callable[[Sequence[str]], list[Row]]] = {
     "arithmetic": _arithmetic_rows,
     "digits": _digit_rows,
     "parity": _parity_rows,

@@ -19,11 +19,7 @@ LOGGED: Mapping[str, tuple[str, ...]] = {
     "seqeval": ("f1", "precision", "recall", "tag_accuracy"),
     "coco_map": ("map", "map_50", "map_75"),
 }
-NEEDED = {
-    "squad": ("torchmetrics",),
-    "seqeval": ("seqeval",),
-    "coco_map": ("pycocotools",),
-}
+NEEDED = {"squad": ("torchmetrics",), "seqeval": ("seqeval",), "coco_map": ("pycocotools",)}
 
 
 def head_metric(metric: str, answers: Sequence[str], truths: Sequence[str]) -> dict[str, float]:

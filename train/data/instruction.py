@@ -20,8 +20,9 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
+
+from train.config.typed import nearest
 
 Side = Literal["encoder", "decoder"]
 Value = str | int | float | bool
@@ -29,16 +30,12 @@ Value = str | int | float | bool
 TYPES = ("TEXT", "IMAGE")
 RESERVED_TYPES = ("BOX", "AUDIO", "MOTION", "PHONE", "VIDEO", "STRUCT", "CATEGORY")
 DEFAULT_PREPROCESS = {"TEXT": "text", "IMAGE": "image"}
-DEFAULT_ADAPTOR = {"TEXT": "text", "IMAGE": "image_resnet"}
 
 KEYS = {
     "TEXT": ("preprocess", "adaptor", "max_length", "mask_ratio", "noise_ratio"),
     "IMAGE": ("preprocess", "adaptor", "mask_ratio"),
 }
-FLAGS = {
-    "TEXT": ("uncased", "no_punctuation", "verbatim", "no_loss", "closed_set"),
-    "IMAGE": (),
-}
+FLAGS = {"TEXT": ("uncased", "no_punctuation", "verbatim", "no_loss", "closed_set"), "IMAGE": ()}
 DECODER_FLAGS = ("no_loss", "closed_set")
 RATIOS = ("mask_ratio", "noise_ratio")
 
@@ -80,10 +77,6 @@ class Slot:
     def preprocess(self) -> str:
         return str(self.attributes.get("preprocess", DEFAULT_PREPROCESS[self.type]))
 
-    @property
-    def adaptor(self) -> str:
-        return str(self.attributes.get("adaptor", DEFAULT_ADAPTOR[self.type]))
-
     def has(self, flag: str) -> bool:
         return flag in self.attributes
 
@@ -107,22 +100,6 @@ class Template:
     def __str__(self) -> str:
         encoder, decoder = (" ".join(map(str, self.side(s))) for s in ("encoder", "decoder"))
         return f"{encoder} -> {decoder}".strip()
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A template with the values of one row."""
-
-    template: Template
-    values: tuple[Any, ...]  # one per slot; null only on the decoder side
-    row: Mapping[str, Any]  # all columns: metrics may use columns that no slot names
-
-    def __str__(self) -> str:
-        pairs = list(zip(self.template.slots, self.values, strict=True))
-        sides = [
-            " ".join(str(v) for slot, v in pairs if slot.side == s) for s in ("encoder", "decoder")
-        ]
-        return " -> ".join(sides)
 
 
 def parse_all(templates: str | Sequence[str]) -> tuple[Template, ...]:
@@ -150,9 +127,8 @@ def parse_all(templates: str | Sequence[str]) -> tuple[Template, ...]:
 def parse(template: str) -> Template:
     """The slots of one template. Raises TemplateError."""
     tokens = list(_TOKENS.finditer(template))
-    for token in tokens:
-        if token[0] in ("[", "]"):
-            raise TemplateError(template, token.start(), _stray(template, token))
+    if stray := next((token for token in tokens if token[0] in ("[", "]")), None):
+        raise TemplateError(template, stray.start(), _stray(template, stray))
     arrows = [token.start() for token in tokens if token[0] == "->"]
     if len(arrows) != 1:
         raise TemplateError(
@@ -163,21 +139,19 @@ def parse(template: str) -> Template:
     slots: list[Slot] = []
     side: Side = "encoder"
     run, begin = "", 0  # plain text so far, and where what follows the last token begins
-    ends: list[re.Match[str] | None] = [*tokens, None]
-    for end in ends:
-        run += template[begin : end.start() if end else None]
-        if end and end[0].startswith("\\"):
-            run += end[0][1]
-        else:
-            text = _MARKS.sub(" ", run).strip()
-            if text:
-                slots.append(Slot(side, "TEXT", len(slots), str(len(slots)), text, {}))
-            run = ""
-            if end and end[0] == "->":
-                side = "decoder"
-            elif end:
-                slots.append(_slot(template, end, side, len(slots)))
-        begin = end.end() if end else 0
+    for token in [*tokens, None]:
+        run += template[begin : token.start() if token else None]
+        begin = token.end() if token else 0
+        if token and token[0].startswith("\\"):
+            run += token[0][1]
+            continue
+        if text := _MARKS.sub(" ", run).strip():
+            slots.append(Slot(side, "TEXT", len(slots), str(len(slots)), text, {}))
+        run = ""
+        if token and token[0] == "->":
+            side = "decoder"
+        elif token:
+            slots.append(_slot(template, token, side, len(slots)))
     answers = [s for s in slots if s.side == "decoder" and s.text is None]
     targets = [s for s in answers if not s.has("no_loss")]
     if not targets:
@@ -190,13 +164,16 @@ def parse(template: str) -> Template:
     return Template(tuple(slots), targets[-1])
 
 
+Filled = Sequence[tuple[Slot, Any]]  # each slot with its value; null only on the decoder side
+
+
 def fill(template: Template, row: Mapping[str, Any], where: str = "row") -> Filled:
-    """The template with the values of `row`, a mapping from slot names to values.
+    """The slots of a template with the values of `row`, a mapping from slot names to values.
 
     A decoder slot without value stays null: it is to be generated. `""` and 0 are values.
     Raises FillError, which calls the row `where`, for a missing or null value on the encoder side.
     """
-    values: list[Any] = []
+    filled: list[tuple[Slot, Any]] = []
     for slot in template.slots:
         value = slot.text if slot.text is not None else row.get(slot.name)
         if value is None and slot.side == "encoder":
@@ -206,8 +183,8 @@ def fill(template: Template, row: Mapping[str, Any], where: str = "row") -> Fill
                 f"Columns there: {', '.join(map(str, row)) or 'none'}; name them by "
                 "dataset.selected_cols, or change the template"
             )
-        values.append(value)
-    return Filled(template, tuple(values), row)
+        filled.append((slot, value))
+    return filled
 
 
 def _slot(template: str, token: re.Match[str], side: Side, position: int) -> Slot:
@@ -223,26 +200,22 @@ def _slot(template: str, token: re.Match[str], side: Side, position: int) -> Slo
     if kind in RESERVED_TYPES:
         raise wrong(f"slot type {kind} is not supported; there are {' and '.join(TYPES)}")
     if kind not in TYPES:
-        near = get_close_matches(kind, TYPES, n=1)
-        repair = f"did you mean {near[0]}? " if near else ""
         raise wrong(
-            f"'{token[0]}': unknown slot type {kind}; {repair}There are {' and '.join(TYPES)}; "
-            f"as plain text it is {_escaped(token[0])}"
+            f"'{token[0]}': unknown slot type {kind}{nearest(kind, TYPES)} (there are "
+            f"{' and '.join(TYPES)}); as plain text it is {_escaped(token[0])}"
         )
     if kind == "IMAGE" and side == "decoder":
         raise wrong("IMAGE is not supported on the decoder side: models here answer text")
     values: dict[str, Value] = {}
-    column = token.start() + 1 + found.start(3)
-    for attribute in attributes.split(",")[1:]:
-        column += 1  # the comma
+    for attribute in re.finditer("[^,]+", attributes):
         try:
-            key, value = _attribute(kind, side, attribute)
+            key, value = _attribute(kind, side, attribute[0])
             if key in values:
                 raise ValueError(f"attribute {key} is given twice")
         except ValueError as error:
+            column = token.start() + 1 + found.start(3) + attribute.start()
             raise TemplateError(template, column, f"{token[0]}: {error}") from None
         values[key] = value
-        column += len(attribute)
     return Slot(side, kind, position, name or str(position), None, values)
 
 
@@ -251,9 +224,9 @@ def _attribute(kind: str, side: Side, attribute: str) -> tuple[str, Value]:
     key, equals, text = attribute.partition("=")
     known = (*KEYS[kind], *FLAGS[kind])
     if key not in known:
-        near = get_close_matches(key, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{kind} has no attribute {key}{hint} (it has {', '.join(known)})")
+        raise ValueError(
+            f"{kind} has no attribute {key}{nearest(key, known)} (it has {', '.join(known)})"
+        )
     if key in FLAGS[kind]:
         if equals:
             raise ValueError(f"{key} is a flag and takes no value; write {key} alone")

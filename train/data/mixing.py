@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.data.specs import shard
 
@@ -54,54 +54,41 @@ class Update:
 
 
 def updates(
-    streams: Sequence[Stream],
-    rank: int,
-    world: int,
-    epochs: int | None,
-    limit: int | None,
-    memories: Sequence[Stream] = (),
+    streams: Sequence[Stream], rank: int, world: int, limit: int, memories: Sequence[Stream] = ()
 ) -> Iterator[Update]:
-    """The updates of a training, until `epochs` of a single task or `limit` updates are over.
+    """The first `limit` updates of a training.
 
     A single task's epoch ends with an update of whatever is left; of several, each starts its own
     epochs anew wherever it is. memories: rows to replay, by task, which take turns; their numbers as
     tasks follow those of `streams`.
     """
-    feeds_of_memories = itertools.cycle(
-        [
-            zip(itertools.repeat(task), _endless(memory, world), strict=False)
-            for task, memory in enumerate(memories, start=len(streams))
-        ]
-    )
+    feeds = [_endless(task, one, world) for task, one in enumerate((*streams, *memories))]
+    turns = itertools.cycle(feeds[len(streams) :])
 
     def replays(own: Sequence[MicroBatch]) -> list[MicroBatch]:
-        some = map(next, itertools.islice(feeds_of_memories, len(own)))
-        return [_share(task, *rows, rank, world) for task, rows in some]
+        return [_share(next(feed), rank, world) for feed in itertools.islice(turns, len(own))]
 
     if len(streams) > 1:
-        assert limit is not None, "several tasks share no epoch: only a number of updates ends them"
-        feeds = [_endless(stream, world) for stream in streams]
         for _ in range(limit):
             parts = []
-            for task, (stream, feed) in enumerate(zip(streams, feeds, strict=True)):
-                epoch, rows = next(feed)
-                parts.append(_share(task, epoch, rows, rank, world))
-                for _ in range(stream.freq(epoch) - 1):
-                    parts.append(_share(task, *next(feed), rank, world))
+            for stream, feed in zip(streams, feeds, strict=False):
+                first = next(feed)
+                more = itertools.islice(feed, stream.freq(first.epoch) - 1)
+                parts += [_share(whole, rank, world) for whole in (first, *more)]
             yield Update((*parts, *replays(parts)), None)
         return
     [stream] = streams
-    done, epoch = 0, 0
-    while epochs is None or epoch < epochs:
+    done = 0
+    for epoch in itertools.count():
         batches, freq = stream.in_epoch(epoch, world), stream.freq(epoch)
         for start in range(0, len(batches), freq):
             if done == limit:
                 return
-            part = [_share(0, epoch, rows, rank, world) for rows in batches[start : start + freq]]
+            wholes = (MicroBatch(0, epoch, rows) for rows in batches[start : start + freq])
+            part = [_share(whole, rank, world) for whole in wholes]
             done += 1
             ends = epoch + 1 if start + freq >= len(batches) else None
             yield Update((*part, *replays(part)), ends)
-        epoch += 1
 
 
 def total_updates(
@@ -117,21 +104,18 @@ def total_updates(
     [stream] = streams
     total, whole = 0, math.ceil(epochs)
     for epoch in range(whole):
-        n = math.ceil(
-            math.ceil(sizes(epoch) / (stream.micro_batch_size * world)) / stream.freq(epoch)
-        )
+        batches = math.ceil(sizes(epoch) / (stream.micro_batch_size * world))
+        n = math.ceil(batches / stream.freq(epoch))
         total += n if epoch < epochs - 1 or whole == epochs else math.ceil(n * (epochs - epoch))
     return total
 
 
-def _endless(stream: Stream, world: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    epoch = 0
-    while True:
-        for rows in stream.in_epoch(epoch, world):
-            yield epoch, rows
-        epoch += 1
+def _endless(task: int, stream: Stream, world: int) -> Iterator[MicroBatch]:
+    """The micro-batches of all epochs, over all processes."""
+    for epoch in itertools.count():
+        yield from (MicroBatch(task, epoch, rows) for rows in stream.in_epoch(epoch, world))
 
 
-def _share(task: int, epoch: int, rows: tuple[int, ...], rank: int, world: int) -> MicroBatch:
-    start, end = shard(len(rows), rank, world)
-    return MicroBatch(task, epoch, rows[start:end])
+def _share(whole: MicroBatch, rank: int, world: int) -> MicroBatch:
+    start, end = shard(len(whole.rows), rank, world)
+    return replace(whole, rows=whole.rows[start:end])

@@ -7,18 +7,17 @@ import binascii
 import io
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from train.config.task import ImagePreprocess, Interpolation
 from train.data.instruction import Slot
 from train.data.pretrained import read
 from train.data.tables import DataError, Row
-from train.data.task_plan import INTERPOLATIONS
 
 if TYPE_CHECKING:
-    from train.config.task import ImagePreprocess
     from train.data.task_plan import TaskPlan
 
 Pixels = NDArray[np.float32]  # channels x height x width
@@ -96,7 +95,7 @@ def _processor(settings: ImagePreprocess) -> Any:
     imagenet = settings.imagenet_default_mean_and_std
     return ViTImageProcessorPil(
         size={"height": side, "width": side},
-        resample=INTERPOLATIONS.index(settings.interpolation),
+        resample=get_args(Interpolation).index(settings.interpolation),
         image_mean=IMAGENET_MEAN if imagenet else (0.5,) * 3,
         image_std=IMAGENET_STD if imagenet else (0.5,) * 3,
     )

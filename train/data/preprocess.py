@@ -58,7 +58,7 @@ def example(
     source: list[int] = []
     images: list[Pixels] = []
     group: list[int] = []
-    for slot, value in zip(template.slots, filled.values, strict=True):
+    for slot, value in filled:
         if slot.side == "decoder":
             continue
         if slot.type == "IMAGE":
@@ -98,13 +98,8 @@ ANSWER_MARK = "\nAnswer:"
 def over_length(plan: TaskPlan, tokens: Vocabulary, rows: Sequence[Row]) -> int:
     """How many rows have a verbatim slot that is cut."""
     slots = [s for t in plan.templates for s in t.side("encoder") if s.has("verbatim")]
-    if not slots:
-        return 0
-    count = 0
-    for row in rows:
-        texts = (tokens.encode(str(row[slot.name])) for slot in slots)
-        count += any(len(shortened(ids, plan, tokens)) < len(ids) for ids in texts)
-    return count
+    read = ([tokens.encode(str(row[slot.name])) for slot in slots] for row in rows)
+    return sum(any(len(shortened(ids, plan, tokens)) < len(ids) for ids in row) for row in read)
 
 
 def _decoder(
@@ -117,7 +112,7 @@ def _decoder(
 ) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]:
     ids, learned = [*tokens.start], [False] * len(tokens.start)
     prefix, forced = [*tokens.start], True
-    for slot, value in zip(filled.template.slots, filled.values, strict=True):
+    for slot, value in filled:
         if slot.side == "encoder":
             continue
         given = slot.text is not None or slot.has("no_loss")

@@ -62,9 +62,8 @@ def _in_package(name: str, key: str) -> Path:
             f"{key}={name}: no package '{package}' is installed; it is {PACKAGE}<package>/<folder>"
         )
     folders = [Path(root) / inside for root in spec.submodule_search_locations]
-    for folder in folders:
-        if folder.is_dir():
-            return folder.absolute()
+    if found := [folder.absolute() for folder in folders if folder.is_dir()]:
+        return found[0]
     raise SettingsError(f"{key}={name}: the package has no such folder ({folders[0]})")
 
 

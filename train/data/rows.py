@@ -6,7 +6,7 @@ train, dev and test; nothing is downloaded. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,14 +16,10 @@ import numpy as np
 from train.config.sections import EvaluationSettings
 from train.config.typed import shown
 from train.data.generated import MAKERS
-from train.data.specs import Source, file_of_epoch, mix, occurrences
+from train.data.specs import Source, mix
 from train.data.tables import DataError, Row, read_table
 from train.data.task_options import check_covered
 from train.data.task_plan import CLASS_COLUMNS, TaskPlan
-
-
-class DataOverlap(DataError):
-    """The same row is in two of train, dev and test."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +34,17 @@ class Rows:
 def load(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
     """The rows of a task. Raises DataError for what cannot be read, and where parts share rows."""
     if plan.rows is not None:  # checked when it was planned
-        train = plan.rows.train
-        return Rows(lambda epoch: train, plan.rows.dev, plan.rows.test)
+        known = plan.rows
+        return Rows(lambda epoch: known.train, known.dev, known.test)
     rows = _of_files(plan) if plan.data.train else _of_class(plan, shares)
-    _refuse_shared_rows(plan, rows)
+    # Epochs after which every file was read; files of several sources meet again later.
+    epochs = max((len(source) for source in plan.data.train), default=1)
+    train = [row for epoch in range(epochs) for row in rows.train(epoch)]
+    parts = {"train": train, "dev": rows.dev, "test": rows.test}
+    _refuse_shared_rows(plan, parts)
     if plan.answers is not None:
-        _check_answers(plan, rows)
+        column = plan.templates[0].target.name
+        check_covered(plan.answers, parts, column, f"task.{plan.name}")
     return rows
 
 
@@ -55,14 +56,11 @@ def kept(rows: Rows, n: int, seed: int) -> Rows:
     return Rows(lambda epoch: few, rows.dev, rows.test)
 
 
-# Reading files
-
-
 def _of_files(plan: TaskPlan) -> Rows:
     settings, data = plan.task.dataset, plan.data
 
     def read(file: str) -> list[Row]:
-        return read_table(Path(file), data.columns, settings.separator, settings.header)
+        return [*read_table(Path(file), data.columns, settings.separator, settings.header)]
 
     def every(part: tuple[Source, ...]) -> list[Row]:
         return [row for source in part for file in source for row in read(file)]
@@ -80,46 +78,25 @@ def _of_files(plan: TaskPlan) -> Rows:
                 f"task.{plan.name}.dataset.sample_ratios={shown(data.ratios)}: leaves no row of"
                 f" {', '.join(files)} ({', '.join(map(str, lengths))} rows); raise a ratio"
             )
-        return [tables[source][row] for source, row in occurrences(order, lengths)]
+        return [tables[source][row] for source, row in order]
 
     def train(epoch: int) -> Sequence[Row]:
-        return of_files(tuple(file_of_epoch(source, epoch + 1) for source in data.train))
+        return of_files(tuple(source[epoch % len(source)] for source in data.train))
 
-    return Rows(train, every(data.valid), every(data.test))
+    return Rows(train, every(data.dev), every(data.test))
 
 
-def _refuse_shared_rows(plan: TaskPlan, rows: Rows) -> None:
+def _refuse_shared_rows(plan: TaskPlan, parts: Mapping[str, Sequence[Row]]) -> None:
     seen: dict[tuple[object, ...], str] = {}
-    train = (row for epoch in range(_epochs(plan)) for row in rows.train(epoch))
-    for name, part in (("test", rows.test), ("dev", rows.dev), ("train", train)):
-        for row in part:
+    for name in ("test", "dev", "train"):
+        for row in parts[name]:
             key = tuple(v.tobytes() if isinstance(v, np.ndarray) else v for v in row.values())
             if seen.setdefault(key, name) != name:
                 shown = {k: v for k, v in row.items() if not isinstance(v, np.ndarray)}
-                raise DataOverlap(
+                raise DataError(
                     f"task {plan.name}: the row {shown} is in '{name}' and in '{seen[key]}': "
                     "training, selection and the final test must not share rows; remove it from one"
                 )
-
-
-def _check_answers(plan: TaskPlan, rows: Rows) -> None:
-    """Raises SettingsError where a closed set does not cover the answers of the rows."""
-    name, epochs = plan.templates[0].target.name, _epochs(plan)
-    train = [row for epoch in range(epochs) for row in rows.train(epoch)]
-    for part, own in (("train", train), ("dev", rows.dev), ("test", rows.test)):
-        given = (str(row[name]) for row in own)
-        check_covered(plan.answers or (), given, f"task.{plan.name}", part)
-
-
-def _epochs(plan: TaskPlan) -> int:
-    """Epochs after which every file was read.
-
-    Longer: the files of several sources meet again after the product of their numbers.
-    """
-    return max((len(source) for source in plan.data.train), default=1)
-
-
-# Rows by rule
 
 
 def _of_class(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
@@ -139,12 +116,10 @@ def _of_class(plan: TaskPlan, shares: EvaluationSettings) -> Rows:
         order = np.random.default_rng([shares.split_seed, key]).permutation(len(group))
         dev_end = round(len(group) * shares.dev_share)
         test_end = dev_end + round(len(group) * shares.test_share)
-        for name, part in zip(
-            ("dev", "test", "train"), np.split(order, [dev_end, test_end]), strict=True
-        ):
+        split = np.split(order, [dev_end, test_end])
+        for name, part in zip(("dev", "test", "train"), split, strict=True):
             parts[name].extend(group[i] for i in part)
-    empty = [name for name, part in parts.items() if not part]
-    if empty:
+    if empty := [name for name, part in parts.items() if not part]:
         raise DataError(
             f"task {plan.name}: no rows in {empty[0]}; check preprocess.text.ans2label "
             f"({', '.join(plan.answers or ())}) and the shares in `evaluation`"

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from train.data.instruction import SEPARATOR
 
@@ -31,6 +32,17 @@ class Column:
     name: str
 
 
+@dataclass(frozen=True)
+class DataPlan:
+    """Files a task is read from; without any its class generates the rows."""
+
+    train: tuple[Source, ...] = ()
+    dev: tuple[Source, ...] = ()
+    test: tuple[Source, ...] = ()
+    columns: tuple[Column, ...] = ()
+    ratios: tuple[float, ...] = ()  # of the sources of train
+
+
 def sources(text: str | Sequence[str] | None) -> tuple[Source, ...]:
     """The sources of a data string: ` ||| ` or a list divides them, `,` the files of one source.
 
@@ -40,17 +52,15 @@ def sources(text: str | Sequence[str] | None) -> tuple[Source, ...]:
     if text is None or (isinstance(text, str) and not text.strip()):
         return ()
     texts = [text] if isinstance(text, str) else list(text)
-    parts = [part for one in texts for part in SEPARATOR.split(one.strip())]
-    return tuple(tuple(f for path in _files(p, text) for f in expand(path)) for p in parts)
-
-
-def _files(source: str, text: str | Sequence[str]) -> list[str]:
-    files = [path.strip() for path in source.split(",")]
-    if not all(files):
-        raise DataSpecError(
-            f"data {text!r}: the source {source!r} has an empty path; remove the ',' or '|||' too many"
-        )
-    return files
+    found: list[Source] = []
+    for source in (part for one in texts for part in SEPARATOR.split(one.strip())):
+        paths = [path.strip() for path in source.split(",")]
+        if not all(paths):
+            raise DataSpecError(
+                f"data {text!r}: the source {source!r} has an empty path; remove the ',' or '|||' too many"
+            )
+        found.append(tuple(file for path in paths for file in expand(path)))
+    return tuple(found)
 
 
 def expand(path: str) -> list[str]:
@@ -70,11 +80,6 @@ def expand(path: str) -> list[str]:
         raise DataSpecError(f"data path {path!r}: the range is empty; the first number comes first")
     width = len(first) if first.startswith("0") else 0
     return [f"{before}{n:0{width}}{after}" for n in range(int(first), int(last) + 1)]
-
-
-def file_of_epoch(source: Source, epoch: int) -> str:
-    """The file a source reads in an epoch, counted from 1."""
-    return source[(epoch - 1) % len(source)]
 
 
 def columns(text: str | None) -> tuple[Column, ...]:
@@ -106,17 +111,13 @@ def columns(text: str | None) -> tuple[Column, ...]:
 def ratios(value: float | str | Sequence[float], n_sources: int) -> tuple[float, ...]:
     """One ratio per source. A number counts for the only source; text is parsed, never evaluated."""
     key = f"dataset.sample_ratios={value!r}"
-    if isinstance(value, str):
-        inside = value.strip()
-        several = inside[:1] + inside[-1:] in ("[]", "()")
-        parts = inside[1:-1].split(",") if several else [inside]
-        try:
-            numbers = [float(part) for part in parts]
-        except ValueError as error:
-            raise DataSpecError(f"{key}: must be a number or a list of numbers") from error
-    else:
-        several = not isinstance(value, (int, float))
-        numbers = [float(v) for v in ([value] if isinstance(value, (int, float)) else value)]
+    text = value.strip() if isinstance(value, str) else ""
+    given: Any = text[1:-1].split(",") if text[:1] + text[-1:] in ("[]", "()") else value
+    several = not isinstance(given, (int, float, str))
+    try:
+        numbers = [float(one) for one in (given if several else [given])]
+    except ValueError as error:
+        raise DataSpecError(f"{key}: must be a number or a list of numbers") from error
     if any(not (n >= 0 and math.isfinite(n)) for n in numbers) or not any(numbers):
         raise DataSpecError(f"{key}: a ratio must be a finite number, 0 or more, and one above 0")
     # The default, 1, means all rows of however many sources.
@@ -130,38 +131,23 @@ def ratios(value: float | str | Sequence[float], n_sources: int) -> tuple[float,
     return tuple(numbers)
 
 
-def shard(rows: int, rank: int, world: int, larger_first: bool = True) -> tuple[int, int]:
-    """[start, end) of a rank's contiguous part; `rows % world` parts are one row longer."""
-    if not 0 <= rank < world:
-        raise DataSpecError(f"rank {rank} of {world} processes: must be from 0 to {world - 1}")
+def shard(rows: int, rank: int, world: int) -> tuple[int, int]:
+    """[start, end) of a rank's contiguous part; the first `rows % world` are one row longer."""
     size, longer = divmod(rows, world)
-    before = min(rank, longer) if larger_first else max(0, rank - (world - longer))
-    own = rank < longer if larger_first else rank >= world - longer
-    start = rank * size + before
-    return start, start + size + own
+    start = rank * size + min(rank, longer)
+    return start, start + size + (rank < longer)
 
 
-def taken(rows: int, ratio: float) -> int:
-    """Rows a source contributes; above `rows` they repeat from the head."""
-    return int(rows * ratio)
-
-
-def mix(rows: Sequence[int], sample_ratios: Sequence[float], interleaved: bool) -> list[int]:
-    """Index of the source of each row of the mixture.
+def mix(
+    rows: Sequence[int], sample_ratios: Sequence[float], interleaved: bool
+) -> list[tuple[int, int]]:
+    """Index of the source, and row in it, of each row of the mixture: heads first, then repeated.
 
     Concatenated, or interleaved in proportion: the k-th of n rows of a source stands at (k + 1/2) / n
     of the way, and where two stand alike the earlier source comes first.
     """
-    counts = [taken(n, ratio) for n, ratio in zip(rows, sample_ratios, strict=True)]
-    if not interleaved:
-        return [source for source, n in enumerate(counts) for _ in range(n)]
-    places = [((2 * k + 1) / (2 * n), s) for s, n in enumerate(counts) for k in range(n)]
-    return [source for _, source in sorted(places)]
-
-
-def occurrences(order: Sequence[int], rows: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(source, row in it) of each row of the mixture: heads first, repeated from the start."""
-    seen = [0] * len(rows)
-    for source in order:
-        yield source, seen[source] % rows[source]
-        seen[source] += 1
+    counts = [int(n * ratio) for n, ratio in zip(rows, sample_ratios, strict=True)]
+    mixed = [(s, k) for s, n in enumerate(counts) for k in range(n)]
+    if interleaved:
+        mixed.sort(key=lambda one: ((2 * one[1] + 1) / (2 * counts[one[0]]), one[0]))
+    return [(s, k % rows[s]) for s, k in mixed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,18 @@ class DataError(RuntimeError):
     """Data that cannot be read, or must not be used as it is."""
 
 
-def read_table(path: Path, selected: Sequence[Column], separator: str, header: bool) -> list[Row]:
-    """The selected columns of a text table, one mapping per line, values as text.
-
-    Quotes mean something only where the separator is not a tab. Raises DataError.
-    """
-    return list(_rows(path, selected, separator, header))
-
-
 def check_table(path: Path, selected: Sequence[Column], separator: str, header: bool) -> None:
     """Read the first row. Raises DataError where it cannot be read, or there is none."""
-    if next(_rows(path, selected, separator, header), None) is None:
+    if next(read_table(path, selected, separator, header), None) is None:
         raise DataError(
             f"{path} has no rows" + (", only its header" if header and path.stat().st_size else "")
         )
 
 
-def _rows(path: Path, selected: Sequence[Column], separator: str, header: bool) -> Iterator[Row]:
+def read_table(
+    path: Path, selected: Sequence[Column], separator: str, header: bool
+) -> Iterator[Row]:
+    """The selected columns of a text table, one mapping per line, values as text. Raises DataError."""
     lines = _lines(path, separator)
     names = next(lines, (0, []))[1] if header else []
     if header and not names:
@@ -51,14 +46,17 @@ def _rows(path: Path, selected: Sequence[Column], separator: str, header: bool) 
         yield {c.name: line[place] for c, place in zip(selected, places, strict=True)}
 
 
+def table_of(lines: Iterable[str], separator: str) -> Any:
+    """A reader of csv; quotes mean something only where the separator is not a tab."""
+    if separator == "\t":
+        return csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(lines, delimiter=separator, strict=True)
+
+
 def _lines(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            if separator == "\t":
-                table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            else:
-                table = csv.reader(file, delimiter=separator, strict=True)
-            yield from enumerate(table, start=1)
+            yield from enumerate(table_of(file, separator), start=1)
     except UnicodeDecodeError as error:
         raise DataError(
             f"data file {path} (from {Path.cwd()}) is not UTF-8 text: {error.reason}. Save it as UTF-8:"

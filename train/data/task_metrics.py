@@ -7,11 +7,10 @@ words by nltk's Porter stems, as O-LoRA's scripts do. Names are checked without 
 from __future__ import annotations
 
 import importlib.util
-import string
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from train.config.typed import nearest
 from train.data import few_shot_metrics, head_metrics
 
 if TYPE_CHECKING:
@@ -40,21 +39,17 @@ def logged_names(metric: str, beta: float = 1.0) -> tuple[str, ...]:
     if metric in REFUSED:
         raise ValueError(f"metric '{metric}' is not supported: {REFUSED[metric]}")
     if metric not in LOGGED:
-        near = get_close_matches(metric, LOGGED, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown metric '{metric}'{hint} (known: {', '.join(LOGGED)})")
+        near = nearest(metric, LOGGED)
+        raise ValueError(f"unknown metric '{metric}'{near} (known: {', '.join(LOGGED)})")
     for package in NEEDED.get(metric, ()):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"metric '{metric}' needs a package: pip install {package}")
     return tuple(name.format(beta=beta) for name in LOGGED[metric])
 
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
 def normalise(text: str) -> str:
     """`text` in lower case, without ASCII punctuation, words one blank apart: as O-LoRA compares."""
-    return " ".join(text.lower().translate(_NO_PUNCTUATION).split())
+    return " ".join(text.lower().translate(few_shot_metrics.NO_PUNCTUATION).split())
 
 
 def exact_match(answer: str, truth: str) -> bool:
@@ -100,9 +95,7 @@ def compute(
     if metric == "rouge":
         kinds = ("rouge1", "rouge2", "rougeL")
         found = rouge_score(list(answers), list(truths), use_stemmer=True, rouge_keys=kinds)
-        return {
-            name: float(found[f"{kind}_fmeasure"]) for name, kind in zip(names, kinds, strict=True)
-        }
+        return dict(zip(names, (float(found[f"{kind}_fmeasure"]) for kind in kinds), strict=True))
     return {names[0]: 100 * float(sacre_bleu_score(list(answers), [[t] for t in truths]))}
 
 

@@ -6,32 +6,26 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from train.config.task import (
-    CRITERIA,
-    CriterionSettings,
-    ImagePreprocess,
-    LossSettings,
-    Task,
-    TextPreprocess,
-)
+from train.config.task import Criterion, CriterionSettings, ImagePreprocess, LossSettings, Task
 from train.config.typed import SettingsError, default_of, options
 from train.data.pretrained import PROCESSOR, described
+from train.data.specs import DataPlan, Source, sources
+from train.data.tables import Row
+
+FILES = {"train": "train_data", "dev": "valid_data", "test": "test_data"}
 
 # generator_args, by fairseq's names and Hugging Face's -> argument of `generate`
-GENERATION: Mapping[str, str] = {
+FAIRSEQ = {
     "beam": "num_beams",
-    "num_beams": "num_beams",
     "max_len_b": "max_new_tokens",
-    "max_new_tokens": "max_new_tokens",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
     "lenpen": "length_penalty",
-    "length_penalty": "length_penalty",
     "min_len": "min_new_tokens",
-    "min_new_tokens": "min_new_tokens",
 }
+GENERATION = FAIRSEQ | {name: name for name in (*FAIRSEQ.values(), "no_repeat_ngram_size")}
 
 
 def answers_of(task: Task, where: str, labels: Sequence[str] = ()) -> dict[str, int]:
@@ -57,23 +51,45 @@ def answers_of(task: Task, where: str, labels: Sequence[str] = ()) -> dict[str, 
     return {str(k): v for k, v in value.items()}
 
 
-def check_covered(answers: Iterable[str], given: Iterable[str], where: str, part: str) -> None:
+def files_of(task: Task, where: str) -> DataPlan:
+    """The sources of train, dev and test. Raises SettingsError for a file missing or in two of them."""
+    found: dict[str, tuple[Source, ...]] = {}
+    seen: dict[Path, str] = {}
+    for part, key in FILES.items():
+        found[part] = sources(getattr(task.dataset, key))
+        for file in chain.from_iterable(found[part]):
+            if not Path(file).is_file():
+                raise SettingsError(
+                    f"{where}.dataset.{key}: no file {file} (looked from {Path.cwd()}; paths are "
+                    "relative to the working directory)"
+                )
+            if (other := seen.setdefault(Path(file).resolve(), key)) != key:
+                raise SettingsError(
+                    f"{where}.dataset.{key}: {file} is in {other} and in {key}: training, selection and "
+                    "the final test must not share rows"
+                )
+    return DataPlan(found["train"], found["dev"], found["test"])
+
+
+def check_covered(
+    answers: Iterable[str], parts: Mapping[str, Sequence[Row]], column: str, where: str
+) -> None:
     """Refuse rows whose right answer a closed set lacks: the model could never give it.
 
-    given: the right answers of the rows of `part`. Raises SettingsError.
+    parts: rows by part, with their right answers in `column`. Raises SettingsError.
     """
     known = {answer.strip() for answer in answers}
-    missing = Counter(text for text in map(str.strip, given) if text not in known)
-    if not missing:
-        return
-    shown = ", ".join(f"'{text}' ({n} rows)" for text, n in missing.most_common(3))
-    hint = ""
-    if known <= {"True", "False"}:
+    for part, rows in parts.items():
+        given = (str(row[column]).strip() for row in rows)
+        if not (missing := Counter(text for text in given if text not in known)):
+            continue
+        shown = ", ".join(f"'{text}' ({n} rows)" for text, n in missing.most_common(3))
         hint = " YAML reads yes, no, true and false without quotes as True and False: quote them."
-    raise SettingsError(
-        f"{where}.preprocess.text.ans2label: the closed set {{{', '.join(sorted(known))}}} has no answer "
-        f"for {shown} of {part}, which could only be answered wrong.{hint}"
-    )
+        raise SettingsError(
+            f"{where}.preprocess.text.ans2label: the closed set {{{', '.join(sorted(known))}}} has no "
+            f"answer for {shown} of {part}, which could only be answered wrong."
+            + (hint if known <= {"True", "False"} else "")
+        )
 
 
 def _answers_of_text(text: str, key: str) -> dict[str, int]:
@@ -94,20 +110,6 @@ def _answers_of_text(text: str, key: str) -> dict[str, int]:
             f"{key}={text!r}: must be a mapping, its JSON text, or a file with lines "
             f"label<TAB>number: {error}"
         ) from error
-
-
-def text_of(task: Task, where: str) -> TextPreprocess:
-    settings, key = task.preprocess.text, f"{where}.preprocess.text"
-    if settings.mask_span_distribution not in ("span-poisson", "none"):
-        raise SettingsError(
-            f"{key}.mask_span_distribution={settings.mask_span_distribution}: must be "
-            "span-poisson, or none (every word by itself)"
-        )
-    if settings.replace_length not in (-1, 0, 1):
-        raise SettingsError(f"{key}.replace_length={settings.replace_length}: must be -1, 0 or 1")
-    if not 0 <= settings.random_ratio <= 1:
-        raise SettingsError(f"{key}.random_ratio={settings.random_ratio}: must lie in [0, 1]")
-    return settings
 
 
 def image_of(settings: ImagePreprocess, key: str) -> ImagePreprocess:
@@ -139,14 +141,12 @@ def image_of(settings: ImagePreprocess, key: str) -> ImagePreprocess:
 def loss_of(task: Task, where: str) -> LossSettings:
     """The options of the one criterion, from either form."""
     settings, key = task.criterion, f"{where}.criterion"
-    nested = {name: getattr(settings, name) for name in CRITERIA}
-    given = {name: options for name, options in nested.items() if options and options.is_active}
+    nested = ((name, getattr(settings, name)) for name in get_args(Criterion))
+    given = {name: options for name, options in nested if options and options.is_active}
     if len(given) + (settings.kind is not None) > 1:
         forms = [*given, *([f"_name: {settings.kind}"] if settings.kind else [])]
         raise SettingsError(f"{key}: {' and '.join(forms)} are both given; one criterion per task")
-    kind = settings.kind or next(iter(given), CRITERIA[0])
-    if kind not in CRITERIA:
-        raise SettingsError(f"{key}._name={kind}: there are {', '.join(CRITERIA)}")
+    kind = settings.kind or next(iter(given), "cross_entropy")
     chosen: LossSettings = next(iter(given.values()), settings)
     if kind == "cross_entropy":
         for name in ("label_smoothing", "report_accuracy", "drop_worst_ratio", "drop_worst_after"):
@@ -155,18 +155,13 @@ def loss_of(task: Task, where: str) -> LossSettings:
                     f"{key}.{name}={getattr(chosen, name)}: belongs to label_smoothed_cross_entropy; "
                     "set criterion._name to it"
                 )
-    for name in ("label_smoothing", "drop_worst_ratio"):
-        if not 0 <= getattr(chosen, name) < 1:
-            raise SettingsError(
-                f"{key}.{name}={getattr(chosen, name)}: must be 0 or more and below 1"
-            )
     return chosen
 
 
 def own_loss(task: Task, where: str) -> LossSettings:
     """Of a class whose model brings its loss: a mean over images. Raises SettingsError."""
     for name, one in options(CriterionSettings).items():
-        if getattr(task.criterion, "kind" if name == "_name" else name) != default_of(one):
+        if getattr(task.criterion, one.name) != default_of(one):
             raise SettingsError(
                 f"{where}.criterion.{name}: class {task.kind} has the loss of its model, which takes no options"
             )

@@ -25,19 +25,20 @@ from train.config.task import (
 from train.config.text_data import CL_BENCHMARK, DETECTION, FEW_SHOT, HEADED, TextData
 from train.config.typed import Problem, SettingsError, SettingsErrors, nearest, problems_of
 from train.data import few_shot
-from train.data.families.read import module_of, read_headed
-from train.data.instruction import Template, TemplateError, parse_all
-from train.data.specs import Column, DataSpecError, Source, columns, ratios, sources
+from train.data.families.read import columns_of, module_of, read_headed
+from train.data.instruction import Slot, Template, TemplateError, parse_all
+from train.data.specs import DataPlan, DataSpecError, columns, ratios
 from train.data.tables import DataError, check_table
 from train.data.task_metrics import logged_names
 from train.data.task_options import (
+    FILES,
     answers_of,
     check_covered,
+    files_of,
     generation_of,
     image_of,
     loss_of,
     own_loss,
-    text_of,
 )
 from train.data.text_tasks import CLOSED_TEMPLATE, COLUMNS, TEMPLATE, TextRows, read_text_task
 
@@ -49,21 +50,8 @@ CLASS_COLUMNS: Mapping[str, tuple[str, ...] | None] = {  # null: whatever the fi
     "parity": ("bits", "answer"),
     "sentiment": ("review", "label"),
     "text": None,
-    **{kind: module_of(kind).COLUMNS for kind in HEADED},
+    **{kind: columns_of(kind) for kind in HEADED},
 }
-IMAGE_ADAPTORS = ("image_patches",)  # explicit names; without the attribute it is this one
-INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in PIL's order
-
-
-@dataclass(frozen=True)
-class DataPlan:
-    """Files a task is read from; without any its class generates the rows."""
-
-    train: tuple[Source, ...]
-    valid: tuple[Source, ...]
-    test: tuple[Source, ...]
-    columns: tuple[Column, ...]
-    ratios: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ class TaskPlan:
     @property
     def is_scored(self) -> bool:
         """True where there are rows for selection; classes that generate their rows have them."""
-        return bool(self.data.valid) or not self.data.train
+        return bool(self.data.dev) or not self.data.train
 
 
 def plan_task(task: Task, text: TextData | None = None, seed: int = 0) -> TaskPlan:
@@ -114,31 +102,32 @@ def plan_task(task: Task, text: TextData | None = None, seed: int = 0) -> TaskPl
 
 
 def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
-    where = f"task.{task.name}"
-    of_benchmark = task.kind == CL_BENCHMARK
-    if of_benchmark and task.instruction is None:
-        template = CLOSED_TEMPLATE if text.closed_set else TEMPLATE
-        task = replace(task, instruction=InstructionSettings(template))
-    if task.kind == FEW_SHOT and task.instruction is None:
-        task = replace(task, instruction=InstructionSettings(few_shot.TEMPLATE, True))
-    if task.kind in HEADED:
-        if task.instruction is not None:
+    where, own = f"task.{task.name}", task.instruction
+    module = module_of(task.kind) if task.kind in HEADED else None
+    if module is not None:
+        if own is not None:
             raise SettingsError(
                 f"{where}.instruction: class {task.kind} reads its columns as they are; leave it out"
             )
-        task = replace(task, instruction=InstructionSettings(module_of(task.kind).TEMPLATE))
-    if task.instruction is None:
+        own = InstructionSettings(module.TEMPLATE)
+    elif own is None and task.kind == CL_BENCHMARK:
+        own = InstructionSettings(CLOSED_TEMPLATE if text.closed_set else TEMPLATE)
+    elif own is None and task.kind == FEW_SHOT:
+        own = InstructionSettings(few_shot.TEMPLATE, decoder_plain_with_loss=True)
+    elif own is None:
         raise SettingsError(
             f"{where}.instruction.template is missing: say what the model reads and answers, such "
             "as '[TEXT:question] -> [TEXT:answer]'"
         )
-    templates = parse_all(task.instruction.template)
-    data = _data(task, where)
-    rows = read_text_task(task, text, seed) if of_benchmark else None
-    if task.kind == FEW_SHOT:
+    task = replace(task, instruction=own)
+    templates = parse_all(own.template)
+    data, rows = _data(task, where), None
+    if task.kind == CL_BENCHMARK:
+        rows = read_text_task(task, text, seed)
+    elif task.kind == FEW_SHOT:
         rows = few_shot.read_few_shot(task, text)
-    if task.kind in HEADED:
-        rows = read_headed(task, text, seed)
+    elif module is not None:
+        rows = read_headed(task, data, text, seed)
     known = CLASS_COLUMNS[task.kind] or tuple(column.name for column in data.columns)
     target = templates[0].target
     for slot in (s for t in templates for s in t.slots if s.text is None):
@@ -147,22 +136,23 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
                 f"{where}.instruction.template: {slot} names the column '{slot.name}', but rows "
                 f"have {', '.join(known)}"
             )
-        _check_slot(task, slot.type, slot.preprocess, slot.attributes.get("adaptor"), str(slot))
+        _check_slot(task, slot)
     answers = None
     if any(t.target.has("closed_set") for t in templates):
         answers = answers_of(task, where, () if rows is None else rows.labels)
         _check_closed_set(templates, where)
         if rows is not None:
-            for part, split in (("train", rows.train), ("dev", rows.dev), ("test", rows.test)):
-                check_covered(answers, (str(row[target.name]) for row in split), where, part)
-    if task.kind in HEADED and rows is not None and rows.labels:
+            parts = {part: getattr(rows, part) for part in FILES}
+            check_covered(answers, parts, target.name, where)
+    elif module is not None and rows is not None and rows.labels:
         answers = {label: number for number, label in enumerate(rows.labels)}
-    default = "exact_match" if answers is None or of_benchmark else "accuracy"
-    metrics = dict(task.evaluation.metrics) or {default: MetricSettings(target.name)}
-    if task.kind == FEW_SHOT and not task.evaluation.metrics:
-        metrics = {few_shot.metric_of(task.name): MetricSettings("answers")}
-    if task.kind in HEADED and not task.evaluation.metrics:
-        metrics = {module_of(task.kind).METRIC: MetricSettings(target.name)}
+    metrics = dict(task.evaluation.metrics)
+    if not metrics and task.kind == FEW_SHOT:
+        metrics = {few_shot.METRICS.get(task.name, "ACC"): MetricSettings("answers")}
+    elif not metrics:
+        chosen = answers is not None and task.kind != CL_BENCHMARK
+        default = module.METRIC if module else "accuracy" if chosen else "exact_match"
+        metrics = {default: MetricSettings(target.name)}
     for name, settings in metrics.items():
         try:
             logged_names(name, settings.beta)
@@ -180,14 +170,14 @@ def _plan(task: Task, text: TextData, seed: int) -> TaskPlan:
         templates=templates,
         data=data,
         answers=answers,
-        text=text_of(task, where),
+        text=task.preprocess.text,
         images={
             name: image_of(getattr(task.preprocess, name), f"{where}.preprocess.{name}")
             for name in ("image", "imagenet")
         },
         max_src_length=task.preprocess.text.max_src_length or task.max_src_length,
         max_tgt_length=min(task.max_tgt_length, task.preprocess.text.max_tgt_length),
-        decoder_plain_with_loss=task.instruction.decoder_plain_with_loss,
+        decoder_plain_with_loss=own.decoder_plain_with_loss,
         loss=own_loss(task, where) if task.kind == DETECTION else loss_of(task, where),
         metrics=metrics,
         generation=generation_of(task, where),
@@ -204,78 +194,48 @@ def _data(task: Task, where: str) -> DataPlan:
             f"(there are {', '.join(CLASS_COLUMNS)}). A task without `_name` that names files in "
             "dataset.train_data is of class text; else its class is called like the task"
         )
-    train, valid, test = (
-        sources(text) for text in (settings.train_data, settings.valid_data, settings.test_data)
-    )
     if task.kind in HEADED:
-        return DataPlan((), (), (), (), (1.0,))
+        return files_of(task, where)
     if CLASS_COLUMNS[task.kind] is not None:
-        given = [k for k in ("train_data", "valid_data", "test_data") if getattr(settings, k)]
-        if given:
+        if given := [key for key in FILES.values() if getattr(settings, key)]:
             raise SettingsError(
                 f"{where}.dataset.{given[0]}: class {task.kind} makes its own rows; "
                 "set _name: text to read files"
             )
-        return DataPlan((), (), (), (), ratios(settings.sample_ratios, 1))
-    if not train:
+        return DataPlan(ratios=ratios(settings.sample_ratios, 1))
+    files = files_of(task, where)
+    if not files.train:
         raise SettingsError(f"{where}.dataset.train_data is not set: class text reads files")
-    files = {"train_data": train, "valid_data": valid, "test_data": test}
-    for key, part in files.items():
-        for file in (f for source in part for f in source):
-            if not Path(file).is_file():
-                raise SettingsError(
-                    f"{where}.dataset.{key}: no file {file} (looked from {Path.cwd()}; paths are "
-                    "relative to the working directory)"
-                )
-    for one, other in itertools.combinations(files, 2):
-        both = _paths(files[one]) & _paths(files[other])
-        if both:
-            raise SettingsError(
-                f"{where}.dataset.{other}: {min(both)} is in {one} and in {other}: training, selection and "
-                "the final test must not share rows"
-            )
-    if len(settings.separator) != 1:
-        raise SettingsError(
-            f"{where}.dataset.separator={settings.separator!r}: must be one character"
-        )
-    shares, selected = ratios(settings.sample_ratios, len(train)), columns(settings.selected_cols)
-    for key, part in files.items():
-        for file in (f for source in part for f in source):
+    shares = ratios(settings.sample_ratios, len(files.train))
+    selected = columns(settings.selected_cols)
+    for part, key in FILES.items():
+        for file in itertools.chain.from_iterable(getattr(files, part)):
             try:
                 check_table(Path(file), selected, settings.separator, settings.header)
             except DataError as error:
                 raise SettingsError(f"{where}.dataset.{key}: {error}") from error
-    return DataPlan(train, valid, test, selected, shares)
+    return replace(files, columns=selected, ratios=shares)
 
 
-def _paths(part: Sequence[Source]) -> set[Path]:
-    return {Path(file).resolve() for source in part for file in source}
-
-
-def _check_slot(task: Task, kind: str, preprocess: str, adaptor: Any, shown: str) -> None:
-    where = f"task.{task.name}.instruction.template: {shown}"
-    known = ("text",) if kind == "TEXT" else ("digits", "image", "imagenet")
-    if preprocess not in known:
+def _check_slot(task: Task, slot: Slot) -> None:
+    where = f"task.{task.name}.instruction.template: {slot}"
+    known = ("text",) if slot.type == "TEXT" else ("digits", "image", "imagenet")
+    if slot.preprocess not in known:
         raise SettingsError(
-            f"{where}: preprocess={preprocess} does not go with {kind}; it can be {', '.join(known)}"
+            f"{where}: preprocess={slot.preprocess} does not go with {slot.type}; it can be "
+            f"{', '.join(known)}"
         )
-    adaptors = ("text",) if kind == "TEXT" else IMAGE_ADAPTORS
-    if adaptor is not None and adaptor not in adaptors:
+    only = "text" if slot.type == "TEXT" else "image_patches"
+    adaptor = slot.attributes.get("adaptor", only)
+    if adaptor != only:
         raise SettingsError(
-            f"{where}: adaptor={adaptor} is not supported; leave the attribute out, {kind} slots "
-            f"have {adaptors[0]}"
+            f"{where}: adaptor={adaptor} is not supported; leave the attribute out, {slot.type} slots "
+            f"have {only}"
         )
-    if preprocess == "digits" and task.kind != "digits":
-        raise SettingsError(f"{where}: preprocess=digits takes the images of class digits alone")
-    if kind == "IMAGE" and task.kind == "digits" and preprocess != "digits":
-        raise SettingsError(f"{where}: images of class digits are read by preprocess=digits")
-    if kind == "IMAGE" and preprocess != "digits":
-        settings: ImagePreprocess = getattr(task.preprocess, preprocess)
-        if settings.interpolation not in INTERPOLATIONS:
-            raise SettingsError(
-                f"task.{task.name}.preprocess.{preprocess}.interpolation="
-                f"{settings.interpolation}: must be one of {', '.join(INTERPOLATIONS)}"
-            )
+    if slot.type == "IMAGE" and (slot.preprocess == "digits") != (task.kind == "digits"):
+        raise SettingsError(
+            f"{where}: images of class digits are read by preprocess=digits, and no others"
+        )
 
 
 def _check_closed_set(templates: Sequence[Template], where: str) -> None:
@@ -302,33 +262,22 @@ def plan_run(run: Run) -> dict[str, TaskPlan]:
     if problems:
         raise SettingsErrors(problems)
     own = [plans[task.name] for task in run.tasks]
-    _check_scored(own)
-    _check_validation(run, own)
-    _check_updates(run)
-    if run.extras.log_format not in (None, "json", "none", "simple"):
+    scored = [plan for plan in own if plan.is_scored]
+    if not scored:
+        others = "" if len(own) == 1 else "; of tasks trained together one has to have it"
         raise SettingsError(
-            f"trainer.log_format={run.extras.log_format}: a job's log is a file; choose simple, json or "
-            "none"
+            f"task.{own[0].name}.dataset.valid_data is not set: a job is selected by its score on "
+            f"valid_data{others}"
         )
+    _check_validation(run, scored)
+    _check_updates(run)
     return plans
 
 
-def _check_scored(own: Sequence[TaskPlan]) -> None:
-    """Refuse a run without a score; beside a scored task, others may lack valid_data."""
-    if any(plan.is_scored for plan in own):
-        return
-    others = "" if len(own) == 1 else "; of tasks trained together one has to have it"
-    raise SettingsError(
-        f"task.{own[0].name}.dataset.valid_data is not set: a job is selected by its score on "
-        f"valid_data{others}"
-    )
-
-
-def _check_validation(run: Run, own: Sequence[TaskPlan]) -> None:
+def _check_validation(run: Run, scored: Sequence[TaskPlan]) -> None:
     """Refuse a metric for the best model that is not logged, or that nothing asks for."""
     metric, validates = (run.trainer.get(k) for k in ("metric_for_best_model", "eval_strategy"))
     patience = run.extras.patience if run.extras.patience > 0 else None
-    scored = [plan for plan in own if plan.is_scored]
     logged = list(dict.fromkeys(["loss", "score", *(n for plan in scored for n in plan.logged)]))
     if len(scored) > 1:
         logged += [f"{plan.name}_{n}" for plan in scored for n in ("loss", *plan.logged)]

@@ -7,18 +7,18 @@ evaluates as well once it is seen.
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from train.config.task import Task
-from train.config.text_data import SHIPPED, TextData
+from train.config.text_data import SHIPPED, TextData, config_root
 from train.config.typed import SettingsError
 from train.data.benchmark import (
     SPLITS,
@@ -33,13 +33,13 @@ from train.data.benchmark import (
     read_split,
     task_folder,
 )
+from train.data.tables import Row
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("prompt", "answer", "sentence", "group", "dataset", "instance")
 TEMPLATE = "[TEXT:prompt,verbatim] -> [TEXT:answer]"
 CLOSED_TEMPLATE = "[TEXT:prompt,verbatim] -> [TEXT:answer,closed_set]"
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,25 @@ class TextRows:
     selects_on_test: bool  # dev rows are test rows, as allow_test_selection lets them
 
 
+def limited(
+    parts: Mapping[str, Sequence[Row]],
+    text: TextData,
+    labels: tuple[str, ...] = (),
+    selects_on_test: bool = False,
+) -> TextRows:
+    """The first rows of train, dev and test, as many as `text` lets."""
+    limits = (text.max_train_samples, text.max_eval_samples, text.max_predict_samples)
+    train, dev, test = (tuple(parts[split][:n]) for split, n in zip(SPLITS, limits, strict=True))
+    return TextRows(train, dev, test, labels, selects_on_test)
+
+
 @dataclass(frozen=True)
 class _Dataset:
-    """One dataset that a task is trained on, by split; a split that is not listed is null."""
+    """One dataset that a task is trained on, by split; a split that is not listed is empty."""
 
     entry: Entry
     labels: tuple[str, ...]
-    rows: Mapping[str, tuple[Item, ...] | None]
+    rows: Mapping[str, Sequence[Item]]
     on_test: bool
 
 
@@ -75,32 +87,34 @@ def read_text_task(task: Task, text: TextData, seed: int) -> TextRows:
     own = listed["train"]
     if not own:
         raise SettingsError(f"{folder / 'train_tasks.json'}: names no dataset to train on")
-    _say_others(task.name, folder, (*listed["dev"], *listed["test"]), own)
-    datasets = [_dataset(entry, root, listed, folder, text, seed) for entry in own]
+    if others := [name for name in listed["dev"] | listed["test"] if name not in own]:
+        _say(
+            log.info,
+            f"task {task.name}: {folder} also lists {', '.join(others)} to evaluate on: that is done from "
+            "the task on that trains on them (seen_tasks=[...] adds tasks to all jobs)",
+        )
+    datasets = [_dataset(entry, root, listed, folder, text, seed) for entry in own.values()]
     if not any(one.rows["dev"] for one in datasets):
         raise SettingsError(
-            f"{folder / 'dev_tasks.json'}: lists none of {', '.join(map(str, own))}, and a job is "
+            f"{folder / 'dev_tasks.json'}: lists none of {', '.join(own)}, and a job is "
             "selected by its score on them: list them, or set dev_from_train=0.1"
         )
     if empty := [str(one.entry) for one in datasets if not one.rows["train"]]:
         raise SettingsError(f"{root}: no labelled row of {', '.join(empty)} is left to train on")
     write = _writer(text, seed)
-    limits = (text.max_train_samples, text.max_eval_samples, text.max_predict_samples)
     made = {
-        split: tuple(write(one, split, item) for one in datasets for item in one.rows[split] or ())
+        split: [write(one, split, item) for one in datasets for item in one.rows[split]]
         for split in SPLITS
     }
-    train, dev, test = (made[split][:n] for split, n in zip(SPLITS, limits, strict=True))
     labels = tuple(dict.fromkeys(label for one in datasets for label in one.labels))
-    return TextRows(train, dev, test, labels, any(one.on_test for one in datasets))
+    return limited(made, text, labels, any(one.on_test for one in datasets))
 
 
 def _config_folder(task: Task, text: TextData) -> Path:
-    root = Path(text.task_config_dir).absolute() if text.task_config_dir else None
-    given = task.dataset.task_config
+    root, given = config_root(text.task_config_dir), task.dataset.task_config
     if given is None:
-        return task_folder(root or SHIPPED / "task_configs", task.name)
-    folder = (root or Path.cwd()) / given
+        return task_folder(root, task.name)
+    folder = (root if text.task_config_dir else Path.cwd()) / given
     if not folder.is_dir():
         raise SettingsError(f"task.{task.name}.dataset.task_config={given}: no folder {folder}")
     return folder
@@ -109,34 +123,30 @@ def _config_folder(task: Task, text: TextData) -> Path:
 def _dataset(
     entry: Entry,
     root: Path,
-    listed: Mapping[str, Sequence[Entry]],
+    listed: Mapping[str, Mapping[str, Entry]],
     folder: Path,
     text: TextData,
     seed: int,
 ) -> _Dataset:
-    place = dataset_folder(root, entry)
+    place, dev_entry = dataset_folder(root, entry), listed["dev"].get(str(entry))
     labels = read_labels(place)
-    asked = {e.place: e for e in listed["dev"]}, {e.place: e for e in listed["test"]}
-    dev_entry, test_entry = (found.get(entry.place) for found in asked)
-    train = _read(place, "train", labels)
-    test = _read(place, "test", labels) if test_entry else None
+    train: Sequence[Item] = _read(place, "train", labels).items
+    test = _read(place, "test", labels) if str(entry) in listed["test"] else None
+    tested = test.items if test else ()
     rng = np.random.default_rng([seed, zlib.crc32(str(entry).encode())])
-    items, dev, on_test = train.items, None, False
+    dev: Sequence[Item] = ()
+    on_test = False
     if text.dev_from_train:
-        tested = {item.sentence for item in test.items} if test else set()
-        dev, items = carve(items, labels, text.dev_from_train, tested, rng)
+        never = {item.sentence for item in tested}
+        dev, train = carve(train, labels, text.dev_from_train, never, rng)
         dev_entry = dev_entry or entry
     elif dev_entry:
         read = _read(place, "dev", labels)
-        dev = read.items
-        on_test = test is not None and _shares(read, test, text, folder)
-    if dev is not None and dev_entry is not None:
+        dev, on_test = read.items, test is not None and _shares(read, test, text, folder)
+    if dev_entry:
         dev = sampled(dev, dev_entry.strategy, text.max_num_instances_per_eval_task, rng)
-    rows = {
-        "train": sampled(items, entry.strategy, text.max_num_instances_per_task, rng),
-        "dev": dev,
-        "test": None if test is None else test.items,
-    }
+    train = sampled(train, entry.strategy, text.max_num_instances_per_task, rng)
+    rows = {"train": train, "dev": dev, "test": tested}
     _say_shared(entry, rows)
     return _Dataset(entry, labels, rows, on_test)
 
@@ -145,9 +155,10 @@ def _read(place: Path, split: str, labels: Sequence[str]) -> Split:
     found = read_split(place, split, labels)
     if found.unlabelled:
         total = len(found.items) + found.unlabelled
-        _warn_once(
+        _say(
+            log.warning,
             f"{found.path}: {found.unlabelled} of {total} rows have no label ('-' or empty) and are "
-            "left out"
+            "left out",
         )
     return found
 
@@ -178,8 +189,7 @@ def carve(
     A label with too few rows gives at most half of them. No sentence is in both, and none of
     `never` in dev. Raises SettingsError where a label has no row to give.
     """
-    by_label = {label: [i for i in items if i.label == label] for label in labels}
-    by_label = {label: own for label, own in by_label.items() if own}
+    by_label = {label: own for label in labels if (own := [i for i in items if i.label == label])}
     each = max(1, round(share * len(items) / max(1, len(by_label))))
     taken: set[str] = set()
     dev: list[Item] = []
@@ -204,7 +214,7 @@ def carve(
 def _shares(dev: Split, test: Split, text: TextData, folder: Path) -> bool:
     """Whether dev rows are test rows. Raises SettingsError unless that is allowed."""
     both = {item.sentence for item in dev.items} & {item.sentence for item in test.items}
-    if dev.hash == test.hash:
+    if filecmp.cmp(dev.path, test.path, shallow=False):
         what = f"{dev.path} is the same file as {test.path.name}, byte by byte"
     elif both:
         what = (
@@ -218,24 +228,16 @@ def _shares(dev: Split, test: Split, text: TextData, folder: Path) -> bool:
             "on test data. Set dev_from_train=0.1, which takes dev rows from the training rows, or "
             "allow_test_selection=true, which the results then tell"
         )
-    _warn_once(f"{what}: selection sees test data, as allow_test_selection=true lets it")
+    _say(log.warning, f"{what}: selection sees test data, as allow_test_selection=true lets it")
     return True
 
 
-def _say_shared(entry: Entry, rows: Mapping[str, Sequence[Item] | None]) -> None:
-    train = {item.sentence for item in rows["train"] or ()}
+def _say_shared(entry: Entry, rows: Mapping[str, Sequence[Item]]) -> None:
+    train = {item.sentence for item in rows["train"]}
     for split in ("dev", "test"):
-        if both := train & {item.sentence for item in rows[split] or ()}:
-            _warn_once(f"{entry}: {len(both)} texts of its training rows are in {split} as well")
-
-
-def _say_others(task: str, folder: Path, listed: Sequence[Entry], own: Sequence[Entry]) -> None:
-    names = dict.fromkeys(str(e) for e in listed if e.place not in [o.place for o in own])
-    if names:
-        _tell_once(
-            f"task {task}: {folder} also lists {', '.join(names)} to evaluate on: that is done from the "
-            "task on that trains on them (seen_tasks=[...] adds tasks to all jobs)"
-        )
+        if both := train & {item.sentence for item in rows[split]}:
+            what = f"{len(both)} texts of its training rows are in {split} as well"
+            _say(log.warning, f"{entry}: {what}")
 
 
 def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:
@@ -247,9 +249,10 @@ def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:
         entry = dataset.entry
         known = instructions.get(entry.group, ())
         if not known:
-            _warn_once(
+            _say(
+                log.warning,
                 f"{path.name}: no instruction for group {entry.group}: its prompts have neither "
-                "instruction nor options"
+                "instruction nor options",
             )
         place = 0
         if text.instruction_strategy == "multiple" and len(known) > 1:
@@ -271,11 +274,6 @@ def _writer(text: TextData, seed: int) -> Callable[[_Dataset, str, Item], Row]:
 
 
 @cache
-def _warn_once(message: str) -> None:
-    """By every process, which reads the same files for every job it checks."""
-    log.warning("%s", message)
-
-
-@cache
-def _tell_once(message: str) -> None:
-    log.info("%s", message)
+def _say(log_it: Callable[..., None], message: str) -> None:
+    """Once in a process, which reads the same files for every job it checks."""
+    log_it("%s", message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ class Vocabulary:
             self.mask, self.image = self._mark(self.mask), self._mark(None)
             self.before, self.after, self.start = (begin,), (self.eos,), (begin,)
             return
-        missing = [name for name, i in (("pad", pad), ("eos (or sep)", eos)) if i is None]
-        if missing:
+        if missing := [n for n, i in (("pad", pad), ("eos (or sep)", eos)) if i is None]:
             raise SettingsError(
                 f"{key}: its tokenizer has no {' and no '.join(missing)} token; give it one "
                 "(tokenizer.add_special_tokens) and save it again"
@@ -91,7 +91,7 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text up to the end mark, without other marks."""
-        own = [i for i in _up_to(ids, self.eos) if i < self.own]
+        own = [i for i in takewhile(lambda i: i != self.eos, ids) if i < self.own]
         return str(self._tokenizer.decode(own, skip_special_tokens=True)).strip()
 
     def random_ids(self, n: int, rng: np.random.Generator) -> list[int]:
@@ -138,11 +138,6 @@ class Continued(Vocabulary):
         return super().encode(text[1:] if self._brings_blank and text[:1] == " " else text)
 
 
-def _up_to(ids: Sequence[int], eos: int) -> list[int]:
-    own = list(ids)
-    return own[: own.index(eos)] if eos in own else own
-
-
 def _first(*candidates: Any) -> Any:
     return next((one for one in candidates if one is not None), None)
 
@@ -156,7 +151,6 @@ class ByteTokens(Vocabulary):
         from transformers import ByT5Tokenizer
 
         super().__init__(ByT5Tokenizer(extra_ids=0), "bytes")
-        self.bos = self.own
 
     def random_ids(self, n: int, rng: np.random.Generator) -> list[int]:
         """Ids of printable ASCII."""

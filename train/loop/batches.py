@@ -73,7 +73,7 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
         return self.total
 
     def plan(self) -> Iterator[Update]:
-        return updates(self.streams, self.rank, self.world, None, self.total, self.memories)
+        return updates(self.streams, self.rank, self.world, self.total, self.memories)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         worker = torch.utils.data.get_worker_info()

@@ -12,8 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from train.config.memory import MemorySettings
 from train.config.typed import SettingsError
+from train.memory.planner import Planner
 from train.memory.selective import KEPT, checkpointing
+
+UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
 class Blocks:
@@ -39,7 +43,11 @@ class Blocks:
                     "past_key_values; a recomputed block drops those. Use another delta, or memory=none"
                 )
         self.owner = owners[0]
-        self.chosen: Any = None  # what `choose` was last asked for
+        self.has_decoder = bool(getattr(self.owner.config, "is_encoder_decoder", False))
+
+    def all_but(self, probe: int) -> tuple[int, ...]:
+        """Indices of the blocks without that of `probe`."""
+        return tuple(i for i in range(len(self.layers)) if i != probe)
 
     @property
     def kinds(self) -> list[int]:
@@ -58,7 +66,6 @@ class Blocks:
     def enable(self) -> None:
         """Let torch's non-reentrant checkpoint recompute whichever blocks `choose` says; none yet."""
         self.owner.activation_checkpointing_enable({"use_reentrant": False})
-        self.chosen = None
         for module in self.owner.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = False  # outer layers of nested ones stay off
@@ -75,10 +82,6 @@ class Blocks:
         selective: blocks that are recomputed in part, as `tier` says. offload: inputs of recomputed
         blocks wait in the machine's memory.
         """
-        chosen = (tuple(recomputed), tuple(selective), tier, offload)
-        if chosen == self.chosen:
-            return
-        self.chosen = chosen
         whole: Callable[..., Any] = offloading if offload else WHOLE
         partly = None if tier is None else checkpointing(tier)
         for i, block in enumerate(self.layers):
@@ -89,7 +92,6 @@ class Blocks:
 
     def disable(self) -> None:
         """The model as it was."""
-        self.chosen = None
         self.owner.activation_checkpointing_disable()
 
 
@@ -100,6 +102,18 @@ def offloading(function: Callable[..., Any], *args: Any) -> Any:
     """`function` is recomputed, and what is saved for it lies in the machine's memory until then."""
     with save_on_cpu(pin_memory=True):
         return WHOLE(function, *args)
+
+
+def planner_of(blocks: Blocks, settings: MemorySettings) -> Planner:
+    """A planner for these blocks, under the budget of the settings, that has seen nothing yet."""
+    return Planner(
+        blocks.kinds,
+        settings.budget_bytes or UNLIMITED,
+        settings.margin_bytes,
+        settings.collect_steps,
+        settings.planner,
+        blocks.gradients,
+    )
 
 
 def check_indices(indices: Sequence[int], blocks: Blocks) -> None:

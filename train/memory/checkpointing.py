@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,37 +11,33 @@ import torch
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import PLANNED, MemorySettings
-from train.memory.blocks import WHOLE, Blocks, check_indices, check_tier
+from train.memory.blocks import WHOLE, Blocks, check_indices, check_tier, planner_of
 from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
 from train.memory.planner import Choice, Planner
 from train.memory.records import write_model
 from train.memory.selective import KEPT, cheapest, checkpointing, timed
-from train.memory.static import OTHER_STATES, STATE_BYTES, Static, gib, made_with, trainable
+from train.memory.static import OTHER_STATES, STATE_BYTES, Static, gib, trainable
 from train.memory.steps import MeasuredSteps, Running
 
 log = logging.getLogger(__name__)
 
 
 class RecomputedBlocks(MeasuredSteps):
-    """Recomputes the same blocks in every step: methods gc, fixed and every_n."""
+    """Blocks of the model can be recomputed while it is trained."""
+
+    planner: Planner | None = None
 
     def __init__(
         self, settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter | None
     ) -> None:
         super().__init__(settings, model, folder, meter)
         self.blocks = Blocks(model)
-        n = len(self.blocks.layers)
-        chosen = {"gc": range(n), "every_n": range(0, n, settings.n)}
-        self.chosen = tuple(chosen.get(settings.method, settings.blocks or ()))
-        check_indices(self.chosen, self.blocks)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self.blocks.enable()
-        self.blocks.choose(self.chosen)
-        log.info("%d of %d blocks are recomputed", len(self.chosen), len(self.blocks.layers))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_end(args, state, control, **kwargs)
@@ -51,28 +46,37 @@ class RecomputedBlocks(MeasuredSteps):
     def leave(self) -> None:
         super().leave()
         if self.records.order and self.records.writes:
-            write_model(self.records.folder, self.blocks.kinds, made_with())
+            write_model(self.records.folder, self.blocks.kinds, self.planner)
 
 
-class PlannedBlocks(MeasuredSteps):
+class FixedBlocks(RecomputedBlocks):
+    """Recomputes the same blocks in every step: methods gc, fixed and every_n."""
+
+    def __init__(
+        self, settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter | None
+    ) -> None:
+        super().__init__(settings, model, folder, meter)
+        n = len(self.blocks.layers)
+        chosen = {"gc": range(n), "every_n": range(0, n, settings.n)}
+        self.chosen = tuple(chosen.get(settings.method, settings.blocks or ()))
+        check_indices(self.chosen, self.blocks)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.blocks.choose(self.chosen)
+        log.info("%d of %d blocks are recomputed", len(self.chosen), len(self.blocks.layers))
+
+
+class PlannedBlocks(RecomputedBlocks):
     """Recomputes as few blocks as each micro-batch needs under the budget: methods plan and static."""
+
+    unplanned = "collect"
 
     def __init__(
         self, settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter
     ) -> None:
         super().__init__(settings, model, folder, meter)
-        assert settings.budget_bytes is not None
-        self.budget = settings.budget_bytes
-        self.blocks = Blocks(model)
-        self.has_decoder = bool(getattr(self.blocks.owner.config, "is_encoder_decoder", False))
-        self.planner = Planner(
-            self.blocks.kinds,
-            self.budget,
-            settings.margin_bytes,
-            settings.collect_steps,
-            settings.planner,
-            self.blocks.gradients,
-        )
+        self.planner: Planner = planner_of(self.blocks, settings)
         self.states = 0.0  # bytes of the optimizer's, which the first update allocates
         self.collector: Collector | None = None
         self.logged: set[tuple[tuple[int, ...], ...]] = set()
@@ -86,7 +90,7 @@ class PlannedBlocks(MeasuredSteps):
         optimizer = str(getattr(args.optim, "value", args.optim))
         self.states = STATE_BYTES.get(optimizer, OTHER_STATES) * trainable(self.model)
         static = Static.of(self.model, STATE_BYTES.get(optimizer, 0))
-        if static.total + self.planner.margin(False) > self.budget:
+        if static.total + self.planner.margin(False) > self.planner.budget:
             raise InfeasibleBudgetError(
                 f"{self.settings.named_budget}: is below the static part of any batch, "
                 f"{gib(static.total)} ({static}), and a margin of {gib(self.planner.margin(False))}. "
@@ -95,24 +99,17 @@ class PlannedBlocks(MeasuredSteps):
                 "model or delta"
             )
         super().on_train_begin(args, state, control, **kwargs)
-        self.blocks.enable()
         assert self.meter is not None
         self.collector = Collector(self.blocks.layers, self.meter.mark, self.tier != "none")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_end(args, state, control, **kwargs)
         self._stop_collecting()
-        self.blocks.disable()
-
-    def leave(self) -> None:
-        super().leave()
-        if self.planner.rows and self.records.writes:
-            write_model(self.records.folder, self.blocks.kinds, made_with(), self.planner)
 
     # -- one micro-batch -------------------------------------------------------------------------
 
     def _shape(self, kwargs: dict[str, Any]) -> Shape | None:
-        return shape_of(kwargs, self.has_decoder)
+        return shape_of(kwargs, self.blocks.has_decoder)
 
     def _prepare(self) -> None:
         if self.collector is not None and not self.planner.collecting:
@@ -126,25 +123,20 @@ class PlannedBlocks(MeasuredSteps):
         if self.tier != "auto":
             self.planner.tier = found.outputs.tier(self.tier)
             return
-        functions: Mapping[str, Callable[..., Any] | None] = {
-            **{"kept": None, "whole": WHOLE},
-            **{name: checkpointing(name) for name in KEPT},
-        }
+        tiers = {name: checkpointing(name) for name in KEPT}
+        functions = {"kept": None, "whole": WHOLE, **tiers}
         seconds = timed(found.blocks[found.probe], functions, found.call)
-        held = self.planner.held_by(found.probe, [*KEPT])
-        self.planner.tier = cheapest(seconds, held)
+        tier = self.planner.tier = cheapest(seconds, self.planner.held_by(found.probe, [*KEPT]))
         log.info(
             "a block takes %s: %s",
             ", ".join(f"{1e3 * took:.2f} ms {name}" for name, took in seconds.items()),
-            f"tier {self.planner.tier.name}"
-            if self.planner.tier
-            else "no block is recomputed in part",
+            f"tier {tier.name}" if tier else "no block is recomputed in part",
         )
 
     def _choose(self, shape: Shape, static: float, fresh: bool) -> Choice | None:
         if self.collector is not None:
             probe = self.planner.probe
-            self.blocks.choose([i for i in range(len(self.blocks.layers)) if i != probe])
+            self.blocks.choose(self.blocks.all_but(probe))
             # Timed afterwards: the arguments of the last probe.
             self.collector.keeps_call = (
                 self.tier == "auto" and self.planner.steps + 1 >= self.settings.collect_steps
@@ -207,11 +199,8 @@ class PlannedBlocks(MeasuredSteps):
             return choice.blocks
         found, meter = self.collector, self.meter
         assert found is not None and meter is not None
-        self.planner.collect(features, collected(found, self.planner, one.static, meter, one.fresh))
-        return tuple(i for i in range(len(self.blocks.layers)) if i != found.probe)
-
-    def _phase(self, one: Running) -> Any:
-        return "collect" if one.choice is None else "plan"
+        self.planner.collect(features, collected(found, one.static, meter, one.fresh))
+        return self.blocks.all_but(found.probe)
 
     def _stop_collecting(self) -> None:
         if self.collector is not None:
@@ -232,4 +221,4 @@ def recomputing(
     own = meter if is_measured else None
     if settings.method == "none":
         return None if own is None else MeasuredSteps(settings, model, folder, own)
-    return RecomputedBlocks(settings, model, folder, own)
+    return FixedBlocks(settings, model, folder, own)

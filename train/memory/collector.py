@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from train.memory.meter import Meter
-from train.memory.planner import Collected, Planner, Seen
+from train.memory.planner import Collected
 from train.memory.selective import Outputs, call_of, tensors
 
 
@@ -24,13 +24,11 @@ class Collector:
 
     def __init__(
         self,
-        blocks: Iterable[torch.nn.Module],
-        mark: Callable[[], None] | None = None,
+        blocks: Sequence[torch.nn.Module],
+        mark: Callable[[], None],
         counts_outputs: bool = False,
     ) -> None:
-        self.blocks = list(blocks)
-        self.mark = mark
-        self.counts_outputs = counts_outputs
+        self.blocks, self.mark, self.counts_outputs = blocks, mark, counts_outputs
         self.outputs: Outputs | None = None  # of the probe
         self.call: Any = None  # arguments of the probe, where `keeps_call` was set
         self.keeps_call = False
@@ -88,8 +86,8 @@ class Collector:
     def _before(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             first, *rest = [*tensors(args), *tensors(kwargs)]
-            if self.mark is not None and not self.inputs and first.requires_grad:
-                first.register_hook(self._leave)  # type: ignore[no-untyped-call]
+            if not self.inputs and first.requires_grad:
+                first.register_hook(lambda _: self.mark())  # type: ignore[no-untyped-call]
             self.inputs[i] = _bytes(first)
             self.others |= {t.untyped_storage().data_ptr(): _bytes(t) for t in rest}
             if i == self.probe:
@@ -106,7 +104,7 @@ class Collector:
     def _after(self, i: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
             first = next(tensors(output), None)
-            if self.mark is not None and first is not None and first.requires_grad:
+            if first is not None and first.requires_grad:
                 first.register_hook(partial(self._come, i))  # type: ignore[no-untyped-call]
             if i == self.probe and self.counting is not None:
                 if self.outputs is not None:
@@ -118,12 +116,7 @@ class Collector:
         return hook
 
     def _come(self, i: int, gradient: torch.Tensor) -> None:
-        assert self.mark is not None
         self.order.append(i)
-        self.mark()
-
-    def _leave(self, gradient: torch.Tensor) -> None:
-        assert self.mark is not None
         self.mark()
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -134,9 +127,7 @@ class Collector:
         return tensor.detach()  # the tensor itself would keep its own graph alive
 
 
-def collected(
-    found: Collector, planner: Planner, static: float, meter: Meter, fresh: bool
-) -> Collected:
+def collected(found: Collector, static: float, meter: Meter, fresh: bool) -> Collected:
     """What a step under collection has shown, whose peaks the meter has read.
 
     static: bytes before the step. fresh: the step allocated its gradients.
@@ -150,21 +141,17 @@ def collected(
     stashes = found.stashes
     outputs = {} if found.outputs is None else found.outputs.bytes
     return Collected(
-        kind=planner.kinds[found.probe],
+        probe=found.probe,
         kept=float(found.kept),
-        stash=stashes[found.probe],
+        held=stashes,
         largest=float(found.largest),
         shared=float(found.shared),
+        peak=peak,
+        head=head if parts else None,
+        backward=at if parts else (),
+        tail=parts[-1] if len(parts) > len(found.order) else None,
         partly={tier: stashes[found.probe] + n for tier, n in outputs.items()},
         fresh=fresh,
-        seen=Seen(
-            probe=found.probe,
-            held=stashes,
-            peak=peak,
-            head=head if parts else None,
-            backward=at if parts else (),
-            tail=parts[-1] if len(parts) > len(found.order) else None,
-        ),
     )
 
 

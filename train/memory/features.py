@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +30,8 @@ class Shape:
         own = (float(squares), float(tokens), float(self.rows), 1.0)
         if not self.target:
             return own
-        across = self.rows * self.length * self.target
-        return (
-            *own,
-            float(self.rows * self.target**2),
-            float(self.rows * self.target),
-            float(across),
-        )
+        more = self.target**2, self.target, self.length * self.target
+        return (*own, *(float(self.rows * one) for one in more))
 
 
 def shape_of(inputs: Mapping[str, Any], has_decoder: bool = False) -> Shape:
@@ -57,9 +53,7 @@ def shape_of(inputs: Mapping[str, Any], has_decoder: bool = False) -> Shape:
     if name == "inputs_embeds":
         sizes = sizes[:-1]
     *rows, length = sizes
-    n_rows = 1
-    for n in rows:  # of multiple choice: questions and choices
-        n_rows *= n
+    n_rows = math.prod(rows)  # of multiple choice: questions times choices
     if has_decoder:
         for other in ("decoder_input_ids", "labels"):
             if inputs.get(other) is not None:

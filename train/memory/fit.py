@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import nnls
 
 Features = tuple[float, ...]
+ROWS = 64  # distinct feature rows a fit is made of, the last ones
+CONSTANT = 3  # index of the feature 1
+SAME = 1e-9  # relative difference of ratios that count as one
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,7 @@ class Fit:
     exact: bool  # the rows determine every coefficient
     low: Features
     high: Features
-    ties: tuple[
-        tuple[int, int, float], ...
-    ] = ()  # i, j, ratio: feature j was ratio times feature i
+    ties: tuple[tuple[int, int, float], ...]  # i, j, ratio: feature j was ratio times feature i
 
     def predict(self, features: Features) -> float:
         """Bytes, never below 0."""
@@ -35,6 +36,27 @@ class Fit:
         outside = any(not low <= f <= high for low, f, high in box)
         free = (abs(features[j] - r * features[i]) > SAME * features[j] for i, j, r in self.ties)
         return outside or any(free)
+
+
+@dataclass
+class Rows:
+    """What was measured of one quantity, by features, oldest first; and its fit."""
+
+    measured: dict[Features, float] = field(default_factory=dict)
+    fitted: Fit | None = None
+
+    def add(self, features: Features, value: float) -> None:
+        self.measured.pop(features, None)  # a row seen again becomes the newest
+        self.measured[features] = value
+        if len(self.measured) > ROWS:
+            del self.measured[next(iter(self.measured))]
+        self.fitted = None
+
+    @property
+    def fit(self) -> Fit:
+        if self.fitted is None:
+            self.fitted = fit([*self.measured], [*self.measured.values()])
+        return self.fitted
 
 
 def fit(rows: Sequence[Features], measured: Sequence[float]) -> Fit:
@@ -72,16 +94,8 @@ def determined(rows: Sequence[Features]) -> bool:
         return False
     table = np.asarray(rows, float)
     used = table[:, varying(table)]
-    scale = np.abs(used).max(axis=0)
-    scale[scale == 0] = 1.0
-    rank = int(np.linalg.matrix_rank(used / scale))
-    return rank == len(scale) and rank >= 2
-
-
-CONSTANT = 3  # index of the feature 1
-
-
-SAME = 1e-9  # relative difference of ratios that count as one
+    rank = int(np.linalg.matrix_rank(used / np.abs(used).max(axis=0)))
+    return rank == used.shape[1] and rank >= 2
 
 
 def varying(table: np.ndarray) -> list[int]:

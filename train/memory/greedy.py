@@ -33,9 +33,9 @@ def bucket_greedy(block_bytes: Sequence[float], need: float) -> list[int]:
     return picked
 
 
-def rounded_up(size: int, to: int = ROUNDING) -> int:
-    """`size` as its plans are cached: a multiple of `to`."""
-    return -(-size // to) * to
+def rounded_up(size: int) -> int:
+    """`size` as its plans are cached."""
+    return -(-size // ROUNDING) * ROUNDING
 
 
 def quadratic(sizes: Sequence[float], measured: Sequence[float]) -> tuple[float, float, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from train.memory.records import MODEL, RECORDS
+from train.memory.records import MODEL, RECORDS, Record, Records
 
 RESULTS = "all_results.json"
 METHODS = {"none": "None", "gc": "GC", "plan": "DC", "static": "DCS", "fixed": "PC"}  # Mimose's
@@ -51,6 +50,12 @@ NAMES = (
 LINE = re.compile(rf"(?<!\w)({'|'.join(NAMES)})(_\w+)?\s*[=:]\s*(\S.*)$")
 # 100%|####| 640/640 [1:02:59<00:00, 5.9s/it]
 BAR = re.compile(r"100%\|[^|]*\|\s*(\d+)/\d+\s*\[(?:(\d+):)?(\d+):(\d+)<")
+SWITCHES = {  # Mimose's; the first one that is on says the method
+    "prev_checkpoint": "PC",
+    "static_checkpoint": "DCS",
+    "dynamic_checkpoint": "DC",
+    "gradient_checkpointing": "GC",
+}
 OPTION = re.compile(r"--(\w+)(?:[= ]([^\s-]\S*))?")
 
 
@@ -74,16 +79,12 @@ def _of_job(found: Measured, folder: Path) -> Measured:
     """With what else the folder of a job says: method, budget, margin, blocks, seconds of training."""
     memory = _loaded(folder / ".hydra" / "resolved.yaml").get("memory", {})
     model, results = _loaded(folder / MODEL), _loaded(folder / RESULTS)
-    budget = memory.get("budget_gib")
-    if memory.get("budget_mib") is not None:
-        budget = memory["budget_mib"] / 1024
-    margin = model.get("margin_bytes")
-    method = memory.get("method")
+    method, mib, margin = memory.get("method"), memory.get("budget_mib"), model.get("margin_bytes")
     return replace(
         found,
         seconds=results.get("seconds_train", found.seconds),
         method=METHODS.get(method, method),
-        budget_gib=budget,
+        budget_gib=memory.get("budget_gib") if mib is None else mib / 1024,
         margin_gib=None if margin is None else margin / 2**30,
         blocks=len(model["kinds"]) if "kinds" in model else found.blocks,
     )
@@ -101,42 +102,30 @@ def _loaded(path: Path) -> Mapping[str, Any]:
 
 def from_records(text: str, name: str) -> Measured:
     """Records as a job writes them. They do not hold the time of the whole training."""
-    peaks: dict[int, list[float]] = {}
-    order: list[int] = []
-    strategy: dict[int, tuple[int, ...]] = {}
-    reserved, collected = 0.0, 0
-    recomputed: list[int] = []
-    partly: list[int] = []
-    predictions: list[tuple[float, float]] = []
-    blocks: int | None = None
+    records: list[Record] = []
+    whole = Records(Path(), writes=False)
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            one = json.loads(line)
-            size = int(one["size"])
-            peaks.setdefault(size, []).append(float(one["peak_allocated_bytes"]))
-            reserved = max(reserved, float(one["peak_reserved_bytes"]))
-            recomputed.append(len(one["blocks"]))
-            partly.append(len(one.get("selective", ())))
-            if one["phase"] != "collect":
-                strategy[size] = tuple(one["blocks"])
-            if one["phase"] == "plan":
-                pair = (float(one["predicted_bytes"]), float(one["peak_allocated_bytes"]))
-                predictions.append(pair)
-            if one["phase"] == "collect":
-                blocks = len(one["blocks"]) + 1  # all but the probe
-                collected += 1
-        except (ValueError, KeyError, TypeError) as error:
+            records.append(Record.of_json(line))
+            whole.add(records[-1])
+        except (ValueError, TypeError) as error:
             raise LogError(_broken(name, number, line)) from error
-        order.append(size)
-    count = dict(Counter(order))
-    measured = {size: tuple(own) for size, own in peaks.items()}
+    collected = [one for one in records if one.phase == "collect"]
     return Measured(
-        *(count, measured, tuple(order), strategy, reserved),
-        recomputed=tuple(recomputed),
-        blocks=blocks,
-        predictions=tuple(predictions),
-        partly=tuple(partly),
-        collected=collected,
+        shape_count=dict(Counter(whole.order)),
+        memory_count=_lists(whole.peaks),
+        shape_order=tuple(whole.order),
+        strategy={size: tuple(blocks) for size, blocks in whole.plans.items()},
+        max_memory_used=whole.reserved,
+        recomputed=tuple(len(one.blocks) for one in records),
+        blocks=len(collected[-1].blocks) + 1 if collected else None,  # all but the probe
+        predictions=tuple(
+            (one.predicted_bytes, one.peak_allocated_bytes)
+            for one in records
+            if one.predicted_bytes is not None
+        ),
+        partly=tuple(len(one.selective) for one in records),
+        collected=len(collected),
     )
 
 
@@ -149,7 +138,7 @@ def from_log(text: str, name: str) -> Measured:
     found: dict[str, Any] = {}
     overheads: dict[str, Any] = {}
     bars: list[tuple[int, float]] = []
-    chosen: tuple[str | None, float | None, float | None] = (None, None, None)
+    chosen: dict[str, Any] = {}
     for number, line in _lines(text):
         if bar := BAR.search(line):
             steps, hours, minutes, seconds = (int(group or 0) for group in bar.groups())
@@ -175,17 +164,17 @@ def from_log(text: str, name: str) -> Measured:
     memory = found.get("memory_count") or found.get("shape_memory") or {}
     order = found.get("shape_order", ())
     strategy = found.get("strategy") or {}
-    count = found.get("shape_count") or {size: len(own) for size, own in memory.items()}
-    own = [seconds for steps, seconds in bars if steps == len(order)]
-    made = Measured(count, memory, order, found.get("strategy"), found.get("max_memory_used"))
-    return replace(
-        made,
-        seconds=own[-1] if own else (bars[-1][1] if bars else overheads.get("training time")),
-        method=chosen[0],
-        budget_gib=chosen[1],
-        margin_gib=chosen[2],
+    full = [seconds for steps, seconds in bars if steps == len(order)] or [s for _, s in bars]
+    return Measured(
+        shape_count=found.get("shape_count") or {size: len(own) for size, own in memory.items()},
+        memory_count=memory,
+        shape_order=order,
+        strategy=found.get("strategy"),
+        max_memory_used=found.get("max_memory_used"),
+        seconds=full[-1] if full else overheads.get("training time"),
         recomputed=tuple(len(strategy[size]) for size in order if size in strategy),
         overheads=overheads or None,
+        **chosen,
     )
 
 
@@ -207,22 +196,17 @@ _VALUES: Mapping[str, Any] = {
 }
 
 
-def _chosen(command: str) -> tuple[str, float | None, float | None]:
+def _chosen(command: str) -> dict[str, Any]:
     """Method, budget and margin of a command line of Mimose's scripts."""
     given = dict(OPTION.findall(command))
-    budget, margin = (
-        float(given[name]) if given.get(name) else None
-        for name in ("memory_threshold", "memory_buffer")
+    numbers = {"budget_gib": "memory_threshold", "margin_gib": "memory_buffer"}
+    found = {key: float(given[name]) for key, name in numbers.items() if given.get(name)}
+    switched = (
+        method
+        for name, method in SWITCHES.items()
+        if name in given and given[name].lower() not in ("false", "0")
     )
-    for name, method in (
-        ("prev_checkpoint", "PC"),
-        ("static_checkpoint", "DCS"),
-        ("dynamic_checkpoint", "DC"),
-        ("gradient_checkpointing", "GC"),
-    ):
-        if name in given and given[name].lower() not in ("false", "0"):
-            return method, budget, margin
-    return "None", budget, margin
+    return {"method": next(switched, "None"), **found}
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

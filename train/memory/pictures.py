@@ -12,6 +12,7 @@ from typing import Any, Literal
 WIDTH, HEIGHT = 960, 600  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 90, 30, 90, 70  # around the axes
 COLOURS = ("#3366cc", "#dd7711", "#229955", "#aa44aa", "#996633", "#117788", "#cc3355")
+LEVEL_COLOURS = ("#cc0000", "#777777", "#000000")
 TICKS = 6  # about, on each axis
 
 
@@ -106,16 +107,13 @@ class Chart:
         ImageDraw.Draw(label).text((label.width / 2, 10), self.y_name, 255, font, anchor="mm")
         draw.bitmap((8, TOP), label.rotate(90, expand=True), fill="black")
 
-        levels: list[tuple[str, str]] = []
-        for place, (name, y) in enumerate(self.levels):  # points lie over them
-            colour = ("#cc0000", "#777777", "#000000")[place % 3]
-            levels.append((f"- - {name}", colour))
+        colours = itertools.cycle(LEVEL_COLOURS)
+        levels = [(f"- - {name}", y, next(colours)) for name, y in self.levels]
+        for _, y, colour in levels:  # points lie over them
             for x in range(LEFT, WIDTH - RIGHT, 12):
                 draw.line((x, up(y), min(x + 7, WIDTH - RIGHT), up(y)), fill=colour, width=2)
-        legend: list[tuple[str, str]] = []
-        for place, (name, kind, own_x, own_y) in enumerate(self.series):
-            colour = COLOURS[place % len(COLOURS)]
-            legend.append((name, colour))
+        series = [*zip(self.series, itertools.cycle(COLOURS), strict=False)]
+        for (_, kind, own_x, own_y), colour in series:
             spots = [(across(x), up(y)) for x, y in zip(own_x, own_y, strict=True)]
             if kind == "bars":
                 half = max(1.0, (across(bar) - across(0)) * 0.8)
@@ -126,9 +124,9 @@ class Chart:
                 draw.line(spots, fill=colour, width=2)
             for x, y in spots:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        legend += levels
+        legend = [(name, colour) for (name, *_), colour in series]
         x = float(LEFT)
-        for name, colour in legend:
+        for name, colour in legend + [(name, colour) for name, _, colour in levels]:
             draw.rectangle((x, 56, x + 12, 68), fill=colour)
             draw.text((x + 18, 62), name, "black", font, anchor="lm")
             x += 18 + draw.textlength(name, font) + 24

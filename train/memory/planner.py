@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from train.memory.fit import Features, Fit, determined, fit
+from train.memory.fit import Features, Fit, Rows, determined
 from train.memory.greedy import bucket_greedy, quadratic, rounded_up
-from train.memory.peaks import KEPT, PARTLY, RECOMPUTED, ROWS, Levels, Peaks
-from train.memory.plan import in_backward, unequal_peak
+from train.memory.peaks import KEPT, PARTLY, RECOMPUTED, Levels, Peaks, in_backward
 
 MIB = 2**20
 OFF = 0.02  # share of a measured peak that a prediction may miss before everything is fitted again
@@ -20,30 +19,23 @@ UNLIKE = 0.02  # share added to first values of blocks that differ: they were up
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Peaks of a step under collection, static part excluded; None or empty: parts were not told apart."""
+class Collected:
+    """Bytes of a step under collection, static part excluded.
+
+    Of its peaks None or empty: parts of the step were not told apart.
+    """
 
     probe: int  # the block that was kept; all others were recomputed
-    held: Mapping[int, float]  # of each block, bytes when recomputed
-    peak: float
-    head: float | None = None  # until the backward pass comes to the blocks
-    backward: Sequence[float] = ()  # while it is in each block
-    tail: float | None = None  # once it has left them
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What one step under collection kept, bytes."""
-
-    kind: int  # which kind of block was probed
     kept: float  # a: by that block
-    stash: float  # h: by a recomputed one of its kind
+    held: Mapping[int, float]  # h: of each block, when recomputed
     largest: float  # the largest single tensor in `kept`
     shared: float  # s: once, if any block is recomputed
-    outside: float = 0.0  # o: by all else at the peak; found by the planner where `seen` is given
+    peak: float
+    head: float | None = None  # peak until the backward pass comes to the blocks
+    backward: Sequence[float] = ()  # while it is in each block
+    tail: float | None = None  # once it has left them
     partly: Mapping[str, float] = field(default_factory=dict)  # b: recomputed in part, by tier
     fresh: bool = False  # the step allocated its gradients
-    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +67,12 @@ class Choice:
 class _Parts:
     """Bytes of a step with some features, by what keeps them."""
 
-    kept: list[float]  # by block, as the next three
-    partly: list[float]
-    stash: list[float]
-    largest: list[float]
+    held: list[tuple[float, ...]]  # of each block, by level
+    largest: list[float]  # of each block
     outside: float
     shared: float
     head: float
-    backward: list[float]
+    backward: list[float]  # by block; empty: parts of steps were not told apart
     tail: float
 
 
@@ -105,14 +95,14 @@ class Planner:
     ) -> None:
         self.gradients = tuple(gradients)
         self.kinds, self.budget, self.given_margin = tuple(kinds), budget, margin
+        self.distinct = sorted(set(kinds))
         self.collect_steps, self.planner = collect_steps, planner
         self.steps = 0  # collected so far
         self.solved, self.hits, self.refits = 0, 0, 0
         self.fragmented = 0.0  # largest reserved minus allocated
         self.missed = 0.0  # largest measured minus predicted peak
-        self.rows: dict[str, dict[Features, float]] = {}
-        self.fits: dict[str, Fit] = {}
-        self.pending: list[tuple[Features, Collected, Seen]] = []  # to be taken apart
+        self.rows: dict[str, Rows] = {}  # by what keeps the bytes
+        self.pending: list[tuple[Features, Collected]] = []  # to be taken apart
         self.peaks = Peaks()
         self.tier: Tier | None = None  # set where blocks of one kind may be recomputed in part
         self.cache: dict[tuple[Features | int, int, bool], Choice] = {}
@@ -124,39 +114,30 @@ class Planner:
         """Whether the next step is to be collected: the sizes so far do not suffice for a fit."""
         if self.steps < self.collect_steps:
             return True
-        known = all(determined(list(self.rows.get(f"kept {k}", ()))) for k in set(self.kinds))
-        return not known and self.steps < max(3 * self.collect_steps, len(set(self.kinds)))
+        probed = (self.rows.get(f"kept {kind}", Rows()).measured for kind in self.distinct)
+        known = all(determined([*rows]) for rows in probed)
+        return not known and self.steps < max(3 * self.collect_steps, len(self.distinct))
 
     @property
     def probe(self) -> int:
         """The block to keep in a collected step: the last of its kind, kinds in turn."""
-        kinds = sorted(set(self.kinds))
-        kind = kinds[self.steps % len(kinds)]
+        kind = self.distinct[self.steps % len(self.distinct)]
         return max(i for i, own in enumerate(self.kinds) if own == kind)
 
     def collect(self, features: Features, found: Collected) -> None:
         """Take what a step under collection has shown."""
-        seen = found.seen
-        if seen is not None:
-            levels = self._levels([i for i in range(len(self.kinds)) if i != seen.probe])
-            self.peaks.add(levels, found.fresh, features, seen.peak)
-            self.pending.append((features, found, seen))
-        else:
-            self._keep("outside", features, found.outside)
+        probe = found.probe
+        levels = self._levels([i for i in range(len(self.kinds)) if i != probe])
+        self.peaks.add(levels, found.fresh, features, found.peak)
+        self.pending.append((features, found))
         self.steps += 1
-        for part in ("kept", "stash", "largest"):
-            self._keep(f"{part} {found.kind}", features, getattr(found, part))
-        for name, value in found.partly.items():
-            self._keep(f"{name} {found.kind}", features, value)
+        own = {"kept": found.kept, "stash": found.held[probe], "largest": found.largest}
+        for part, value in {**own, **found.partly}.items():
+            self._keep(f"{part} {self.kinds[probe]}", features, value)
         self._keep("shared", features, found.shared)
 
     def _keep(self, part: str, features: Features, value: float) -> None:
-        rows = self.rows.setdefault(part, {})
-        rows.pop(features, None)  # a row seen again becomes the newest
-        rows[features] = value
-        if len(rows) > ROWS:
-            del rows[next(iter(rows))]
-        self.fits.pop(part, None)
+        self.rows.setdefault(part, Rows()).add(features, value)
         self.cache.clear()
 
     def _derive(self) -> None:
@@ -165,38 +146,35 @@ class Planner:
             return  # the training ended before each kind was probed
         pending, self.pending = self.pending, []
         n = range(len(self.kinds))
-        for features, found, seen in pending:
+        for features, found in pending:
             known = self._of_blocks("kept", features)
-            known[seen.probe] = found.kept
-            stash = [seen.held.get(i, 0.0) for i in n]
-            held = [known[i] if i == seen.probe else stash[i] for i in n]
-            shared = self.fit_of("shared").predict(features)
+            held = [found.held.get(i, 0.0) for i in n]
+            again = [stash + kept for stash, kept in zip(held, known, strict=True)]
+            for own in (known, held, again):
+                own[found.probe] = found.kept
+            shared = self._predict("shared", features)
             gradients = self.gradients if found.fresh else ()
-            others = {*n} - {seen.probe}
-            own = unequal_peak(known, stash, [0.0] * len(n), others, 0.0, shared, gradients)
-            self._keep("outside", features, max(0.0, seen.peak - own))
-            if seen.head is not None:
-                self._keep("head", features, max(0.0, seen.head - sum(held) - shared))
-            for i, one in enumerate(in_backward(held, known, gradients) if seen.backward else ()):
-                rest = max(0.0, seen.backward[i] - one - shared)
+            inside = shared * (len(n) > 1) + max(sum(held), *in_backward(held, again, gradients))
+            self._keep("outside", features, max(0.0, found.peak - inside))
+            if found.head is not None:
+                self._keep("head", features, max(0.0, found.head - sum(held) - shared))
+            for i, one in enumerate(in_backward(held, known, gradients) if found.backward else ()):
+                rest = max(0.0, found.backward[i] - one - shared)
                 self._keep(f"backward {i}", features, rest)
-            if seen.tail is not None:
-                self._keep("tail", features, max(0.0, seen.tail - sum(gradients)))
+            if found.tail is not None:
+                self._keep("tail", features, max(0.0, found.tail - sum(gradients)))
 
     def _of_blocks(self, part: str, features: Features) -> list[float]:
-        by_kind = {k: self.fit_of(f"{part} {k}").predict(features) for k in set(self.kinds)}
+        by_kind = {k: self._predict(f"{part} {k}", features) for k in self.distinct}
         return [by_kind[kind] for kind in self.kinds]
+
+    def _predict(self, part: str, features: Features) -> float:
+        return self.rows[part].fit.predict(features)
 
     def all_fits(self) -> dict[str, Fit]:
         """The fit of each part of which something is known."""
         self._derive()
-        return {part: self.fit_of(part) for part in self.rows}
-
-    def fit_of(self, part: str) -> Fit:
-        if part not in self.fits:
-            rows = self.rows[part]
-            self.fits[part] = fit([*rows], [*rows.values()])
-        return self.fits[part]
+        return {part: rows.fit for part, rows in self.rows.items()}
 
     # -- planning ----------------------------------------------------------------------------------
 
@@ -252,19 +230,17 @@ class Planner:
         of_blocks = partial(self._of_blocks, features=features)
 
         def at(part: str) -> float:
-            found = self.fit_of(part)
-            return found.predict(features) + found.residual
+            return self._predict(part, features) + self.rows[part].fit.residual
 
         kept = of_blocks("kept")
+        partly = of_blocks(self.tier.name) if self.tier is not None else kept
         return _Parts(
-            kept,
-            of_blocks(self.tier.name) if self.tier is not None else kept,
-            of_blocks("stash"),
+            [*zip(of_blocks("stash"), partly, kept, strict=True)],
             # Exact without it where no block is wider than another.
-            of_blocks("largest") if len(set(self.kinds)) > 1 else [0.0] * len(kept),
-            self.fit_of("outside").predict(features),
-            self.fit_of("shared").predict(features),
-            self.fit_of("head").predict(features) if "head" in self.rows else 0.0,
+            of_blocks("largest") if len(self.distinct) > 1 else [0.0] * len(kept),
+            self._predict("outside", features),
+            self._predict("shared", features),
+            self._predict("head", features) if "head" in self.rows else 0.0,
             [at(f"backward {i}") for i in range(len(kept))] if "backward 0" in self.rows else [],
             at("tail") + fresh * sum(self.gradients) if "tail" in self.rows else 0.0,
         )
@@ -274,36 +250,31 @@ class Planner:
         known = self.peaks.of(levels, fresh, features)
         if known is not None:
             return known
-        held = [*zip(parts.stash, parts.partly, parts.kept, strict=True)]
-        bounds = self.peaks.bounds(levels, fresh, features, held)
+        bounds = self.peaks.bounds(levels, fresh, features, parts.held)
         return min([self._first_value(parts, levels, fresh), *bounds])
 
     def _first_value(self, parts: _Parts, levels: Levels, fresh: bool) -> float:
         gradients = self.gradients if fresh else ()
-        if not parts.backward:
-            found = unequal_peak(
-                parts.kept,
-                parts.stash,
-                parts.largest,
-                {i for i, level in enumerate(levels) if level == RECOMPUTED},
-                parts.outside,
-                parts.shared,
-                gradients,
-                {i: parts.partly[i] for i, level in enumerate(levels) if level == PARTLY},
-            )
-        else:
-            by_level = zip(parts.stash, parts.partly, parts.kept, strict=True)
-            held = [own[level] for own, level in zip(by_level, levels, strict=True)]
-            again = [*map(max, held, parts.kept)]
-            own = in_backward(held, again, gradients)
-            shared = parts.shared * any(one != KEPT for one in levels)
+        blocks = [*zip(parts.held, levels, parts.largest, strict=True)]
+        held = [own[level] for own, level, _ in blocks]
+        shared = parts.shared * any(level != KEPT for level in levels)
+        if parts.backward:
+            again = [max(own[level], own[KEPT]) for own, level, _ in blocks]
+            inside = in_backward(held, again, gradients)
             found = max(
                 # What recomputed blocks share is there in any forward pass.
                 parts.head + parts.shared + sum(held),
-                shared + max(map(sum, zip(parts.backward, own, strict=True))),
+                shared + max(map(sum, zip(parts.backward, inside, strict=True))),
                 parts.tail,
             )
-        return found * (1 + UNLIKE) if len(set(self.kinds)) > 1 else found
+        else:
+            again = [
+                own[KEPT] if level == KEPT else own[RECOMPUTED] + own[KEPT] + largest
+                for own, level, largest in blocks
+            ]
+            inside = in_backward(held, again, gradients)
+            found = parts.outside + shared + max(sum(held), *inside)
+        return found * (1 + UNLIKE) if len(self.distinct) > 1 else found
 
     def _plans(
         self, peak_of: Callable[[Levels], float], available: float
@@ -331,22 +302,21 @@ class Planner:
 
     def _solve(self, features: Features, size: int, static: float, fresh: bool) -> Choice:
         parts = self._parts(features, fresh)
-        used = [f"kept {kind}" for kind in set(self.kinds)] + ["outside"]
-        unsure = any(
-            self.fit_of(part).extrapolates(features) or not self.fit_of(part).exact for part in used
-        )
+        used = [self.rows[f"kept {kind}"].fit for kind in self.distinct]
+        used.append(self.rows["outside"].fit)
+        unsure = any(one.extrapolates(features) or not one.exact for one in used)
         margin = self.margin(unsure)
         available = self.budget - margin
-        plans = [
-            *self._plans(
-                lambda levels: static + self._peak(features, parts, levels, fresh), available
-            )
-        ]
+
+        def peak_of(levels: Levels) -> float:
+            return static + self._peak(features, parts, levels, fresh)
+
+        plans = [*self._plans(peak_of, available)]
         least = min(plans, key=lambda one: one[1])
         fitting = [one for one in plans if one[1] <= available]
         if self.planner == "bucket_greedy":
-            blocks = self._greedy(features, rounded_up(size), static, margin)
-            peak = static + self.predicted(features, blocks, fresh)
+            blocks = self._greedy(rounded_up(size), static, margin)
+            peak = peak_of(self._levels(blocks))
             fits, selective = peak <= self.budget, tuple[int, ...]()
         else:
             fewest = min(  # of equal costs
@@ -361,43 +331,38 @@ class Planner:
         enough = self.least_budget(least[1], unsure)
         return Choice(blocks, peak, margin, enough, fits, unsure, fresh=fresh, selective=selective)
 
-    def _greedy(
-        self, features: Features, size: int, static: float, margin: float
-    ) -> tuple[int, ...]:
+    def _greedy(self, size: int, static: float, margin: float) -> tuple[int, ...]:
         """Mimose's choice: bytes of degree 2 in the size alone, and blocks in its order."""
-        rows = [*self.rows["outside"]]
-        lengths = [row[1] / row[2] for row in rows]
-        whole = [self.predicted(row, ()) for row in rows]
-        at = [self._at(lengths, whole, size)]
-        for kind in self.kinds:
-            own = [self.fit_of(f"kept {kind}").predict(row) for row in rows]
-            at.append(self._at(lengths, own, size))
-        step, *block_bytes = at
-        return tuple(bucket_greedy(block_bytes, step - (self.budget - margin - static)))
+        rows = [*self.rows["outside"].measured]
 
-    @staticmethod
-    def _at(lengths: Sequence[float], measured: Sequence[float], size: int) -> float:
-        second, first, constant = quadratic(lengths, measured)
-        return second * size**2 + first * size + constant
+        def at(measured: Sequence[float]) -> float:
+            second, first, constant = quadratic([row[1] / row[2] for row in rows], measured)
+            return second * size**2 + first * size + constant
+
+        step = at([self.predicted(row, ()) for row in rows])
+        blocks = [at([self._predict(f"kept {kind}", row) for row in rows]) for kind in self.kinds]
+        return tuple(bucket_greedy(blocks, step - (self.budget - margin - static)))
 
     def held_by(self, block: int, tiers: Sequence[str]) -> dict[str, float]:
         """Bytes of a block in the last collected step: `kept`, recomputed `whole`, or in a tier."""
         parts = {"kept": "kept", "whole": "stash", **{tier: tier for tier in tiers}}
         kind = self.kinds[block]
-        return {name: [*self.rows[f"{part} {kind}"].values()][-1] for name, part in parts.items()}
+        rows = {name: self.rows[f"{part} {kind}"] for name, part in parts.items()}
+        return {name: [*own.measured.values()][-1] for name, own in rows.items()}
 
     def offloaded(self, choice: Choice, features: Features, static: float, fresh: bool) -> Choice:
         """The plan of the smallest peak with its blocks' inputs on the machine, if that fits; else as is."""
         n = len(self.kinds)
-        blocks = tuple(range(max(0, n - 1)))
+        blocks = tuple(range(n - 1))
         parts = self._parts(features, fresh)
+        last = parts.held[-1][KEPT]
         # Blocks one at a time: nothing is held before.
-        again = [*map(sum, zip(parts.kept, parts.stash, parts.largest, strict=True))]
-        again[-1:] = parts.kept[-1:]
-        own = in_backward([0.0] * n, again, self.gradients if fresh else ())
+        pairs = zip(parts.held[:-1], parts.largest, strict=False)
+        again = [own[KEPT] + own[RECOMPUTED] + largest for own, largest in pairs]
+        own = in_backward([0.0] * n, [*again, last], self.gradients if fresh else ())
         outside = parts.backward or [parts.outside] * n
         peak = static + max(
-            parts.head + parts.shared + parts.kept[-1],
+            parts.head + parts.shared + last,
             parts.shared + max(map(sum, zip(outside, own, strict=True))),
             parts.tail,
         )
@@ -420,12 +385,11 @@ class Planner:
             self.missed = max(self.missed, off)
             return False
         if off > 0:  # what bounded it no longer holds, and something outside the blocks has grown
-            self.peaks.clear()
+            self.peaks.rows.clear()
             more = own - self._first_value(parts, levels, choice.fresh)
             grown = [part for part in self.rows if part.startswith(("outside", "head", "backward"))]
             for part in grown:
-                before = self.fit_of(part).predict(features)
-                self._keep(part, features, before + max(0.0, more))
+                self._keep(part, features, self._predict(part, features) + max(0.0, more))
         self.peaks.add(levels, choice.fresh, features, own)
         self.cache.clear()
         self.refits += 1

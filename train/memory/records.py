@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from train.memory.planner import Planner
+from train.memory.static import made_with
 
 RECORDS, MODEL = "memory_records.jsonl", "memory_model.json"
 BUFFERED = 200  # lines between two writes
@@ -23,9 +24,7 @@ class Record:
     step: int  # the update it is part of, from 1
     size: int  # tokens of a sequence, padding included
     features: tuple[float, ...]
-    phase: Literal[
-        "collect", "plan", "fixed"
-    ]  # fixed: the method recomputes the same in every step
+    phase: Literal["collect", "plan", "fixed"]  # fixed: every step recomputes the same
     blocks: tuple[int, ...]  # recomputed ones
     predicted_bytes: float | None
     peak_allocated_bytes: float
@@ -39,6 +38,13 @@ class Record:
     shape: tuple[int, ...] = ()  # rows, tokens, tokens of the target or 0
     selective: tuple[int, ...] = ()  # blocks that are recomputed in part
     offloaded: bool = False  # inputs of recomputed blocks waited in the machine's memory
+
+    @classmethod
+    def of_json(cls, line: str) -> Record:
+        """The record that `as_json` wrote. Raises ValueError or TypeError."""
+        told = json.loads(line)
+        names = [one.name for one in dataclasses.fields(cls)]
+        return cls(**{name: told[name] for name in names if name in told})
 
     def as_json(self) -> str:
         counts = {"k_full": len(self.blocks), "k_sac": len(self.selective)}
@@ -88,31 +94,23 @@ class Records:
             f"max_memory_used={round(self.reserved)}",
         ]
 
-    def numbers(
-        self, budget: float | None, allocated: float = 0.0, reserved: float = 0.0
-    ) -> dict[str, float]:
-        """What the job returns of it. allocated, reserved: peaks of the whole job, as far as known."""
-        own = max((max(peaks) for peaks in self.peaks.values()), default=0.0)
+    def numbers(self, budget: float | None, allocated: float, reserved: float) -> dict[str, float]:
+        """What the job returns of it. allocated, reserved: peaks of the whole job."""
         found = {
-            "peak_allocated_mib": max(allocated, own) / 2**20,
-            "peak_reserved_mib": max(reserved, self.reserved) / 2**20,
+            "peak_allocated_mib": allocated / 2**20,
+            "peak_reserved_mib": reserved / 2**20,
             "static_mib": self.static / 2**20,
             "infeasible_steps": self.infeasible,
         }
         return found if budget is None else {**found, "budget_gib": budget / 2**30}
 
 
-def write_model(
-    folder: Path,
-    kinds: Sequence[int],
-    made_with: Mapping[str, str],
-    planner: Planner | None = None,
-) -> None:
+def write_model(folder: Path, kinds: Sequence[int], planner: Planner | None) -> None:
     """memory_model.json: kinds of the blocks, the fits of a planner and how often it planned."""
-    values: dict[str, Any] = {"kinds": tuple(kinds), "made_with": made_with}
+    values: dict[str, Any] = {"kinds": tuple(kinds), "made_with": made_with()}
     if planner is not None:
         fits = {
-            part: {**dataclasses.asdict(found), "rows": len(planner.rows[part])}
+            part: {**dataclasses.asdict(found), "rows": len(planner.rows[part].measured)}
             for part, found in planner.all_fits().items()
         }
         tier = planner.tier

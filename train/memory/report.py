@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
 
@@ -47,19 +46,17 @@ def rows(runs: Mapping[str, Measured]) -> list[Row]:
     made = []
     for name, one in runs.items():
         peaks = [peak for own in one.memory_count.values() for peak in own]
-        budget = one.budget_gib
-        counts = one.recomputed
+        budget, counts, sizes = one.budget_gib, one.recomputed, sorted(one.shape_count)
         errors = [abs(wanted / found - 1.0) for wanted, found in one.predictions if found]
         if one.method == "DCS":  # it predicts the largest batch alone
             errors = []
-        low_high = [*{min(one.shape_count), max(one.shape_count)}] if one.shape_count else []
         made.append(
             Row(
                 run=name,
                 method=one.method,
                 budget_gib=budget,
                 batches=sum(one.shape_count.values()),
-                sizes="-".join(str(size) for size in sorted(low_high)),
+                sizes="-".join(map(str, dict.fromkeys(sizes[:1] + sizes[-1:]))),
                 peak_gib=max(peaks) / GIB if peaks else None,
                 reserved_gib=None if one.max_memory_used is None else one.max_memory_used / GIB,
                 over_budget=None if budget is None else sum(p > budget * GIB for p in peaks),
@@ -73,21 +70,12 @@ def rows(runs: Mapping[str, Measured]) -> list[Row]:
     return made
 
 
-def as_csv(table: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [one.name for one in fields(Row)]
-    writer.writerow(names)
-    for row in table:
-        values = [getattr(row, name) for name in names]
-        writer.writerow(["" if value is None else value for value in values])
-    return text.getvalue()
+NAMES = [one.name for one in fields(Row)]
 
 
 def as_text(table: Sequence[Row]) -> str:
-    names = [one.name for one in fields(Row)]
-    cells = [names, *([_shown(getattr(row, name)) for name in names] for row in table)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    cells = [NAMES, *([*map(_shown, asdict(row).values())] for row in table)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = (
         "  ".join(
             cell.ljust(width) if i < 2 else cell.rjust(width)
@@ -106,21 +94,15 @@ def _shown(value: object) -> str:
 
 def charts(runs: Mapping[str, Measured]) -> dict[str, Chart]:
     """File name without its end -> picture. Left out is what there are no numbers for."""
-    made: dict[str, Chart] = {}
+    made: dict[str, Chart | None] = {}
     for name, one in runs.items():
         part = re.sub(r"[^\w.-]+", "_", name)
-        found = {
-            "memory": _memory_chart,
-            "sizes": _sizes_chart,
-            "predicted": _predicted_chart,
-            "share": _share_chart,
-        }
-        for kind, chart_of in found.items():
-            if chart := chart_of(name, one):
-                made[f"{kind}_{part}"] = chart
-    if times := _overhead_chart(runs):
-        made["overhead"] = times
-    return made
+        made[f"memory_{part}"] = _memory_chart(name, one)
+        made[f"sizes_{part}"] = _sizes_chart(name, one)
+        made[f"predicted_{part}"] = _predicted_chart(name, one)
+        made[f"share_{part}"] = _share_chart(name, one)
+    made["overhead"] = _overhead_chart(runs)
+    return {name: chart for name, chart in made.items() if chart is not None}
 
 
 def _unit(largest: float) -> tuple[str, float]:
@@ -223,7 +205,10 @@ def write(runs: Mapping[str, Measured], folder: Path) -> list[Path]:
     table = rows(runs)
     written = [folder / "table.txt", folder / "table.csv"]
     written[0].write_text(as_text(table), encoding="utf-8")
-    written[1].write_text(as_csv(table), encoding="utf-8")
+    with written[1].open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, NAMES, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, table))
     for name, chart in charts(runs).items():
         chart.save(folder / f"{name}.png")
         written.append(folder / f"{name}.png")

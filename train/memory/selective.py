@@ -106,11 +106,8 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     """All tensors in arguments or in an output."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from tensors(one)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
+    elif isinstance(value, (Mapping, list, tuple)):
+        for one in value.values() if isinstance(value, Mapping) else value:
             yield from tensors(one)
 
 

@@ -12,17 +12,15 @@ import torch
 
 from autocl_sweeper.errors import InfeasibleBudgetError
 from train.config.memory import MemorySettings
-from train.memory.blocks import Blocks, check_tier
+from train.memory.blocks import Blocks, check_tier, planner_of
 from train.memory.collector import Collector, collected
 from train.memory.features import Shape, shape_of
 from train.memory.meter import Meter
-from train.memory.planner import Planner
 from train.memory.selective import KEPT
 from train.memory.static import Static, gib, made_with
 
 JSON, TABLE = "memory_sizes.json", "memory_sizes.txt"
 CORRECTIONS = 4  # of the plan of one size, at most
-UNLIMITED = 2.0**80  # bytes, of a budget that is not set
 
 
 class _Seen(BaseException):
@@ -75,7 +73,7 @@ class Planned:
     least_budget: float
     fits: bool
     extrapolated: bool
-    selective: tuple[int, ...] = ()  # blocks that are recomputed in part
+    selective: tuple[int, ...]  # blocks that are recomputed in part
 
 
 class DryRun:
@@ -96,15 +94,7 @@ class DryRun:
     ) -> None:
         self.settings, self.model, self.meter, self.step = settings, model, meter, step
         self.blocks = Blocks(model)
-        self.has_decoder = bool(getattr(self.blocks.owner.config, "is_encoder_decoder", False))
-        self.planner = Planner(
-            self.blocks.kinds,
-            UNLIMITED if settings.budget_bytes is None else settings.budget_bytes,
-            settings.margin_bytes,
-            settings.collect_steps,
-            settings.planner,
-            self.blocks.gradients,
-        )
+        self.planner = planner_of(self.blocks, settings)
         self.static = Static.of(model, states)
         self.fresh = not accumulates  # later micro-batches find gradients there
         wanted = settings.selective  # auto: a GPU in training decides
@@ -119,7 +109,7 @@ class DryRun:
     def collect(self, batches: Mapping[Shape, Any]) -> None:
         """Run steps on these batches until the planner knows enough, or all were measured."""
         shapes = to_measure([*batches], self.settings.collect_steps)
-        n, kinds = len(self.blocks.layers), len(set(self.blocks.kinds))
+        kinds = len(self.planner.distinct)
         self.blocks.enable()
         collector = Collector(self.blocks.layers, self.meter.mark, self.tier is not None)
         try:
@@ -128,8 +118,8 @@ class DryRun:
                 shape = shapes[self.planner.steps // kinds]
                 probe = self.planner.probe
                 collector.start(probe)
-                self._run(batches[shape], [i for i in range(n) if i != probe])
-                found = collected(collector, self.planner, self.before, self.meter, self.fresh)
+                self._run(batches[shape], self.blocks.all_but(probe))
+                found = collected(collector, self.before, self.meter, self.fresh)
                 self.planner.collect(shape.features(), found)
             if self.tier is not None and collector.outputs is not None:
                 self.planner.tier = collector.outputs.tier(self.tier)
@@ -149,18 +139,10 @@ class DryRun:
         choice = self.planner.plan(
             wanted.features(), wanted.length, self.static_bytes, fresh=self.fresh
         )
+        peak = self.planner.predicted(shape.features(), choice.blocks, self.fresh, choice.selective)
         return Planned(
-            shape,
-            batches,
-            first,
-            self.kept_all(shape),
-            choice.blocks,
-            self.static_bytes
-            + self.planner.predicted(shape.features(), choice.blocks, self.fresh, choice.selective),
-            choice.margin,
-            choice.least_budget,
-            choice.fits,
-            choice.extrapolated,
+            *(shape, batches, first, self.kept_all(shape), choice.blocks, self.static_bytes + peak),
+            *(choice.margin, choice.least_budget, choice.fits, choice.extrapolated),
             choice.selective,
         )
 
@@ -170,10 +152,10 @@ class DryRun:
         try:
             for _ in range(CORRECTIONS):
                 choice = self.planner.plan(shape.features(), longest, self.static_bytes, self.fresh)
-                tries = self.planner.refits
                 peak = self.static_bytes + self._run(batch, choice.blocks, choice.selective)
-                self.planner.measured(shape.features(), choice, peak, peak, self.static_bytes)
-                if self.planner.refits == tries:
+                if not self.planner.measured(
+                    shape.features(), choice, peak, peak, self.static_bytes
+                ):
                     break
             return peak
         finally:
@@ -199,9 +181,8 @@ class Sizes:
     is_bound: bool
     measured_shape: Shape  # of the batch looked at with the most predicted bytes
     measured: float  # its peak, run under its plan, bytes with the static part
-    evaluation: Mapping[
-        str, Mapping[str, float]
-    ]  # "task part" -> rows, length, bytes of its largest
+    # Task and part -> rows, length and bytes of its largest batch.
+    evaluation: Mapping[str, Mapping[str, float]]
     static: Static
     steps: int  # that were run to find it
     blocks: int

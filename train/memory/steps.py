@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainerCallback
@@ -37,6 +37,8 @@ class MeasuredSteps(TrainerCallback):
 
     meter: None: nothing is recorded.
     """
+
+    unplanned: Literal["fixed", "collect"] = "fixed"  # phase of steps without a choice
 
     def __init__(
         self, settings: MemorySettings, model: torch.nn.Module, folder: Path, meter: Meter | None
@@ -148,7 +150,7 @@ class MeasuredSteps(TrainerCallback):
                 size=one.shape.length,
                 shape=(one.shape.rows, one.shape.length, one.shape.target),
                 features=one.shape.features(),
-                phase=self._phase(one),
+                phase=self.unplanned if choice is None else "plan",
                 blocks=blocks,
                 selective=() if choice is None else choice.selective,
                 predicted_bytes=None if choice is None else choice.predicted,
@@ -163,6 +165,3 @@ class MeasuredSteps(TrainerCallback):
                 offloaded=choice is not None and choice.offload,
             )
         )
-
-    def _phase(self, one: Running) -> Any:
-        return "fixed"

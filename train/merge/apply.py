@@ -15,7 +15,7 @@ import torch
 
 from train.merge import lora, rules
 from train.merge.blocks import blocks_of
-from train.merge.plan import PLAN, MergePlan, with_result
+from train.merge.plan import PLAN, MergePlan
 from train.merge.rules import MergeError, State
 from train.merge.sources import CONFIG, WEIGHTS, Source, hash_of
 
@@ -35,17 +35,14 @@ def merge(plan: MergePlan, sources: Sequence[Source]) -> Merged:
     """The delta a plan describes, of its sources in its order. Raises MergeError."""
     if plan.block_weights:
         return _by_block(plan, sources)
-    weights = [plan.weights[one.name] for one in sources]
-    used = [(s, w) for s, w in zip(sources, weights, strict=True) if w != 0]
-    if not used:
+    kept = [one for one in sources if plan.weights[one.name] != 0]
+    weights = [plan.weights[one.name] for one in kept]
+    if not kept:
         raise MergeError("all weights of the plan are 0: there is nothing to merge")
-    if len(used) == 1 and used[0][1] == 1:
-        only = used[0][0]
-        same = {key: value.clone() for key, value in only.state.items()}
-        return Merged(same, only.config, _result(same, only.rank, {}))
-    kept = [s for s, _ in used]
-    scale = plan.parameters.get("scale", 1)
-    own = [w * scale for _, w in used]
+    if weights == [1]:
+        same = {key: value.clone() for key, value in kept[0].state.items()}
+        return Merged(same, kept[0].config, _result(same, kept[0].rank, {}))
+    own = [w * plan.parameters.get("scale", 1) for w in weights]
     if kept[0].kind == "lora":
         return _lora(plan, kept, own)
     states = [one.state for one in kept]
@@ -83,11 +80,9 @@ def _by_block(plan: MergePlan, sources: Sequence[Source]) -> Merged:
     for part in parts:
         scaling = part.config["lora_alpha"] / part.config["r"]  # that of a lone source stays
         made = lora.lora_of(part.state, scaling)
-        modules |= {
-            m: (a, b if scaling == 1 else b * scaling) for m, (a, b) in made.modules.items()
-        }
+        modules |= {m: (a, b * scaling) for m, (a, b) in made.modules.items()}
         errors |= part.result["errors"]
-    whole = lora.filled(lora.LoRA(modules, 1.0))
+    whole = lora.filled(modules, lora.rank_of(modules))
     return _folder_of(lora.MergedLoRA(whole, errors), sources[0])
 
 
@@ -123,9 +118,11 @@ def _lora(plan: MergePlan, sources: Sequence[Source], weights: Sequence[float]) 
             factors.append(lora.lora_of(one.state, one.scaling))
         except MergeError as error:
             raise MergeError(f"source '{one.name}': {error}") from error
+    lora.refuse_shapes(factors)
     options = plan.parameters
     if plan.rule == "factor":
         refuse_ranks(sources)
+        rules.refuse_different([one.state for one in sources], [one.name for one in sources])
         warn_of_other_starts(sources, factors)
         made = lora.factor(factors, weights)
     elif plan.rule == "cat":
@@ -141,16 +138,16 @@ def _lora(plan: MergePlan, sources: Sequence[Source], weights: Sequence[float]) 
 
 def _folder_of(made: lora.MergedLoRA, like: Source) -> Merged:
     """A merged LoRA as peft's folder has it."""
-    state = lora.state_of(made.lora)
-    names = [module.removeprefix("base_model.model.") for module in made.lora.modules]
+    state, rank = lora.state_of(made.modules), lora.rank_of(made.modules)
+    names = [module.removeprefix("base_model.model.") for module in made.modules]
     config = dict(like.config) | {
-        "r": made.rank,
-        "lora_alpha": made.rank,  # scaling 1
+        "r": rank,
+        "lora_alpha": rank,  # scaling 1
         "target_modules": sorted(names),
         "base_model_name_or_path": like.base,
         "inference_mode": True,
     }
-    return Merged(state, config, _result(state, made.rank, made.errors))
+    return Merged(state, config, _result(state, rank, made.errors))
 
 
 def refuse_ranks(sources: Sequence[Source]) -> None:
@@ -196,7 +193,7 @@ def write_merged(merged: Merged, plan: MergePlan, folder: Path) -> MergePlan:
 
     if folder.exists() and any(folder.iterdir()) and not (folder / PLAN).is_file():
         raise MergeError(f"{folder} holds something that is no merge; give a new folder")
-    done = with_result(plan, merged.result)
+    done = replace(plan, result=dict(merged.result))
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

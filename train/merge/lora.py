@@ -12,33 +12,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
-from train.merge.rules import MergeError, State, refuse_different, refuse_weights
+from train.merge.rules import MergeError, State, weighted_sum
 
 A, B = "lora_A.weight", "lora_B.weight"
+Modules: TypeAlias = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # module -> (A, B)
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """One source: module -> (A, B), and the scaling of all of them."""
+    """One source: its factors, and the scaling of all of them."""
 
-    modules: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    modules: Modules
     scaling: float
 
 
 @dataclass(frozen=True)
 class MergedLoRA:
-    """The result: its scaling is 1 unless it is one source unchanged."""
+    """The result, whose scaling is 1."""
 
-    lora: LoRA
+    modules: Modules
     errors: Mapping[str, float]  # module -> ||exact sum - result|| / ||exact sum||, Frobenius
-
-    @property
-    def rank(self) -> int:
-        """The rank all modules share."""
-        return max(len(a) for a, _ in self.lora.modules.values())
 
 
 def lora_of(state: State, scaling: float) -> LoRA:
@@ -61,50 +58,36 @@ def lora_of(state: State, scaling: float) -> LoRA:
     return LoRA(modules, scaling)
 
 
-def state_of(lora: LoRA) -> dict[str, torch.Tensor]:
+def state_of(modules: Modules) -> dict[str, torch.Tensor]:
     """The factors by the names they are saved under."""
     made = {}
-    for module, (a, b) in lora.modules.items():
+    for module, (a, b) in modules.items():
         made[f"{module}.{A}"], made[f"{module}.{B}"] = a.contiguous(), b.contiguous()
     return made
 
 
-def _checked(
-    sources: Sequence[LoRA], weights: Sequence[float]
-) -> tuple[list[tuple[LoRA, float]], MergedLoRA | None]:
-    """The sources with a weight other than 0; where that is one of weight 1, it is the result."""
-    refuse_weights(weights, len(sources))
-    shapes = [
-        {m: torch.empty(len(b), a.shape[1], device="meta") for m, (a, b) in one.modules.items()}
-        for one in sources
-    ]
-    refuse_shapes(shapes)
-    used = [(s, float(w)) for s, w in zip(sources, weights, strict=True) if w != 0.0]
-    if len(used) == 1 and used[0][1] == 1.0:
-        only = used[0][0]
-        same = {m: (a.clone(), b.clone()) for m, (a, b) in only.modules.items()}
-        return used, MergedLoRA(LoRA(same, only.scaling), dict.fromkeys(same, 0.0))
-    if not used:
-        raise MergeError("all weights are 0: the sum is no adapter")
-    return used, None
-
-
-def refuse_shapes(shapes: Sequence[State]) -> None:
+def refuse_shapes(sources: Sequence[LoRA]) -> None:
     """Raises MergeError where adapters are for other modules or sizes; ranks may differ."""
-    for i, one in enumerate(shapes[1:], start=2):
-        if different := sorted(one.keys() ^ shapes[0].keys()):
+    first, *others = (
+        {m: (len(b), a.shape[1]) for m, (a, b) in one.modules.items()} for one in sources
+    )
+    for i, one in enumerate(others, start=2):
+        if different := sorted(one.keys() ^ first.keys()):
             raise MergeError(f"source 1 and source {i}: only one of them has '{different[0]}'")
-        for module, value in one.items():
-            if value.shape != shapes[0][module].shape:
+        for module, size in one.items():
+            if size != first[module]:
                 raise MergeError(
-                    f"module '{module}': source {i} is for a layer of {tuple(value.shape)}, source 1 for "
-                    f"one of {tuple(shapes[0][module].shape)}"
+                    f"module '{module}': source {i} is for a layer of {size}, source 1 for one of "
+                    f"{first[module]}"
                 )
 
 
-def _stacked(used: Sequence[tuple[LoRA, float]], module: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(
+    sources: Sequence[LoRA], weights: Sequence[float], module: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(rows of all A, columns w s B), in float64: their product is the exact sum."""
-    a = torch.cat([one.modules[module][0].double() for one, _ in used])
+    used = [*zip(sources, weights, strict=True)]
+    a = torch.cat([one.modules[module][0].double() for one in sources])
     b = torch.cat([w * one.scaling * one.modules[module][1].double() for one, w in used], dim=1)
     return a, b
 
@@ -121,35 +104,25 @@ def _upper(matrix: torch.Tensor) -> torch.Tensor:
 
 def cat(sources: Sequence[LoRA], weights: Sequence[float]) -> MergedLoRA:
     """The exact sum. Ranks and alphas may differ."""
-    used, same = _checked(sources, weights)
-    if same is not None:
-        return same
     made = {}
-    for module, (like, _) in used[0][0].modules.items():
-        a, b = _stacked(used, module)
+    for module, (like, _) in sources[0].modules.items():
+        a, b = _stacked(sources, weights, module)
         made[module] = (a.to(like.dtype), b.to(like.dtype))
-    return MergedLoRA(LoRA(made, 1.0), dict.fromkeys(made, 0.0))
+    return MergedLoRA(made, dict.fromkeys(made, 0.0))
 
 
 def factor(sources: Sequence[LoRA], weights: Sequence[float]) -> MergedLoRA:
-    """Weighted sums of the A and of the B, as published. Raises MergeError for different ranks."""
-    refuse_different([state_of(one) for one in sources])
-    if len({one.scaling for one in sources}) > 1:
-        told = ", ".join(f"{one.scaling:g}" for one in sources)
-        raise MergeError(f"rule=factor needs one alpha / r, and the sources have {told}")
-    used, same = _checked(sources, weights)
-    if same is not None:
-        return same
+    """Weighted sums of the A and of the B, as published, of sources of one rank and scaling."""
     made, errors = {}, {}
-    for module, (like, _) in used[0][0].modules.items():
-        a = torch.stack([w * one.modules[module][0].double() for one, w in used]).sum(0)
-        b = torch.stack([w * one.modules[module][1].double() for one, w in used]).sum(0)
-        b = b * used[0][0].scaling
-        exact_a, exact_b = _stacked(used, module)
+    for module, (like, _) in sources[0].modules.items():
+        a = weighted_sum([one.modules[module][0].double() for one in sources], weights)
+        b = weighted_sum([one.modules[module][1].double() for one in sources], weights)
+        b = b * sources[0].scaling
+        exact_a, exact_b = _stacked(sources, weights, module)
         away = product_norm(torch.cat([exact_b, -b], 1), torch.cat([exact_a, a]))
         errors[module] = _ratio(away, product_norm(exact_b, exact_a))
         made[module] = (a.to(like.dtype), b.to(like.dtype))
-    return MergedLoRA(LoRA(made, 1.0), errors)
+    return MergedLoRA(made, errors)
 
 
 def _ratio(away: float, whole: float) -> float:
@@ -167,13 +140,10 @@ def svd(
     energy: instead of a rank, the share of the squared singular values that every module keeps. The rank of
     all is then that of the module that needs most.
     """
-    used, same = _checked(sources, weights)
-    if same is not None:
-        return same
-    rank = rank or _largest(used)
+    rank = rank or _largest(sources)
     cores = {}
-    for module in used[0][0].modules:
-        a, b = _stacked(used, module)
+    for module in sources[0].modules:
+        a, b = _stacked(sources, weights, module)
         # B A = Q_b (R_b R_a^T) Q_a^T, and the core is only as large as the sum of ranks.
         q_b, r_b = torch.linalg.qr(b)
         q_a, r_a = torch.linalg.qr(a.T)
@@ -182,11 +152,16 @@ def svd(
         cores[module] = (q_b @ u[:, :kept], s, vh[:kept] @ q_a.T)
     if energy is not None:
         rank = max(_needed(s, energy) for _, s, _ in cores.values())
-    return _cut(cores, rank, used[0][0])
+    return _cut(cores, rank, sources[0])
 
 
-def _largest(used: Sequence[tuple[LoRA, float]]) -> int:
-    return max(len(a) for one, _ in used for a, _ in one.modules.values())
+def _largest(sources: Sequence[LoRA]) -> int:
+    return max(rank_of(one.modules) for one in sources)
+
+
+def rank_of(modules: Modules) -> int:
+    """The largest rank of a module."""
+    return max(len(a) for a, _ in modules.values())
 
 
 def _needed(s: torch.Tensor, energy: float) -> int:
@@ -213,20 +188,19 @@ def _cut(
         dtype = like.modules[module][0].dtype
         made[module] = (a.to(dtype), b.to(dtype))
         errors[module] = _ratio(float(s[kept:].norm()), float(s.norm()))
-    return MergedLoRA(filled(LoRA(made, 1.0), rank), errors)
+    return MergedLoRA(filled(made, rank), errors)
 
 
-def filled(lora: LoRA, rank: int | None = None) -> LoRA:
-    """The same with factors of one rank, zeros where a module has fewer; null: the largest there is."""
-    rank = rank or max(len(a) for a, _ in lora.modules.values())
+def filled(modules: Modules, rank: int) -> Modules:
+    """The same with factors of one rank, zeros where a module has fewer."""
     made = {}
-    for module, (a, b) in lora.modules.items():
+    for module, (a, b) in modules.items():
         lacking = rank - len(a)
         if lacking:
             a = torch.cat([a, a.new_zeros(lacking, a.shape[1])])
             b = torch.cat([b, b.new_zeros(len(b), lacking)], dim=1)
         made[module] = (a, b)
-    return LoRA(made, lora.scaling)
+    return made
 
 
 def dense(
@@ -238,7 +212,6 @@ def dense(
 
     Builds d_out x d_in matrices, of one module at a time. For rules that look at single entries.
     """
-    _checked(sources, [1.0] * len(sources))
     cores = {}
     for module in sources[0].modules:
         taus = []
@@ -246,4 +219,4 @@ def dense(
             a, b = one.modules[module]
             taus.append({module: one.scaling * (b.double() @ a.double())})
         cores[module] = torch.linalg.svd(rule(taus)[module], full_matrices=False)
-    return _cut(cores, rank or _largest([(one, 1.0) for one in sources]), sources[0])
+    return _cut(cores, rank or _largest(sources), sources[0])

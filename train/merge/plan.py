@@ -6,10 +6,9 @@ The same inputs give the same bytes: there is no time in it. Applying one needs 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,28 +18,11 @@ from train.config.typed import build, option
 from train.merge import weights as weighing
 from train.merge.blocks import blocks_of
 from train.merge.rules import MergeError, refuse_weights
-from train.merge.sources import Source, located, read_all
+from train.merge.sources import Source, SourceRecord, located, read_all
 
 PLAN = "merge_plan.json"
 VERSION = 1
 LIBRARIES = ("numpy", "peft", "safetensors", "torch")
-
-
-@dataclass(frozen=True)
-class SourceRecord:
-    """A source as a plan remembers it."""
-
-    name: str = option(help="its task")
-    path: str = option(help="as given")
-    kind: str = option(help="lora, ia3, prompt, adapter, prefix or tensors")
-    base: str = option(help="the model it is for")
-    sha256: str = option(help="of its tensors")
-    fingerprint: str | None = option(None, "of the weights of its base model")
-    rank: int | None = option(None, "of LoRA")
-    alpha: float | None = option(None, "of LoRA")
-    flags: dict[str, Any] = option({}, "what else decides what its weights mean")
-    trial: int | None = option(None, "of the sweep it is from")
-    stage: int | None = option(None, "of the sweep it is from")
 
 
 @dataclass(frozen=True)
@@ -87,24 +69,21 @@ class Scores:
     sign: int
     by_source: Mapping[str, float]
     hashes: Mapping[str, str]  # source -> sha256 it was scored with
-    blocks: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # block -> source -> score
-    dev_losses: Mapping[float, float] = field(
-        default_factory=dict
-    )  # temperature -> that of its merge
+    # Block -> source -> score; temperature -> loss of its merge on dev.
+    blocks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    dev_losses: Mapping[float, float] = field(default_factory=dict)
 
 
-RULES_OF_LORA = (
-    "svd", "factor", "cat", "task_arithmetic", "magnitude_prune", "ties", "dare_linear", "dare_ties",
-    "slerp", "model_stock",
-)  # fmt: skip
-RULES_OF_OTHERS = (
-    "linear", "task_arithmetic", "magnitude_prune", "ties", "dare_linear", "dare_ties", "slerp",
-    "model_stock",
-)  # fmt: skip
-
-
+# Rules on task vectors, with the settings that are their parameters.
+ON_VECTORS: Mapping[str, tuple[str, ...]] = {
+    "task_arithmetic": (),
+    "magnitude_prune": ("density",),
+    "ties": ("density", "majority"),
+    "dare_linear": ("density",),
+    "dare_ties": ("density", "majority"),
+    "slerp": (),
+    "model_stock": ("clamp",),
+}
 WITH_BLOCKS = ("grand", "hidden_cos")  # methods that score single blocks
 
 
@@ -132,7 +111,7 @@ def make_plan(
         version=VERSION,
         target=target,
         excluded=[name for name in given if name == target],
-        sources=[record_of(one) for one in sources],
+        sources=[one.record for one in sources],
         method=settings.method,
         weights=found,
         ess=weighing.ess([*found.values()]),
@@ -144,14 +123,6 @@ def make_plan(
     )
     check_plan(plan)
     return plan, sources
-
-
-def record_of(source: Source) -> SourceRecord:
-    return SourceRecord(
-        name=source.name, path=source.path, kind=source.kind, base=source.base,
-        sha256=source.sha256, fingerprint=source.fingerprint, rank=source.rank, alpha=source.alpha,
-        flags=dict(source.flags), trial=source.trial, stage=source.stage,
-    )  # fmt: skip
 
 
 def _refuse_copies(target: str, path: str, sources: Sequence[Source]) -> None:
@@ -187,7 +158,7 @@ def _weights(
                 f"merge.weights has {', '.join(settings.weights) or 'nothing'}, the sources are "
                 f"{', '.join(names)}: '{different[0]}' is in one of them only"
             )
-        refuse_weights([*settings.weights.values()], len(names))
+        refuse_weights([*settings.weights.values()])
         return {name: settings.weights[name] for name in names}, {}
     if scores is None:
         raise MergeError(
@@ -277,7 +248,7 @@ def _of_blocks(
 
 def rule_of(settings: MergeSettings, kind: str) -> tuple[str, dict[str, Any]]:
     """The rule for deltas of this kind, with its parameters. Raises MergeError."""
-    known = RULES_OF_LORA if kind == "lora" else RULES_OF_OTHERS
+    known = [*(("svd", "factor", "cat") if kind == "lora" else ("linear",)), *ON_VECTORS]
     rule = settings.rule or known[0]
     if rule not in known:
         why = (
@@ -286,18 +257,10 @@ def rule_of(settings: MergeSettings, kind: str) -> tuple[str, dict[str, Any]]:
             else "it is for LoRA"
         )
         raise MergeError(f"merge.rule={rule}: not for deltas of kind {kind}: {why}")
-    parameters: dict[str, Any] = {}
-    if rule in ("magnitude_prune", "ties", "dare_linear", "dare_ties"):
-        parameters["density"] = settings.density
-    if rule in ("ties", "dare_ties"):
-        parameters["majority"] = settings.majority
-    if rule == "model_stock":
-        parameters["clamp"] = settings.clamp
+    own = ON_VECTORS.get(rule, ())
     if kind == "lora" and rule not in ("factor", "cat"):
-        parameters["rank"] = settings.rank
-        if rule in ("svd", "task_arithmetic"):
-            parameters["energy"] = settings.energy
-    return rule, parameters
+        own = (*own, "rank", *(("energy",) if rule in ("svd", "task_arithmetic") else ()))
+    return rule, {name: getattr(settings, name) for name in own}
 
 
 def check_plan(plan: MergePlan) -> None:
@@ -309,18 +272,13 @@ def check_plan(plan: MergePlan) -> None:
         raise MergeError(f"source '{twice[0]}' stands twice in the plan")
     if plan.target in names:
         raise MergeError(f"the target '{plan.target}' is among the sources {', '.join(names)}")
-    if different := sorted(set(names) ^ plan.weights.keys()):
-        raise MergeError(f"'{different[0]}' is in only one of the plan's sources and weights")
-    refuse_weights([*plan.weights.values()], len(names))
-    for block, weights in plan.block_weights.items():
+    by_block = {f"block_weights.{block}": own for block, own in plan.block_weights.items()}
+    for key, weights in {"weights": plan.weights, **by_block}.items():
         if different := sorted(set(names) ^ weights.keys()):
-            raise MergeError(
-                f"'{different[0]}' is in only one of the plan's sources and block_weights.{block}"
-            )
-        refuse_weights([*weights.values()], len(names))
-    for name, score in (plan.scores or {}).items():
-        if not math.isfinite(score):
-            raise MergeError(f"the score of source '{name}' is {score}, no finite number")
+            raise MergeError(f"'{different[0]}' is in only one of the plan's sources and {key}")
+        refuse_weights([*weights.values()])
+    if plan.scores:
+        weighing.refuse_scores(plan.scores)
 
 
 def read_plan(path: str | Path) -> MergePlan:
@@ -339,10 +297,9 @@ def reread_sources(plan: MergePlan) -> list[Source]:
     sources = read_all({one.name: one.path for one in plan.sources}, plan.weights)
     by_name = {one.name: one for one in sources}
     for record in plan.sources:
-        found = record_of(by_name[record.name])
-        if found != record:
-            keys = [k for k, v in asdict(record).items() if asdict(found)[k] != v]
-            told = ", ".join(f"{k}={asdict(record)[k]}, now {asdict(found)[k]}" for k in keys)
+        now = asdict(by_name[record.name].record)
+        if changed := {k: v for k, v in asdict(record).items() if now[k] != v}:
+            told = ", ".join(f"{k}={v}, now {now[k]}" for k, v in changed.items())
             raise MergeError(
                 f"source '{record.name}' ({record.path}) is not what the plan has: {told}"
             )
@@ -355,7 +312,3 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text)
     aside.replace(path)
-
-
-def with_result(plan: MergePlan, result: Mapping[str, Any]) -> MergePlan:
-    return replace(plan, result=dict(result))

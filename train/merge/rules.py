@@ -1,7 +1,7 @@
 """Merge rules: pure functions from the tensors of several deltas to those of one.
 
 Every rule acts tensor by tensor, in float64, and returns new tensors of the first state's dtype. States map
-names to tensors and have names and shapes in common (`refuse_different`). A task vector is a delta minus
+names to tensors and have names and shapes in common (`refuse_different` checks it). A task vector is a delta minus
 its initial state; for LoRA that is the delta weight (`train.merge.lora`).
 """
 
@@ -26,20 +26,14 @@ class MergeError(ValueError):
     """Deltas that cannot be merged, or a weight that means nothing; the message names both sides."""
 
 
-def refuse_different(states: Sequence[State], names: Sequence[str] | None = None) -> None:
-    """Raises MergeError where states differ in tensors, shapes or dtypes, or hold a NaN or infinity.
-
-    names: of the states, for the message.
-    """
-    called = [f"'{n}'" for n in names] if names else [f"state {i + 1}" for i in range(len(states))]
-    if not states:
-        raise MergeError("nothing to merge: there are no states")
+def refuse_different(states: Sequence[State], names: Sequence[str]) -> None:
+    """Raises MergeError, which has their names, where states differ in tensors, shapes or dtypes."""
     first = states[0]
-    for name, state in zip(called, states, strict=True):
+    for name, state in zip(names, states, strict=True):
         if lacking := sorted(first.keys() - state.keys()):
-            raise MergeError(f"{name} lacks the tensor '{lacking[0]}' that {called[0]} has")
+            raise MergeError(f"'{name}' lacks the tensor '{lacking[0]}' that '{names[0]}' has")
         if extra := sorted(state.keys() - first.keys()):
-            raise MergeError(f"{name} has the tensor '{extra[0]}' that {called[0]} lacks")
+            raise MergeError(f"'{name}' has the tensor '{extra[0]}' that '{names[0]}' lacks")
         for key, value in state.items():
             for what, own, other in (
                 ("shape", tuple(value.shape), tuple(first[key].shape)),
@@ -47,50 +41,31 @@ def refuse_different(states: Sequence[State], names: Sequence[str] | None = None
             ):
                 if own != other:
                     raise MergeError(
-                        f"tensor '{key}': {name} has {what} {own}, {called[0]} has {other}"
+                        f"tensor '{key}': '{name}' has {what} {own}, '{names[0]}' has {other}"
                     )
-            if not bool(torch.isfinite(value).all()):
-                raise MergeError(f"tensor '{key}' of {name} holds a NaN or an infinite value")
 
 
-def refuse_weights(weights: Sequence[float], count: int) -> None:
-    """Raises MergeError unless there is one finite weight per state."""
-    if len(weights) != count:
-        raise MergeError(f"there are {len(weights)} weights for {count} states")
+def refuse_weights(weights: Sequence[float]) -> None:
+    """Raises MergeError for a weight that is not finite."""
     if wrong := [w for w in weights if not math.isfinite(w)]:
         raise MergeError(f"weights={list(weights)}: {wrong[0]} is not a finite number")
 
 
-def _by_tensor(
-    states: Sequence[State],
-    weights: Sequence[float],
-    rule: Callable[[list[torch.Tensor], list[float]], torch.Tensor],
-) -> Merged:
-    """`rule` on each tensor of the states with a weight other than 0.
-
-    One state with weight 1 comes back bit for bit.
-    """
-    refuse_different(states)
-    refuse_weights(weights, len(states))
-    used = [(s, float(w)) for s, w in zip(states, weights, strict=True) if w != 0.0]
-    if len(used) == 1 and used[0][1] == 1.0:
-        return {key: value.clone() for key, value in used[0][0].items()}
-    kept = [w for _, w in used]
-    made = {}
-    for key, like in states[0].items():
-        # All weights 0: nothing is added up, and the result is 0.
-        parts = [state[key].double() for state, _ in used]
-        made[key] = (rule(parts, kept) if parts else torch.zeros_like(like)).to(like.dtype)
-    return made
+def _by_tensor(states: Sequence[State], rule: Callable[[str, Tensors], torch.Tensor]) -> Merged:
+    """`rule` on the name of each tensor and what the states have there."""
+    return {
+        key: rule(key, [state[key].double() for state in states]).to(like.dtype)
+        for key, like in states[0].items()
+    }
 
 
-def _sum(parts: Tensors, weights: Sequence[float]) -> torch.Tensor:
+def weighted_sum(parts: Tensors, weights: Sequence[float]) -> torch.Tensor:
     return torch.stack([w * p for w, p in zip(weights, parts, strict=True)]).sum(0)
 
 
 def linear(states: Sequence[State], weights: Sequence[float]) -> Merged:
     """sum_j w_j theta_j. The weights need not sum to 1: on task vectors this is task arithmetic."""
-    return _by_tensor(states, weights, _sum)
+    return _by_tensor(states, lambda _, parts: weighted_sum(parts, weights))
 
 
 def _refuse_density(density: float) -> None:
@@ -117,7 +92,9 @@ def magnitude_prune(
     states: Sequence[State], weights: Sequence[float], density: float = 1.0
 ) -> Merged:
     """Weighted sum of the trimmed task vectors."""
-    return _by_tensor(states, weights, lambda p, w: _sum([trimmed(x, density) for x in p], w))
+    return _by_tensor(
+        states, lambda _, parts: weighted_sum([trimmed(p, density) for p in parts], weights)
+    )
 
 
 def ties(
@@ -132,11 +109,9 @@ def ties(
     there. The sum over agreeing j of w_j t_j is divided by the number of those that agree: weights of 1 give
     their mean.
     """
-
-    def rule(parts: Tensors, own: Sequence[float]) -> torch.Tensor:
-        return _elected([trimmed(p, density) for p in parts], own, majority)
-
-    return _by_tensor(states, weights, rule)
+    return _by_tensor(
+        states, lambda _, parts: _elected([trimmed(p, density) for p in parts], weights, majority)
+    )
 
 
 def _elected(parts: Tensors, weights: Sequence[float], majority: Majority) -> torch.Tensor:
@@ -145,25 +120,18 @@ def _elected(parts: Tensors, weights: Sequence[float], majority: Majority) -> to
     sign = torch.where(votes.sum(0) >= 0, 1.0, -1.0)
     agree = stacked.sign() == sign
     count = agree.sum(0).clamp(min=1)
-    return _sum([p * a for p, a in zip(stacked, agree, strict=True)], weights) / count
+    return weighted_sum([p * a for p, a in zip(stacked, agree, strict=True)], weights) / count
 
 
 def keep_mask(state: State, density: float, seed: int) -> Merged:
     """A mask per tensor, 1 with probability `density`, else 0; the same for the same seed."""
     _refuse_density(density)
     generator = torch.Generator().manual_seed(seed)
-    return {
-        key: (torch.rand(state[key].shape, generator=generator, dtype=torch.float64) < density).to(
-            torch.float64
-        )
+    draws = {
+        key: torch.rand(state[key].shape, generator=generator, dtype=torch.float64)
         for key in sorted(state)
     }
-
-
-def dropped(state: State, density: float, mask: State) -> Merged:
-    """DARE (arXiv 2311.03099): what the mask keeps, divided by `density`."""
-    _refuse_density(density)
-    return {key: value.double() * mask[key] / density for key, value in state.items()}
+    return {key: (draw < density).double() for key, draw in draws.items()}
 
 
 def dare(
@@ -173,38 +141,36 @@ def dare(
     masks: Sequence[State],
     majority: Majority | None = None,
 ) -> Merged:
-    """The states after dropping, added up (`dare_linear`) or, with a `majority`, by TIES' election.
+    """DARE (arXiv 2311.03099): what the masks keep, divided by `density`.
 
-    masks: one per state, of `keep_mask` or given.
+    It is added up (`dare_linear`) or, with a `majority`, merged by TIES' election. masks: one per state, of
+    `keep_mask` or given.
     """
-    refuse_different(states)
-    like = states[0]
-    kept = [dropped(s, density, m) for s, m in zip(states, masks, strict=True)]
-    if majority is None:
-        made = _by_tensor(kept, weights, _sum)
-    else:
-        made = _by_tensor(kept, weights, lambda p, w: _elected(p, w, majority))
-    return {key: value.to(like[key].dtype) for key, value in made.items()}
+
+    def rule(key: str, parts: Tensors) -> torch.Tensor:
+        kept = [p * mask[key] / density for p, mask in zip(parts, masks, strict=True)]
+        if majority is None:
+            return weighted_sum(kept, weights)
+        return _elected(kept, weights, majority)
+
+    return _by_tensor(states, rule)
 
 
-def slerp(states: Sequence[State], t: float | Sequence[float]) -> Merged:
-    """The point at `t` on the arc from the first state to the second, tensor by tensor.
+def slerp(states: Sequence[State], steps: Sequence[float]) -> Merged:
+    """The point at t = `steps[0]` on the arc from the first state to the second, tensor by tensor.
 
     Norms stay as they are: sin((1-t)o)/sin(o) a + sin(t o)/sin(o) b, o = angle between a and b; linear where
     o < 1e-6, and where the two are opposite, which has no shortest arc. More than two: the result so far with
-    the next, in the order given, `t` being one number per step.
+    the next, in the order given, with the next step.
     """
-    refuse_different(states)
-    steps = [float(t)] * (len(states) - 1) if isinstance(t, (int, float)) else [*map(float, t)]
-    if len(steps) != len(states) - 1:
-        raise MergeError(f"slerp of {len(states)} states needs {len(states) - 1} t, not {steps}")
-    made = {}
-    for key, like in states[0].items():
-        so_far = like.double()
-        for state, step in zip(states[1:], steps, strict=True):
-            so_far = _on_arc(so_far, state[key].double(), step)
-        made[key] = so_far.to(like.dtype)
-    return made
+
+    def rule(_: str, parts: Tensors) -> torch.Tensor:
+        so_far = parts[0]
+        for part, step in zip(parts[1:], steps, strict=True):
+            so_far = _on_arc(so_far, part, step)
+        return so_far
+
+    return _by_tensor(states, rule)
 
 
 def _on_arc(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
@@ -218,7 +184,7 @@ def _on_arc(a: torch.Tensor, b: torch.Tensor, t: float) -> torch.Tensor:
 
 
 def shares_to_steps(weights: Sequence[float]) -> list[float]:
-    """`t` of every step of a slerp such that small angles give each state its share of the weights."""
+    """The steps of a slerp such that small angles give each state its share of the weights."""
     total, steps = weights[0], []
     for weight in weights[1:]:
         total += weight
@@ -233,20 +199,20 @@ def model_stock(states: Sequence[State], clamp: bool = True) -> Merged:
 
     c: mean cosine of all pairs, per tensor. clamp: keep t within [0, 1], with a warning where it is not.
     """
-    refuse_different(states)
-    made = {}
-    for key, like in states[0].items():
-        parts = torch.stack([state[key].double().flatten() for state in states])
-        t = interpolation(parts)
+
+    def rule(key: str, parts: Tensors) -> torch.Tensor:
+        stacked = torch.stack([*parts])
+        t = interpolation(stacked.reshape(len(stacked), -1))
         if clamp and not 0 <= t <= 1:
             warnings.warn(
                 f"tensor '{key}': Model Stock's t is {t:.4g}, outside [0, 1]: the sources point away from "
                 "each other; it is cut to the nearest bound (clamp=false keeps it)",
-                stacklevel=2,
+                stacklevel=4,
             )
             t = max(0.0, min(1.0, t))
-        made[key] = (t * parts.mean(0)).reshape(like.shape).to(like.dtype)
-    return made
+        return t * stacked.mean(0)
+
+    return _by_tensor(states, rule)
 
 
 def interpolation(vectors: torch.Tensor) -> float:

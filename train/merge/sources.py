@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from train.chain import base_of, walk
+from train.config.typed import option
 from train.merge.rules import MergeError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -42,24 +43,35 @@ WHY = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """A source as a plan remembers it."""
+
+    name: str = option(help="its task")
+    path: str = option(help="as given")
+    kind: str = option(help="lora, ia3, prompt, adapter, prefix; tensors: of a .pt file")
+    base: str = option("", "the model it is for; empty: not said")
+    sha256: str = option(help="of names, types, shapes and values of its tensors")
+    fingerprint: str | None = option(None, "of the weights of its base model")
+    rank: int | None = option(None, "of LoRA")
+    alpha: float | None = option(None, "of LoRA")
+    flags: dict[str, Any] = option({}, "what else decides what its weights mean")
+    trial: int | None = option(None, "of the sweep it is from")
+    stage: int | None = option(None, "of the sweep it is from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(SourceRecord):
     """One delta. Two with the same weights, rank, alpha and flags are the same delta."""
 
-    name: str  # of its task
-    path: str  # as given
     folder: Path  # of its files
-    kind: str  # lora, ia3, prompt, adapter, prefix; tensors: of a .pt file
-    base: str  # folder or name of the model it is for; empty: not said
-    fingerprint: str | None  # of that model's weights, where its checkpoint says it
-    rank: int | None
-    alpha: float | None
-    flags: Mapping[str, Any]  # what else decides what the weights mean
-    sha256: str  # of names, types, shapes and values of the tensors
-    trial: int | None  # of the sweep it is from
-    stage: int | None
     config: Mapping[str, Any]  # adapter_config.json
     state: Mapping[str, torch.Tensor]
+
+    @property
+    def record(self) -> SourceRecord:
+        names = [one.name for one in fields(SourceRecord)]
+        return SourceRecord(**{name: getattr(self, name) for name in names})
 
     @property
     def scaling(self) -> float:
@@ -69,7 +81,7 @@ class Source:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        flags = json.dumps(dict(self.flags), sort_keys=True)
+        flags = json.dumps(self.flags, sort_keys=True)
         return (self.kind, self.sha256, self.rank, self.alpha, flags)
 
 
@@ -137,7 +149,6 @@ def read_source(name: str, path: str) -> Source:
     except Exception as error:  # what the libraries raise on damage
         raise MergeError(f"source '{name}': {folder} cannot be read: {error}") from error
     kind = _kind(name, folder, config)
-    flags = _flags(name, kind, config)
     lora = kind == "lora"
     trial = re.fullmatch(r"\d+", place.resolve().parent.name)
     stage = re.match(r"(\d+)_", place.resolve().parent.parent.name)
@@ -150,7 +161,7 @@ def read_source(name: str, path: str) -> Source:
         fingerprint=fingerprint or config.get("base_fingerprint"),
         rank=int(config["r"]) if lora else None,
         alpha=float(config["lora_alpha"]) if lora else None,
-        flags=flags,
+        flags=_flags(name, kind, config),
         sha256=hash_of(state),
         trial=int(trial[0]) if trial and stage else None,
         stage=int(stage[1]) if trial and stage else None,
@@ -207,9 +218,8 @@ def _of_file(name: str, path: str) -> Source:
     ):
         raise MergeError(f"source '{name}': {path} must map names to tensors, and nothing else")
     return Source(
-        name=name, path=path, folder=Path(path).parent, kind="tensors", base="", fingerprint=None,
-        rank=None, alpha=None, flags={}, sha256=hash_of(state), trial=None, stage=None, config={},
-        state=dict(state),
+        name=name, path=path, kind="tensors", sha256=hash_of(state), folder=Path(path).parent,
+        config={}, state=dict(state),
     )  # fmt: skip
 
 
@@ -227,9 +237,8 @@ def refuse_mixture(sources: Sequence[Source]) -> None:
     """Raises MergeError where sources are not for one model, not of one kind, or the same twice."""
     first = sources[0]
     for i, one in enumerate(sources):
-        if not all(bool(torch.isfinite(value).all()) for value in one.state.values()):
-            bad = next(k for k, v in one.state.items() if not bool(torch.isfinite(v).all()))
-            raise MergeError(f"tensor '{bad}' of '{one.name}' holds a NaN or an infinite value")
+        if bad := [k for k, v in one.state.items() if not bool(torch.isfinite(v).all())]:
+            raise MergeError(f"tensor '{bad[0]}' of '{one.name}' holds a NaN or an infinite value")
         if one.kind != first.kind:
             raise MergeError(f"'{first.name}' is {first.kind}, '{one.name}' is {one.kind}")
         mine, theirs = _bases(one, first)
@@ -239,10 +248,9 @@ def refuse_mixture(sources: Sequence[Source]) -> None:
                 f"'{one.name}' for {one.base or '(not said)'} ({mine[:12]}): their deltas have nothing in "
                 "common"
             )
-        if dict(one.flags) != dict(first.flags):
+        if one.flags != first.flags:
             raise MergeError(
-                f"'{first.name}' has {dict(first.flags)}, '{one.name}' has {dict(one.flags)}: they must be "
-                "equal"
+                f"'{first.name}' has {first.flags}, '{one.name}' has {one.flags}: they must be equal"
             )
         for other in sources[:i]:
             if other.identity == one.identity:

@@ -14,8 +14,6 @@ def softmax(scores: Mapping[str, float], sign: int, temperature: float) -> dict[
     Raises MergeError for a score that is not finite, which names its source.
     """
     refuse_scores(scores)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise MergeError(f"temperature={temperature}: must be a finite number above 0")
     best = max(sign * s for s in scores.values())
     raised = {name: math.exp((sign * s - best) / temperature) for name, s in scores.items()}
     total = math.fsum(raised.values())
@@ -77,13 +75,13 @@ def manual(
             f"the target '{target}' is in {len(own)} of the groups merge.groups has ({told}): "
             "manual needs exactly one"
         )
-    used = [name for name in names if name in groups[own[0]]]
+    used = average([name for name in names if name in groups[own[0]]])
     if not used:
         raise MergeError(
             f"group '{own[0]}' of the target '{target}' has no source but the target's own. Its tasks: "
             f"{', '.join(groups[own[0]])}; the sources: {', '.join(names)}"
         )
-    return {name: 1 / len(used) if name in used else 0.0 for name in names}
+    return {name: used.get(name, 0.0) for name in names}
 
 
 def best_single(scores: Mapping[str, float], sign: int) -> dict[str, float]:

@@ -13,8 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +62,8 @@ def provide(target: Target, cache: Path) -> Path:
     """
     place = cache / target.name
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache / ".lock"):
+    with (cache / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if is_made(target, cache):
             print(f"{target.name}: is there: {place}", flush=True)
             return place
@@ -89,7 +89,7 @@ def _download(package: Package, folder: Path) -> Path:
     """
     path = folder / package.file
     if path.is_file():
-        if _sha256(path) == package.sha256:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == package.sha256:
             return path
         print(f"{path}: is not whole (its SHA-256 is another); again", flush=True)
         path.unlink()
@@ -121,14 +121,3 @@ def _empty(folder: Path) -> Path:
         shutil.rmtree(folder)
     folder.mkdir()
     return folder
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

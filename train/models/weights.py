@@ -106,8 +106,7 @@ def _dequantised(graph: bytes) -> dict[str, np.ndarray]:
                 found[plain] = matrix
         elif name.endswith("layer_norm.weight"):
             found[name] = value
-    return {re.sub(r"^\.?(enc|m)\.", _root, name): value for name, value in found.items()}
-
-
-def _root(match: re.Match[str]) -> str:
-    return "encoder." if match[1] == "enc" else ""
+    return {
+        re.sub(r"^\.?(enc|m)\.", lambda root: "encoder." if root[1] == "enc" else "", name): value
+        for name, value in found.items()
+    }

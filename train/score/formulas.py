@@ -35,7 +35,7 @@ IGNORED = -100
 def token_sums(
     logits: torch.Tensor, labels: torch.Tensor, tuned: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """Method -> sum over the tokens of a batch, and `tokens`, their number.
+    """Method -> sum over the tokens of a batch.
 
     logits: n x classes or n x length x vocabulary; labels likewise without the last dimension. tuned: those
     of the target-tuned model, for kl.
@@ -57,7 +57,7 @@ def token_sums(
         # A class that both rule out, with a logit of -inf, adds nothing; -inf - -inf would be nan.
         apart = torch.where(target == -torch.inf, 0.0, target - logs)
         found["kl"] = (target.exp() * apart).sum()
-    return {name: float(value) for name, value in found.items()} | {"tokens": float(len(y))}
+    return {name: float(value) for name, value in found.items()}
 
 
 def gradient_norms(gradients: Mapping[str, torch.Tensor]) -> dict[str, float]:

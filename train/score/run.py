@@ -17,9 +17,9 @@ from train.config.sections import Run
 from train.data.rows import load as load_rows
 from train.data.task_plan import TaskPlan
 from train.merge import weights as weighing
-from train.merge.plan import LIBRARIES, Scores, record_of, write_whole
+from train.merge.plan import LIBRARIES, write_whole
 from train.merge.rules import MergeError
-from train.merge.sources import Source, located, read_source, refuse_mixture
+from train.merge.sources import Source, located, read_all, read_source
 from train.score import formulas, matrix
 from train.score.holder import Holder, family_for
 from train.score.scoring import Scored, score
@@ -46,15 +46,13 @@ def score_tasks(
     others = [name for name in given if settings.full_diagonal or [name] != targets]
     if not others:
         raise MergeError(f"merge.sources has no delta but that of the target '{targets[0]}'")
-    sources = [read_source(name, given[name]) for name in others]
-    refuse_mixture(sources)
+    sources = read_all(given, others)
     tuned = {name: read_source(name, path) for name, path in settings.tuned.items()}
     family, base = family_for(run, plans, sources[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     holder, sign = Holder(base, device), formulas.SIGNS[settings.method]
     found: dict[str, Scored] = {}
     seconds: dict[str, float] = {}
-    hashes = {one.name: one.sha256 for one in sources}
     losses: dict[str, dict[float, float]] = {}  # of temperatures, by target
     with tqdm(total=None, unit="batch", desc="scoring", mininterval=1.0) as bar:
         for target in targets:
@@ -64,22 +62,10 @@ def score_tasks(
             task = family.meeting(plans[target])
             tuned_target = _tuned_target(settings, target)
             found[target] = score(
-                task,
-                rows,
-                own,
-                holder,
-                settings,
-                tuned_target,
-                tuned,
-                lambda: bar.update() and None,
+                *(task, rows, own, holder, settings, tuned_target, tuned, bar.update)
             )
             if isinstance(settings.temperature, list):
-                method = settings.method
-                known = Scores(
-                    method, settings.reduction, sign, found[target].by_method[method], hashes,
-                    found[target].blocks,
-                )  # fmt: skip
-                asked = replace(settings, target=target)
+                known, asked = found[target].of(settings, sources), replace(settings, target=target)
                 losses[target] = dev_losses(task, rows, holder, asked, known)
             seconds[target] = round(time.perf_counter() - start, 3)
     names = [one.name for one in sources]
@@ -115,10 +101,8 @@ def _write_blocks(
     blocks = [*dict.fromkeys(block for one in found.values() for block in one.blocks)]
     for block in blocks:
         rows = {target: one.blocks.get(block, {}) for target, one in found.items()}
-        path = (
-            folder / "blocks" / f"{block.replace('.', '_block_', 1).replace('.', '_')}_result.tsv"
-        )
-        matrix.write_tsv(path, rows, names)
+        name = block.replace(".", "_block_", 1).replace(".", "_")
+        matrix.write_tsv(folder / "blocks" / f"{name}_result.tsv", rows, names)
     if blocks:
         means = {
             target: {block: sum(row.values()) / len(row) for block, row in one.blocks.items()}
@@ -165,8 +149,7 @@ def _text(
         "seed": settings.seed,
         "model": {"path": run.model.path, "fingerprint": sources[0].fingerprint},
         "sources": {
-            one.name: {"path": one.path, "sha256": record_of(one).sha256, "kind": one.kind}
-            for one in sources
+            one.name: {"path": one.path, "sha256": one.sha256, "kind": one.kind} for one in sources
         },
         "targets": {
             target: {

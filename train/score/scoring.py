@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from train.data.tables import Row
 from train.loop.criterion import loss_sum
 from train.loop.evaluation import predict
 from train.merge.blocks import blocks_of
+from train.merge.plan import Scores
 from train.merge.rules import MergeError
 from train.merge.sources import Source
 from train.model.family import Meeting
@@ -23,7 +23,9 @@ from train.score import formulas
 from train.score.hidden import EMBEDDING, Stack, alike, observed, stacks
 from train.score.holder import Holder
 
-Tick = Callable[[], None]
+Batch = Mapping[str, torch.Tensor]
+Sums = dict[str, float]
+Measure = Callable[[Source], Sums]
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,16 @@ class Scored:
     """Scores for one target, by method and source, and what they are over."""
 
     by_method: Mapping[str, Mapping[str, float]]
-    tokens: int
-    batches: int
-    blocks: Mapping[str, Mapping[str, float]]  # of grand and hidden_cos: block -> source -> score
+    tokens: int = 0
+    batches: int = 0
+    # Of grand and hidden_cos: block -> source -> score.
+    blocks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, settings: MergeSettings, sources: Sequence[Source]) -> Scores:
+        """Those of the settings' method, as a plan takes them."""
+        method, hashes = settings.method, {one.name: one.sha256 for one in sources}
+        sign, found = formulas.SIGNS[method], self.by_method[method]
+        return Scores(method, settings.reduction, sign, found, hashes, self.blocks)
 
 
 def score(
@@ -44,7 +53,7 @@ def score(
     settings: MergeSettings,
     tuned_target: Source | None,
     tuned: Mapping[str, Source],
-    tick: Tick = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> Scored:
     """Scores of all methods that `settings.method` needs a pass for. Raises MergeError.
 
@@ -65,40 +74,43 @@ def score(
                 f"lacks '{lacking[0]}' (python train.py task={task.plan.name} "
                 f"delta.start_from={sources[0].path} trainer.max_steps=200)"
             )
-        return Scored({method: _after_tuning(task, rows, sources, holder, method, tuned)}, 0, 0, {})
+        return Scored({method: _after_tuning(task, rows, sources, holder, method, tuned)})
     if method == "cosine":
         assert tuned_target is not None
         for one in sources:
-            if different := sorted(one.state.keys() ^ tuned_target.state.keys()):
-                raise MergeError(
-                    f"merge.target_tuned and '{one.name}': only one has '{different[0]}'"
-                )
+            both = f"merge.target_tuned and '{one.name}'"
+            _refuse_other_names(one, tuned_target, both)
+            _refuse_other_shapes(one, tuned_target, both)
         found = {one.name: formulas.cosine(tuned_target.state, one.state) for one in sources}
-        return Scored({"cosine": found}, 0, 0, {})
+        return Scored({"cosine": found})
     batches = _batches(task, rows.dev, settings.batch_size)[: settings.max_batches]
-    device = holder.device
-    if method == "hidden_cos":
-        assert tuned_target is not None
-        return _hidden_cos(task, batches, sources, tuned_target, holder, settings, tick)
-    if method == "grand":
-        return _grand(task, batches, sources, holder, settings, tick)
-    sums: dict[str, list[dict[str, float]]] = {one.name: [] for one in sources}
-    with torch.inference_mode():
-        for batch in batches:
-            own = {key: value.to(device) for key, value in batch.items()}
-            target = None
-            if tuned_target is not None:
-                target = task.logits(holder.put(tuned_target), own)
+    of = _Measures(task, holder, settings, tuned_target)
+    measure = {"hidden_cos": of.hidden, "grand": of.gradients}.get(method, of.forward)
+    sums: dict[str, Sums] = {one.name: {} for one in sources}
+    n_rows = tokens = 0
+    with torch.inference_mode(method != "grand"):
+        for number, batch in enumerate(batches):
+            own = {key: value.to(holder.device) for key, value in batch.items()}
+            n_rows += len(own["labels"])
+            tokens += int((own["labels"] != formulas.IGNORED).sum())
+            in_batch = measure(number, own)
             for one in sources:
-                logits = task.logits(holder.put(one), own)
-                sums[one.name].append(formulas.token_sums(logits, own["labels"], target))
+                sums[one.name] = formulas.added([sums[one.name], in_batch(one)])
                 tick()
-    totals = {name: formulas.added(parts) for name, parts in sums.items()}
-    tokens = int(next(iter(totals.values()))["tokens"])
-    methods = [m for m in formulas.OVER_TOKENS if m in next(iter(totals.values()))]
-    over = tokens if settings.reduction == "mean" else 1
-    by_method = {m: {name: total[m] / over for name, total in totals.items()} for m in methods}
-    return Scored(by_method, tokens, len(batches), {})
+    over = {"grand": len(batches), "hidden_cos": n_rows}.get(method, tokens)
+    if settings.reduction == "sum":
+        over = 1
+    keys = dict.fromkeys(key for own in sums.values() for key in own)
+    by_key = {key: {n: own.get(key, 0.0) / over for n, own in sums.items()} for key in keys}
+    if method == "grand":
+        whole = by_key.pop("all")
+        return Scored({"grand": whole}, tokens, len(batches), dict(sorted(by_key.items())))
+    if method == "hidden_cos":
+        blocks = _named_as_in(sources[0], by_key)
+        trained = [row for block, row in blocks.items() if not block.endswith(EMBEDDING)]
+        mean = {name: sum(row[name] for row in trained) / len(trained) for name in sums}
+        return Scored({"hidden_cos": mean}, tokens, len(batches), blocks)
+    return Scored({m: by_key[m] for m in formulas.OVER_TOKENS if m in by_key}, tokens, len(batches))
 
 
 def _batches(task: Meeting, rows: Sequence[Row], size: int) -> list[dict[str, torch.Tensor]]:
@@ -113,83 +125,66 @@ def _batches(task: Meeting, rows: Sequence[Row], size: int) -> list[dict[str, to
     return [task.batch(examples[i : i + size]) for i in range(0, len(examples), size)]
 
 
-def _grand(
-    task: Meeting,
-    batches: Sequence[Mapping[str, torch.Tensor]],
-    sources: Sequence[Source],
-    holder: Holder,
-    settings: MergeSettings,
-    tick: Tick,
-) -> Scored:
-    """Norms of the delta's gradients, with the same dropout for every source."""
-    totals: dict[str, dict[str, float]] = {one.name: {} for one in sources}
-    tokens = 0
-    for number, batch in enumerate(batches):
-        own = {key: value.to(holder.device) for key, value in batch.items()}
-        count = int((own["labels"] != formulas.IGNORED).sum())
-        tokens += count
-        for one in sources:
-            model = holder.put(one)
-            model.train(settings.grand_mode == "train")
-            parameters = holder.delta()
+@dataclass(frozen=True)
+class _Measures:
+    """What a batch shows of any source, by method; each is given the number of the batch and the batch."""
+
+    task: Meeting
+    holder: Holder
+    settings: MergeSettings
+    tuned_target: Source | None
+
+    def forward(self, _: int, batch: Batch) -> Measure:
+        """Sums over tokens."""
+
+        def logits(delta: Source) -> torch.Tensor:
+            return self.task.logits(self.holder.put(delta), batch)
+
+        target = None if self.tuned_target is None else logits(self.tuned_target)
+        return lambda one: formulas.token_sums(logits(one), batch["labels"], target)
+
+    def gradients(self, number: int, batch: Batch) -> Measure:
+        """Norms of the delta's gradients, with the same dropout for every source."""
+        labels = batch["labels"]
+        count = int((labels != formulas.IGNORED).sum())
+
+        def norms(one: Source) -> Sums:
+            model = self.holder.put(one)
+            model.train(self.settings.grand_mode == "train")
+            parameters = self.holder.delta()
             for p in parameters.values():
                 p.requires_grad_(True)
             with torch.random.fork_rng():
-                torch.manual_seed(settings.seed + number)
-                loss = loss_sum(task.logits(model, own), own["labels"], LossSettings(), 0) / count
-            gradients = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
-            given = {n: g for n, g in zip(parameters, gradients, strict=True) if g is not None}
-            norms = formulas.gradient_norms(given)
-            totals[one.name] = formulas.added([totals[one.name], norms])
-            tick()
-    over = len(batches) if settings.reduction == "mean" else 1
-    found = {name: total["all"] / over for name, total in totals.items()}
-    blocks = sorted({key for total in totals.values() for key in total} - {"all"})
-    by_block = {b: {n: total.get(b, 0.0) / over for n, total in totals.items()} for b in blocks}
-    return Scored({"grand": found}, tokens, len(batches), by_block)
+                torch.manual_seed(self.settings.seed + number)
+                logits = self.task.logits(model, batch)
+                loss = loss_sum(logits, labels, LossSettings(), 0) / count
+            found = torch.autograd.grad(loss, [*parameters.values()], allow_unused=True)
+            pairs = zip(parameters, found, strict=True)
+            return formulas.gradient_norms({n: g for n, g in pairs if g is not None})
+
+        return norms
+
+    def hidden(self, _: int, batch: Batch) -> Measure:
+        """How alike hidden states are to those of the target-tuned model, by block, summed over rows."""
+
+        def states(delta: Source) -> dict[str, Stack]:
+            model = self.holder.put(delta)
+            with observed(model) as outputs:
+                self.task.logits(model, batch)
+            return stacks(outputs[-1], batch)
+
+        assert self.tuned_target is not None
+        target = states(self.tuned_target)
+        return lambda one: alike(target, states(one))
 
 
-def _hidden_cos(
-    task: Meeting,
-    batches: Sequence[Mapping[str, torch.Tensor]],
-    sources: Sequence[Source],
-    tuned_target: Source,
-    holder: Holder,
-    settings: MergeSettings,
-    tick: Tick,
-) -> Scored:
-    """How alike hidden states are to those of the target-tuned model: by block, and their mean over blocks."""
-    totals: dict[str, list[dict[str, float]]] = {one.name: [] for one in sources}
-
-    def states(delta: Source, batch: Mapping[str, torch.Tensor]) -> dict[str, Stack]:
-        model = holder.put(delta)
-        with observed(model) as outputs:
-            task.logits(model, batch)
-        return stacks(outputs[-1], batch)
-
-    rows = tokens = 0
-    with torch.inference_mode():
-        for batch in batches:
-            own = {key: value.to(holder.device) for key, value in batch.items()}
-            rows += len(own["labels"])
-            tokens += int((own["labels"] != formulas.IGNORED).sum())
-            target = states(tuned_target, own)
-            for one in sources:
-                totals[one.name].append(alike(target, states(one, own)))
-                tick()
-    over = rows if settings.reduction == "mean" else 1
-    sums = {name: formulas.added(parts) for name, parts in totals.items()}
-    # A model with one stack calls its blocks as the delta's tensors do: '3' or 'encoder.3'.
-    named = {block for key in sources[0].state for block in blocks_of(key)}
+def _named_as_in(
+    source: Source, by_block: Mapping[str, Mapping[str, float]]
+) -> dict[str, Mapping[str, float]]:
+    """Blocks of a model with one stack, called as the delta's tensors call them: '3' or 'encoder.3'."""
+    named = {block for key in source.state for block in blocks_of(key)}
     prefix = "encoder." if any(block.startswith("encoder.") for block in named) else ""
-    by_block: dict[str, dict[str, float]] = {}
-    for name, found in sums.items():
-        for block, value in found.items():
-            full = block if "." in block else f"{prefix}{block}"
-            by_block.setdefault(full, {})[name] = value / over
-    trained = [row for block, row in by_block.items() if not block.endswith(EMBEDDING)]
-    mean = {name: sum(row[name] for row in trained) / len(trained) for name in sums}
-    return Scored({"hidden_cos": mean}, tokens, len(batches), by_block)
+    return {block if "." in block else f"{prefix}{block}": row for block, row in by_block.items()}
 
 
 def _after_tuning(
@@ -203,14 +198,24 @@ def _after_tuning(
     found = {}
     for one in sources:
         after = tuned[one.name]
-        if different := sorted(one.state.keys() ^ after.state.keys()):
-            raise MergeError(f"'{one.name}' and its tuned delta: only one has '{different[0]}'")
+        both = f"'{one.name}' and its tuned delta"
+        _refuse_other_names(one, after, both)
         if method == "euclidean":
+            _refuse_other_shapes(one, after, both)
             found[one.name] = formulas.euclidean(one.state, after.state)
             continue
-        told: list[float] = []
-        for delta in (after, one):
-            model: Any = holder.put(delta)
-            told.append(predict(model, task, rows, "dev").score)
-        found[one.name] = told[0] - told[1]
+        dev = [predict(holder.put(delta), task, rows, "dev").score for delta in (after, one)]
+        found[one.name] = dev[0] - dev[1]
     return found
+
+
+def _refuse_other_names(one: Source, other: Source, both: str) -> None:
+    if different := sorted(one.state.keys() ^ other.state.keys()):
+        raise MergeError(f"{both}: only one has '{different[0]}'")
+
+
+def _refuse_other_shapes(one: Source, other: Source, both: str) -> None:
+    for key, value in one.state.items():
+        if value.shape != other.state[key].shape:
+            shapes = f"{tuple(value.shape)} and {tuple(other.state[key].shape)}"
+            raise MergeError(f"{both}: '{key}' has the shapes {shapes}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +31,5 @@ def dev_losses(
             write_merged(merge(plan, sources), plan, folder)
             merged.append(read_source(str(temperature), str(folder)))
         plain = replace(settings, method="loss", temperature=None, reduction="mean", blocks=None)
-        return _losses(task, rows, merged, holder, plain)
-
-
-def _losses(
-    task: Meeting, rows: Rows, merged: Sequence[Source], holder: Holder, settings: MergeSettings
-) -> dict[float, float]:
-    found = score(task, rows, merged, holder, settings, None, {}).by_method["loss"]
+        found = score(task, rows, merged, holder, plain, None, {}).by_method["loss"]
     return {float(name): value for name, value in found.items()}

@@ -26,7 +26,6 @@ LAST = ("adams", "baker", "cooper", "dixon", "evans", "fisher", "graham", "hughe
 CITIES = ("paris", "london", "berlin", "madrid", "vienna", "oslo", "dublin", "prague")
 COMPANIES = ("acme", "globex", "initech", "umbrella", "stark", "wayne", "cyberdyne", "hooli")
 WORDS = (*FILLER, *GOOD, *BAD, *FIRST, *LAST, *CITIES, *COMPANIES)
-PARTS = {"train": 0, "dev": 1, "test": 2}
 
 
 @dataclass(frozen=True)

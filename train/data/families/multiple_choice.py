@@ -5,29 +5,27 @@ A record has sent1, sent2, ending0, ending1, ... and label, the number of the ri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.made import BAD, GOOD, Lengths, one_of, words
-from train.data.families.records import read_records
+from train.data.families.records import Found, read_records
 from train.data.specs import Column
-from train.data.tables import Row
 
-COLUMNS = ("context", "choices", "label", "place", "dataset", "instance")
+COLUMNS = ("context", "choices", "label")
 TEMPLATE = "[TEXT:context] [TEXT:choices] -> [TEXT:label]"
 METRIC = "accuracy"
 LENGTHS = Lengths(median=27, spread=0.4, least=10, most=138)  # of a context and an ending
 
 
-def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
+def read(path: Path, task: Task, renamed: Sequence[Column]) -> Iterator[Found]:
     """Raises SettingsError with file and line."""
-    rows: list[Row] = []
-    for record in read_records(path, renamed):
+    first = None
+    for number, record in enumerate(read_records(path, renamed)):
         count = next(i for i in range(1000) if record.values.get(f"ending{i}") is None)
         if count < 2:
             record.text(f"ending{count}")
@@ -39,19 +37,18 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
                 f"{record.where}: label {label} is no ending; they are 0 to {count - 1}"
                 + (" (-1 marks rows without an answer)" if label == "-1" else "")
             )
-        if rows and len(rows[0]["choices"]) != count:
+        first = first or (count, record.where)
+        if count != first[0]:
             raise SettingsError(
-                f"{record.where}: has {count} endings, and {rows[0]['place']} has "
-                f"{len(rows[0]['choices'])}; all rows of a task must have as many"
+                f"{record.where}: has {count} endings, and {first[1]} has {first[0]}; all rows of a "
+                "task must have as many"
             )
         choices = tuple(f"{start} {ending.strip()}".strip() for ending in endings)
-        rows.append(_row(record.text("sent1"), choices, label, record.where, task, len(rows)))
-    return rows
+        yield (record.text("sent1"), choices, label), record.where, number
 
 
-def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
+def made(n: int, rng: np.random.Generator) -> Iterator[Found]:
     """The right ending has a friendly word, the others unfriendly ones."""
-    rows: list[Row] = []
     for number, length in enumerate(LENGTHS.draw(n, rng)):
         inside = length // 2
         right = int(rng.integers(4))
@@ -61,12 +58,4 @@ def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
             own.insert(int(rng.integers(len(own))), one_of(GOOD if i == right else BAD, rng))
             choices.append(" ".join(own))
         context = " ".join(words(inside, rng))
-        rows.append(_row(context, tuple(choices), str(right), f"row {number + 1}", task, number))
-    return rows
-
-
-def _row(
-    context: str, choices: tuple[str, ...], label: str, place: str, task: Task, number: int
-) -> dict[str, Any]:
-    values = (context, choices, label, place, task.name, number)
-    return dict(zip(COLUMNS, values, strict=True))
+        yield (context, tuple(choices), str(right)), f"row {number + 1}", number

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ import numpy as np
 
 from train.config.task import Task
 from train.config.typed import SettingsError
-from train.data.families.records import json_of, line_of, text_of
+from train.data.families.records import Found, json_of, line_of, text_of
 from train.data.specs import Column
-from train.data.tables import Row
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("image", "objects", "place", "dataset", "instance")
+COLUMNS = ("image", "objects")
 TEMPLATE = "[IMAGE:image] -> [TEXT:objects]"
 METRIC = "coco_map"
 # Width and height in pixels, and how many of a hundred of COCO's images are about of this shape.
@@ -59,7 +58,7 @@ class Drawn:
         return Image.fromarray(pixels)
 
 
-def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
+def read(path: Path, task: Task, renamed: Sequence[Column]) -> Iterator[Found]:
     """Raises SettingsError with file and line."""
     if renamed:
         raise SettingsError(f"task.{task.name}.dataset.selected_cols: COCO's JSON has fixed names")
@@ -91,28 +90,21 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
         objects[image["id"]] = []
     empty = 0
     for one in whole["annotations"]:
-        wrong = _wrong(one, objects, names_of)
-        if wrong:
+        if wrong := _wrong(one, objects, names_of):
             line = line_of(text, rf'"id"\s*:\s*{json.dumps(one.get("id"))}\b', '"annotations"')
             raise SettingsError(f"{path}, line {line}: annotation {one.get('id')}: {wrong}")
         if min(one["bbox"][2:]) == 0:
             empty += 1
             continue
         box = [float(n) for n in one["bbox"]]
-        objects[one["image_id"]].append(
-            {
-                "label": names_of[one["category_id"]],
-                "bbox": box,
-                "area": float(one.get("area", box[2] * box[3])),
-                "iscrowd": int(one.get("iscrowd", 0)),
-            }
-        )
+        area, crowd = float(one.get("area", box[2] * box[3])), int(one.get("iscrowd", 0))
+        found = {"label": names_of[one["category_id"]], "bbox": box}
+        objects[one["image_id"]].append({**found, "area": area, "iscrowd": crowd})
     if empty:
         log.warning("%s: %d boxes without width or height are left out", path, empty)
-    return [
-        _row(str(folder / str(image["file_name"])), objects[image["id"]], str(path), task, image["id"])
-        for image in whole["images"]
-    ]  # fmt: skip
+    for image in whole["images"]:
+        shown = str(folder / str(image["file_name"]))
+        yield (shown, json.dumps(objects[image["id"]])), str(path), image["id"]
 
 
 def _folder(path: Path, task: Task, images: Sequence[Mapping[str, Any]]) -> Path:
@@ -130,8 +122,8 @@ def _wrong(one: Mapping[str, Any], images: Mapping[Any, Any], names: Mapping[Any
     if one["category_id"] not in names:
         return f"there is no category with the id {one['category_id']}"
     box = one["bbox"]
-    numbers = isinstance(box, list) and [n for n in box if isinstance(n, (int, float))]
-    if not numbers or len(numbers) != 4 or len(box) != 4 or min(box[2:]) < 0:
+    numbers = isinstance(box, list) and all(isinstance(n, (int, float)) for n in box)
+    if not numbers or len(box) != 4 or min(box[2:]) < 0:
         return f"bbox {box} must be x, y, width and height in pixels"
     return ""
 
@@ -142,9 +134,8 @@ def categories(path: Path) -> list[str]:
     return [str(one["name"]) for one in sorted(found, key=lambda one: int(one["id"]))]
 
 
-def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
+def made(n: int, rng: np.random.Generator) -> Iterator[Found]:
     """One to three boxes an image; the colour of a box is its category."""
-    rows: list[Row] = []
     shares = np.array([share for *_, share in SIZES]) / 100
     for number, place in enumerate(rng.choice(len(SIZES), n, p=shares)):
         width, height, _ = SIZES[int(place)]
@@ -158,11 +149,4 @@ def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
             for label, box in boxes
         ]
         image = Drawn(width, height, tuple(boxes), int(rng.integers(2**31)))
-        rows.append(_row(image, objects, f"row {number + 1}", task, number))
-    return rows
-
-
-def _row(
-    image: Any, objects: list[dict[str, Any]], where: str, task: Task, key: Any
-) -> dict[str, Any]:
-    return dict(zip(COLUMNS, (image, json.dumps(objects), where, task.name, key), strict=True))
+        yield (image, json.dumps(objects)), f"row {number + 1}", number

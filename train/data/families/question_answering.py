@@ -17,24 +17,22 @@ import numpy as np
 from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.made import FIRST, LAST, Lengths, one_of, words
-from train.data.families.records import json_of, line_of, read_records, text_of
+from train.data.families.records import Found, json_of, line_of, read_records, text_of
 from train.data.specs import Column
-from train.data.tables import Row
 
-COLUMNS = ("id", "question", "context", "answers", "starts", "place", "dataset", "instance")
+COLUMNS = ("id", "question", "context", "answers", "starts")
 TEMPLATE = "[TEXT:question] [TEXT:context] -> [TEXT:answers]"
 METRIC = "squad"
 LENGTHS = Lengths(median=150, spread=0.38, least=40, most=500)  # of a question and its context
 
 
-def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
+def read(path: Path, task: Task, renamed: Sequence[Column]) -> Iterator[Found]:
     """Raises SettingsError with file and line."""
     text = text_of(path)
     nested = path.suffix == ".json" and '"paragraphs"' in text
-    found = _squad(text, path) if nested else _flat(path, renamed)
-    rows: list[Row] = []
     seen: dict[str, str] = {}
-    for key, question, context, answers, where in found:
+    asked = _squad(text, path) if nested else _flat(path, renamed)
+    for key, question, context, answers, where in asked:
         if key in seen:
             raise SettingsError(f"{where}: the id {key} is also that of {seen[key]}")
         seen[key] = where
@@ -44,16 +42,13 @@ def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
                     f"{where}: question {key}: the answer {answer[:60]!r} is not in the context at "
                     f"{start}, where there is {context[max(0, start) :][: len(answer)][:60]!r}"
                 )
-        rows.append(_row(key, question, context, answers, where, task))
-    if not rows:
-        raise SettingsError(f"{path}: has no questions")
-    return rows
+        yield (key, question, context, *_spans(answers)), where, key
 
 
-Found = tuple[str, str, str, list[tuple[str, int]], str]
+Asked = tuple[str, str, str, list[tuple[str, int]], str]
 
 
-def _squad(text: str, path: Path) -> Iterator[Found]:
+def _squad(text: str, path: Path) -> Iterator[Asked]:
     whole = json_of(text, path)
 
     def where(key: Any) -> str:
@@ -79,7 +74,7 @@ def _squad(text: str, path: Path) -> Iterator[Found]:
         ) from error
 
 
-def _flat(path: Path, renamed: Sequence[Column]) -> Iterator[Found]:
+def _flat(path: Path, renamed: Sequence[Column]) -> Iterator[Asked]:
     for number, record in enumerate(read_records(path, renamed)):
         given = record.value("answers")
         texts = given.get("text") if isinstance(given, Mapping) else None
@@ -96,34 +91,19 @@ def _flat(path: Path, renamed: Sequence[Column]) -> Iterator[Found]:
         yield key, record.text("question"), record.text("context"), answers, record.where
 
 
-def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
+def made(n: int, rng: np.random.Generator) -> Iterator[Found]:
     """The answer is the only name in the context, of two words."""
-    rows: list[Row] = []
     for number, length in enumerate(LENGTHS.draw(n, rng)):
         question = " ".join(["who", *words(int(rng.integers(5, 15)), rng)])
         plain = words(length - len(question.split()) - 2, rng)
         answer = f"{one_of(FIRST, rng)} {one_of(LAST, rng)}"
         at = int(rng.integers(len(plain)))
-        before = " ".join(plain[:at])
         context = " ".join([*plain[:at], answer, *plain[at:]])
-        start = len(before) + (1 if at else 0)
-        rows.append(
-            _row(str(number), question, context, [(answer, start)], f"row {number + 1}", task)
-        )
-    return rows
+        spans = _spans([(answer, context.index(answer))])
+        yield (str(number), question, context, *spans), f"row {number + 1}", str(number)
 
 
-def _row(
-    key: str,
-    question: str,
-    context: str,
-    answers: list[tuple[str, int]],
-    where: str,
-    task: Task,
-) -> dict[str, Any]:
-    texts = "\t".join(
-        " ".join(text.split()) for text, _ in answers
-    )  # scores know one kind of blank
-    starts = tuple((start, start + len(text)) for text, start in answers)
-    values = (key, question, context, texts, starts, where, task.name, key)
-    return dict(zip(COLUMNS, values, strict=True))
+def _spans(answers: list[tuple[str, int]]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Texts apart by tabs, as scores want them, with one kind of blank; their first and last places."""
+    texts = "\t".join(" ".join(text.split()) for text, _ in answers)
+    return texts, tuple((start, start + len(text)) for text, start in answers)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from train.config.typed import SettingsError
 from train.data.specs import Column
+from train.data.tables import table_of
 
+Found = tuple[tuple[Any, ...], str, Any]  # a row's own columns, its place, its number or id
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv")
 SPACE = re.compile(r"[\s,]*")
 
@@ -53,11 +55,7 @@ def read_records(path: Path, renamed: Sequence[Column] = ()) -> list[Record]:
             f"{path}: ends in '{path.suffix}'; files of this class end in {', '.join(ENDINGS)}"
         )
     text = text_of(path)
-    read = {".json": _json, ".jsonl": _lines}.get(path.suffix)
-    if read is not None:
-        found = list(read(text, path))
-    else:
-        found = list(_table(text, path))
+    found = list({".json": _json, ".jsonl": _lines}.get(path.suffix, _table)(text, path))
     if not found:
         raise SettingsError(f"{path}: has no rows")
     new = {column.name: column.column for column in renamed}
@@ -80,26 +78,19 @@ def text_of(path: Path) -> str:
         raise SettingsError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def json_of(text: str, path: Path) -> Any:
-    """Raises SettingsError with the line."""
+def json_of(text: str, path: Path, first: int = 1) -> Any:
+    """first: the line of the file that `text` begins at. Raises SettingsError with the line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SettingsError(f"{path}, line {error.lineno}: is no JSON: {error.msg}") from error
+        line = first + error.lineno - 1
+        raise SettingsError(f"{path}, line {line}: is no JSON: {error.msg}") from error
 
 
 def line_of(text: str, pattern: str, after: str = "") -> int:
     """The line of the first match behind the text `after`, from 1; for messages."""
     found = re.compile(pattern).search(text, max(0, text.find(after)))
     return text.count("\n", 0, found.start() if found else 0) + 1
-
-
-def labels_of(given: Iterable[str]) -> tuple[str, ...]:
-    """Every label once: by number where all are numbers, else by letter."""
-    found = {*given}
-    if all(re.fullmatch(r"-?\d+", label) for label in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found))
 
 
 def _json(text: str, path: Path) -> Iterator[Record]:
@@ -119,32 +110,23 @@ def _json(text: str, path: Path) -> Iterator[Record]:
             value, at = decoder.raw_decode(text, counted)
         except json.JSONDecodeError as error:
             raise SettingsError(f"{path}, line {error.lineno}: is no JSON: {error.msg}") from error
-        yield Record(_mapping(value, f"{path}, line {line}"), f"{path}, line {line}")
+        yield _record(value, f"{path}, line {line}")
 
 
 def _lines(text: str, path: Path) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise SettingsError(f"{where}: is no JSON: {error.msg}") from error
-            yield Record(_mapping(value, where), where)
+            yield _record(json_of(line, path, number), f"{path}, line {number}")
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def _record(value: Any, where: str) -> Record:
     if not isinstance(value, Mapping):
         raise SettingsError(f"{where}: must be an object with columns, not {str(value)[:60]}")
-    return value
+    return Record(value, where)
 
 
 def _table(text: str, path: Path) -> Iterator[Record]:
-    lines = text.splitlines(keepends=True)
-    if path.suffix == ".tsv":
-        table = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        table = csv.reader(lines, strict=True)
+    table = table_of(text.splitlines(keepends=True), "\t" if path.suffix == ".tsv" else ",")
     names: list[str] = next(table, [])
     try:
         for values in table:

@@ -6,7 +6,7 @@ sentence, or text and pair; and label (or is_duplicate).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import numpy as np
 from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.made import BAD, GOOD, Lengths, one_of, words
-from train.data.families.records import Record, read_records
+from train.data.families.records import Found, Record, read_records
 from train.data.specs import Column
-from train.data.tables import Row
 
-COLUMNS = ("text", "pair", "label", "place", "dataset", "instance")
+COLUMNS = ("text", "pair", "label")
 TEMPLATE = "[TEXT:text] [TEXT:pair] -> [TEXT:label]"
 METRIC = "accuracy"
 LENGTHS = Lengths(median=28, spread=0.5, least=8, most=328)  # of both texts
@@ -29,26 +28,21 @@ TEXTS = (
 )  # fmt: skip
 
 
-def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
+def read(path: Path, task: Task, renamed: Sequence[Column]) -> Iterator[Found]:
     """Raises SettingsError with file and line."""
     records = read_records(path, renamed)
-    names = next((some for some in TEXTS if all(n in records[0].values for n in some)), None)
+    first = records[0].values
+    names = next((some for some in TEXTS if all(n in first for n in some)), None)
     if names is None:
         raise SettingsError(
-            f"{records[0].where}: has the columns {', '.join(map(str, records[0].values))}, and none of "
+            f"{records[0].where}: has the columns {', '.join(map(str, first))}, and none of "
             f"{'; '.join(' and '.join(some) for some in TEXTS)}. "
             "dataset.selected_cols='<column>:text,<column>:pair' names those to read"
         )
-    key = "label" if "label" in records[0].values else "is_duplicate"
-    if key not in records[0].values:
-        key = "label"
-    rows: list[Row] = []
-    for record in records:
+    key = "is_duplicate" if "label" not in first and "is_duplicate" in first else "label"
+    for number, record in enumerate(records):
         text, *pair = (record.text(name) for name in names)
-        place = (record.where, task.name, len(rows))
-        values = (text, pair[0] if pair else "", _label(record, key), *place)
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows
+        yield (text, pair[0] if pair else "", _label(record, key)), record.where, number
 
 
 def _label(record: Record, key: str) -> str:
@@ -65,14 +59,11 @@ def _label(record: Record, key: str) -> str:
     return str(label)
 
 
-def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
+def made(n: int, rng: np.random.Generator) -> Iterator[Found]:
     """A pair of texts; every fifth word of the second is friendly (label 1) or unfriendly (0)."""
-    rows: list[Row] = []
     for number, length in enumerate(LENGTHS.draw(n, rng)):
         label = int(rng.integers(2))
         own = words(length - length // 2, rng)
         own[::5] = [one_of(GOOD if label else BAD, rng) for _ in own[::5]]
-        texts = (" ".join(words(length // 2, rng)), " ".join(own))
-        values = (*texts, str(label), f"row {number + 1}", task.name, number)
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows
+        text = " ".join(words(length // 2, rng))
+        yield (text, " ".join(own), str(label)), f"row {number + 1}", number

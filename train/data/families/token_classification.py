@@ -16,11 +16,10 @@ import numpy as np
 from train.config.task import Task
 from train.config.typed import SettingsError
 from train.data.families.made import CITIES, COMPANIES, FIRST, LAST, Lengths, one_of, words
-from train.data.families.records import Record, read_records, text_of
+from train.data.families.records import Found, Record, read_records, text_of
 from train.data.specs import Column
-from train.data.tables import Row
 
-COLUMNS = ("tokens", "tags", "place", "dataset", "instance")
+COLUMNS = ("tokens", "tags")
 TEMPLATE = "[TEXT:tokens] -> [TEXT:tags]"
 METRIC = "seqeval"
 LENGTHS = Lengths(median=11, spread=0.75, least=1, most=120)
@@ -28,19 +27,14 @@ LINES = (".txt", ".conll")
 TAG = re.compile(r"O|[BIES]-\S+")
 
 
-def read(path: Path, task: Task, renamed: Sequence[Column]) -> list[Row]:
+def read(path: Path, task: Task, renamed: Sequence[Column]) -> Iterator[Found]:
     """Raises SettingsError with file and line."""
     if path.suffix in LINES:
         sentences = _of_lines(path)
     else:
         sentences = (_of_record(one, task) for one in read_records(path, renamed))
-    rows: list[Row] = []
-    for tokens, tags, where in sentences:
-        values = (tokens, " ".join(tags), where, task.name, len(rows))
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
-    if not rows:
-        raise SettingsError(f"{path}: has no rows")
-    return rows
+    for number, (tokens, tags, where) in enumerate(sentences):
+        yield (tokens, " ".join(tags)), where, number
 
 
 Sentence = tuple[tuple[str, ...], tuple[str, ...], str]
@@ -93,10 +87,9 @@ def _tag(tag: str, where: str) -> str:
     return tag
 
 
-def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
+def made(n: int, rng: np.random.Generator) -> Iterator[Found]:
     """Names of people (two words), cities and companies among words that mean nothing."""
     kinds = (("PER", (FIRST, LAST)), ("LOC", (CITIES,)), ("ORG", (COMPANIES,)))
-    rows: list[Row] = []
     for number, length in enumerate(LENGTHS.draw(n, rng)):
         tokens: list[str] = []
         tags: list[str] = []
@@ -105,6 +98,4 @@ def made(n: int, task: Task, rng: np.random.Generator) -> list[Row]:
             kind, parts = kinds[int(rng.integers(len(kinds)))]
             tokens += [*plain, *(one_of(part, rng) for part in parts)]
             tags += ["O"] * len(plain) + [f"{'I' if i else 'B'}-{kind}" for i in range(len(parts))]
-        values = (tuple(tokens[:length]), " ".join(tags[:length]), f"row {number + 1}")
-        rows.append(dict(zip(COLUMNS, (*values, task.name, number), strict=True)))
-    return rows
+        yield (tuple(tokens[:length]), " ".join(tags[:length])), f"row {number + 1}", number
