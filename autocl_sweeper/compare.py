@@ -11,12 +11,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from autocl_sweeper import metrics
-from autocl_sweeper.budget import HOUR_S, spent
+from autocl_sweeper.budget import HOUR_S
 from autocl_sweeper.errors import SweepFolderError
-from autocl_sweeper.journal import NAME, VERSION, Fold, fold, read
-from autocl_sweeper.types import State, Trial
+from autocl_sweeper.overview import Overview, S, look
+from autocl_sweeper.types import Trial
 
-S = "hydra.sweeper."
 LEVEL = 0.95
 
 
@@ -72,69 +71,36 @@ def compare(folders: Sequence[Path]) -> list[Row]:
     """A row per kind of sweep, in the order of the folders. Raises SweepFolderError."""
     rows: dict[str, list[Figures]] = {}
     for folder in dict.fromkeys(folders):
-        found = figures(folder)
+        found = figures(look(folder))
         rows.setdefault(found.key, []).append(found)
     return [Row(sweeps) for sweeps in rows.values()]
 
 
-def figures(folder: Path) -> Figures:
-    """The numbers of the sweep in this folder. Raises SweepFolderError."""
-    try:
-        records = read(folder)
-    except OSError as error:
+def figures(sweep: Overview) -> Figures:
+    """The numbers of a sweep. Raises SweepFolderError for one without a sequence."""
+    tasks, chain, history = sweep.tasks, sweep.chain, sweep.history
+    if not tasks:
         raise SweepFolderError(
-            f"'{folder}' holds no sweep: {error.strerror or error} ('{folder / NAME}').\n"
-            "  Name sweep folders: the hydra.sweep.dir of each sweep."
-        ) from error
-    try:
-        state = fold(records)
-        if state.setup is None:
-            raise KeyError("no `sweep` event")
-        fingerprint = state.setup["fingerprint"]
-        tasks: list[str] = fingerprint[f"{S}sequence"]
-        version = state.setup["version"]
-    except (KeyError, ValueError, TypeError) as error:
-        raise SweepFolderError(
-            f"The journal of '{folder}' cannot be read: {error!r}.\n"
-            "  It is not a journal of this version, or it is damaged."
-        ) from error
-    if version != VERSION or not tasks:
-        what = "holds a sweep without a sequence of tasks" if not tasks else "is of another version"
-        raise SweepFolderError(
-            f"'{folder}' {what}, so it has nothing to compare by.\n"
-            "  Name folders of sweeps over a sequence (hydra.sweeper.sequence)."
+            f"'{sweep.folder}' holds a sweep without a sequence of tasks, so it has nothing to compare"
+            " by.\n  Name folders of sweeps over a sequence (hydra.sweeper.sequence)."
         )
-    chain = best_chain(state, bool(fingerprint.get(f"{S}direction") != "minimize"))
     dev, test = (_scores(tasks, chain, split) for split in ("evaluations", "tests"))
-    kind = kind_of(fingerprint, state.bounds)
+    kind = kind_of(sweep.fingerprint, sweep.state.bounds)
     return Figures(
-        folder=folder,
-        finished=state.ended,
+        folder=sweep.folder,
+        finished=sweep.state.ended,
         tasks=len(tasks),
         tasks_reached=len({trial.task for trial in chain}),
         kind=kind,
-        key=json.dumps([kind, _without_seeds(fingerprint)], sort_keys=True),
+        key=json.dumps([kind, _without_seeds(sweep.fingerprint)], sort_keys=True),
         dev=dev[0],
         dev_forgetting=dev[1],
         test=test[0],
         test_forgetting=test[1],
-        jobs=len(state.history) - len(state.history.given_up),
-        given_up=len(state.history.given_up),
-        device_hours=spent(records).device_s / HOUR_S,
+        jobs=len(history) - len(history.given_up),
+        given_up=len(history.given_up),
+        device_hours=sweep.spent.device_s / HOUR_S,
     )
-
-
-def best_chain(state: Fold, maximize: bool) -> list[Trial]:
-    """The chain that ends in the best survivor of the last stage; of an open sweep, so far."""
-    history = state.history
-    if history.beams and history.beams[len(history.beams)]:
-        return history.lineage(history[history.beams[len(history.beams)][0]])
-    complete = [trial for trial in history.stage(1) if trial.state is State.COMPLETE]
-    ranked = [(trial.score, trial) for trial in complete if trial.score is not None]
-    if not ranked:
-        return []
-    sign = -1.0 if maximize else 1.0
-    return [min(ranked, key=lambda one: (sign * one[0], one[1].number))[1]]
 
 
 def _scores(
@@ -155,13 +121,12 @@ def kind_of(fingerprint: Mapping[str, Any], bounds: Mapping[str, Any]) -> dict[s
     """What a reader tells sweeps apart by."""
     search = fingerprint.get(f"{S}search") or {}
     chosen = sorted({*fingerprint.get("search by task", {}).values()} or {search.get("factory")})
-    known = {name: bounds.get(name) for name in ("jobs", "rounds", "popsize")}
     return {
         "protocol": fingerprint.get(f"{S}protocol", "beam"),
         "search": "+".join(_short(str(name)) for name in chosen),
         "top_k": fingerprint.get(f"{S}top_k"),
         "tasks": len(fingerprint[f"{S}sequence"]),
-        **{name: value for name, value in known.items() if value is not None},
+        **{name: value for name, value in bounds.items() if value is not None},
     }
 
 

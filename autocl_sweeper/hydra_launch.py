@@ -41,42 +41,28 @@ log = logging.getLogger(__name__)
 OUR_KEY = re.compile(r"hydra\.(?:sweeper|launcher)(?:\.\w+)+")
 
 
-def local_executor(
+def executor_of(
     settings: Mapping[str, Any],
     hydra_context: Any,
     task_function: Any,
     config: DictConfig,
     returns: bool,
     files: JobFiles,
-    kept: KeptForkServer | None = None,
-) -> LocalExecutor:
-    """An executor of `hydra/launcher=gpu` for one sweep folder. Raises DeviceError."""
-    package = _package(hydra_context, task_function, config, files)
-    return from_settings(settings, package, returns, kept)
+    kept: KeptForkServer | None,
+) -> LocalExecutor | RayExecutor:
+    """The executor of `hydra/launcher=gpu` for one sweep folder; with an `address`, of `ray`.
 
-
-def ray_executor(
-    settings: Mapping[str, Any],
-    hydra_context: Any,
-    task_function: Any,
-    config: DictConfig,
-    returns: bool,
-    files: JobFiles,
-) -> RayExecutor:
-    """The same of `hydra/launcher=ray`. Raises ConfigurationError when Ray is not there."""
-    package = _package(hydra_context, task_function, config, files)
+    Raises DeviceError, and ConfigurationError when Ray is not there.
+    """
+    if isinstance(task_function, ReportingTask):
+        task_function = task_function.task_function  # our job processes report by themselves
+    package = Package.pack(files, hydra_context, config, task_function)
+    if "address" not in settings:
+        return from_settings(settings, package, returns, kept)
     keys = {key: plain(value) for key, value in settings.items()}
     # What Hydra copies for jobs elsewhere is there from their start, as it is on this machine.
     copied = {key: os.environ[key] for key in config.hydra.job.env_copy if key in os.environ}
     return RayExecutor(keys, package, returns, copied)
-
-
-def _package(
-    hydra_context: Any, task_function: Any, config: DictConfig, files: JobFiles
-) -> Package:
-    if isinstance(task_function, ReportingTask):
-        task_function = task_function.task_function  # our job processes report by themselves
-    return Package.pack(files, hydra_context, config, task_function)
 
 
 def launch(

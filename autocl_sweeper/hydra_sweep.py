@@ -132,7 +132,11 @@ def run_sweep(
         if not plan.tasks and plan.settings.parents == BEAM:
             print_best(plan, history, folder, screen())
         if sweep.stopped is not None:
-            _say_how_to_go_on(sweep.stopped, sweep, len(plan.stages), folder)
+            log.warning(
+                "The budget is used up: %s. Stage %d of %d is open; to go on, run the same command"
+                " with a larger hydra.sweeper.budget and hydra.sweep.dir='%s'.",
+                sweep.stopped, history.open_stage, len(plan.stages), folder,
+            )  # fmt: skip
         if not plan.ranked:
             return _batches(sweep.outcomes, plan.settings)
         return sweep.best_chain()
@@ -142,29 +146,12 @@ def _report(plan: Plan, folder: Path) -> None:
     """Write report.html where the sweep asks for it. What goes wrong with it is no failure of the sweep."""
     if not plan.settings.report:
         return
-    from autocl_sweeper.page.document import missing_packages, write
+    from autocl_sweeper.page.document import write
 
-    if missing := missing_packages():
-        log.warning(
-            "hydra.sweeper.report=true: no report.html, for %s %s not installed."
-            " pip install 'autocl-sweeper[report]', then: autocl report '%s'",
-            " and ".join(missing), "is" if len(missing) == 1 else "are", folder,
-        )  # fmt: skip
-        return
     try:
         log.info("report: '%s'", write(look(folder)))
     except Exception as error:
-        log.warning(
-            "report.html could not be written: %s. To try again: autocl report '%s'", error, folder
-        )
-
-
-def _say_how_to_go_on(used_up: str, sweep: Sweep, stages: int, folder: Path) -> None:
-    log.warning(
-        "The budget is used up: %s. Stage %d of %d is open; to go on, run the same command with a"
-        " larger hydra.sweeper.budget and hydra.sweep.dir='%s'.",
-        used_up, sweep.history.open_stage, stages, folder,
-    )  # fmt: skip
+        log.warning("no report.html: %s\n  To try again: autocl report '%s'", error, folder)
 
 
 def _edited(folder: Path, snapshot: Snapshot) -> list[str]:
@@ -241,8 +228,7 @@ def _registered(choices: Mapping[str, Any]) -> Registered:
     store = ConfigStore.instance()
 
     def nodes(group: str) -> dict[str, Any]:
-        names = store.list(group) if "sweeper" in store.list("hydra") else []
-        found = {name: store.load(f"{group}/{name}").node for name in names}
+        found = {name: store.load(f"{group}/{name}").node for name in store.list(group)}
         return {  # they are not in their place, so what they refer to stays as it is written
             name.removesuffix(".yaml"): OmegaConf.to_container(node, resolve=False)
             for name, node in found.items()

@@ -28,7 +28,4 @@ def versions() -> dict[str, str]:
 
 def own_version() -> str:
     """The version of this package; a checkout that is not installed has none."""
-    try:
-        return version("autocl-sweeper")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return versions().get("autocl-sweeper", "(not installed)")

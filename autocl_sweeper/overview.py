@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from autocl_sweeper.budget import Spent, spent
-from autocl_sweeper.compare import best_chain
 from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.journal import NAME, VERSION, Fold, Record, fold, read
 from autocl_sweeper.types import History, State, Trial, is_skipped
@@ -124,25 +123,36 @@ class Overview:
             for t in history
         )
 
+    @property
+    def done(self) -> int:
+        """Trials that are over, those given up apart."""
+        return len(self.history) - self.counts["RUNNING"] - self.counts["given up"]
+
     @cached_property
     def chain(self) -> list[Trial]:
-        """The best chain; of an open sweep, so far."""
-        return best_chain(self.state, self.maximize)
+        """The chain that ends in the best survivor of the last stage; of an open sweep, so far."""
+        history = self.history
+        if history.beams and (last := history.beams[len(history.beams)]):
+            return history.lineage(history[last[0]])
+        best = self._best_of(1)
+        return [] if best is None else [best]
 
     @cached_property
     def leader(self) -> Trial | None:
         """The best trial of the stage that runs, as soon as one has a score; else the best chain's last."""
-        given_up = self.history.given_up
+        best = self._best_of(self.history.open_stage)
+        return self.chain[-1] if best is None and self.chain else best
+
+    def _best_of(self, stage: int) -> Trial | None:
         scored = [
             (trial.score, trial)
-            for trial in self.history.stage(self.history.open_stage)
+            for trial in self.history.stage(stage)
             if trial.state is State.COMPLETE and trial.score is not None
-            if trial.number not in given_up
+            if trial.number not in self.history.given_up
         ]
-        if not scored:
-            return self.chain[-1] if self.chain else None
         sign = -1.0 if self.maximize else 1.0
-        return min(scored, key=lambda one: (sign * one[0], one[1].number))[1]
+        ranked = sorted(scored, key=lambda one: (sign * one[0], one[1].number))
+        return ranked[0][1] if ranked else None
 
     @property
     def elapsed_s(self) -> float:
@@ -156,8 +166,7 @@ class Overview:
         took = [trial.outcome.seconds for trial in self.history if trial.outcome is not None]
         if self.planned is None or not took or not self.lanes or self.status == "finished":
             return None
-        left = self.planned - len(self.history) + self.counts["RUNNING"] + self.counts["given up"]
-        return max(0.0, left * fmean(took) / len(self.lanes))
+        return max(0.0, (self.planned - self.done) * fmean(took) / len(self.lanes))
 
     @cached_property
     def attempts(self) -> list[Attempt]:
@@ -198,6 +207,10 @@ class Overview:
             for number in list(found):
                 end(number, last, "its controller ended")
         return sorted([*done, *found.values()], key=lambda one: (one.asked, one.trial))
+
+    @property
+    def running(self) -> list[Attempt]:
+        return [one for one in self.attempts if one.end is None]
 
     def overrides_of(self, number: int) -> list[str]:
         """A job's command line without Hydra's own keys; paths of this folder where it lies now."""

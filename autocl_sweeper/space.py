@@ -178,6 +178,16 @@ def _range(start: _Number, stop: _Number | None = None, step: _Number = 1) -> Ch
     return ChoiceSweep(list=[int(value) if whole else float(value) for value in values])
 
 
+def range_of(text: str) -> tuple[_Number, _Number, _Number] | None:
+    """Start, stop and step of Hydra's `range(...)`, finite; None where Hydra does not read it."""
+    try:
+        sweep: Any = OverridesParser.create().parse_override(f"x={text}").value()
+    except HydraException:
+        return None
+    found = (sweep.start, sweep.stop, sweep.step)
+    return found if all(map(math.isfinite, found)) else None
+
+
 def _parse(parser: OverridesParser, text: str, where: str, key: str, value: object) -> Override:
     try:
         return parser.parse_overrides([text])[0]

@@ -66,7 +66,7 @@ def run_of(words: Sequence[str]) -> Run:
     from train.main import VERSION_BASE
 
     with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
-        return read_run(compose("base", overrides=[*words]), ROOT / "conf/task")
+        return read_run(compose("base", overrides=[*words]))
 
 
 # -- the chain --------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Bench:
         with initialize_config_dir(str(ROOT / "conf"), **VERSION_BASE):
             values: Any = OmegaConf.to_container(compose("base", overrides=given))
         values |= {"task": {task: dict(self.tasks.configs[task])}, "seen_tasks": [task]}
-        run = read_run(values, ROOT / "conf/task")
+        run = read_run(values)
         return run, plan_run(run)
 
     def job(self, task: str, folder: Path, *overrides: str) -> dict[str, Any]:

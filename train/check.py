@@ -6,6 +6,7 @@ jobs it plans, before any of them starts: conf/hydra/sweeper/app/autocl.yaml nam
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +21,13 @@ from omegaconf import DictConfig
 from autocl_sweeper.errors import LayerError
 from autocl_sweeper.yaml.origins import Keys, Layer, keys_of, layers_of, origin, typed_for
 from autocl_sweeper.yaml.resolve import STAR, expand_stars
-from autocl_sweeper.yaml.text import INCLUDE, dotted
+from autocl_sweeper.yaml.text import INCLUDE, dotted, walk
 from train.config.env import EnvSettings, read_env
 from train.config.hf_arguments import HFArguments
 from train.config.memory import ROWS as MIMOSE
 from train.config.ofasys import BY_KEY
 from train.config.reading import PARTS, read_run, read_tasks, read_text, values_of_run
-from train.config.schema import CONF, KINDS, TopLevel, not_a_section
+from train.config.schema import KINDS, TopLevel, not_a_section
 from train.config.sections import Run
 from train.config.settle import as_written, settle
 from train.config.task import Task
@@ -107,7 +108,7 @@ def checked_values(written: dict[str, Any], hydra: Any) -> dict[str, Any]:
             _raise(_of_sections(written))
             raise SettingsError(str(error)) from error
         # What refers to a `???` cannot be resolved, and need not be: the value comes first.
-        asked = [_unanswered(keys) for keys in _asked(starred)]
+        asked = [_unanswered(keys) for keys, value in walk(starred) if value == "???"]
         _raise([*_new_tasks(hydra, written), *asked, *_of_sections(starred)])
         values = settle(starred)
         _raise(_of_sections(values))
@@ -122,25 +123,23 @@ def _raise(problems: Iterable[Problem]) -> None:
 # -- the sections -----------------------------------------------------------------------------------
 
 
-def _of_sections(values: Mapping[str, Any]) -> list[Problem]:
+def _of_sections(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Unknown keys and values of a wrong type or out of range, anywhere."""
-    return [problem for name, node in values.items() for problem in _of_key(name, node)]
-
-
-def _of_key(name: str, node: Any) -> list[Problem]:
-    """Mistakes at or below one top-level key."""
     known = [*KINDS, *options(TopLevel)]
-    if name not in known:
-        return [_unknown_section(name, node, known)]
-    if node == "???":
-        return []
-    if name not in KINDS:
-        return [] if node is None else check(TopLevel, {name: node}, "")
-    if not isinstance(node, Mapping):
-        return [Problem(name, f"{name}={shown(node)}: {not_a_section(name, node)}")]
-    if name != "task":
-        return check(KINDS[name], node, name)
-    return [problem for one, task in node.items() for problem in _of_task(one, task, node)]
+    for name, node in values.items():
+        if name not in known:
+            yield _unknown_section(name, node, known)
+        elif node == "???" or (node is None and name not in KINDS):
+            continue
+        elif name not in KINDS:
+            yield from check(TopLevel, {name: node}, "")
+        elif not isinstance(node, Mapping):
+            yield Problem(name, f"{name}={shown(node)}: {not_a_section(name, node)}")
+        elif name != "task":
+            yield from check(KINDS[name], node, name)
+        else:
+            for one, task in node.items():
+                yield from _of_task(one, task, node)
 
 
 def _of_task(name: Any, task: Any, tasks: Mapping[Any, Any]) -> list[Problem]:
@@ -158,15 +157,6 @@ def _unknown_section(name: str, node: Any, known: Iterable[str]) -> Problem:
         return Problem(name, f"{told}: {nested(name, node)}")
     near = nearest(name, [*known, INCLUDE])
     return Problem(name, told + (near or ". python train.py --info lists those there are"))
-
-
-def _asked(node: Any, keys: Keys = ()) -> Iterator[Keys]:
-    """Keys at which `???` stands."""
-    if node == "???":
-        yield keys
-    elif isinstance(node, (dict, list)):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _asked(value, (*keys, key))
 
 
 def _unanswered(keys: Keys) -> Problem:
@@ -199,17 +189,17 @@ def _new_tasks(hydra: Any, written: Mapping[str, Any]) -> list[Problem]:
     written: the configuration as composed.
     """
     tasks = written.get("task")
-    typed = [text for text in typed_for(hydra) if text.lstrip("+").startswith("task")]
+    if not isinstance(tasks, Mapping):
+        return []
+    typed = [text for text in typed_for(hydra) if re.match(r"\+*task[.=]", text)]
     overrides = [
-        (keys_of(one.key_or_group), one)
-        for one in OverridesParser.create().parse_overrides(typed)
-        if not one.is_delete()
+        (keys_of(one.key_or_group), one) for one in OverridesParser.create().parse_overrides(typed)
     ]
     named = {keys[:3] for keys, _ in overrides}
 
     def may_be_new(keys: Keys) -> bool:
         """Whether all there is of the task was typed, so that its files have to be asked for."""
-        if keys[0] != "task" or len(keys) < 2 or not isinstance(tasks, Mapping):
+        if len(keys) < 2:
             return False
         node = tasks.get(keys[1])
         if keys[:2] in named or not isinstance(node, Mapping):
@@ -221,23 +211,18 @@ def _new_tasks(hydra: Any, written: Mapping[str, Any]) -> list[Problem]:
     known = {str(name) for layer in layers_of(hydra) if layer.file for name in _tasks_of(layer)}
     root = written.get("task_config_dir")
     folders = task_names(config_root(root if isinstance(root, str) else None))
-    known |= {name for name in folders if name in (tasks or ())}
+    known |= {name for name in folders if name in tasks}
     problems = []
     for keys, override in overrides:
-        if keys[0] != "task":
-            continue
         if override.is_add() or override.is_force_add():
             added = override.value() if len(keys) == 1 else {keys[1]: None}
             known |= {str(name) for name in added} if isinstance(added, dict) else set()
         elif len(keys) > 1 and keys[1] not in known:
-            near = nearest(keys[1], known) or f"; there are: {', '.join(known) or 'none'}"
-            problems.append(
-                Problem(
-                    f"task.{keys[1]}",
-                    f"{override.input_line}: there is no task '{keys[1]}'{near}\n"
-                    f"  A new one is added with a plus: '+task.{keys[1]}={{_name: <class>, ...}}'",
-                )
-            )
+            key, name = f"task.{keys[1]}", keys[1]
+            near = nearest(name, known) or f"; there are: {', '.join(known) or 'none'}"
+            told = f"{override.input_line}: there is no task '{name}'{near}"
+            new = f"A new one is added with a plus: '+{key}={{_name: <class>, ...}}'"
+            problems.append(Problem(key, f"{told}\n  {new}"))
     return problems
 
 
@@ -296,13 +281,13 @@ def _job(values: dict[str, Any], written: dict[str, Any], launcher: Any) -> Chec
     begun = values.get("init_from")
     if launcher is not None:  # in a sweep the checkpoint need not be there yet
         values = {key: node for key, node in values.items() if key not in HANDED}
-    run = attempt(read_run, written, CONF / "task", values)
-    if run is not None and begun and launcher is not None:
-        run = replace(run, init_from=Path(str(begun)))
-    if run is not None and env is not None:
-        attempt(run.memory.refuse_processes, env.processes)
-        attempt(refuse_processes, run.tasks, env.processes)
+    run = attempt(read_run, written, values)
     if run is not None:
+        if begun and launcher is not None:
+            run = replace(run, init_from=Path(str(begun)))
+        if env is not None:
+            attempt(run.memory.refuse_processes, env.processes)
+            attempt(refuse_processes, run.tasks, env.processes)
         attempt(run.merge.refuse_for_a_job, run.delta.kind, run.delta.start_from, bool(begun))
     plans = run and attempt(plan_run, run)
     if plans:
@@ -329,11 +314,10 @@ def placing(hydra: Any) -> Iterator[None]:
         layers = layers_of(hydra)
         told = []
         for problem in problems_of(error):
-            others = [row.key for row in BY_KEY.values() if problem.key in row.to]
-            others += [
-                f"memory.{k}" for k, row in MIMOSE.items() if problem.key == f"memory.{row.to}"
-            ]
-            place = origin(layers, problem.key, others)
+            key = problem.key
+            others = [row.key for row in BY_KEY.values() if key in row.to]
+            others += [f"memory.{k}" for k, row in MIMOSE.items() if key == f"memory.{row.to}"]
+            place = origin(layers, key, others)
             told.append(f"{place}: {problem.message}" if place else problem.message)
         unique = list(dict.fromkeys(told))
         count = [f"{len(unique)} mistakes in the configuration:"] if len(unique) > 1 else []

@@ -123,7 +123,6 @@ def evaluate_trial(folder: Path) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from train.config.reading import read_run
-    from train.config.schema import CONF
     from train.data.task_plan import plan_run
     from train.job import evaluate_checkpoint
 
@@ -134,7 +133,7 @@ def evaluate_trial(folder: Path) -> dict[str, float]:
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
     for name in ("trainer", "env"):  # may speak of the job, and nothing is trained
         config[name] = {}
-    run = read_run({**config, "init_from": str(checkpoint)}, CONF / "task")
+    run = read_run({**config, "init_from": str(checkpoint)})
     return evaluate_checkpoint(run, plan_run(run), folder, told)
 
 

@@ -69,36 +69,26 @@ def describe(name: str) -> str:
     return "\n".join([f"{where}: {said}", "", *_rows(kind, "")])
 
 
-def _rows(kind: type, prefix: str) -> list[str]:
-    lines: list[str] = []
+def _rows(kind: type, prefix: str) -> Iterator[str]:
     for key, one in options(kind).items():
-        wanted = hints(kind)[one.name]
-        inner = _section(wanted)
-        if inner is not None:
+        wanted, told = hints(kind)[one.name], one.metadata["help"]
+        if inner := _section(wanted):
             several = ".<name>" if get_origin(wanted) is dict else ""
-            lines += ["", f"  {prefix}{key}{several}: {one.metadata['help']}"]
-            lines += _rows(inner, f"{prefix}{key}{several}.")
+            yield from ("", f"  {prefix}{key}{several}: {told}")
+            yield from _rows(inner, f"{prefix}{key}{several}.")
             continue
-        lines += _option(f"{prefix}{key}", one, wanted)
-    return lines
-
-
-def _option(key: str, one: dataclasses.Field[Any], wanted: Any) -> Iterator[str]:
-    default = default_of(one)
-    shown = "required" if default is MISSING else json.dumps(default, default=list)
-    unit = f" [{one.metadata['unit']}]" if one.metadata["unit"] else ""
-    kind = textwrap.shorten(type_text(wanted), 100, placeholder=" ...")
-    yield f"  {key} = {shown}{unit}"
-    yield from textwrap.wrap(
-        f"{one.metadata['help']} ({kind})", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
-    )
+        default = default_of(one)
+        shown = "required" if default is MISSING else json.dumps(default, default=list)
+        unit = f" [{one.metadata['unit']}]" if one.metadata["unit"] else ""
+        yield f"  {prefix}{key} = {shown}{unit}"
+        values = textwrap.shorten(type_text(wanted), 100, placeholder=" ...")
+        yield textwrap.indent(textwrap.fill(f"{told} ({values})", 90), " " * 6)
 
 
 def _section(wanted: Any) -> type | None:
     """The section inside an annotation: of `X`, `X | None` and `dict[str, X]`."""
     for one in (wanted, *get_args(wanted)):
-        if dataclasses.is_dataclass(one):
-            assert isinstance(one, type)
+        if isinstance(one, type) and dataclasses.is_dataclass(one):
             return one
     return None
 

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     if not files:  # text is read; a file chooses its model itself
         overrides.insert(0, "model=unify_tiny")
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        run = read_run(compose("+".join(["base", *files]), overrides), CONF / "task")
+        run = read_run(compose("+".join(["base", *files]), overrides))
     made = tokenizer_of(run, options.size)
     made.save_pretrained(options.folder)
     print(f"{options.folder}: {len(made)} ids, of {', '.join(task.name for task in run.tasks)}")

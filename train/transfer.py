@@ -63,7 +63,7 @@ def score(cfg: DictConfig, folder: Path) -> None:
     # Several tasks need a limit to be trained together; nothing is trained here.
     written["trainer"] = {**(written.get("trainer") or {}), "max_steps": 1}
     values = checked_values(written, HydraConfig.get())
-    run = read_run(written, CONF / "task", values)
+    run = read_run(written, values)
     print(score_tasks(run, plan_run(run), settings_of(cfg), folder))
 
 

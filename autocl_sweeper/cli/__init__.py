@@ -7,27 +7,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-from autocl_sweeper.cli import (
-    best,
-    compare,
-    devices,
-    docs,
-    doctor,
-    export,
-    plot,
-    report,
-    serve,
-    show,
-    status,
-    watch,
-)
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.made_with import own_version
 
-COMMANDS = (
-    status, show, best, report, plot, watch, serve, compare, export, devices, doctor, docs
+COMMANDS = (  # each the name of a module here
+    "status", "show", "best", "report", "plot", "watch", "serve", "compare", "export", "devices",
+    "doctor", "docs",
 )  # fmt: skip
 
 
@@ -40,8 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"autocl-sweeper {own_version()}")
     commands = parser.add_subparsers(metavar="command")
-    for command in COMMANDS:
-        command.add(commands)
+    for name in COMMANDS:
+        module = import_module(f"{__name__}.{name}")
+        command = commands.add_parser(name, help=module.HELP, description=module.DESCRIPTION)
+        if name != "docs":
+            command.add_argument("--json", action="store_true", help="the same for programs")
+        module.add(command)
+        command.set_defaults(run=module.run)
     commands.add_parser(
         "finetune",
         help="search hyper-parameters of a plain script, as AutoDL Finetuner did",

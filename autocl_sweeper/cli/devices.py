@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from autocl_sweeper.cli.options import Commands, json_option
+from autocl_sweeper.cli.options import print_json
 from autocl_sweeper.device.leases import BUSY, LeaseFolder, Occupied
 from autocl_sweeper.device.packing import Claim, refusal
 from autocl_sweeper.device.probe import Device, find_probe, short
@@ -19,32 +18,21 @@ from autocl_sweeper.display.screen import screen
 if TYPE_CHECKING:
     from rich.table import Table
 
+HELP = "what the launcher sees, who holds which device, and why one would be refused"
+DESCRIPTION = (
+    "The devices that a sweep started here would see (CUDA_VISIBLE_DEVICES counts),"
+    " who of this account holds which, and why a job would not get one."
+)
 
-def add(commands: Commands) -> None:
-    devices = commands.add_parser(
-        "devices",
-        help="what the launcher sees, who holds which device, and why one would be refused",
-        description="The devices that a sweep started here would see (CUDA_VISIBLE_DEVICES counts),"
-        " who of this account holds which, and why a job would not get one.",
-    )
-    json_option(devices)
-    devices.add_argument(
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--free-memory",
         type=float,
         default=0.8,
         metavar="SHARE",
         help="as hydra.launcher.free_memory (default: 0.8)",
     )
-    devices.set_defaults(run=_devices)
-
-
-def _devices(given: argparse.Namespace) -> None:
-    leases = LeaseFolder()
-    seen = look(leases, given.free_memory)
-    if given.json:
-        print(as_json(leases, seen))
-    else:
-        show(leases, seen)
 
 
 @dataclass(frozen=True)
@@ -55,33 +43,27 @@ class Seen:
     occupied: Occupied
     refused: str
 
-
-def look(leases: LeaseFolder, free_memory: float) -> list[Seen]:
-    """Raises DeviceError when there are GPUs that cannot be read."""
-    found = []
-    for device in find_probe(None, os.environ).devices(load=True):
-        occupied = leases.look(device.id)
-        if occupied is None:
-            occupied, refused = Occupied(), BUSY
-        else:
-            refused = refusal(device, occupied.claims, Claim(), free_memory)
-        found.append(Seen(device, occupied, refused))
-    return found
+    def facts(self) -> dict[str, Any]:
+        told = asdict(self.occupied)
+        leased = {"leases": told["claims"], "wanted_by": told["wanted_by"]}
+        return {**asdict(self.device), **leased, "refused": self.refused}
 
 
-def as_json(leases: LeaseFolder, seen: Sequence[Seen]) -> str:
-    told = []
-    for one in seen:
-        wanted_by = one.occupied.wanted_by
-        leased = {
-            "leases": [asdict(claim) for claim in one.occupied.claims],
-            "wanted_by": None if wanted_by is None else asdict(wanted_by),
-        }
-        told.append({**asdict(one.device), **leased, "refused": one.refused})
-    return json.dumps({"lease_folder": str(leases.path), "devices": told}, indent=2)
+def _seen(leases: LeaseFolder, device: Device, free_memory: float) -> Seen:
+    occupied = leases.look(device.id)
+    if occupied is None:
+        return Seen(device, Occupied(), BUSY)
+    return Seen(device, occupied, refusal(device, occupied.claims, Claim(), free_memory))
 
 
-def show(leases: LeaseFolder, seen: Sequence[Seen]) -> None:
+def run(given: argparse.Namespace) -> None:
+    leases = LeaseFolder()
+    devices = find_probe(None, os.environ).devices(load=True)
+    seen = [_seen(leases, device, given.free_memory) for device in devices]
+    if given.json:
+        told = [one.facts() for one in seen]
+        print_json({"lease_folder": str(leases.path), "devices": told})
+        return
     console = screen()
     console.print(_device_table(seen))
     if any(one.occupied.claims for one in seen):
@@ -89,13 +71,18 @@ def show(leases: LeaseFolder, seen: Sequence[Seen]) -> None:
     console.print(f"leases: {leases.path}", style="dim", highlight=False)
 
 
+def _table(title: str, columns: Sequence[str]) -> Table:
+    from rich.table import Column, Table
+
+    shown = (Column(column, overflow="fold") for column in columns)
+    return Table(*shown, title=title, title_justify="left")
+
+
 def _device_table(seen: Sequence[Seen]) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Devices", title_justify="left")
-    for column in ("device", "name", "MiB free", "load", "temp.", "processes", "a job alone"):
-        table.add_column(column, overflow="fold")
+    columns = ("device", "name", "MiB free", "load", "temp.", "processes", "a job alone")
+    table = _table("Devices", columns)
     for one in seen:
         device = one.device
         processes = "?" if device.processes is None else "none"
@@ -115,11 +102,7 @@ def _device_table(seen: Sequence[Seen]) -> Table:
 
 
 def _lease_table(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Leases", title_justify="left")
-    for column in ("device", "holder", "since", "reserves", "shares"):
-        table.add_column(column, overflow="fold")
+    table = _table("Leases", ("device", "holder", "since", "reserves", "shares"))
     for one in seen:
         for claim in one.occupied.claims:
             since = datetime.fromtimestamp(claim.since).strftime("%Y-%m-%d %H:%M:%S")
@@ -137,7 +120,6 @@ def _lease_table(leases: LeaseFolder, seen: Sequence[Seen]) -> Table:
 
 
 def _reserves(claim: Claim) -> str:
-    source = f" ({claim.source})" if claim.source else ""
-    return (
-        source.strip() or "-" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB{source}"
-    )
+    mib = "" if claim.reserved_mib is None else f"{claim.reserved_mib} MiB"
+    source = f"({claim.source})" if claim.source else ""
+    return " ".join(filter(None, (mib, source))) or "-"

@@ -12,7 +12,9 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Literal
 
-from autocl_sweeper.cli.options import Commands, json_option, print_json
+from autocl_sweeper.cli.options import print_json
+from autocl_sweeper.device.leases import LeaseFolder
+from autocl_sweeper.device.probe import find_probe, short
 from autocl_sweeper.errors import AutoCLError
 from autocl_sweeper.made_with import own_version, versions
 
@@ -35,18 +37,18 @@ class Finding:
     text: str
 
 
-def add(commands: Commands) -> None:
-    doctor = commands.add_parser(
-        "doctor",
-        help="what this machine offers to a sweep, and what would go wrong",
-        description="Check Python, Hydra, the plugin, devices, leases and extras. The exit status is"
-        " 1 if a sweep would not run.",
-    )
-    json_option(doctor)
-    doctor.set_defaults(run=_doctor)
+HELP = "what this machine offers to a sweep, and what would go wrong"
+DESCRIPTION = (
+    "Check Python, Hydra, the plugin, devices, leases and extras. The exit status is"
+    " 1 if a sweep would not run."
+)
 
 
-def _doctor(given: argparse.Namespace) -> int:
+def add(parser: argparse.ArgumentParser) -> None:
+    """It has no options of its own."""
+
+
+def run(given: argparse.Namespace) -> int:
     found = list(findings())
     if given.json:
         print_json([asdict(one) for one in found])
@@ -63,83 +65,72 @@ def _doctor(given: argparse.Namespace) -> int:
 
 def findings() -> Iterator[Finding]:
     yield Finding("autocl-sweeper", "ok", f"{own_version()}, Python {sys.version.split()[0]}")
-    yield _hydra()
-    yield _plugin()
-    yield _devices()
-    yield _leases()
-    yield _folder()
+    for about, check in CHECKS.items():
+        try:
+            yield Finding(about, "ok", check())
+        except (AutoCLError, ImportError, OSError) as error:
+            yield Finding(about, "wrong", str(error))
     for extra, (modules, what) in EXTRAS.items():
-        missing = [module for module in modules if find_spec(module) is None]
-        if missing:
+        if all(map(find_spec, modules)):
+            yield Finding(f"extra {extra}", "ok", what)
+        else:
             how = f"not installed: {what}\npip install 'autocl-sweeper[{extra}]'"
             yield Finding(f"extra {extra}", "off", how)
-        else:
-            yield Finding(f"extra {extra}", "ok", what)
 
 
-def _hydra() -> Finding:
+# -- checks: what is there, or an error with what to do in its second line --------------------------
+
+
+def _hydra() -> str:
     known = versions()
     hydra = known.get("hydra-core")
     if hydra is None:
-        return Finding("Hydra", "wrong", "not installed\npip install 'hydra-core>=1.3.2,<1.5'")
-    line = ".".join(hydra.split(".")[:2])
+        raise AutoCLError("not installed\npip install 'hydra-core>=1.3.2,<1.5'")
     told = f"{hydra}, OmegaConf {known.get('omegaconf')}, Optuna {known.get('optuna')}"
-    if line not in ("1.3", "1.4"):
-        return Finding("Hydra", "wrong", f"{told}\nHydra 1.3 and 1.4 are supported")
-    return Finding("Hydra", "ok", told)
+    if not hydra.startswith(("1.3.", "1.4.")):
+        raise AutoCLError(f"{told}\nHydra 1.3 and 1.4 are supported")
+    return told
 
 
-def _plugin() -> Finding:
+def _plugin() -> str:
     """Hydra 1.3 finds plugins by listing a namespace package, Hydra 1.4 by entry points."""
     name = "hydra_plugins.hydra_autocl_sweeper"
     try:
         importlib.import_module(f"{name}.sweeper")
     except ImportError as error:
-        return Finding("plugin", "wrong", f"{error}\npip install the package again")
+        raise AutoCLError(f"{error}\npip install the package again") from error
     namespace = importlib.import_module("hydra_plugins")
     listed = any(os.path.isdir(os.path.join(p, "hydra_autocl_sweeper")) for p in namespace.__path__)
     entered = any(one.value.startswith(name) for one in entry_points(group="hydra.plugins"))
-    if listed or entered:
-        return Finding("plugin", "ok", "hydra/sweeper=autocl and hydra/launcher=gpu are found")
-    return Finding("plugin", "wrong", "Hydra does not find it\npip install the package again")
+    if not listed and not entered:
+        raise AutoCLError("Hydra does not find it\npip install the package again")
+    return "hydra/sweeper=autocl and hydra/launcher=gpu are found"
 
 
-def _devices() -> Finding:
-    from autocl_sweeper.device.probe import find_probe, short
-
-    try:
-        devices = find_probe(None, os.environ).devices()
-    except AutoCLError as error:
-        return Finding("devices", "wrong", str(error))
+def _devices() -> str:
+    devices = find_probe(None, os.environ).devices()
     gpus = [one for one in devices if one.total_mib is not None]
-    if gpus:
-        total = ", ".join(f"{short(one.id)} {one.name}" for one in gpus[:8])
-        return Finding("devices", "ok", f"{len(gpus)} GPUs: {total}")
-    return Finding(
-        "devices", "ok", f"no GPU; {len(devices)} jobs run side by side on the processor"
-    )
+    if not gpus:
+        return f"no GPU; {len(devices)} jobs run side by side on the processor"
+    return f"{len(gpus)} GPUs: {', '.join(f'{short(one.id)} {one.name}' for one in gpus[:8])}"
 
 
-def _leases() -> Finding:
-    from autocl_sweeper.device.leases import LeaseFolder
-
-    try:
-        path = LeaseFolder().path
-    except (AutoCLError, OSError) as error:
-        return Finding("leases", "wrong", str(error))
-    there = path if path.exists() else path.parent
-    if not os.access(there, os.W_OK):
-        return Finding(
-            "leases",
-            "wrong",
-            f"{path} cannot be written\nset AUTOCL_LEASE_DIR to a folder you may write",
+def _leases() -> str:
+    path = LeaseFolder().path
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise AutoCLError(
+            f"{path} cannot be written\nset AUTOCL_LEASE_DIR to a folder you may write"
         )
-    return Finding("leases", "ok", str(path))
+    return str(path)
 
 
-def _folder() -> Finding:
+def _folder() -> str:
     if not os.access(".", os.W_OK):
-        return Finding(
-            "this folder", "wrong", "cannot be written\nset hydra.sweep.dir to one that can"
-        )
-    return Finding("this folder", "ok", "can hold a sweep")
+        raise AutoCLError("cannot be written\nset hydra.sweep.dir to one that can")
+    return "can hold a sweep"
+
+
+CHECKS = {
+    "Hydra": _hydra, "plugin": _plugin, "devices": _devices, "leases": _leases,
+    "this folder": _folder,
+}  # fmt: skip

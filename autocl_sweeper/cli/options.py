@@ -1,23 +1,15 @@
-"""Options that several commands share."""
+"""What several commands share."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from autocl_sweeper.overview import Overview, look, newest
-
-if TYPE_CHECKING:
-    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
-else:
-    Commands = Any
-
-
-def json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="the same for programs")
 
 
 def folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +21,20 @@ def folder_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def compare_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="another sweep to put beside it; may be given several times",
+    )
+
+
 def sweep_of(given: argparse.Namespace) -> Overview:
     """The sweep a command is about. Raises SweepFolderError."""
-    return look(given.folder if given.folder is not None else newest())
+    return look(given.folder or newest())
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -44,6 +47,4 @@ def _strict(value: Any) -> Any:
         return {str(key): _strict(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_strict(one) for one in value]
-    if isinstance(value, float) and value - value != 0:
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,32 +5,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from autocl_sweeper.cli.options import Commands, folder_argument, json_option, print_json, sweep_of
+from autocl_sweeper.cli.options import folder_argument, print_json, sweep_of
 
 CHARTS = ("tree", "matrix", "timeline", "importances")
+HELP = "one chart as SVG or PNG, for papers and slides"
+DESCRIPTION = "Draw one chart of a sweep into a file, without a browser."
 
 
-def add(commands: Commands) -> None:
-    plot = commands.add_parser(
-        "plot",
-        help="one chart as SVG or PNG, for papers and slides",
-        description="Draw one chart of a sweep into a file, without a browser.",
-    )
-    json_option(plot)
-    plot.add_argument(
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
         help="a name that ends in .svg or .png (default: CHART.svg)",
     )
-    plot.add_argument("--dark", action="store_true", help="for dark pages")
-    chart = plot.add_argument("chart", help=f"what to draw: {', '.join(CHARTS)}")
+    parser.add_argument("--dark", action="store_true", help="for dark pages")
+    chart = parser.add_argument("chart", help=f"what to draw: {', '.join(CHARTS)}")
     chart.completer = lambda **_: CHARTS  # type: ignore[attr-defined]  # argcomplete asks for it
-    folder_argument(plot)
-    plot.set_defaults(run=_plot, wrong=plot.error)
+    folder_argument(parser)
+    parser.set_defaults(wrong=parser.error)
 
 
-def _plot(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> None:
     from autocl_sweeper.page.pictures import draw
 
     if given.chart not in CHARTS and str(given.folder) in CHARTS:  # the folder stands first

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from autocl_sweeper.cli.options import Commands, folder_argument, json_option, print_json, sweep_of
+from autocl_sweeper.cli.options import compare_option, folder_argument, print_json, sweep_of
+
+HELP = "the report in a browser on this machine, refreshed as the sweep goes on"
+DESCRIPTION = (
+    "Serve the report of a sweep until Ctrl-C. Only this machine sees it, unless"
+    " --address names another one: then its URL has a token."
+)
 
 
-def add(commands: Commands) -> None:
-    serve = commands.add_parser(
-        "serve",
-        help="the report in a browser on this machine, refreshed as the sweep goes on",
-        description="Serve the report of a sweep until Ctrl-C. Only this machine sees it, unless"
-        " --address names another one: then its URL has a token.",
-    )
-    json_option(serve)
-    serve.add_argument("--port", type=int, default=8642, help="default: 8642; 0: any free one")
-    serve.add_argument(
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=8642, help="default: 8642; 0: any free one")
+    parser.add_argument(
         "--address",
         default="127.0.0.1",
         help="where to listen (default: 127.0.0.1, this machine alone)",
     )
-    serve.add_argument(
-        "--compare", type=Path, action="append", default=[], metavar="FOLDER", help="as of `report`"
-    )
-    folder_argument(serve)
-    serve.set_defaults(run=_serve)
+    compare_option(parser)
+    folder_argument(parser)
 
 
-def _serve(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> None:
     from autocl_sweeper.page.server import ReportServer
 
     folder = sweep_of(given).folder

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from itertools import pairwise
 from typing import Any
 
-from autocl_sweeper.cli.options import (
-    Commands,
-    folder_argument,
-    json_option,
-    print_json,
-    sweep_of,
-)
+from autocl_sweeper.cli.options import folder_argument, print_json, sweep_of
 from autocl_sweeper.display.screen import four
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import LOG_NAME
 from autocl_sweeper.overview import Overview
 from autocl_sweeper.types import Trial
 
-
-def add(commands: Commands) -> None:
-    show = commands.add_parser(
-        "show",
-        help="one trial: parameters, lineage, scores, reason, end of its log, folder",
-        description="One trial of a sweep, and the command that repeats it.",
-    )
-    json_option(show)
-    show.add_argument("trial", type=int, help="its number")
-    folder_argument(show)
-    show.set_defaults(run=_show)
+HELP = "one trial: parameters, lineage, scores, reason, end of its log, folder"
+DESCRIPTION = "One trial of a sweep, and the command that repeats it."
 
 
-def _show(given: argparse.Namespace) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trial", type=int, help="its number")
+    folder_argument(parser)
+
+
+def run(given: argparse.Namespace) -> None:
     sweep = sweep_of(given)
     if given.trial not in sweep.history:
         count = len(sweep.history)
@@ -63,7 +54,7 @@ def facts(sweep: Overview, trial: Trial) -> dict[str, Any]:
         "attempt": trial.attempt,
         "folder": str(sweep.folder / trial.folder) if trial.folder else None,
         "log": str(sweep.folder / trial.folder / LOG_NAME) if trial.folder else None,
-        "command": command(sweep, trial),
+        "command": _command(sweep, trial),
         "devices": list(last.devices if last else ()),
         "reserved_mib": last and last.reserved_mib,
         "reserved_by": last and last.reserved_by,
@@ -82,13 +73,13 @@ def facts(sweep: Overview, trial: Trial) -> dict[str, Any]:
     return found
 
 
-def command(sweep: Overview, trial: Trial) -> str | None:
+def _command(sweep: Overview, trial: Trial) -> str | None:
     """The command that runs this trial alone; None where the journal does not name the program."""
     words = shlex.split(sweep.setup.get("command") or "")
     if len(words) < 2:
         return None
     kept = words[:2]
-    for before, word in zip(["", *words[2:]], words[2:], strict=False):
+    for before, word in pairwise(["", *words[2:]]):
         option = word.startswith("-") and word not in ("-m", "--multirun")
         value = before.startswith("-") and before not in ("-m", "--multirun")
         if option or (value and "=" not in word and "=" not in before):
@@ -120,17 +111,14 @@ def _print(sweep: Overview, trial: Trial) -> None:
     source = "" if found["source"] is None else f" {found['source']}"
     say("origin", found["origin"] and found["origin"] + source)
     for split in ("eval", "test"):
-        scores = ", ".join(f"{task} {four(n)}" for task, n in found.get(split, {}).items())
-        say(split, scores)
+        say(split, ", ".join(f"{task} {four(n)}" for task, n in found.get(split, {}).items()))
     if trial.outcome is not None:
         say("took", f"{trial.outcome.seconds:.1f} s")
     say("on", " ".join(found["devices"]))
     attempts = sweep.attempts_of(trial.number)
     say("memory", attempts[-1].reservation if attempts else None)
-    say("reason", found.get("reason"))
-    say("checkpoint", found.get("checkpoint"))
-    say("folder", found["folder"])
-    say("log", found["log"])
+    for key in ("reason", "checkpoint", "folder", "log"):
+        say(key, found.get(key))
     say("repeat it", found["command"])
     if found.get("log_tail"):
         console.print(Text("end of its log", "dim"))

@@ -6,42 +6,25 @@ import argparse
 import time
 from typing import Any
 
-from autocl_sweeper.cli.options import (
-    Commands,
-    folder_argument,
-    json_option,
-    print_json,
-    sweep_of,
-)
+from autocl_sweeper.cli.options import folder_argument, print_json, sweep_of
 from autocl_sweeper.device.probe import short
 from autocl_sweeper.display.screen import four
-from autocl_sweeper.overview import Overview, Status
+from autocl_sweeper.overview import Overview
 
-WORDS: dict[Status, str] = {
-    "finished": "finished",
-    "running": "running",
-    "stopped": "stopped",
-    "open": "not finished",
-}
+HELP = "how far a sweep is, its best trial so far, and what is left"
+DESCRIPTION = "How far a sweep is, from its journal; it may run on another machine."
 
 
-def add(commands: Commands) -> None:
-    status = commands.add_parser(
-        "status",
-        help="how far a sweep is, its best trial so far, and what is left",
-        description="How far a sweep is, from its journal; it may run on another machine.",
-    )
-    json_option(status)
-    folder_argument(status)
-    status.set_defaults(run=_status)
+def add(parser: argparse.ArgumentParser) -> None:
+    folder_argument(parser)
 
 
-def _status(given: argparse.Namespace) -> None:
+def run(given: argparse.Namespace) -> None:
     sweep = sweep_of(given)
     if given.json:
         print_json(facts(sweep))
-        return
-    print(text(sweep))
+    else:
+        print(text(sweep))
 
 
 def facts(sweep: Overview) -> dict[str, Any]:
@@ -74,8 +57,7 @@ def facts(sweep: Overview) -> dict[str, Any]:
                 "reserved_mib": one.reserved_mib,
                 "reserved_by": one.reserved_by,
             }
-            for one in sweep.attempts
-            if one.end is None
+            for one in sweep.running
         ],
     }
 
@@ -84,27 +66,20 @@ def text(sweep: Overview) -> str:
     from autocl_sweeper.display.panel import clock
 
     found = facts(sweep)
-    first = WORDS[sweep.status]
+    first: str = "not finished" if sweep.status == "open" else sweep.status
     if sweep.status != "finished":
         task = sweep.task_of(found["stage"])
         first += f", stage {found['stage']} of {found['stages']}{f' ({task})' if task else ''}"
         first += f", as of {_ago(time.time() - sweep.as_of)} ago"
-    chain = " > ".join(map(str, found["lineage"]))
     best = "no score yet"
     if found["trial"] is not None:
         best = f"best {four(found['best'])}, trial {found['trial']}"
-        best += f" ({chain})" if len(found["lineage"]) > 1 else ""
-    counts = sweep.counts
-    done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
-    parts = [f"{done} of {found['planned']} done" if found["planned"] else f"{done} done"]
-    named = (
-        ("running", counts["RUNNING"]),
-        ("failed", counts["FAIL"]),
-        ("given up", counts["given up"]),
-    )
-    parts += [
-        f"{count} {name}" for name, count in (*named, ("stopped early", counts["PRUNED"])) if count
-    ]
+    if len(found["lineage"]) > 1:
+        best += f" ({' > '.join(map(str, found['lineage']))})"
+    of = f" of {sweep.planned}" if sweep.planned else ""
+    counted = ("running", "failed", "given_up", "stopped_early")
+    parts = [f"{found[key]} {key.replace('_', ' ')}" for key in counted if found[key]]
+    parts.insert(0, f"{sweep.done}{of} done")
     times = f"{clock(found['seconds'])} elapsed"
     if found["seconds_left"] is not None and sweep.status == "running":
         times += f", about {clock(found['seconds_left'])} left"
@@ -113,8 +88,8 @@ def text(sweep: Overview) -> str:
     lines = [first, f"  {best:<{width}}{', '.join(parts)}", f"  {times:<{width}}{busy}".rstrip()]
     lines += [
         f"  trial {one.trial} on {' '.join(map(short, one.devices))}: {one.reservation}"
-        for one in sweep.attempts
-        if one.end is None and one.reservation
+        for one in sweep.running
+        if one.reservation
     ]
     return "\n".join(lines)
 

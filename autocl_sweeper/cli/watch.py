@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from autocl_sweeper.cli.options import Commands, folder_argument, json_option, sweep_of
+from autocl_sweeper.cli.options import folder_argument, sweep_of
+from autocl_sweeper.cli.status import facts, text
 from autocl_sweeper.display.screen import four
 from autocl_sweeper.journal import NAME, Record
 from autocl_sweeper.overview import Overview, look
@@ -21,41 +23,37 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 SHARE = 10  # a look at a long journal takes so much longer: no more than this part of a core
 
-
-def add(commands: Commands) -> None:
-    watch = commands.add_parser(
-        "watch",
-        help="the panel of a sweep that runs elsewhere; without a terminal, a line per event",
-        description="Follow a sweep until it is over, or Ctrl-C. Reads its journal alone.",
-    )
-    json_option(watch)
-    watch.add_argument("--once", action="store_true", help="what happened so far, then end")
-    folder_argument(watch)
-    watch.set_defaults(run=_watch)
+HELP = "the panel of a sweep that runs elsewhere; without a terminal, a line per event"
+DESCRIPTION = "Follow a sweep until it is over, or Ctrl-C. Reads its journal alone."
 
 
-def _watch(given: argparse.Namespace) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--once", action="store_true", help="what happened so far, then end")
+    folder_argument(parser)
+
+
+def run(given: argparse.Namespace) -> None:
     sweep = sweep_of(given)
     if sys.stdout.isatty() and not (given.json or given.once):
         _panel(sweep)
         return
-    told = 0
-    for seen in _states(sweep):
-        for record in seen.records[told:]:
+    for seen, records in _states(sweep, 0):
+        for record in records:
             if given.json:
                 print(json.dumps(record))
             elif line := line_of(seen, record):
                 print(line)
         sys.stdout.flush()
-        told = len(seen.records)
         if given.once:
             return
 
 
-def _states(sweep: Overview) -> Iterator[Overview]:
-    """The sweep now, and again each time its journal has grown, until it is over or has stopped."""
-    journal, size = sweep.folder / NAME, -1
-    took_s = 0.0
+def _states(sweep: Overview, told: int) -> Iterator[tuple[Overview, Sequence[Record]]]:
+    """The sweep now, and again each time its journal has grown, until it is over or has stopped.
+
+    With it its records after the first `told`, and later those since the last time.
+    """
+    journal, size, took_s = sweep.folder / NAME, -1, 0.0
     while True:
         begun = time.monotonic()
         found = journal.stat().st_size
@@ -63,15 +61,12 @@ def _states(sweep: Overview) -> Iterator[Overview]:
             size = found
             sweep = look(sweep.folder)
             took_s = time.monotonic() - begun
-            yield sweep
-        if sweep.status == "finished" or _as_of_now(sweep).status == "stopped":
+            yield sweep, sweep.records[told:]
+            told = len(sweep.records)
+        # A controller that was killed writes nothing about it.
+        if sweep.status == "finished" or replace(sweep).status == "stopped":
             return
         time.sleep(max(LOOK_S, SHARE * took_s))
-
-
-def _as_of_now(sweep: Overview) -> Overview:
-    """The same records, read again: a controller that was killed writes nothing about it."""
-    return Overview(sweep.folder, sweep.records, sweep.state, sweep.setup)
 
 
 def line_of(sweep: Overview, record: Record) -> str:
@@ -79,11 +74,11 @@ def line_of(sweep: Overview, record: Record) -> str:
     from autocl_sweeper.page.words import clean
 
     moment = f"{datetime.fromtimestamp(record['time']):%Y-%m-%d %H:%M:%S}"
-    text = _text(sweep, record)
-    return clean(f"{moment} {text}") if text else ""
+    told = _told(sweep, record)
+    return clean(f"{moment} {told}") if told else ""
 
 
-def _text(sweep: Overview, record: Record) -> str:
+def _told(sweep: Overview, record: Record) -> str:
     history = sweep.history
     if "trial" in record:
         trial = history[record["trial"]]
@@ -104,8 +99,7 @@ def _text(sweep: Overview, record: Record) -> str:
         case "select":
             stage = record["stage"]
             kept = " ".join(f"{n} ({four(history[n].score)})" for n in record["beam"])
-            task = history.stage(stage)[0].task if history.stage(stage) else ""
-            return f"stage {stage} {task} done, beam {kept}"
+            return f"stage {stage} {sweep.task_of(stage)} done, beam {kept}"
         case "end":
             return "the sweep is over"
     return ""
@@ -114,15 +108,14 @@ def _text(sweep: Overview, record: Record) -> str:
 # -- on a terminal ----------------------------------------------------------------------------------
 
 
+@dataclass
 class _Elsewhere:
     """What the panel asks an executor, answered from the journal."""
 
-    def __init__(self, sweep: Overview) -> None:
-        self.sweep = sweep
+    sweep: Overview
 
     def devices(self) -> Mapping[int, tuple[str, ...]]:
-        running = (one for one in self.sweep.attempts if one.end is None)
-        return {one.trial: tuple(one.devices) or ("?",) for one in running}
+        return {one.trial: tuple(one.devices) or ("?",) for one in self.sweep.running}
 
 
 def _panel(sweep: Overview) -> None:
@@ -136,52 +129,37 @@ def _panel(sweep: Overview) -> None:
         lambda number: job_line(elsewhere.sweep.history, number),
     )
     panel.start()
-    seen = len(sweep.records)
     try:
-        for elsewhere.sweep in _states(sweep):
-            for record in elsewhere.sweep.records[seen:]:
+        for elsewhere.sweep, records in _states(sweep, len(sweep.records)):
+            for record in records:
                 if line := line_of(elsewhere.sweep, record):
                     panel.say(line)
-            seen = len(elsewhere.sweep.records)
     finally:
         panel.stop()
-    from autocl_sweeper.cli.status import text
-
-    print(text(_as_of_now(elsewhere.sweep)))
+    print(text(replace(elsewhere.sweep)))
 
 
 def _glance(sweep: Overview) -> Glance:
     from autocl_sweeper.display.panel import Glance
 
-    counts, leader = sweep.counts, sweep.leader
-    done = len(sweep.history) - counts["RUNNING"] - counts["given up"]
-    stages = max(len(sweep.tasks), sweep.stages, 1)
-    stage = min(sweep.history.open_stage, stages)
-    planned = sweep.planned
-    lineage = [] if leader is None else sweep.history.lineage(leader)
-    failure, command = _last_failure(sweep)
+    found = facts(sweep)
+    done, planned, running = sweep.done, sweep.planned, found["running"]
+    failures = [r for r in sweep.records if r["event"] == "finish" and r["state"] == "FAIL"]
+    last = failures[-1] if failures else None
     return Glance(
         done,
         planned,
-        counts["RUNNING"],
-        counts["FAIL"],
-        sweep.elapsed_s,
-        queued=None if planned is None else max(0, planned - done - counts["RUNNING"]),
-        left_s=sweep.left_s,
-        stage=f"{stage}/{stages}",
-        task=sweep.task_of(stage),
-        best="" if leader is None else four(leader.score),
-        lineage=[trial.number for trial in lineage],
-        given_up=counts["given up"],
-        stopped=counts["PRUNED"],
-        failure=failure,
-        command=command,
+        running,
+        found["failed"],
+        found["seconds"],
+        queued=None if planned is None else max(0, planned - done - running),
+        left_s=found["seconds_left"],
+        stage=f"{found['stage']}/{found['stages']}",
+        task=sweep.task_of(found["stage"]),
+        best="" if found["trial"] is None else four(found["best"]),
+        lineage=found["lineage"],
+        given_up=found["given_up"],
+        stopped=found["stopped_early"],
+        failure="" if last is None else f"#{last['trial']}: {last['reason']}",
+        command="" if last is None else f"autocl show {last['trial']}",
     )
-
-
-def _last_failure(sweep: Overview) -> tuple[str, str]:
-    for record in reversed(sweep.records):
-        if record["event"] == "finish" and record["state"] == "FAIL":
-            number = record["trial"]
-            return f"#{number}: {record['reason']}", f"autocl show {number}"
-    return "", ""

@@ -12,7 +12,7 @@ from autocl_sweeper.budget import HOUR_S, spent
 from autocl_sweeper.display.panel import clock
 from autocl_sweeper.display.progress import short_key, value_text
 from autocl_sweeper.journal import NAME, Record, fold, read
-from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
+from autocl_sweeper.plan import Plan, refuse_another
 from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.results.provenance import origin_text
 from autocl_sweeper.strategy.decisions import Stage, views
@@ -52,9 +52,7 @@ def print_plan(plan: Plan, folder: Path, edited: Sequence[str], console: Console
     state = fold(_records(folder))
     history = state.history
     if state.setup is not None:
-        refuse_changes(folder, state.setup["fingerprint"], plan.fingerprint, edited)
-        refuse_lower(folder, state.bounds, plan.bounds)
-        refuse_moved(folder, history, plan.stages)
+        refuse_another(folder, state, plan, edited)
     console.print("\nDry run: no job starts, no file is written", style="bold", highlight=False)
     for line in lines(plan, history):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -119,12 +117,8 @@ def _first(plan: Plan, stage: Stage, view: StageView, history: History) -> Itera
         origin = f"  [{source}]" if source else ""
         yield f"    {told}{suggestion.index}: {params or 'the app as it is'}{origin}"
     if shown:
-        parent, checkpoint = (0, "<checkpoint>") if stage.number > 1 else (None, None)
-        handed = plan.handed(
-            stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
-        )
-        given = {**shown[0].params, **stage.passed}
-        yield f"    composed: {' '.join(plan.command(stage.task, given, handed, ''))}"
+        composed = plan.example(stage, shown[0].params, "<checkpoint>")
+        yield f"    composed: {' '.join(composed)}"
 
 
 def _suggestions(stage: Stage, history: History, view: StageView) -> Iterator[Suggestion]:

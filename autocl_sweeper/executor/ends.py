@@ -11,8 +11,9 @@ from autocl_sweeper.device.probe import short
 from autocl_sweeper.executor.process.forked import ForkedProcess
 from autocl_sweeper.executor.process.groups import OomKills, exit_reason
 from autocl_sweeper.executor.running import Running
-from autocl_sweeper.job.returned import failed_return, read_return
+from autocl_sweeper.job.returned import failed_return, unpacked
 from autocl_sweeper.outcome import UNWRITTEN, JobFiles, cause_in_log, failure, last_lines
+from autocl_sweeper.private import read_private
 from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause, Job, Outcome, State
 
 FORKSERVER_DIED = "the process it was forked from died"
@@ -36,7 +37,8 @@ class Ends:
         if outcome is None:
             outcome = _without_result(running, status)
         elif self.returns and not running.adopted:  # only what a job of ours wrote is unpickled
-            outcome = replace(outcome, job_return=read_return(self.files.job_return(number)))
+            returned = unpacked(read_private(self.files.job_return(number)))
+            outcome = replace(outcome, job_return=returned)
         if outcome.state is not State.FAIL:
             return outcome
         tail = last_lines(self.files.log(number))

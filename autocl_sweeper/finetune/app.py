@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.outcome import CHECKPOINT_NAME
 from autocl_sweeper.reporter import final_result
-from autocl_sweeper.types import Value
+from autocl_sweeper.script.template import as_text
 
 NAME = "autocl_finetune"
 OWN = "autocl"  # the key of the configuration that holds what the app itself needs
@@ -29,9 +29,9 @@ class ScriptError(Exception):
     """A script ended well and left nothing that can be ranked, or started from."""
 
 
-def run(config: dict[str, Any], overrides: Sequence[str]) -> None:
+def run(config: DictConfig, overrides: Sequence[str]) -> None:
     """The multirun of this configuration. Exits as Hydra does when it fails."""
-    ConfigStore.instance().store(name=NAME, node=OmegaConf.create(config))
+    ConfigStore.instance().store(name=NAME, node=config)
     sys.argv[1:] = ["--multirun", *overrides]
     hydra.main(version_base=None, config_path=None, config_name=NAME)(trial)()
 
@@ -71,12 +71,8 @@ def argv_of(config: Any, folder: Path) -> list[str]:
     return [
         own.python,
         own.script,
-        *(f"--{name}={_text(value)}" for name, value in options.items()),
+        *(f"--{name}={as_text(value)}" for name, value in options.items()),
     ]
-
-
-def _text(value: Value) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _run(argv: Sequence[str]) -> int:

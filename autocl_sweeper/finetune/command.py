@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.finetune import app
@@ -40,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     add("--gpu", metavar="0,1", help="the cards to use; a card listed twice runs two trials")
     add("--popsize", type=_at_least_1, default=5, metavar="N", help="trials per round (5)")
     add("--round", type=_at_least_1, default=10, metavar="N", help="rounds (10)")
-    add("--output_dir", metavar="DIR", help="default: output_<time>")
+    now = f"{datetime.now():%Y%m%d%H%M%S}"
+    add("--output_dir", metavar="DIR", default=f"output_{now}", help="default: output_<time>")
     add(
         "--evaluator",
         type=str.lower,
@@ -93,15 +93,14 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> None:
     """Raises ConfigurationError; exits as Hydra does when the sweep fails."""
     given = parser().parse_intermixed_args(arguments)
-    given.output_dir = given.output_dir or f"output_{datetime.now():%Y%m%d%H%M%S}"
     config, overrides = translate(given)
     if given.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(_cards(given.gpu)))
-    print(f"output: {_output(given)}", flush=True)
+    print(f"output: {Path(given.output_dir).absolute()}", flush=True)
     app.run(config, overrides)
 
 
-def translate(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+def translate(given: argparse.Namespace) -> tuple[DictConfig, list[str]]:
     """The app's configuration and the overrides of its multirun. Raises ConfigurationError."""
     script = Path(given.script).absolute()
     if not script.is_file():
@@ -139,9 +138,7 @@ def translate(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     config = OmegaConf.create({app.OWN: literal(own), app.MODEL: None})
     for name, value in {given.epochs_name: None, **initial}.items():
         OmegaConf.update(config, name, value, force_add=True)
-    plain = OmegaConf.to_container(config)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, _overrides(given, evaluator)
+    return config, _overrides(given, evaluator)
 
 
 def pairs(words: Sequence[str]) -> dict[str, str]:
@@ -188,10 +185,10 @@ def _initial(given: argparse.Namespace, taken: dict[str, str]) -> dict[str, Valu
 
 
 def _overrides(given: argparse.Namespace, evaluator: str) -> list[str]:
-    keep = given.keep_models or ("needed" if evaluator == "population" else "all")
+    keep = given.keep_models or ("all" if evaluator == "init" else "needed")
     cards = [] if given.gpu is None else _cards(given.gpu)
     values: dict[str, Value] = {
-        "hydra.sweep.dir": str(_output(given)),
+        "hydra.sweep.dir": str(Path(given.output_dir).absolute()),
         "hydra.job.name": "finetune",
         "hydra.sweeper.sequence": None,
         "hydra.sweeper.parents": evaluator,
@@ -236,10 +233,6 @@ def _overrides(given: argparse.Namespace, evaluator: str) -> list[str]:
         *(override(key, literal(value)) for key, value in values.items()),
         *given.override,
     ]
-
-
-def _output(given: argparse.Namespace) -> Path:
-    return Path(given.output_dir).absolute()
 
 
 def _cards(text: str) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any
@@ -22,9 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from autocl_sweeper.errors import ConfigurationError
 
-MOST_FRAMES = (
-    64  # a configuration takes about 300 kB; a search over what is chosen may have thousands
-)
+# A configuration takes about 300 kB; a search over what is chosen may have thousands.
+MOST_FRAMES = 64
 
 Frame = Callable[[], DictConfig]
 """Makes copies of one configuration."""
@@ -44,19 +44,14 @@ class Composer:
         """A job's own configuration, the `hydra` node included. Raises what Hydra does."""
         key, plain = self._split(overrides)
         if plain and key in self._frames:
-            try:
+            # What fails here fails below too, where Hydra explains it.
+            with suppress(OmegaConfBaseException, ValueError):
                 return self._filled(self._frames[key](), overrides, plain)
-            except (OmegaConfBaseException, ValueError):  # Hydra comes upon it too, and explains it
-                return self._composed(overrides)
-        config = self._composed(overrides)
-        if plain:
+        config: DictConfig = self._loader.load_sweep_config(self._master, list(overrides))
+        if plain and key not in self._frames:
             if len(self._frames) == MOST_FRAMES:
                 del self._frames[next(iter(self._frames))]
             self._frames[key] = _copies(config)
-        return config
-
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        config: DictConfig = self._loader.load_sweep_config(self._master, list(overrides))
         return config
 
     def _split(self, overrides: Sequence[str]) -> tuple[Any, list[Any]]:
@@ -71,9 +66,8 @@ class Composer:
         plain = [o for o in parsed if _is_plain(o) and not self._is_group(o.key_or_group)]
         for override in plain:
             own = override.key_or_group
-            if sum(key == own or key.startswith(f"{own}.") for key in keys) > 1 or any(
-                own.startswith(f"{key}.") for key in keys
-            ):
+            around = [k for k in keys if f"{k}.".startswith(f"{own}.") or own.startswith(f"{k}.")]
+            if len(around) > 1:
                 return None, []  # the order in which they are set may matter
         set_later = {id(override) for override in plain}
         shared = tuple(
@@ -90,20 +84,18 @@ class Composer:
             OmegaConf.update(
                 config, override.key_or_group, override.value(), merge=True, force_add=force
             )
-        parsed = [self._parse(text) for text in overrides]
+        parsed: dict[str, list[Any]] = {"hydra": [], "task": []}
+        for one in map(self._parse, overrides):
+            parsed["hydra" if one.is_hydra_override() else "task"].append(one)
         with read_write(config.hydra), open_dict(config.hydra):
-            for node, hydras in (
-                (config.hydra.overrides.hydra, True),
-                (config.hydra.overrides.task, False),
-            ):
-                lines = [o.input_line for o in parsed if o.is_hydra_override() is hydras]
-                for place, line in enumerate(lines, start=len(node) - len(lines)):
-                    node[place] = line
+            for whose, found in parsed.items():
+                node = config.hydra.overrides[whose]
+                for place, one in enumerate(found, start=len(node) - len(found)):
+                    node[place] = one.input_line
             job = config.hydra.job
             if not OmegaConf.is_interpolation(job, "override_dirname"):  # Hydra 1.3 notes a text
-                job.override_dirname = _override_dirname(
-                    [o for o in parsed if not o.is_hydra_override()], job.config.override_dirname
-                )
+                options = job.config.override_dirname
+                job.override_dirname = _override_dirname(parsed["task"], options)
         return config
 
     def _parsed(self, text: str) -> Any:
@@ -128,11 +120,8 @@ def _is_plain(override: Any) -> bool:
 def _copies(config: DictConfig) -> Frame:
     try:
         data = pickle.dumps(config)
-    except (
-        pickle.PicklingError,
-        TypeError,
-        AttributeError,
-    ):  # a class that its module does not lead to
+    except (pickle.PicklingError, TypeError, AttributeError):
+        # A class that its module does not lead to.
         kept = deepcopy(config)
         return lambda: deepcopy(kept)
     return lambda: pickle.loads(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from logging.config import DictConfigurator
 from pathlib import Path
 from types import FunctionType
@@ -18,13 +18,7 @@ from typing import Any
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.job.compose import Composer
 from autocl_sweeper.job.pickles import by_value, dumps, loads
-from autocl_sweeper.job.program import (
-    MAIN,
-    Place,
-    Program,
-    interpreter_options,
-    refuse_without_program,
-)
+from autocl_sweeper.job.program import MAIN, Place, Program, interpreter_options
 from autocl_sweeper.outcome import JobFiles, write_whole
 from autocl_sweeper.private import private_folder
 from autocl_sweeper.types import Job
@@ -56,9 +50,9 @@ class Opened:
 
 
 class Package:
-    """Two parts in one file, because the second cannot be read before the first is done.
+    """Two pickles in one file, because the second cannot be read before the first is done.
 
-    The program to enter (JSON, one line); then context, singletons and task function (a pickle).
+    The program to enter, and modules to import; then context, singletons and task function.
     """
 
     def __init__(
@@ -77,7 +71,15 @@ class Package:
         from hydra.core.singleton import Singleton
 
         program = Program.of_this_process()
-        refuse_without_program(program, function)
+        if getattr(function, "__module__", MAIN) == MAIN and not program.can_be_imported:
+            raise ConfigurationError(
+                "The app's main module has no file, as in a notebook, an interactive session or `python -c`,"
+                " so no job can start it.\n"
+                "  hydra/launcher=gpu starts each job as the app was started. Put the app into a file and"
+                " run `python app.py`\n"
+                "  or `python -m package.app`; or take hydra/launcher=basic here, which runs jobs in this"
+                " process. No job was started."
+            )
         place = Place.of(function)
         copy: bytes | None = None
         if place is None or place.module == MAIN:
@@ -93,9 +95,7 @@ class Package:
                     ) from error
         state = Singleton.get_state()
         homes = sorted(_homes_of_resolvers(state)) if program.can_be_imported else []
-        header = {"program": program.to_json(), "homes": homes}
-        body = dumps((hydra_context, state, place, copy))
-        data = json.dumps(header).encode() + b"\n" + body
+        data = dumps((program, homes)) + dumps((hydra_context, state, place, copy))
         return cls(files, data, Composer(hydra_context.config_loader, config))
 
     def write(self) -> None:
@@ -106,8 +106,7 @@ class Package:
 
     def order(self, job: Job, returns: bool) -> bytes:
         """What the process of a job reads. Raises what composing the job does."""
-        config = self._config(job)
-        return dumps(Order(job.number, tuple(job.overrides), returns, config))
+        return dumps(Order(job.number, tuple(job.overrides), returns, self._config(job)))
 
     def section(self, job: Job, name: str) -> Mapping[str, Any]:
         """A section of a job's configuration, empty where it has none. Raises what composing does."""
@@ -154,10 +153,9 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def enter(data: bytes) -> str:
     """Make this process one of the app that packed `data`; why its main file is missing, if it is."""
-    line, _, _ = data.partition(b"\n")
-    header = json.loads(line)
-    flaw = Program.from_json(header["program"]).enter()
-    for name in header["homes"] if not flaw else ():
+    program, homes = loads(data)
+    flaw: str = program.enter()
+    for name in homes if not flaw else ():
         with suppress(Exception):  # a job that imports it meets the same error, and reports it
             import_module(name)
     return flaw
@@ -168,8 +166,9 @@ def opened(data: bytes, flaw: str) -> Opened:
     from hydra.core.singleton import Singleton
     from hydra.core.utils import setup_globals
 
-    _, _, body = data.partition(b"\n")
-    context, state, place, copy = loads(body)
+    stream = BytesIO(data)
+    pickle.load(stream)  # `enter` has read it
+    context, state, place, copy = pickle.load(stream)
     Singleton.set_state(state)
     setup_globals()
     function = None

@@ -11,7 +11,7 @@ import pickle
 import sys
 import types
 from collections import ChainMap
-from functools import cache
+from functools import cache, reduce
 from typing import Any, ClassVar
 
 from autocl_sweeper.job.program import MAIN
@@ -91,7 +91,4 @@ def of_main(name: str, data: bytes | None) -> Any:
 
 
 def _lookup(module: Any, name: str) -> Any:
-    found = module
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
+    return reduce(lambda found, part: getattr(found, part, None), name.split("."), module)

@@ -14,13 +14,12 @@ import os
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from traceback import format_exception_only, walk_stack
 from typing import Any, cast
-
-from autocl_sweeper.errors import ConfigurationError
 
 MAIN, SPAWNED = "__main__", "__mp_main__"
 
@@ -33,9 +32,8 @@ class StartedAgain(BaseException):
 
 def refuse_to_start_again() -> None:
     """Called by our search path plugin whenever Hydra starts. Raises StartedAgain in such an import."""
-    if importing and any(
-        frame.f_globals.get("__name__") == "hydra.main" for frame, _ in walk_stack(None)
-    ):
+    modules = (frame.f_globals.get("__name__") for frame, _ in walk_stack(None))
+    if importing and "hydra.main" in modules:
         raise StartedAgain
 
 
@@ -61,14 +59,6 @@ class Program:
             module="" if spec is None else spec.name,
             file=file if spec is not None or os.path.isfile(file) else "",
         )
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Program:
-        listed: dict[str, Any] = {k: tuple(fields.pop(k)) for k in ("argv", "path")}
-        return cls(**fields, **listed)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def can_be_imported(self) -> bool:
@@ -174,36 +164,12 @@ class Place:
             if id(one) in seen or not callable(one):
                 continue
             seen.add(id(one))
-            code = getattr(one, "__code__", None)
-            if code is not None and (one.__qualname__, code.co_firstlineno) == (
-                self.name,
-                self.line,
-            ):
+            line = getattr(getattr(one, "__code__", None), "co_firstlineno", None)
+            if line == self.line and one.__qualname__ == self.name:
                 return one
-            if isinstance(one, types.FunctionType):
-                waiting += [
-                    cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)
-                ]
+            for cell in (isinstance(one, types.FunctionType) and one.__closure__) or ():
+                with suppress(ValueError):  # nothing is in it yet
+                    waiting.append(cell.cell_contents)
             inner = (getattr(one, name, None) for name in ("__wrapped__", "func", "__func__"))
             waiting += [function for function in inner if function is not None]
         return None
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def refuse_without_program(program: Program, function: Any) -> None:
-    """Raises ConfigurationError for a function of a main module that jobs cannot import."""
-    if getattr(function, "__module__", MAIN) == MAIN and not program.can_be_imported:
-        raise ConfigurationError(
-            "The app's main module has no file, as in a notebook, an interactive session or `python -c`,"
-            " so no job can start it.\n"
-            "  hydra/launcher=gpu starts each job as the app was started. Put the app into a file and"
-            " run `python app.py`\n"
-            "  or `python -m package.app`; or take hydra/launcher=basic here, which runs jobs in this"
-            " process. No job was started."
-        )

@@ -9,18 +9,10 @@ from typing import Any
 
 from autocl_sweeper.job.pickles import dumps, loads
 from autocl_sweeper.outcome import headline
-from autocl_sweeper.private import read_private
 
 
 class JobTraceback(Exception):
     """The traceback of an exception that a job raised, as text: the cause of its copy here."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f"\nin the job process:\n{self.text}"
 
 
 def write_return(path: Path, job_return: Any) -> None:
@@ -36,18 +28,13 @@ def write_return(path: Path, job_return: Any) -> None:
     path.write_bytes(dumps((job_return, text)))
 
 
-def read_return(path: Path) -> Any:
-    """The JobReturn that a job of ours just wrote; nothing else is ever unpickled."""
-    return unpacked(read_private(path))
-
-
 def unpacked(data: bytes) -> Any:
-    """The JobReturn in the bytes of such a file."""
+    """The JobReturn in the bytes of a file that a job of ours wrote; nothing else is ever unpickled."""
     job_return, text = loads(data)
     value = job_return._return_value
     if text and isinstance(value, BaseException):
         # Pickling loses the traceback, and what the exception was raised from.
-        value.__cause__ = JobTraceback(text)
+        value.__cause__ = JobTraceback(f"\nin the job process:\n{text}")
     return job_return
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from autocl_sweeper.compare import figures
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.outcome import write_whole
-from autocl_sweeper.overview import Overview, S
+from autocl_sweeper.overview import Overview, S, look
 from autocl_sweeper.page import words
 from autocl_sweeper.page.cost import cost
 from autocl_sweeper.page.data import as_json, data
@@ -54,16 +54,11 @@ class Card:
 
 def refuse_without_packages(what: str = "autocl report") -> None:
     """Raises ConfigurationError where the extra `report` is not installed."""
-    missing = missing_packages()
-    if missing:
+    if missing := [name for module, name in PACKAGES.items() if find_spec(module) is None]:
         raise ConfigurationError(
             f"{what} needs {words.joined(missing)}, which {'is' if len(missing) == 1 else 'are'} not"
             " installed.\n  pip install 'autocl-sweeper[report]'"
         )
-
-
-def missing_packages() -> list[str]:
-    return [name for module, name in PACKAGES.items() if find_spec(module) is None]
 
 
 def write(sweep: Overview, others: Sequence[Path] = (), to: Path | None = None) -> Path:
@@ -110,7 +105,7 @@ def context(sweep: Overview, others: Sequence[Path], charts: set[str]) -> dict[s
     """What the templates know. charts: the names of those there are."""
     trials = list(sweep.history)
     found, kinds = matrices(sweep), {kind_of(sweep, trial) for trial in trials}
-    compared = [figures(folder) for folder in (sweep.folder, *others)] if others else []
+    compared = [figures(one) for one in (sweep, *map(look, others))] if others else []
     mattered = influence(sweep)
     scored = any(trial.score is not None for trial in trials)
     finished = sum(t.state is State.COMPLETE for t in trials)

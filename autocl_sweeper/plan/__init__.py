@@ -14,9 +14,7 @@ from autocl_sweeper.plan.checks import (
     compose_all,
     fingerprint_of,
     initial_of,
-    refuse_changes,
-    refuse_lower,
-    refuse_moved,
+    refuse_another,
 )
 from autocl_sweeper.plan.param_file import ParamFile, read_param_file
 from autocl_sweeper.plan.plan import Plan
@@ -30,7 +28,7 @@ from autocl_sweeper.plan.stages import chosen_by_auto, stages_of, strategy_of
 from autocl_sweeper.space import Argument, bare, parse_arguments, parse_space
 from autocl_sweeper.types import Value
 
-__all__ = ["Plan", "Settings", "make_plan", "refuse_changes", "refuse_lower", "refuse_moved"]
+__all__ = ["Plan", "Settings", "make_plan", "refuse_another"]
 
 
 def make_plan(
@@ -61,16 +59,14 @@ def make_plan(
         if argument.merges:
             given[argument.text] = argument.text
             continue
-        for key in [key for key in given if bare(key) == bare(argument.key)]:
-            del given[key]
-            space.pop(key, None)
+        given = {key: text for key, text in given.items() if bare(key) != bare(argument.key)}
+        space = {key: one for key, one in space.items() if bare(key) != bare(argument.key)}
         given[argument.key] = argument.text if argument.distribution is None else None
         if argument.distribution is not None:
             space[argument.key] = argument.distribution
     tasks = sequence_of(settings.sequence, space, typed, config_loader, names_sequence)
     if settings.sequence is not None:
-        for key in [key for key in space if bare(key) == bare(settings.sequence)]:
-            del space[key]
+        space = {key: one for key, one in space.items() if bare(key) != bare(settings.sequence)}
     if settings.selection == "pareto" and not tasks:
         raise ConfigurationError(
             "hydra.sweeper.selection=pareto compares tasks, but there is no sequence.\n"

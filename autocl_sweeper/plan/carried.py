@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.distributions import Distribution, Space
-from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.journal import NAME, VERSION, fold, read
+from autocl_sweeper.errors import ConfigurationError, SweepFolderError
+from autocl_sweeper.overview import Overview, look
 from autocl_sweeper.plan.settings import Settings
 from autocl_sweeper.plan.spaces import describe, distributions_of, kinds_of
 from autocl_sweeper.protocols import IndexedSearch
 from autocl_sweeper.selection import TopK
 from autocl_sweeper.space import bare
 from autocl_sweeper.strategy.decisions import Stage
-from autocl_sweeper.types import History
 from autocl_sweeper.view import StageView
 
 
@@ -41,28 +40,20 @@ def older_sweep(settings: Settings) -> OlderSweep | None:
             "  Drop one of the two."
         )
     folder = Path(settings.carry_from).absolute()
-    if not (folder / NAME).is_file():
-        raise _no_sweep(settings.carry_from, f"there is no {NAME} in it")
     try:
-        records = read(folder)
-        state = fold(records)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise _no_sweep(settings.carry_from, repr(error)) from error
-    if state.setup is None:
-        raise _no_sweep(settings.carry_from, f"its {NAME} does not begin a sweep")
-    if state.setup.get("version") != VERSION:
-        raise _no_sweep(settings.carry_from, f"its version is {state.setup.get('version')!r}")
-    direction = state.setup["fingerprint"].get("hydra.sweeper.direction", "maximize")
-    stages = _stages(state.history, direction, settings.carry_from)
-    if not any(trial.score is not None for trial in state.history):
-        raise _no_sweep(settings.carry_from, "none of its trials has a score")
+        sweep = look(folder)
+    except SweepFolderError as error:
+        raise _no_sweep(settings.carry_from, f".\n  {error}") from error
+    if not any(trial.score is not None for trial in sweep.history):
+        raise _no_sweep(settings.carry_from, ": none of its trials has a score.")
     held = [
         (trial.stage, trial.task, dict(trial.suggestion.params), trial.state.value, trial.score)
-        for trial in state.history
+        for trial in sweep.history
     ]
+    direction = "maximize" if sweep.maximize else "minimize"
     digest = blake2b(json.dumps([direction, held]).encode(), digest_size=8).hexdigest()
     what = {"folder": str(folder), "trials": len(held), "digest": digest}
-    return OlderSweep(stages, what)
+    return OlderSweep(_stages(sweep, settings.carry_from), what)
 
 
 def refuse_useless(
@@ -107,14 +98,12 @@ def _listed(kinds: Mapping[str, set[str]]) -> str:
     return ", ".join(told) or "nothing"
 
 
-def _stages(history: History, direction: str, sweep: str) -> list[StageView]:
-    loss = TopK(1, direction == "maximize").loss
-    found: list[StageView] = []
-    for number in sorted({trial.stage for trial in history}):
-        trials = history.stage(number)
-        earlier = tuple(found)
-        view = StageView(number, trials[0].task, history, loss, lambda _: 0, earlier, sweep)
-        for trial in trials:
+def _stages(sweep: Overview, name: str) -> list[StageView]:
+    loss, found = TopK(1, sweep.maximize).loss, list[StageView]()
+    for number in sorted({trial.stage for trial in sweep.history}):
+        task, earlier = sweep.task_of(number), tuple(found)
+        view = StageView(number, task, sweep.history, loss, lambda _: 0, earlier, name)
+        for trial in sweep.history.stage(number):
             view.note(trial)
         found.append(view)
     return found
@@ -122,7 +111,7 @@ def _stages(history: History, direction: str, sweep: str) -> list[StageView]:
 
 def _no_sweep(folder: str, why: str) -> ConfigurationError:
     return ConfigurationError(
-        f"hydra.sweeper.carry_from={folder} is not the folder of a sweep: {why}.\n"
-        f"  It is a hydra.sweep.dir with a {NAME} in it, whose trials have scores.\n"
-        "  Correct the path; it is relative to where you start the command. No job was started."
+        f"hydra.sweeper.carry_from={folder} is not the folder of a sweep{why}\n"
+        "  Its trials have scores, and its path is relative to where you start the command. No job"
+        " was started."
     )

@@ -6,17 +6,20 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.distributions import Choice, Space, same
 from autocl_sweeper.errors import ChangedSweepError, ConfigurationError
-from autocl_sweeper.plan.plan import Plan
+from autocl_sweeper.journal import Fold
+from autocl_sweeper.plan.plan import BOUNDS, Plan
 from autocl_sweeper.plan.rounds import BEAM, POPULATION, handover_of, rounds_told
+from autocl_sweeper.plan.settings import HANDOVER
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare
 from autocl_sweeper.strategy.decisions import Stage, views
-from autocl_sweeper.types import History, Suggestion, Value
+from autocl_sweeper.types import History, Suggestion, Trial, Value
 from autocl_sweeper.yaml.snapshot import FOLDER as CONFIGURATION
 
 Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
@@ -24,7 +27,6 @@ Compose = Callable[[Sequence[str], str], Mapping[str, Any]]
 
 log = logging.getLogger(__name__)
 
-BOUNDS = ("jobs", "rounds", "popsize")  # may be raised while a sweep is not over
 # What a sweep by these values leaves out of its fingerprint, as journals of earlier versions do.
 ORDINARY: Mapping[str, Any] = {
     "objective": None,
@@ -35,15 +37,6 @@ ORDINARY: Mapping[str, Any] = {
     "init": True,
     "extra_parents": 0,
     "transfer": True,
-}
-
-MEANT = {
-    "checkpoint": "A job that gets a folder there starts from the checkpoint in it.",
-    "seen_tasks": "A job gets the names of the tasks so far there.",
-    "stage": "A job gets the number of its stage there, from 1.",
-    "trial": "A job gets its trial number there.",
-    "parent": "A job gets the number of its parent trial there.",
-    "seed": "A job gets its seed there.",
 }
 
 MOST_CHECKED = 64  # choices composed ahead: two seconds and a half; the rest show in their jobs
@@ -63,41 +56,33 @@ def compose_all(
     configs: dict[str, Mapping[str, Any]] = {}
     suggested: dict[str, Value] = {}
     variants: dict[str, Mapping[str, Any]] = {}
-    before = views(
-        plan.stages, History(), plan.selection, plan.strategy.carried
-    )  # as no trial has begun
-    for stage, view in zip(plan.stages, before, strict=True):
+    unbegun = views(plan.stages, History(), plan.selection, plan.strategy.carried)
+    for stage, view in zip(plan.stages, unbegun, strict=True):
         if stage.round > 1:  # like the round before
             continue
         if not stage.round:  # a later one has nothing to suggest before the first is over
             first = stage.search.ask(view)
             suggested = dict(first.params) if isinstance(first, Suggestion) else {}
-        params = {**suggested, **stage.passed}
         named = f"Task '{stage.task}'" if plan.tasks else "The job"
         if stage.parents == POPULATION:
             keys = " ".join(f"{key}={value}" for key, value in stage.passed.items())
             named += f" in round {stage.round} ({keys or 'its own epochs'})"
-        parent, checkpoint = (0, "checkpoint") if stage.number > 1 else (None, None)
-        handed = plan.handed(
-            stage.number, 0, parent, checkpoint, [checkpoint] if checkpoint else []
-        )
+        command = partial(plan.example, stage, checkpoint="checkpoint")
         with _missing_handover(plan, named):
-            config = compose(plan.command(stage.task, params, handed, ""), named)
+            config = compose(command(suggested), named)
             for extra in range(1, stage.extra + 1):
-                beside = {**handed, "extra": extra}
-                told = f"{named} (extra parent {extra})"
-                compose(plan.command(stage.task, params, beside, ""), told)
+                compose(command(suggested, extra=extra), f"{named} (extra parent {extra})")
         if stage.round:
             continue
         configs[stage.task] = config
         if isinstance(stage.search, ListedSearch):
-            trials = [{**params, **other} for other in stage.search.listed[1:]]
+            trials = [{**suggested, **other} for other in stage.search.listed[1:]]
         else:  # a space of the task's own shows in its jobs
             shared = stage.number == 1 and stage.task not in plan.settings.task_params
-            trials = each_choice(spaces[stage.task], params) if shared else []
+            trials = each_choice(spaces[stage.task], suggested) if shared else []
         for other in trials[:MOST_CHECKED]:
-            config = compose(plan.command(stage.task, other, handed, ""), named)
-            chosen = [f"{key}={value}" for key, value in other.items() if params.get(key) != value]
+            config = compose(command(other), named)
+            chosen = [f"{k}={value}" for k, value in other.items() if suggested.get(k) != value]
             variants[f"{stage.task} with {' '.join(chosen)}"] = {
                 key: value for key, value in config.items() if configs[stage.task].get(key) != value
             }
@@ -117,7 +102,7 @@ def _missing_handover(plan: Plan, named: str) -> Iterator[None]:
             raise ConfigurationError(
                 f"{named} cannot be composed: the app's configuration has no key '{key}'"
                 f" (hydra.sweeper.handover.{key}={value}).\n"
-                f"  Add `{own}: null` to it{f' below `{group}`' * bool(group)}. {MEANT[value]}\n"
+                f"  Add `{own}: null` to it{f' below `{group}`' * bool(group)}. {HANDOVER[value]}\n"
                 f"  If the app has another name for it: hydra.sweeper.handover.{key}=null"
                 f" +hydra.sweeper.handover.NAME={value}.\n"
                 f"  If it needs none: hydra.sweeper.handover.{key}=null. No job was started."
@@ -142,9 +127,9 @@ def initial_of(plan: Plan, own: Compose, task: str) -> Mapping[str, Value]:
 
     It is empty for an app that cannot be composed without what is searched.
     """
-    handed = plan.handed(1, 0, None, None, [])
     try:
-        return own(plan.command(task, {}, handed, ""), f"Task '{task}' as the app has it")
+        command = plan.overrides(Trial(0, 1, task, Suggestion(0, {}), None), None)
+        return own(command, f"Task '{task}' as the app has it")
     except ConfigurationError as error:
         log.debug("the search begins without the app's own configuration: %s", error)
         return {}
@@ -187,14 +172,24 @@ def fingerprint_of(
     }
 
 
-def refuse_changes(
+def refuse_another(folder: Path, state: Fold, plan: Plan, edited: Sequence[str]) -> list[str]:
+    """What was raised since the last session of a sweep, as 'key: was A, is B'.
+
+    Raises ChangedSweepError where a plan is not that of the sweep, or YAML files were `edited`.
+    """
+    assert state.setup is not None
+    _refuse_changes(folder, state.setup["fingerprint"], plan.fingerprint, edited)
+    raised = _refuse_lower(folder, state.bounds, plan.bounds)
+    refuse_moved(folder, state.history, plan.stages)
+    return raised
+
+
+def _refuse_changes(
     folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], edited: Sequence[str]
 ) -> None:
-    """Refuse to continue a sweep by another fingerprint, or with YAML files that were `edited`."""
     once = {f"hydra.sweeper.{key}" for key in BOUNDS}  # fingerprints of earlier versions had them
     before = {key: value for key, value in before.items() if key not in once}
-    changes = [*changed(before, now), *edited]
-    if not changes:
+    if not (changes := [*changed(before, now), *edited]):
         return
     listed = "\n".join(f"    {change}" for change in changes[:20])
     more = f"\n    and {len(changes) - 20} more" if len(changes) > 20 else ""
@@ -207,10 +202,9 @@ def refuse_changes(
     )
 
 
-def refuse_lower(
+def _refuse_lower(
     folder: Path, before: Mapping[str, int | None], now: Mapping[str, int | None]
 ) -> list[str]:
-    """What was raised since the last session, as 'key: was A, is B'. Raises ChangedSweepError."""
     raised: list[str] = []
     lowered: list[str] = []
     for key, new in now.items():

@@ -22,23 +22,17 @@ class MemoryChecks:
     def note(self, flat: Mapping[str, Any], meant_for: str) -> None:
         """Take a flat configuration."""
         self._keys |= flat.keys()
-        budget_mib, capped = budget_of(
-            {
-                key.removeprefix(MEMORY): value
-                for key, value in flat.items()
-                if key.startswith(MEMORY)
-            }
-        )
+        own = {k.removeprefix(MEMORY): v for k, v in flat.items() if k.startswith(MEMORY)}
+        budget_mib, capped = budget_of(own)
         self._needs.setdefault(Need(budget_mib=budget_mib, capped=capped), meant_for)
 
     def refuse_unknown(self, memory_keys: Sequence[str] | None) -> None:
         """Raises ConfigurationError for a key of `memory_keys` that no job has."""
         for name in memory_keys or ():
-            known = any(
+            if not any(
                 name in (key, key.rpartition(".")[2]) or key.startswith(f"{name}.")
                 for key in self._keys
-            )
-            if not known:
+            ):
                 raise ConfigurationError(
                     f"hydra.launcher.memory_keys has {name!r}, which is no key of the jobs'"
                     " configuration.\n  It lists override keys, or their last parts, that decide the"

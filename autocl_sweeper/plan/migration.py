@@ -12,7 +12,9 @@ from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.protocol import AUTO
-from autocl_sweeper.space import encode
+from autocl_sweeper.plan.settings import Settings, refuse_unknown
+from autocl_sweeper.plan.spaces import flat_keys
+from autocl_sweeper.space import encode, range_of
 
 THEIRS = (
     "sampler",
@@ -27,20 +29,19 @@ THEIRS = (
 N_TRIALS = 20  # their default
 PAGE = "`autocl docs migration` (docs/migration.md) has the whole table."
 
-# Their samplers by the last name of `_target_` and by the name in the group hydra/sweeper/sampler.
+# Their samplers by the name in the group hydra/sweeper/sampler, and by the last one of `_target_`.
 SAMPLERS = {
-    "tpe": ("TPESampler",),
-    "gp": ("GPSampler",),
-    "cmaes": ("CmaEsSampler",),
-    "qmc": ("QMCSampler",),
-    "random": ("RandomSampler",),
-    "grid": ("GridSampler",),
+    "tpe": "TPESampler",
+    "gp": "GPSampler",
+    "cmaes": "CmaEsSampler",
+    "qmc": "QMCSampler",
+    "random": "RandomSampler",
+    "grid": "GridSampler",
 }
-OF_SEVERAL_OBJECTIVES = {
-    "nsgaii": ("NSGAIISampler", "create_nsgaii_sampler"),
-    "nsgaiii": ("NSGAIIISampler", "create_nsgaiii_sampler"),
-    "motpe": ("MOTPESampler", "raise_motpe_removed"),
-}
+OF_SEVERAL_OBJECTIVES = (
+    "nsgaii", "NSGAIISampler", "create_nsgaii_sampler", "nsgaiii", "NSGAIIISampler",
+    "create_nsgaiii_sampler", "motpe", "MOTPESampler", "raise_motpe_removed",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def translated(
             " chosen by its group: hydra/sweeper/search=grid."
         )
     own = {key: value for key, value in given.items() if key not in THEIRS}
+    refuse_unknown(own, Settings, "hydra.sweeper")
     theirs = {key: given[key] for key in THEIRS if given.get(key) is not None}
     refused = [*_direction(own, theirs), *_refused(theirs)]
     if theirs:
@@ -143,15 +145,13 @@ def _search(
     options = sampler if isinstance(sampler, Mapping) else {"_target_": sampler}
     # Without one chosen, theirs is TPE: `sampler: {seed: 123}` means its seed.
     target = str(options.get("_target_", "tpe"))
-    name = _name(target, SAMPLERS)
+    last = target.rpartition(".")[2]
+    name = next((name for name, sampler in SAMPLERS.items() if last in (name, sampler)), None)
     if name is None:
-        several = _name(target, OF_SEVERAL_OBJECTIVES)
-        why = (
-            "it is for several objectives, and trials are ranked by one number here"
-            if several
-            else "there is no search like it here"
-        )
-        known = ", ".join(f"{search} ({names[0]})" for search, names in SAMPLERS.items())
+        why = "there is no search like it here"
+        if last in OF_SEVERAL_OBJECTIVES:
+            why = "it is for several objectives, and trials are ranked by one number here"
+        known = ", ".join(f"{search} ({sampler})" for search, sampler in SAMPLERS.items())
         yield (
             f"hydra.sweeper.sampler={target}: {why}.\n"
             f"  Searches that take over a sampler: {known}. Choose one by hydra/sweeper/search, and"
@@ -194,11 +194,6 @@ def _resolved(value: Any, own: Mapping[str, Any]) -> Any:
     return own[match[1]] if match else value
 
 
-def _name(target: str, names: Mapping[str, Sequence[str]]) -> str | None:
-    last = target.rpartition(".")[2]
-    return next((name for name, known in names.items() if last in (name, *known)), None)
-
-
 def _set_by_the_user(
     options: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -236,19 +231,17 @@ def _jobs(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
 
 def _slots(n_jobs: int, launcher: str | None) -> str:
     """The line that says what decides how many jobs run side by side."""
+    told = (
+        f"hydra.sweeper.n_jobs={n_jobs} is ignored: the launcher decides how many jobs run at once"
+    )
     if launcher in ("gpu", "ray"):
-        slots = (
-            "hydra.launcher.max_devices and jobs_per_device with GPUs, hydra.launcher.cpu_slots"
-            " without"
-        )
-    else:
-        slots = (
-            f"hydra/launcher={launcher} runs batches of hydra.sweeper.max_batch_size, and"
-            " hydra/launcher=gpu has slots"
+        return (
+            f"{told} (hydra.launcher.max_devices and jobs_per_device with GPUs,"
+            " hydra.launcher.cpu_slots without)"
         )
     return (
-        f"hydra.sweeper.n_jobs={n_jobs} is ignored: the launcher decides how many jobs run at once"
-        f" ({slots})"
+        f"{told} (hydra/launcher={launcher} runs batches of hydra.sweeper.max_batch_size, and"
+        " hydra/launcher=gpu has slots)"
     )
 
 
@@ -277,15 +270,17 @@ def _export(own: dict[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
 
 def _ranges(params: Mapping[str, Any], arguments: Sequence[str]) -> Iterator[str]:
     """A sentence for each `range` whose stop hydra-optuna-sweeper would have tried too."""
-    texts = {**dict(_texts(params)), **dict(text.partition("=")[::2] for text in arguments)}
+    texts = {**dict(flat_keys(params)), **dict(text.partition("=")[::2] for text in arguments)}
     for key, text in texts.items():
-        for match in re.finditer(r"\brange\(([^()]*)\)", text):
-            bounds = _bounds(match[1])
-            if bounds is None:
+        if not isinstance(text, str):
+            continue
+        for match in re.finditer(r"\brange\([^()]*\)", text):
+            if (numbers := range_of(match[0])) is None:  # the plan says what Hydra thinks of it
                 continue
-            start, stop, step = bounds
-            if step > 0 and (stop - start) / step >= 1 and ((stop - start) / step).denominator == 1:
-                whole = all(bound.denominator == 1 for bound in bounds) and "." not in match[1]
+            start, stop, step = (Fraction(repr(number)) for number in numbers)
+            steps = (stop - start) / step if step > 0 else Fraction(0)
+            if steps >= 1 and steps.denominator == 1:
+                whole = all(isinstance(number, int) for number in numbers)
                 last, further = (_number(n, whole) for n in (stop - step, stop + step))
                 shown = ", ".join((_number(start, whole), further, _number(step, whole)))
                 yield (
@@ -293,31 +288,6 @@ def _ranges(params: Mapping[str, Any], arguments: Sequence[str]) -> Iterator[str
                     f" before 1.4 tried {_number(stop, whole)} too. To have it here as well:"
                     f" range({shown})"
                 )
-
-
-def _texts(params: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _texts(value, f"{above}{name}.")
-        elif isinstance(value, str):
-            yield f"{above}{name}", value
-
-
-def _bounds(text: str) -> tuple[Fraction, Fraction, Fraction] | None:
-    """start, stop and step of the arguments of a `range`; None where Hydra would not read them."""
-    found = {"start": Fraction(0), "step": Fraction(1)}
-    positions = ["start", "stop", "step"]
-    values = [part.rpartition("=") for part in text.replace("_", "").split(",")]
-    if len(values) == 1 and not values[0][1]:
-        positions = ["stop"]
-    for place, (name, named, value) in enumerate(values):
-        if place >= len(positions) and not named:
-            return None
-        try:
-            found[name.strip() if named else positions[place]] = Fraction(value.strip())
-        except ValueError:  # the plan says what Hydra thinks of it
-            return None
-    return None if "stop" not in found else (found["start"], found["stop"], found["step"])
 
 
 def _number(number: Fraction, whole: bool) -> str:

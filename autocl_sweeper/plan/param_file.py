@@ -18,15 +18,8 @@ from autocl_sweeper.space import bare, is_key
 from autocl_sweeper.types import Value
 
 LIST = "param_list"
-NAME, INIT, TYPE, HIGH, LOW, LOG = (
-    "name",
-    "init_value",
-    "type",
-    "lower_than",
-    "greater_than",
-    "log",
-)
-REQUIRED = (NAME, INIT, TYPE, HIGH, LOW)
+REQUIRED = NAME, INIT, TYPE, HIGH, LOW = "name", "init_value", "type", "lower_than", "greater_than"
+LOG = "log"
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ def read_param_file(path: str | Path, taken: Mapping[str, str], least: int = 1) 
     init: dict[str, Value] = {}
     seen: dict[str, int] = {}
     for number, entry in enumerate(entries, start=1):
-        found = [*_mistakes(entry), *_name_mistakes(entry, taken)]
+        found = list(_mistakes(entry, taken))
         name = entry.get(NAME) if isinstance(entry, dict) else None
         if isinstance(name, str):
             first = seen.setdefault(bare(name), number)
@@ -111,8 +104,8 @@ def _entries(path: str | Path) -> tuple[list[Any], list[str]]:
     return entries if isinstance(entries, list) else [], mistakes
 
 
-def _mistakes(entry: Any) -> Iterator[str]:
-    """Mistakes of one entry by itself."""
+def _mistakes(entry: Any, taken: Mapping[str, str]) -> Iterator[str]:
+    """Mistakes of one entry."""
     if not isinstance(entry, dict):
         yield f"{entry!r} is not a mapping"
         return
@@ -120,9 +113,7 @@ def _mistakes(entry: Any) -> Iterator[str]:
     for key in entry:
         if key not in known:
             yield f"unknown key {key!r}{_nearest(key, known)}"
-    for key in REQUIRED:
-        if key not in entry:
-            yield f"the key {key} is missing"
+    yield from (f"the key {key} is missing" for key in REQUIRED if key not in entry)
     kind = entry.get(TYPE)
     if TYPE in entry and kind not in ("int", "float"):
         yield f"{TYPE} is {kind!r}, not int or float"
@@ -152,6 +143,8 @@ def _mistakes(entry: Any) -> Iterator[str]:
         yield f"{INIT} is {entry[INIT]!r}, outside the bounds {bounds}"
     if entry.get(LOG) is True and low is not None and low <= 0:
         yield f"{LOG}: true needs a lower bound above 0, and {LOW} is {entry[LOW]!r}"
+    if NAME in entry:
+        yield from _name_mistakes(entry[NAME], taken)
 
 
 def _is_finite(value: Any) -> bool:
@@ -163,10 +156,7 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _name_mistakes(entry: Any, taken: Mapping[str, str]) -> Iterator[str]:
-    if not isinstance(entry, dict) or NAME not in entry:
-        return
-    name = entry[NAME]
+def _name_mistakes(name: Any, taken: Mapping[str, str]) -> Iterator[str]:
     if not isinstance(name, str) or not is_key(name):
         yield (
             f"{NAME} is {name!r}, which is no legal override key: letters, digits, '_', '-' and"

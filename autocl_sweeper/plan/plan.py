@@ -16,7 +16,9 @@ from autocl_sweeper.protocols import Selection
 from autocl_sweeper.space import bare, literal, override
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.strategy.sequential import SequentialTopK
-from autocl_sweeper.types import Trial, Value
+from autocl_sweeper.types import Suggestion, Trial, Value
+
+BOUNDS = ("jobs", "rounds", "popsize")  # may be raised while a sweep is not over
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Plan:
     @property
     def bounds(self) -> dict[str, int | None]:
         """What may be raised while the sweep is not over."""
-        settings = self.settings
-        return {"jobs": settings.jobs, "rounds": settings.rounds, "popsize": settings.popsize}
+        return {key: getattr(self.settings, key) for key in BOUNDS}
 
     @property
     def checkpoint_key(self) -> str | None:
@@ -122,43 +123,12 @@ class Plan:
         `checkpoint` is the parent's, absolute; None without a parent. `sources`: those of all
         survivors of the stage before, best first.
         """
-        handed = self.handed(
-            trial.stage, trial.number, trial.parent, checkpoint, sources, trial.repeat, trial.extra
-        )
-        params = {**trial.suggestion.params, **self.stages[trial.stage - 1].passed}
-        return self.command(trial.task, params, handed, trial.folder)
-
-    def handed(
-        self,
-        stage: int,
-        trial: int,
-        parent: int | None,
-        checkpoint: str | None,
-        sources: Sequence[str],
-        repeat: int = 0,
-        extra: int = 0,
-    ) -> dict[str, Value]:
-        """The values that `handover` may name."""
-        seen_tasks: list[Value] = [*self.tasks_until(stage)]  # none without a sequence
-        return {
-            "checkpoint": checkpoint,
-            "sources": [*sources] or None,
-            "extra": extra or None,
-            "seen_tasks": seen_tasks or None,
-            "stage": stage,
-            "trial": trial,
-            "parent": parent,
-            "seed": self.settings.seed + repeat,
-        }
-
-    def command(
-        self, task: str, params: Mapping[str, Value], handed: Mapping[str, Value], folder: str
-    ) -> tuple[str, ...]:
-        """The command line of a job that gets these values handed over."""
-        values = dict(params)
+        values = dict(trial.suggestion.params)
+        if self.stages:  # a draft has none yet
+            values.update(self.stages[trial.stage - 1].passed)
         if self.tasks:
             assert self.settings.sequence is not None
-            values[self.settings.sequence] = self.tasks[task]
+            values[self.settings.sequence] = self.tasks[trial.task]
         # A key typed as `+key` stays new to the configuration wherever else it is named without.
         typed = {bare(key): key for key in self.given}
         filled = {
@@ -171,13 +141,40 @@ class Plan:
             if chosen is not None:
                 texts[bare(key)] = chosen
         texts.update(filled)
+        handed = self._handed(trial, checkpoint, sources)
         for key, name in handover_of(self.settings).items():
             value = None if name is None else handed[name]
             if value is not None and not (name == HANDED and self.settings.parents == INIT):
                 texts[bare(key)] = override(key, literal(value))
-        if folder and self.ranked:
-            texts["hydra.sweep.subdir"] = override("hydra.sweep.subdir", literal(folder))
+        if trial.folder and self.ranked:
+            texts["hydra.sweep.subdir"] = override("hydra.sweep.subdir", literal(trial.folder))
         return tuple(texts.values())
+
+    def _handed(
+        self, trial: Trial, checkpoint: str | None, sources: Sequence[str]
+    ) -> dict[str, Value]:
+        """The values that `handover` may name."""
+        seen_tasks: list[Value] = [*self.tasks_until(trial.stage)]  # none without a sequence
+        return {
+            "checkpoint": checkpoint,
+            "sources": [*sources] or None,
+            "extra": trial.extra or None,
+            "seen_tasks": seen_tasks or None,
+            "stage": trial.stage,
+            "trial": trial.number,
+            "parent": trial.parent,
+            "seed": self.settings.seed + trial.repeat,
+        }
+
+    def example(
+        self, stage: Stage, params: Mapping[str, Value], checkpoint: str, extra: int = 0
+    ) -> tuple[str, ...]:
+        """The command line of a job with these params, stand-ins for what trials before it give."""
+        suggestion = Suggestion(0, params)
+        if stage.number == 1:
+            return self.overrides(Trial(0, 1, stage.task, suggestion, None), None)
+        trial = Trial(0, stage.number, stage.task, suggestion, 0, extra=extra)
+        return self.overrides(trial, checkpoint, [checkpoint])
 
 
 def _slug(text: str) -> str:

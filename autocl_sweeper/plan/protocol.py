@@ -63,7 +63,12 @@ def in_chains(
     jobs = first.jobs(1)
     assert jobs is not None, "a search without end has a bound"
     if settings.protocol == "random_chains":
-        _refuse_another_search(settings)
+        if (factory := settings.search.get("factory")) not in (AUTO, RANDOM):
+            raise ConfigurationError(
+                "hydra.sweeper.protocol=random_chains draws every configuration at random, but"
+                f" hydra.sweeper.search.factory={factory}.\n"
+                "  Leave the search at auto or random, or use another protocol."
+            )
         if settings.jobs is not None or settings.popsize is not None:  # draws come again
             jobs = settings.jobs or settings.rounds * (settings.popsize or 1) * seeds
     tuned, chains = count, jobs // seeds
@@ -84,13 +89,3 @@ def in_chains(
         most = width * seeds
         found.append(replace(stage, search=search, limit=None, most=most, survivors=survivors))
     return found
-
-
-def _refuse_another_search(settings: Settings) -> None:
-    factory = settings.search.get("factory")
-    if factory not in (AUTO, RANDOM):
-        raise ConfigurationError(
-            "hydra.sweeper.protocol=random_chains draws every configuration at random, but"
-            f" hydra.sweeper.search.factory={factory}.\n"
-            "  Leave the search at auto or random, or use another protocol."
-        )

@@ -15,10 +15,7 @@ from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import History
 
 KEY = "hydra.sweeper.prune"
-OPTIONS = {
-    "asha": ("max_steps", "eta", "rungs", "warmup"),
-    "median": ("max_steps", "warmup"),
-}
+OPTIONS = {"asha": ("max_steps", "eta", "rungs", "warmup"), "median": ("max_steps", "warmup")}
 SEE = f"  `autocl docs {KEY}` (docs/early_stopping.md) explains the options."
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan.settings import Settings
+from autocl_sweeper.plan.settings import Settings, refuse_unknown
 from autocl_sweeper.protocols import Search
+from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.space import bare, is_key
 from autocl_sweeper.strategy.decisions import Stage
 from autocl_sweeper.types import Value
@@ -35,20 +35,11 @@ class Population:
     @classmethod
     def of(cls, settings: Settings) -> Population:
         """Raises ConfigurationError for an unknown key and for values out of their range."""
-        known = [field.name for field in fields(cls)]
-        for key in settings.population:
-            if key not in known:
-                close = get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {close[0]}?" if close else ""
-                raise ConfigurationError(
-                    f"hydra.sweeper.population has no key {key!r}.{hint}\n"
-                    f"  Its keys: {', '.join(known)}."
-                )
+        refuse_unknown(settings.population, cls, "hydra.sweeper.population")
         population = cls(**settings.population)
         for name in ("keep", "epochs", "first_epochs"):
             value = getattr(population, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
+            if value is not None and value < 1:
                 raise ConfigurationError(
                     f"hydra.sweeper.population.{name}={value!r}, but it must be a whole number of at"
                     " least 1, or null.\n  `autocl docs finetune` explains it."
@@ -61,6 +52,10 @@ class Population:
                     "  It names what a job gets the value under, as typed on its command line."
                 )
         return population
+
+    def passed(self, epochs: int | None) -> dict[str, Value]:
+        """What a round sets beside its suggestions; `epochs` None: the app's own number."""
+        return {} if epochs is None else {self.epochs_key: epochs}
 
 
 def check_rounds(settings: Settings) -> None:
@@ -170,22 +165,17 @@ def round_stages(
         seeds, parents = settings.seeds, settings.parents
         return [Stage(first, task, search(0), limit, settings.jobs, seeds, parents=parents)]
     population = Population.of(settings)
-    stages = []
-    for number in range(settings.rounds):
-        epochs = population.epochs if number else population.first_epochs
-        passed: dict[str, Value] = {} if epochs is None else {population.epochs_key: epochs}
-        stages.append(
-            Stage(
-                first + number,
-                task,
-                search(number),
-                settings.popsize,
-                parents=POPULATION,
-                round=number,
-                passed=passed,
-            )
-        )
-    return stages
+    epochs = [population.first_epochs] + [population.epochs] * (settings.rounds - 1)
+    return [
+        _round(first + place, task, search(place), settings.popsize, place, population.passed(one))
+        for place, one in enumerate(epochs)
+    ]
+
+
+def _round(
+    number: int, task: str, search: Search, size: int | None, place: int, passed: dict[str, Value]
+) -> Stage:
+    return Stage(number, task, search, size, parents=POPULATION, round=place, passed=passed)
 
 
 # -- schedules --------------------------------------------------------------------------------------
@@ -228,32 +218,25 @@ def read_schedule(path: str | Path) -> list[Step]:
     return steps
 
 
-def replayed_stages(
-    settings: Settings, tasks: list[str], listed: Callable[[Step], Search]
-) -> list[Stage]:
-    """A stage of one trial for every step of `population.replay`. Raises ConfigurationError."""
+def replayed_stages(settings: Settings, tasks: Sequence[str]) -> tuple[list[Stage], dict[str, Any]]:
+    """A stage of one trial for every step of `population.replay`, and what a fingerprint has of it.
+
+    Raises ConfigurationError.
+    """
     population = Population.of(settings)
     assert population.replay is not None
     steps = read_schedule(population.replay)
-    if len(tasks) == 1:
-        named = [tasks[0] for _ in steps]
-    else:
-        named = [str(step.task) for step in steps]
-    if list(dict.fromkeys(named)) != tasks:
+    named = [tasks[0] if len(tasks) == 1 else str(step.task) for step in steps]
+    if list(dict.fromkeys(named)) != list(tasks):
         raise ConfigurationError(
             f"The schedule '{population.replay}' goes through the tasks"
-            f" {list(dict.fromkeys(named))}, the sequence through {tasks}.\n"
+            f" {list(dict.fromkeys(named))}, the sequence through {list(tasks)}.\n"
             "  Replay it with the same tasks in the same order. No job was started."
         )
-    return [
-        Stage(
-            number,
-            task,
-            listed(step),
-            1,
-            parents=POPULATION,
-            round=step.round,
-            passed={} if step.epochs is None else {population.epochs_key: step.epochs},
-        )
-        for number, (task, step) in enumerate(zip(named, steps, strict=True), start=1)
+    passed = [population.passed(step.epochs) for step in steps]
+    stages = [
+        _round(number, task, ListedSearch([step.params]), 1, step.round, more)
+        for number, (task, step, more) in enumerate(zip(named, steps, passed, strict=True), start=1)
     ]
+    given = [{**step.params, **more} for step, more in zip(steps, passed, strict=True)]
+    return stages, {"schedule": given}

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from autocl_sweeper.budget import Budget
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.objective import Objective
 
-HANDOVER_VALUES = (
-    "checkpoint",
-    "sources",
-    "extra",
-    "seen_tasks",
-    "stage",
-    "trial",
-    "parent",
-    "seed",
-)
+HANDOVER = {  # value of `handover` -> what it is for
+    "checkpoint": "A job that gets a folder there starts from the checkpoint in it.",
+    "sources": "A job gets the checkpoints of all survivors of the stage before there.",
+    "extra": "A job gets which extra start it makes there, from 1.",
+    "seen_tasks": "A job gets the names of the tasks so far there.",
+    "stage": "A job gets the number of its stage there, from 1.",
+    "trial": "A job gets its trial number there.",
+    "parent": "A job gets the number of its parent trial there.",
+    "seed": "A job gets its seed there.",
+}
 SELECTIONS = ("top_k", "pareto", "diverse")
 PROTOCOLS = ("beam", "greedy", "first_k", "fixed", "random_chains")
 
@@ -68,19 +69,22 @@ class Settings:
     search: Mapping[str, Any]
 
 
+def refuse_unknown(given: Iterable[str], settings: type[Any], section: str) -> None:
+    """Refuse what `+section.key` adds to a section of settings. Raises ConfigurationError."""
+    known = [field.name for field in fields(settings)]
+    for key in given:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigurationError(
+                f"{section} has no key {key!r}.{hint}\n  Its keys: {', '.join(known)}."
+            )
+
+
 def check_settings(settings: Settings) -> None:
-    from_0 = ("retries", "retry_delay_s", "max_failures", "extra_parents")
-    for name in (
-        "top_k",
-        "jobs",
-        "rounds",
-        "popsize",
-        "seeds",
-        "first_k",
-        *from_0,
-        "max_batch_size",
-    ):
-        value, least = getattr(settings, name), 0 if name in from_0 else 1
+    from_1 = ("top_k", "jobs", "rounds", "popsize", "seeds", "first_k", "max_batch_size")
+    for name in (*from_1, "retries", "retry_delay_s", "max_failures", "extra_parents"):
+        value, least = getattr(settings, name), int(name in from_1)
         if value is not None and value < least:
             raise ConfigurationError(
                 f"hydra.sweeper.{name}={value}, but it must be at least {least}.\n"
@@ -104,7 +108,7 @@ def check_settings(settings: Settings) -> None:
     _one_of("keep_checkpoints", settings.keep_checkpoints, ("beam", "all"))
     for key, value in settings.handover.items():
         if value is not None:
-            _one_of(f"handover.{key}", value, HANDOVER_VALUES)
+            _one_of(f"handover.{key}", value, HANDOVER)
     _check_sources(settings)
     _check_extra(settings)
     if settings.sequence is None and settings.task_params:
@@ -185,7 +189,7 @@ def _check_protocol(settings: Settings) -> None:
         )
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+def _one_of(name: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise ConfigurationError(
             f"hydra.sweeper.{name}={value!r} is not one of: {', '.join(known)}."

@@ -14,10 +14,7 @@ from autocl_sweeper.types import Value
 
 
 def spaces_of(
-    settings: Settings,
-    tasks: Sequence[str],
-    shared: Mapping[str, Distribution],
-    config_loader: Any,
+    settings: Settings, tasks: Sequence[str], shared: Mapping[str, Distribution], config_loader: Any
 ) -> dict[str, Space]:
     """The space of every task whose suggestions are not listed. Raises ConfigurationError."""
     by_task: dict[str, Mapping[str, Distribution]] = {}
@@ -97,11 +94,9 @@ def distributions_of(described: Any) -> dict[str, Distribution]:
         keys = axis.split(",")  # zipped ones share an axis
         if isinstance(values, str):
             found[axis] = _interval(values)
-        elif isinstance(values, list) and len(keys) > 1:
-            columns = zip(*values, strict=True)
-            found |= {k: Choice(column) for k, column in zip(keys, columns, strict=True)}
         elif isinstance(values, list):
-            found[axis] = Choice(tuple(values))
+            columns = zip(*values, strict=True) if len(keys) > 1 else [tuple(values)]
+            found |= {k: Choice(column) for k, column in zip(keys, columns, strict=True)}
     return found
 
 

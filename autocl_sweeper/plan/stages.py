@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from inspect import signature
+from pkgutil import resolve_name
 from typing import Any
 
 from autocl_sweeper.distributions import Space
@@ -16,7 +16,6 @@ from autocl_sweeper.plan.rounds import (
     POPULATION,
     SOURCES,
     Population,
-    Step,
     beam_width,
     handover_of,
     replayed_stages,
@@ -65,7 +64,7 @@ def stages_of(
     initial: task -> what the app's own configuration has, by override key.
     """
     if Population.of(settings).replay is not None:
-        return _replayed(settings, tasks)
+        return replayed_stages(settings, tasks)
     stages: list[Stage] = []
     described: dict[str, Any] = {}
     for task in tasks:
@@ -128,18 +127,6 @@ def _search_of_round(
     return search
 
 
-def _replayed(settings: Settings, tasks: Sequence[str]) -> tuple[list[Stage], dict[str, Any]]:
-    def listed(step: Step) -> Search:
-        return ListedSearch([step.params])
-
-    stages = replayed_stages(settings, list(tasks), listed)
-    schedule: list[Any] = []
-    for stage in stages:
-        assert isinstance(stage.search, ListedSearch)
-        schedule.append({**stage.search.listed[0], **stage.passed})
-    return stages, {"schedule": schedule}
-
-
 def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
     """The factory of a space's search, and its options."""
     options = dict(settings.search)
@@ -151,9 +138,8 @@ def _chosen(settings: Settings, space: Space) -> tuple[str, dict[str, Any]]:
 
 
 def _imported(path: str) -> Callable[..., Search]:
-    module, _, name = path.rpartition(".")
     try:
-        factory: Callable[..., Search] = getattr(import_module(module), name)
+        factory: Callable[..., Search] = resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(
             f"hydra.sweeper.search.factory='{path}' cannot be imported: {error}"

@@ -16,7 +16,7 @@ from autocl_sweeper.executor.process.groups import exit_reason
 from autocl_sweeper.outcome import LOG_NAME, cause_in_log, last_lines
 from autocl_sweeper.script.numbers import Listener, NoNumberError
 from autocl_sweeper.script.process import run
-from autocl_sweeper.script.settings import Settings, read
+from autocl_sweeper.script.settings import read
 from autocl_sweeper.types import Cause
 
 GRACE_S = 10.0  # from SIGTERM to SIGKILL, under launchers that say nothing
@@ -45,7 +45,8 @@ def run_command(config: Any) -> dict[str, Any]:
     hydra = HydraConfig.get()
     output_dir = Path(hydra.runtime.output_dir)
     settings = read(config, hydra, output_dir)
-    checkpoint = output_dir / settings.checkpoint
+    script = settings.script
+    checkpoint = output_dir / script.checkpoint
     checkpoint.mkdir(parents=True, exist_ok=True)
     argv = settings.argv()
     listener = Listener([one for one in settings.sources() if one.file is None])
@@ -67,16 +68,16 @@ def run_command(config: Any) -> dict[str, Any]:
     saved = checkpoint.is_dir() and any(checkpoint.iterdir())  # the script may have removed it
     if checkpoint.is_dir() and not saved:
         checkpoint.rmdir()
-    if settings.exit_codes.get(status) != "success":
-        _fail(status, settings, log)
+    meaning = script.exit_codes.get(status, "failure")
+    if meaning != "success":
+        _fail(status, meaning, log)
     numbers: dict[str, float] = {}
     missing: list[str] = []
     for source in settings.sources():
         try:
-            if source.file is None:
-                numbers[source.name] = listener.number(source)
-            else:
-                numbers[source.name] = source.in_file(output_dir)
+            printed = source.file is None
+            found = listener.number(source) if printed else source.in_file(output_dir)
+            numbers[source.name] = found
         except NoNumberError as error:
             missing.append(str(error))
     if missing:
@@ -85,26 +86,22 @@ def run_command(config: Any) -> dict[str, Any]:
             + _shown(log)
         )
     return {
-        **({} if settings.score is None else {"score": numbers["script.score"]}),
-        **{name: numbers[f"script.numbers.{name}"] for name in settings.numbers},
+        **({} if script.score is None else {"score": numbers["script.score"]}),
+        **{name: numbers[f"script.numbers.{name}"] for name in script.numbers},
         "eval": {task: numbers[one.name] for task, one in settings.evaluations().items()},
         "checkpoint": str(checkpoint) if saved else None,
     }
 
 
-def _fail(status: int, settings: Settings, log: Path) -> NoReturn:
-    meaning = settings.exit_codes.get(status, "failure")
-    said = exit_reason(status) if status else "exit status 0"
-    lines = last_lines(log)
-    text = f"the command ended: {said}"
+def _fail(status: int, meaning: str, log: Path) -> NoReturn:
+    text = f"the command ended: {exit_reason(status) if status else 'exit status 0'}"
     if meaning == "infeasible":
         raise InfeasibleError(f"{text}, which script.exit_codes says is infeasible{_shown(log)}")
-    cause = cause_in_log(lines)
+    cause = cause_in_log(last_lines(log))
     if meaning == "out_of_memory" or cause is Cause.DEVICE_MEMORY:
         raise OutOfMemoryError(f"{text}{_shown(log)}")
-    if cause is Cause.HOST_MEMORY:
-        raise MemoryError(f"{text}{_shown(log)}")
-    raise CommandFailed(f"{text}{_shown(log)}")
+    kind = MemoryError if cause is Cause.HOST_MEMORY else CommandFailed
+    raise kind(f"{text}{_shown(log)}")
 
 
 def _shown(log: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ class Source:
     regex: str | None
 
     def last_in(self, line: str) -> Any:
-        """What a line says of this number; ABSENT where nothing."""
+        """What a line says of this number, or any text where it is a regex; ABSENT: nothing."""
         if self.regex is not None:
-            found = [match[1] for match in re.finditer(self.regex, line)]
+            found = [match[1] for match in re.finditer(self.regex, line, re.MULTILINE)]
             return found[-1] if found else ABSENT
         assert self.key is not None
         return value_at(json_object(line), self.key)
@@ -44,11 +44,9 @@ class Source:
                 f"{self.name}: the file {path} cannot be read: {error.strerror}"
             ) from error
         if self.regex is not None:
-            matches = [match[1] for match in re.finditer(self.regex, text, re.MULTILINE)]
-            found: Any = matches[-1] if matches else ABSENT
+            found = self.last_in(text)
         elif path.suffix == ".jsonl":
-            assert self.key is not None
-            lines = (value_at(json_object(line), self.key) for line in reversed(text.splitlines()))
+            lines = map(self.last_in, reversed(text.splitlines()))
             found = next((value for value in lines if value is not ABSENT), ABSENT)
         else:
             assert self.key is not None
@@ -133,7 +131,9 @@ def json_object(line: str) -> Any:
 
 def value_at(tree: Any, path: str) -> Any:
     """What lies at a path of keys and list places; a key may have dots itself. ABSENT: nothing."""
-    for head, tail in _ways(path):
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):  # the whole path as one key first
+        head, tail = ".".join(parts[:length]), ".".join(parts[length:])
         found: Any = ABSENT
         if isinstance(tree, Mapping):
             found = tree.get(head, ABSENT)
@@ -145,10 +145,3 @@ def value_at(tree: Any, path: str) -> Any:
         if found is not ABSENT:
             return found
     return ABSENT
-
-
-def _ways(path: str) -> Iterator[tuple[str, str]]:
-    """(first key, rest) for every dot; the whole path as one key first."""
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        yield ".".join(parts[:length]), ".".join(parts[length:])

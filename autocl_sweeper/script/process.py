@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,12 +32,13 @@ def run(
     when this function does: by SIGTERM, and `grace_s` later SIGKILL, if it is interrupted.
     """
     launched = os.environ.get(JOB)  # then the launcher guards all that has this mark
-    mark = launched or f"script-{os.getpid()}-{time.monotonic_ns()}"
+    mark = "" if launched else f"script-{os.getpid()}-{time.monotonic_ns()}"
+    guard = Guard(jobs_outlive=False)
     with _sigterm_interrupts():
         process = subprocess.Popen(
             argv,
             cwd=cwd,
-            env={**environment, JOB: mark},
+            env={**environment, JOB: launched or mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -45,17 +46,19 @@ def run(
             bufsize=0,
         )
         try:
-            with _guarded(process.pid, "" if launched else mark):
-                try:
-                    _listen(process, heard)
-                except BaseException:
-                    signal_group(process.pid, signal.SIGTERM)
-                    _listen(process, heard, time.monotonic() + grace_s)
-                    raise
+            if mark:
+                guard.tell("+", process.pid, mark)
+            _listen(process, heard)
+        except BaseException:
+            signal_group(process.pid, signal.SIGTERM)
+            _listen(process, heard, time.monotonic() + grace_s)
+            raise
         finally:
-            ended = process.poll() is not None
-            end_group(process.pid, 0.0, reaped=ended, mark="" if launched else mark)
+            end_group(process.pid, 0.0, reaped=process.poll() is not None, mark=mark)
             process.wait()
+            if mark:
+                guard.tell("-", process.pid)
+            guard.close()
             assert process.stdout is not None
             process.stdout.close()
     return process.returncode
@@ -80,20 +83,6 @@ def _listen(
         if ready and not data:  # it closed its output: it ends, or goes on in silence
             with suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_S)
-
-
-@contextmanager
-def _guarded(group: int, mark: str) -> Iterator[None]:
-    """Have the group and all with this mark killed should this process be; without a mark: nothing."""
-    if not mark:
-        yield
-        return
-    with closing(Guard(jobs_outlive=False)) as guard:
-        guard.tell("+", group, mark)
-        try:
-            yield
-        finally:
-            guard.tell("-", group)
 
 
 @contextmanager

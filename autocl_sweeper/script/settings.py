@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any
@@ -27,53 +27,48 @@ INTERPRETERS = re.compile(r"(python[\d.]*|torchrun|accelerate)$")
 class Settings:
     """What a script's file says for one job, and the values of its placeholders."""
 
-    command: Sequence[str | Sequence[str]]
-    cwd: str | None
-    env: Mapping[str, str | None]
-    score: NumberConf | None
-    eval: NumberConf | None
-    numbers: Mapping[str, NumberConf]
-    checkpoint: str
-    exit_codes: Mapping[int, str]
+    script: ScriptConf  # its command is words and groups of words, its environment texts
     params: Mapping[str, Any]
     values: Mapping[str, Any]
 
     def argv(self) -> list[str]:
-        return argv(self.command, self.values)
+        return argv(self.script.command, self.values)
 
     def folder(self) -> Path:
         """The working directory of the command."""
-        start = Path(self.values["start_dir"])
-        return start if self.cwd is None else start / filled(self.cwd, self.values)
+        return Path(self.values["start_dir"], filled(self.script.cwd or "", self.values))
 
     def environment(self) -> dict[str, str]:
         found = {**os.environ, "PYTHONUNBUFFERED": "1"}  # lines appear in the log as they come
-        for name, text in self.env.items():
+        for name, text in self.script.env.items():
             if text is None:
                 found.pop(name, None)
             else:
                 found[name] = filled(text, self.values)
         return found
 
+    def confs(self) -> dict[str, NumberConf]:
+        """Where the score and the further numbers stand, by the place of the key."""
+        found = {} if self.script.score is None else {"script.score": self.script.score}
+        return found | {f"script.numbers.{name}": one for name, one in self.script.numbers.items()}
+
     def sources(self) -> list[Source]:
         """Every number that the job is to give, its placeholders filled."""
-        found = [] if self.score is None else [self._source("script.score", self.score)]
-        for name, conf in self.numbers.items():
-            found.append(self._source(f"script.numbers.{name}", conf))
+        found = [self._source(name, conf) for name, conf in self.confs().items()]
         return [*found, *self.evaluations().values()]
 
     def evaluations(self) -> dict[str, Source]:
         """Task so far -> where its score stands."""
-        if self.eval is None:
+        if self.script.eval is None:
             return {}
         seen = self.values["seen_tasks"] or [self.values["task"]]
         return {
-            str(task): self._source(f"script.eval of task {task}", self.eval, {"task": task})
+            str(task): self._source(f"script.eval of task {task}", self.script.eval, {"task": task})
             for task in seen
         }
 
-    def _source(self, name: str, conf: NumberConf, more: Mapping[str, Any] | None = None) -> Source:
-        values = {**self.values, **(more or {})}
+    def _source(self, name: str, conf: NumberConf, more: Mapping[str, Any] = {}) -> Source:
+        values = {**self.values, **more}
 
         def text(given: str | None, quote: Any = str) -> str | None:
             return None if given is None else filled(given, values, quote)
@@ -90,7 +85,8 @@ def read(config: Any, hydra: Any, output_dir: Path) -> Settings:
         raise ConfigurationError(str(error)) from error
     script: ScriptConf = plain.script
     mistakes: list[str] = []
-    command = _command(script.command, mistakes)
+    script.command = _command(script.command, mistakes)
+    script.env = {name: None if one is None else str(one) for name, one in script.env.items()}
     flat = dict(_flat(plain.params))
     handed = {name: getattr(plain, name) for name in ("task", *HANDED)}
     built_in = {
@@ -105,11 +101,7 @@ def read(config: Any, hydra: Any, output_dir: Path) -> Settings:
         mistakes.append(f"params.{name}: {{{name}}} is set by the sweep; give the key another name")
     for name in sorted(of_task.keys() & {*flat, *handed, *built_in}):
         mistakes.append(f"tasks.{plain.task}.{name}: {{{name}}} is set elsewhere; rename it")
-    env = {name: None if text is None else str(text) for name, text in script.env.items()}
-    settings = Settings(
-        command, script.cwd, env, script.score, script.eval, script.numbers,
-        script.checkpoint, script.exit_codes, flat, {**flat, **of_task, **handed, **built_in},
-    )  # fmt: skip
+    settings = Settings(script, flat, {**flat, **of_task, **handed, **built_in})
     mistakes += _mistakes(settings)
     if mistakes:
         listed = "\n".join(f"  {mistake}" for mistake in mistakes)
@@ -195,11 +187,10 @@ def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _mistakes(settings: Settings) -> list[str]:
-    found = [*_of_sources(settings), *_of_exit_codes(settings), *_of_checkpoint(settings)]
-    unknown = [*_of_placeholders(settings)]
-    if not unknown and settings.command:
-        unknown += _of_program(settings)
-    return [*unknown, *found]
+    found = [*_of_placeholders(settings)]
+    if not found and settings.script.command:
+        found += _of_program(settings)
+    return [*found, *_of_sources(settings), *_of_ends(settings.script)]
 
 
 def _of_placeholders(settings: Settings) -> Iterator[str]:
@@ -236,40 +227,33 @@ def _remedy(name: str) -> str:
 
 def _texts(settings: Settings) -> Iterator[tuple[str, str, bool]]:
     """(place, text, whether its placeholders may be null) of all that is filled."""
-    for i, entry in enumerate(settings.command):
+    for i, entry in enumerate(settings.script.command):
         for text in [entry] if isinstance(entry, str) else entry:
             yield f"script.command[{i}]", text, not isinstance(entry, str)
-    if settings.cwd is not None:
-        yield "script.cwd", settings.cwd, False
-    for name, value in settings.env.items():
-        if value is not None:
-            yield f"script.env.{name}", value, False
-    for name, conf in _confs(settings):
-        for kind in ("file", "key", "regex"):
-            if (text := getattr(conf, kind)) is not None:
-                yield f"{name}.{kind}", text, False
+    others = {"script.cwd": settings.script.cwd}
+    others |= {f"script.env.{name}": value for name, value in settings.script.env.items()}
+    for name, conf in _every_conf(settings).items():
+        others |= {f"{name}.{kind}": getattr(conf, kind) for kind in ("file", "key", "regex")}
+    yield from ((place, text, False) for place, text in others.items() if text is not None)
 
 
-def _confs(settings: Settings) -> Iterator[tuple[str, NumberConf]]:
-    if settings.score is not None:
-        yield "script.score", settings.score
-    if settings.eval is not None:
-        yield "script.eval", settings.eval
-    for name, conf in settings.numbers.items():
-        yield f"script.numbers.{name}", conf
+def _every_conf(settings: Settings) -> dict[str, NumberConf]:
+    of_tasks = settings.script.eval
+    return settings.confs() | ({} if of_tasks is None else {"script.eval": of_tasks})
 
 
 def _of_sources(settings: Settings) -> Iterator[str]:
-    if settings.score is None and settings.eval is None:
+    script = settings.script
+    if script.score is None and script.eval is None:
         yield (
             "script.score is missing: where the number stands that ranks a trial, for instance\n"
             "    score: {key: accuracy}                        # the last JSON line of the output\n"
             "    score: {file: metrics.json, key: eval.acc}    # a file in the job's folder\n"
             "    score: {regex: 'accuracy: ([0-9.]+)'}         # the last match in the output"
         )
-    for name in settings.numbers.keys() & {"score", "eval", "test", "checkpoint"}:
+    for name in script.numbers.keys() & {"score", "eval", "test", "checkpoint"}:
         yield f"script.numbers.{name}: the name has a meaning of its own; take another one"
-    for name, conf in _confs(settings):
+    for name, conf in _every_conf(settings).items():
         if (conf.key is None) == (conf.regex is None):
             yield f"{name}: give either key (of JSON) or regex"
         if conf.regex is not None:
@@ -283,8 +267,8 @@ def _of_sources(settings: Settings) -> Iterator[str]:
                 f"{name}.file '{conf.file}' is not below the job's folder, where no other job writes:"
                 ' give the script "{output_dir}", or set script.cwd: "{output_dir}"'
             )
-    if settings.eval is not None:
-        texts = (settings.eval.file, settings.eval.key, settings.eval.regex)
+    if script.eval is not None:
+        texts = (script.eval.file, script.eval.key, script.eval.regex)
         if not any("task" in names_in(text) for text in texts if text is not None):
             yield "script.eval needs {task} in its file, key or regex: it is read for each task so far"
 
@@ -294,18 +278,16 @@ def _is_below(path: str) -> bool:
     return bool(parts) and not os.path.isabs(path) and parts[0] != ".."
 
 
-def _of_exit_codes(settings: Settings) -> Iterator[str]:
-    for code, meaning in settings.exit_codes.items():
+def _of_ends(script: ScriptConf) -> Iterator[str]:
+    """Exit codes mean something, and the checkpoint is a folder of the job's own."""
+    for code, meaning in script.exit_codes.items():
         if meaning not in MEANINGS:
             yield f"script.exit_codes: {code} means '{meaning}'; the words are {', '.join(MEANINGS)}"
-    if "success" not in settings.exit_codes.values():
+    if "success" not in script.exit_codes.values():
         yield "script.exit_codes: no status means success; usually it is {0: success}"
-
-
-def _of_checkpoint(settings: Settings) -> Iterator[str]:
-    if not _is_below(settings.checkpoint):
+    if not _is_below(script.checkpoint):
         yield (
-            f"script.checkpoint '{settings.checkpoint}' is not a folder below the job's folder: it is"
+            f"script.checkpoint '{script.checkpoint}' is not a folder below the job's folder: it is"
             " removed as a whole when no later task can start from it"
         )
 
@@ -316,7 +298,7 @@ def _of_program(settings: Settings) -> Iterator[str]:
     if not words:
         yield "script.command: nothing is left of it, all of its groups need a value that is null"
         return
-    per_job = "output_dir" in names_in(settings.cwd or "")
+    per_job = "output_dir" in names_in(settings.script.cwd or "")
     folder = settings.folder()
     if not per_job and not folder.is_dir():
         yield f"script.cwd: there is no folder {folder}"

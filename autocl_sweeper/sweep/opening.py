@@ -9,7 +9,7 @@ from autocl_sweeper.errors import SweepFolderError
 from autocl_sweeper.folder import refuse_lost_journal, tidy
 from autocl_sweeper.journal import VERSION, Fold, Journal, Record, fold
 from autocl_sweeper.made_with import command, versions
-from autocl_sweeper.plan import Plan, refuse_changes, refuse_lower, refuse_moved
+from autocl_sweeper.plan import Plan, refuse_another
 from autocl_sweeper.results.best import BEST_FILE
 from autocl_sweeper.results.result_file import RESULT_FILE
 from autocl_sweeper.results.table import TABLE_FILE
@@ -75,10 +75,7 @@ def _refuse_another(
 ) -> None:
     journal.refuse_other_version(setup["version"])
     edited = snapshot.changes(setup.get("configuration", {}).get("files", {}))
-    refuse_changes(folder, setup["fingerprint"], plan.fingerprint, edited)
-    raised = refuse_lower(folder, state.bounds, plan.bounds)
-    refuse_moved(folder, state.history, plan.stages)
-    if raised:
+    if raised := refuse_another(folder, state, plan, edited):
         over = len(state.history.beams) >= len(plan.stages)
         told = "every stage is over" if over else "for the stages still open"
         log.info("%s (%s)", "; ".join(raised), told)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,31 +76,22 @@ def _load(path: str, read: ReadText, chain: tuple[_Entry, ...]) -> dict[Any, Any
     return merge(merged, {key: value for key, value in own.items() if key != INCLUDE})
 
 
-def _entries(value: Any, path: str, read: ReadText, chain: Sequence[_Entry]) -> Iterator[_Entry]:
+def _entries(value: Any, path: str, read: ReadText, chain: Sequence[_Entry]) -> list[_Entry]:
     """Every entry with the line it stands in. Raises LayerError before the first one is read."""
-    whole = isinstance(value, str)
-    entries = [value] if whole else [] if value is None else value
-    lines = [at(read, path, (INCLUDE,))]
-    if isinstance(entries, list) and not whole:
-        lines = [at(read, path, (INCLUDE, place)) for place in range(len(entries))] or lines
-    wrong = [
-        place
-        for place, entry in enumerate(entries if isinstance(entries, list) else [value])
-        if not isinstance(entry, str)
-    ]
-    if wrong:
-        raise LayerError(
-            f"{INCLUDE}: {_written(value)} in '{path}'{lines[wrong[0]]} is not a text or a list"
-            f" of texts.{_told(chain)}\n"
-            f"  Each entry is a path, and keys to take from it if not all: {INCLUDE}: [base.yaml, "
-            "other.yaml task model]"
-        )
-    return (_Entry(text, path, line) for text, line in zip(entries, lines, strict=False))
-
-
-def _written(value: Any) -> str:
-    """A value of `_include` on one line, as YAML has it."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    listed = isinstance(value, list)
+    entries = []
+    for place, text in enumerate(value if listed else [] if value is None else [value]):
+        line = at(read, path, (INCLUDE, place) if listed else (INCLUDE,))
+        if not isinstance(text, str):
+            written = json.dumps(value, default=str, ensure_ascii=False)
+            raise LayerError(
+                f"{INCLUDE}: {written} in '{path}'{line} is not a text or a list of texts."
+                f"{_told(chain)}\n"
+                f"  Each entry is a path, and keys to take from it if not all: {INCLUDE}: [base.yaml, "
+                "other.yaml task model]"
+            )
+        entries.append(_Entry(text, path, line))
+    return entries
 
 
 def _included(entry: _Entry, read: ReadText, above: tuple[_Entry, ...]) -> dict[Any, Any]:
@@ -184,8 +176,8 @@ def merge(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[Any, Any]:
     `${key}` with the key's own name is the old text.
     """
     if NAME in old and NAME in new and old[NAME] != new[NAME]:
-        return {key: _copy(value) for key, value in new.items()}
-    merged = {key: _copy(value) for key, value in old.items()}
+        return deepcopy(dict(new))
+    merged = deepcopy(dict(old))
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
@@ -193,7 +185,7 @@ def merge(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[Any, Any]:
         elif isinstance(value, str) and isinstance(before, str):
             merged[key] = _spliced(str(key), before, value)
         else:
-            merged[key] = _copy(value)
+            merged[key] = deepcopy(value)
     return merged
 
 
@@ -204,14 +196,6 @@ def _spliced(key: str, before: str, text: str) -> str:
     # Behind an odd number of backslashes ${ is literal.
     pattern = r"(?<!\\)((?:\\\\)*)" + re.escape(own)
     return re.sub(pattern, lambda match: match[1] + before, text)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_copy(child) for child in value]
-    return value  # what else YAML gives cannot be changed
 
 
 # -- what the files go over ----------------

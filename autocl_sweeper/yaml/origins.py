@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -58,7 +57,7 @@ class Layer:
             return self.written
         line = line_of(self.text, (_spelled(self.values, keys) or keys)[len(self.prefix) :])
         chain = "".join(f", included from {_short(one)}" for one in reversed(self.included_from))
-        return f"{_short(self.file)}:{line or 1}{chain}"
+        return f"{_short(self.file)}:{line}{chain}"
 
 
 def _spelled(node: Any, keys: Keys) -> Keys | None:
@@ -208,8 +207,9 @@ def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> 
                 if layer.has(other):
                     return f"{layer.place(other)}, as {'.'.join(map(str, other))}"
     for length in range(len(keys), 0, -1):
-        candidates = [keys[:length], *_starred(keys[:length])]
-        for candidate in candidates:
+        places = range(1, length - 1)
+        starred = ((*keys[:place], "*", *keys[place + 1 : length]) for place in places)
+        for candidate in (keys[:length], *starred):
             for layer in reversed(layers):
                 # A parent with nothing in it, as in a file of defaults, says nothing of the key.
                 if layer.has(candidate) if length == len(keys) else layer.says(candidate):
@@ -220,14 +220,6 @@ def origin(layers: Sequence[Layer], dotted: str, others: Sequence[str] = ()) -> 
     return None
 
 
-def _starred(keys: Keys) -> Iterator[Keys]:
-    for place in range(1, len(keys) - 1):
-        yield (*keys[:place], "*", *keys[place + 1 :])
-
-
 def _short(path: str) -> str:
     """Relative to the working directory where it lies below that."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path
+    return path.removeprefix(os.path.join(os.getcwd(), ""))

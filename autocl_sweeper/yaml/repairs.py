@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 NO_BREAK_SPACE = "\u00a0"
@@ -16,12 +15,14 @@ def explained(error: Any, text: str) -> tuple[int, str]:
     line = mark.line + 1 if mark is not None else 1
     told = ", ".join(filter(None, (error.context, error.problem)))
     begun = error.context_mark
-    if begun is not None and begun.line + 1 < line and _began_above(told):
+    open_above = ("while scanning a quoted", "while scanning a simple key")
+    if begun is not None and begun.line + 1 < line and told.startswith(open_above):
         line = begun.line + 1  # what is not closed is noticed at the end of the file, or anywhere
     lines = text.splitlines() or [""]
     shown = lines[min(line, len(lines)) - 1]
     above = next((one for one in reversed(lines[: line - 1]) if one.strip()), "")
-    return line, told + "." + _repair(told, shown, above)
+    repair = _repair(told, shown, above)
+    return line, f"{told}." + (f"\n  {repair}" if repair else "")
 
 
 def unreadable(path: str, error: UnicodeDecodeError) -> str:
@@ -61,15 +62,46 @@ def _convert(encoding: str, path: str) -> str:
     )
 
 
-def _began_above(told: str) -> bool:
-    return told.startswith(("while scanning a quoted", "while scanning a simple key"))
-
-
-def _repair(told: str, line: str, above: str) -> str:
-    for fits, repair in _REPAIRS:
-        if fits(told, line, above):
-            return "\n  " + repair(line)
-    return ""
+def _repair(told: str, line: str, above: str) -> str | None:
+    """What to write instead of a line; None where the parser's own words have to do."""
+    indent, (key, value) = _indent(line), _value(line)
+    quoted = f"{key.strip()} '{value.replace(chr(39), chr(39) * 2)}'"
+    if "\t" in line[: indent + 1] or "tab" in told:
+        return "YAML is indented by spaces; this line has a tab. Replace it by spaces."
+    if "???" in line and not re.search(r"[\"']\?\?\?", line):
+        return 'Between {} and [] YAML wants ??? in quotes: "???".'
+    if "mapping values are not allowed" in told and indent > _indent(above) and _value(above)[0]:
+        return (
+            "It is indented deeper than the line above, which has its value already. Begin it below"
+            " the key of that line."
+        )
+    if "mapping values are not allowed" in told and key:
+        return f"A value with a colon and a space in it wants quotes: {quoted}"
+    if value[:1] in _OPENING and _ends_early(value):
+        return f"A value that begins with a bracket and goes on behind it wants quotes: {quoted}"
+    if value[:1] in ("@", "%", "`", "&", "!", "|", ">"):
+        return f"A value that begins with {value[0]} wants quotes: {quoted}"
+    if line.strip().startswith(("*:", "* :")):
+        return 'The key of a star wants quotes: "*":'
+    if "quoted scalar" in told and "escape" in told:
+        return (
+            "Between double quotes \\ begins an escape. Take single quotes, or write each \\ twice."
+        )
+    if "quoted scalar" in told:
+        return "The quote that opens in this line is never closed."
+    if "could not find expected ':'" in told and re.match(r"\s*[\w.-]+[:=]\S", line):
+        spaced = re.sub(r"^(\s*[\w.-]+)\s*[:=]", r"\1: ", line).strip()
+        return f"A key, a colon and a space stand before a value: {spaced}"
+    if "flow mapping" in told or "flow sequence" in told:
+        return "A { or [ that opens above is not closed, or a comma is missing."
+    if "block mapping" in told or "block collection" in told:
+        return (
+            "Keys of one mapping begin in the same column; this line begins in another. Indent it as"
+            " the keys it belongs to."
+        )
+    if "single document" in told:
+        return "A file holds one document: remove the line ---, or make two files of it."
+    return None
 
 
 def _indent(line: str) -> int:
@@ -80,93 +112,6 @@ def _value(line: str) -> tuple[str, str]:
     """('  key: ', 'the rest') of a line that sets a key."""
     found = re.match(r"(\s*(?:- )?[^\s:#][^:]*:\s+)(.*)", line)
     return (found[1], found[2].strip()) if found else ("", line.strip())
-
-
-def _quoted(line: str) -> str:
-    key, value = _value(line)
-    return f"{key.strip()} '{value.replace(chr(39), chr(39) * 2)}'"
-
-
-def _has_value(line: str) -> bool:
-    return bool(_value(line)[0])
-
-
-def _deeper(line: str, above: str) -> bool:
-    return _indent(line) > _indent(above) and _has_value(above)
-
-
-Fits = Callable[[str, str, str], bool]
-_REPAIRS: tuple[tuple[Fits, Callable[[str], str]], ...] = (
-    (
-        lambda told, line, above: "\t" in line[: _indent(line) + 1] or "tab" in told,
-        lambda line: "YAML is indented by spaces; this line has a tab. Replace it by spaces.",
-    ),
-    (
-        lambda told, line, above: "???" in line and not re.search(r"[\"']\?\?\?", line),
-        lambda line: 'Between {} and [] YAML wants ??? in quotes: "???".',
-    ),
-    (
-        lambda told, line, above: "mapping values are not allowed" in told and _deeper(line, above),
-        lambda line: (
-            "It is indented deeper than the line above, which has its value already. Begin it below"
-            " the key of that line."
-        ),
-    ),
-    (
-        lambda told, line, above: "mapping values are not allowed" in told and _has_value(line),
-        lambda line: f"A value with a colon and a space in it wants quotes: {_quoted(line)}",
-    ),
-    (
-        lambda told, line, above: (
-            _value(line)[1][:1] in ("[", "{") and _ends_early(_value(line)[1])
-        ),
-        lambda line: (
-            f"A value that begins with a bracket and goes on behind it wants quotes: {_quoted(line)}"
-        ),
-    ),
-    (
-        lambda told, line, above: _value(line)[1][:1] in ("@", "%", "`", "&", "!", "|", ">"),
-        lambda line: f"A value that begins with {_value(line)[1][0]} wants quotes: {_quoted(line)}",
-    ),
-    (
-        lambda told, line, above: line.strip().startswith(("*:", "* :")),
-        lambda line: 'The key of a star wants quotes: "*":',
-    ),
-    (
-        lambda told, line, above: "quoted scalar" in told and "escape" in told,
-        lambda line: (
-            "Between double quotes \\ begins an escape. Take single quotes, or write each \\ twice."
-        ),
-    ),
-    (
-        lambda told, line, above: "quoted scalar" in told,
-        lambda line: "The quote that opens in this line is never closed.",
-    ),
-    (
-        lambda told, line, above: (
-            "could not find expected ':'" in told and bool(re.match(r"\s*[\w.-]+[:=]\S", line))
-        ),
-        lambda line: (
-            "A key, a colon and a space stand before a value: "
-            + re.sub(r"^(\s*[\w.-]+)\s*[:=]", r"\1: ", line).strip()
-        ),
-    ),
-    (
-        lambda told, line, above: "flow mapping" in told or "flow sequence" in told,
-        lambda line: "A { or [ that opens above is not closed, or a comma is missing.",
-    ),
-    (
-        lambda told, line, above: "block mapping" in told or "block collection" in told,
-        lambda line: (
-            "Keys of one mapping begin in the same column; this line begins in another. Indent it as"
-            " the keys it belongs to."
-        ),
-    ),
-    (
-        lambda told, line, above: "single document" in told,
-        lambda line: "A file holds one document: remove the line ---, or make two files of it.",
-    ),
-)
 
 
 def _ends_early(value: str) -> bool:

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from autocl_sweeper.errors import LayerError
 from autocl_sweeper.journal import NAME as JOURNAL
 from autocl_sweeper.journal import read
 from autocl_sweeper.yaml.layers import load
-from autocl_sweeper.yaml.text import INCLUDE
+from autocl_sweeper.yaml.text import INCLUDE, read_text
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,8 @@ class Snapshot:
         self.composed: dict[Any, Any] = {}  # what composing made of the texts, for who reads again
         self._known: dict[str, set[str]] = {}  # folder -> names in it, all of its YAML and folders
         self.is_complete = False
-        self._told: set[str] = set()
         self._kept: Path | None = None  # the sweep folder with the copies
-        self._stamps: dict[str, tuple[int, int, int]] = {}
+        self._seen: dict[str, str | None] = {}  # what `edits` has found last
         for folder in folders:
             self._look_through(os.path.abspath(folder))
 
@@ -66,18 +66,15 @@ class Snapshot:
         if path not in self.texts:
             if self._is_missing(path):
                 raise FileNotFoundError(f"'{path}' was not there when the sweep began")
-            if self.is_complete and path not in self._told:
+            if self.is_complete:
                 log.warning(
                     "'%s' is not in the snapshot that the sweep took of its configuration; it is read"
                     " as it is now",
                     path,
                 )
-                self._told.add(path)
-                return _read(path)
-            self.texts[path] = _read(path)
+            self.texts[path] = read_text(path)
         if not self.is_complete:
             self.used[path] = None
-            self._stamp(path)
         elif self._kept is not None and path not in self.used:
             _copy(self._kept, path, self.texts[path])  # a job needs what no planned job did
         return self.texts[path]
@@ -108,19 +105,14 @@ class Snapshot:
         entries = size = 0
         for folder, folders, files in os.walk(root, followlinks=True):
             entries += len(folders) + len(files)
-            folders[:] = [
-                name
-                for name in folders
-                if not _passed_over(name)
-                and not os.path.exists(os.path.join(folder, name, JOURNAL))
-            ]
+            looked_at = (name for name in folders if not _passed_over(name))
+            folders[:] = [n for n in looked_at if not os.path.exists(f"{folder}/{n}/{JOURNAL}")]
             names = {name for name in files if name.endswith(".yaml")}
             for name in sorted(names):
                 path = os.path.join(folder, name)
-                with suppress(OSError, UnicodeDecodeError):
-                    self._stamp(path)
-                    texts[path] = _read(path)
-                    size += len(texts[path])
+                if (text := _readable(path)) is not None:
+                    texts[path] = text
+                    size += len(text)
             seen[folder] = names | set(folders)
             if entries > MOST_ENTRIES or size > MOST_BYTES:
                 log.info("'%s' is too big to keep a copy of: only what jobs need is kept", root)
@@ -136,8 +128,7 @@ class Snapshot:
 
         def peek(path: str) -> str:
             if path not in self.texts:
-                self._stamp(path)
-                self.texts[path] = _read(path)
+                self.texts[path] = read_text(path)
             return self.texts[path]
 
         for path, text in list(self.texts.items()):
@@ -154,10 +145,8 @@ class Snapshot:
     def record(self, configuration: Any) -> dict[str, Any]:
         """For the journal: the files that made the configuration, and a hash of that."""
         composed = json.dumps(configuration, sort_keys=True, default=str)
-        return {
-            "files": {path: _hash(self.texts[path]) for path in self.used},
-            "composed": _hash(composed),
-        }
+        files = {path: _hash(self.texts[path]) for path in self.used}
+        return {"files": files, "composed": _hash(composed)}
 
     def keep(self, sweep_folder: Path) -> None:
         """Copy what the sweep reads into its folder, now and later; no copy may be read by more people."""
@@ -171,47 +160,35 @@ class Snapshot:
         kept = sweep_folder / FOLDER
         for copy in kept.rglob("*.yaml"):
             path = "/" + str(copy.relative_to(kept))
-            if path not in self.used:
-                with suppress(OSError, UnicodeDecodeError):
-                    self.texts[path] = _read(str(copy))
-                    if os.path.dirname(path) in self._known:
-                        self._known[os.path.dirname(path)].add(copy.name)
+            if path not in self.used and (text := _readable(str(copy))) is not None:
+                self.texts[path] = text
+                if os.path.dirname(path) in self._known:
+                    self._known[os.path.dirname(path)].add(copy.name)
 
     def changes(self, recorded: Mapping[str, str]) -> list[str]:
         """What an earlier session's files (path -> hash) have become, one line a changed file.
 
         A file with the same content at another path has moved with its project: no change.
         """
-        now = {path: _hash(self.texts[path]) for path in self.used}
-        moved = set(now.values())
+        moved = {_hash(self.texts[path]) for path in self.used}
         changes = []
         for path, digest in recorded.items():
-            if now.get(path) == digest or (path not in now and digest in moved):
+            if path not in self.used and digest in moved:
                 continue
-            try:
-                found = now.get(path) or _hash(_read(path))
-            except (OSError, UnicodeDecodeError):
+            text = self.texts[path] if path in self.used else _readable(path)
+            if text is None:
                 changes.append(f"{path}: was deleted")
-                continue
-            if found != digest:
+            elif _hash(text) != digest:
                 changes.append(f"{path}: was edited")
         return changes
 
     def edits(self) -> Iterator[str]:
         """The files in use that were edited or removed since, each of them once an edit."""
         for path in self.used:
-            stamp = _stamp_of(path)
-            if stamp != self._stamps.get(path):
-                self._stamps[path] = stamp
-                try:
-                    same = _read(path) == self.texts[path]
-                except (OSError, UnicodeDecodeError):
-                    same = False
-                if not same:
-                    yield path
-
-    def _stamp(self, path: str) -> None:
-        self._stamps.setdefault(path, _stamp_of(path))
+            now, read = _readable(path), self.texts[path]
+            if now not in (read, self._seen.get(path, read)):
+                yield path
+            self._seen[path] = now
 
 
 def _is_open(sweep_folder: Path) -> bool:
@@ -228,7 +205,8 @@ def _copy(sweep_folder: Path, path: str, text: str) -> None:
     if copy.exists():
         return
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with open(copy, "w", encoding="utf-8", newline="", opener=_closed) as file:
+    closed = partial(os.open, mode=0o600)
+    with open(copy, "w", encoding="utf-8", newline="", opener=closed) as file:
         file.write(text)
         with suppress(OSError):
             original, made = os.stat(path), os.fstat(file.fileno())
@@ -236,19 +214,16 @@ def _copy(sweep_folder: Path, path: str, text: str) -> None:
             os.fchmod(file.fileno(), 0o600 | (original.st_mode & readers))
 
 
-def _closed(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def copy_of(sweep_folder: Path, path: str) -> Path:
     """Where a sweep keeps its copy of the file at an absolute path."""
     return sweep_folder / FOLDER / path.lstrip("/")
 
 
-def _read(path: str) -> str:
-    """The text exactly, line ends included: its hash is that of the file."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return file.read()
+def _readable(path: str) -> str | None:
+    """The text of a file; None where there is none to read."""
+    with suppress(OSError, UnicodeDecodeError):
+        return read_text(path)
+    return None
 
 
 def _passed_over(name: str) -> bool:
@@ -257,14 +232,6 @@ def _passed_over(name: str) -> bool:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _stamp_of(path: str) -> tuple[int, int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 # -- in this process --------------------------------------------------------------------------------

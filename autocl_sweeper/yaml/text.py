@@ -19,7 +19,8 @@ ReadText = Callable[[str], str]
 
 
 def read_text(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
+    """The text exactly, line ends included: its hash is that of the file."""
+    with open(path, encoding="utf-8", newline="") as file:
         return file.read()
 
 
@@ -63,33 +64,13 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     resolving: list[tuple[tuple[Any, ...], str]] = []
-    for place, (keys, value) in enumerate(_walk(values, (), ())):
+    for place, (keys, value) in enumerate(walk(values)):
         if place > MOST_NODES:
             raise LayerError(f"its values are more than {MOST_NODES}, aliases written out.")
-        key = keys[-1]
-        if not isinstance(key, (str, int, float, bytes)):
-            shown = "null" if key is None else repr(key)
-            raise LayerError(f"{_line(text, keys)}: the key {shown} is neither text nor number.")
-        if isinstance(key, str) and key[:1] == NO_BREAK_SPACE:
-            raise LayerError(
-                f"{_line(text, keys)}: the line of '{key.strip()}' begins with a no-break space"
-                " (U+00A0), which indents nothing. Replace it by a plain space."
-            )
-        if key == INCLUDE and len(keys) > 1:
-            raise LayerError(
-                f"{_line(text, keys)}: {INCLUDE} stands at '{dotted(keys)}', but only the top"
-                " level of a file includes.\n"
-                f"  Move it to the top level; the included file then names '{dotted(keys[:-1])}'"
-                " itself."
-            )
-        if isinstance(value, str):
-            if "${" in value:
-                resolving.append((keys, value))
-        elif not isinstance(value, (dict, list, int, float, bytes, os.PathLike, type(None))):
-            raise LayerError(
-                f"{_line(text, keys)}: '{dotted(keys)}' is a {_kind(value)}; a configuration holds"
-                " mappings, lists, texts, numbers, booleans and null."
-            )
+        if wrong := _flaw(keys, value):
+            raise LayerError(f"line {line_of(text, keys)}: {wrong}")
+        if isinstance(value, str) and "${" in value:
+            resolving.append((keys, value))
     try:
         OmegaConf.create([value for _, value in resolving])
     except OmegaConfBaseException:
@@ -98,14 +79,37 @@ def _check(values: Mapping[Any, Any], text: str) -> None:
                 OmegaConf.create([value])
             except OmegaConfBaseException as error:
                 raise LayerError(
-                    f"{_line(text, keys)}: '{dotted(keys)}' is {value!r}, and its ${{...}} cannot be"
+                    f"line {line_of(text, keys)}: '{dotted(keys)}' is {value!r}, and its ${{...}} cannot be"
                     f" read: {str(error).partition(chr(10))[0]}.\n"
                     "  Close it, or write \\${ for the two characters themselves."
                 ) from error
 
 
-def _walk(
-    node: Any, keys: tuple[Any, ...], above: tuple[int, ...]
+def _flaw(keys: tuple[Any, ...], value: Any) -> str | None:
+    """Why no configuration has this value, or has it at these keys."""
+    key = keys[-1]
+    if not isinstance(key, (str, int, float, bytes)):
+        return f"the key {'null' if key is None else repr(key)} is neither text nor number."
+    if isinstance(key, str) and key[:1] == NO_BREAK_SPACE:
+        return (
+            f"the line of '{key.strip()}' begins with a no-break space (U+00A0), which indents"
+            " nothing. Replace it by a plain space."
+        )
+    if key == INCLUDE and len(keys) > 1:
+        return (
+            f"{INCLUDE} stands at '{dotted(keys)}', but only the top level of a file includes.\n"
+            f"  Move it to the top level; the included file then names '{dotted(keys[:-1])}' itself."
+        )
+    if not isinstance(value, (str, dict, list, int, float, bytes, os.PathLike, type(None))):
+        return (
+            f"'{dotted(keys)}' is a {_kind(value)}; a configuration holds mappings, lists, texts,"
+            " numbers, booleans and null."
+        )
+    return None
+
+
+def walk(
+    node: Any, keys: tuple[Any, ...] = (), above: tuple[int, ...] = ()
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every value below a node with its keys. Raises LayerError where an alias holds itself."""
     if id(node) in above:
@@ -114,7 +118,7 @@ def _walk(
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         yield (*keys, key), value
         if isinstance(value, (dict, list)):
-            yield from _walk(value, (*keys, key), above)
+            yield from walk(value, (*keys, key), above)
 
 
 def _kind(value: Any) -> str:
@@ -130,40 +134,34 @@ def dotted(keys: Sequence[Any]) -> str:
 
 
 def at(read: ReadText, path: str, keys: Sequence[Any]) -> str:
-    return f", {_line(read(path), keys)}"
+    return f", line {line_of(read(path), keys)}"
 
 
-def _line(text: str, keys: Sequence[Any]) -> str:
-    return f"line {line_of(text, keys) or 1}"
-
-
-def line_of(text: str, keys: Sequence[Any]) -> int | None:
-    """Where a key of a YAML text stands, counted from 1; None where the text does not have it.
+def line_of(text: str, keys: Sequence[Any]) -> int:
+    """Where a key of a YAML text stands, counted from 1; 1 where the text does not have it.
 
     What comes from an alias or from `<<` stands where it is written out.
     """
     import yaml
 
     node = yaml.compose(text, Loader=_loader())
-    line = None
+    line = 1
     for key in keys:
-        found = None
-        if isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-            if key < len(node.value):
-                found = (node.value[key].start_mark, node.value[key])
-        elif isinstance(node, yaml.MappingNode):
-            found = _find(node, key)
-        if found is None:
-            return None
-        line, node = found[0].line + 1, found[1]
+        mark, node = _find(node, key)
+        if node is None:
+            return 1
+        line = mark.line + 1
     return line
 
 
-def _find(node: Any, key: Any) -> tuple[Any, Any] | None:
+def _find(node: Any, key: Any) -> tuple[Any, Any]:
+    """Where a node has a key, and the node there; None and None where it has it not."""
     import yaml
 
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key].start_mark, node.value[key]
     merged: list[Any] = []
-    for name, value in node.value:
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
         # A key that is no text, such as 1 or on, is read again.
         if name.value == key or (
             not isinstance(key, str) and yaml.load(name.value, Loader=_loader()) == key
@@ -171,10 +169,8 @@ def _find(node: Any, key: Any) -> tuple[Any, Any] | None:
             return name.start_mark, value
         if name.value == "<<":
             merged += value.value if value.id == "sequence" else [value]
-    for one in merged:
-        if found := _find(one, key):
-            return found
-    return None
+    found = (_find(one, key) for one in merged)
+    return next((one for one in found if one[1] is not None), (None, None))
 
 
 @cache
@@ -199,13 +195,9 @@ def _loader() -> Any:
             for key, _ in node.value if id(node) not in self.seen else ():
                 name = (key.tag, str(key.value))
                 if name in lines and not key.tag.endswith(":merge"):
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"the key '{key.value}' stands twice, first in line {lines[name]}; one of"
-                        " the two values would silently win",
-                        key.start_mark,
-                    )
+                    told = f"the key '{key.value}' stands twice, first in line {lines[name]};"
+                    told += " one of the two values would silently win"
+                    raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
                 lines[name] = key.start_mark.line + 1
             self.seen.add(id(node))
             super().flatten_mapping(node)

@@ -73,11 +73,8 @@ class CMAESConf(SearchConf):
 
 
 @dataclass
-class HAZeroConf(SearchConf):
+class HAZeroConf(CMAESConf):
     factory: str = "autocl_sweeper.search.hazero.hazero_search"
-    popsize: int | None = II("..popsize")
-    sigma: float = 0.2
-    on_stop: str = "restart"
 
 
 @dataclass

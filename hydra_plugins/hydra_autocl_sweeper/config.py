@@ -7,21 +7,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from ._schema import (
-    AshaConf,
-    AutoCLSweeperConf,
-    CMAESConf,
-    GPConf,
-    GPULauncherConf,
-    HAZeroConf,
-    MedianConf,
-    PSHE2Conf,
-    QMCConf,
-    RayLauncherConf,
-    RelayConf,
-    SearchConf,
-    TPEConf,
-)
+from . import _schema as keys
 
 # Samplers that a file for hydra-optuna-sweeper may choose; what becomes of them: plan/migration.py.
 SAMPLERS = {
@@ -44,24 +30,24 @@ def _register() -> None:
     if "replace" in signature(store).parameters:
         store = partial(store, replace=True)
     store = partial(store, provider="autocl-sweeper")
-    store(group="hydra/sweeper", name="autocl", node=AutoCLSweeperConf)
-    store(group="hydra/launcher", name="gpu", node=GPULauncherConf)
-    store(group="hydra/launcher", name="ray", node=RayLauncherConf)
+    store(group="hydra/sweeper", name="autocl", node=keys.AutoCLSweeperConf)
+    store(group="hydra/launcher", name="gpu", node=keys.GPULauncherConf)
+    store(group="hydra/launcher", name="ray", node=keys.RayLauncherConf)
     for name, search in (
-        ("auto", SearchConf("auto")),
-        ("grid", SearchConf("autocl_sweeper.search.grid.GridSearch")),
-        ("random", SearchConf("autocl_sweeper.search.random.RandomSearch")),
-        ("relay", RelayConf()),
-        ("qmc", QMCConf()),
-        ("tpe", TPEConf()),
-        ("gp", GPConf()),
-        ("cmaes", CMAESConf()),
-        ("hazero", HAZeroConf()),
-        ("pshe2", PSHE2Conf()),
+        ("auto", keys.SearchConf("auto")),
+        ("grid", keys.SearchConf("autocl_sweeper.search.grid.GridSearch")),
+        ("random", keys.SearchConf("autocl_sweeper.search.random.RandomSearch")),
+        ("relay", keys.RelayConf()),
+        ("qmc", keys.QMCConf()),
+        ("tpe", keys.TPEConf()),
+        ("gp", keys.GPConf()),
+        ("cmaes", keys.CMAESConf()),
+        ("hazero", keys.HAZeroConf()),
+        ("pshe2", keys.PSHE2Conf()),
     ):
         store(group="hydra/sweeper/search", name=name, node=search)
-    store(group="hydra/sweeper/prune", name="asha", node=AshaConf)
-    store(group="hydra/sweeper/prune", name="median", node=MedianConf)
+    store(group="hydra/sweeper/prune", name="asha", node=keys.AshaConf)
+    store(group="hydra/sweeper/prune", name="median", node=keys.MedianConf)
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:  # which registers its own
         for name, target in SAMPLERS.items():
             node = {"_target_": f"optuna.samplers.{target}", "seed": None}

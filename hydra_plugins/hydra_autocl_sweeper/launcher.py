@@ -38,17 +38,12 @@ class GPULauncher(Launcher):
 
     def executor(self, returns: bool, files: JobFiles) -> LocalExecutor | RayExecutor:
         """Jobs one by one, for a sweeper that feeds devices as they free."""
-        from autocl_sweeper.hydra_launch import local_executor
+        from autocl_sweeper.hydra_launch import executor_of
 
         assert self.config is not None
-        return local_executor(
-            self.settings,
-            self.hydra_context,
-            self.task_function,
-            self.config,
-            returns,
-            files,
-            self._kept,
+        function, kept = self.task_function, self._kept
+        return executor_of(
+            self.settings, self.hydra_context, function, self.config, returns, files, kept
         )
 
     def launch(
@@ -67,12 +62,4 @@ class GPULauncher(Launcher):
 
 
 class RayLauncher(GPULauncher):
-    """The same on every node of a Ray cluster."""
-
-    def executor(self, returns: bool, files: JobFiles) -> RayExecutor:
-        from autocl_sweeper.hydra_launch import ray_executor
-
-        assert self.config is not None
-        return ray_executor(
-            self.settings, self.hydra_context, self.task_function, self.config, returns, files
-        )
+    """The same on every node of a Ray cluster, whose `address` is one of its settings."""

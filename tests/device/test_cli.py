@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support.bench import REPOSITORY
+from support.bench import autocl
 from support.fake_nvml import build as fake
 
 from autocl_sweeper.device.leases import LeaseFolder
@@ -19,15 +18,7 @@ from autocl_sweeper.device.packing import Claim
 BUSY, FOREIGN, LOST, IDLE = fake.gpus(4)
 
 
-def autocl(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autocl_sweeper", "devices", *arguments],
-        env={
-            **os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "250",
-            "AUTOCL_LEASE_DIR": str(folder / "leases"), **environment,
-        },
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+devices = partial(autocl, "devices", COLUMNS="250")
 
 
 @pytest.fixture
@@ -56,7 +47,7 @@ def machine(
 def test_devices_as_json_tell_figures_leases_and_refusals(
     machine: dict[str, str], tmp_path: Path
 ) -> None:
-    done = autocl(tmp_path, "--json", **machine)
+    done = devices("--json", **machine)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["lease_folder"] == str(tmp_path / "leases")
@@ -73,7 +64,7 @@ def test_devices_as_json_tell_figures_leases_and_refusals(
 
 
 def test_devices_are_a_table_for_people(machine: dict[str, str], tmp_path: Path) -> None:
-    done = autocl(tmp_path, "--free-memory", "0.999", **machine)
+    done = devices("--free-memory", "0.999", **machine)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     (row,) = [line for line in lines if "41000 of 81559" in line]
@@ -85,7 +76,7 @@ def test_devices_are_a_table_for_people(machine: dict[str, str], tmp_path: Path)
 
 
 def test_without_a_gpu_the_slots_are_shown(tmp_path: Path) -> None:
-    done = autocl(tmp_path, "--json", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    done = devices("--json", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     names = [device["id"] for device in json.loads(done.stdout)["devices"]]
     assert names == [f"cpu-{number}" for number in range(len(os.sched_getaffinity(0)))]
 
@@ -95,7 +86,7 @@ def test_a_driver_that_cannot_be_asked_is_an_error_with_a_way_out(
 ) -> None:
     figures = fake.write_figures(tmp_path / "figures", [IDLE], fake.VERSION_MISMATCH)
     environment = fake.environment(library, figures)
-    done = autocl(tmp_path, **environment)
+    done = devices(**environment)
     assert done.returncode == 1
     assert done.stderr.startswith("DeviceError: the NVIDIA driver is installed but does not answer")
     assert "Traceback" not in done.stderr

@@ -224,7 +224,7 @@ def order_of(app: Path, *overrides: str) -> bytes:
 def launcher_keys() -> dict[str, object]:
     """The defaults of hydra/launcher=ray, as the launcher gives them."""
     Plugins.instance()
-    from hydra_plugins.hydra_autocl_sweeper.config import RayLauncherConf
+    from hydra_plugins.hydra_autocl_sweeper._schema import RayLauncherConf
 
     return {**asdict(RayLauncherConf()), "cpu_slots": 2}
 

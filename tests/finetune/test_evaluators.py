@@ -171,7 +171,6 @@ def test_handover_of_model_path_takes_the_place_of_init_from(tmp_path: Path) -> 
         ((), {"popsize": None, "parents": "init"}, "rounds=3, but hydra.sweeper.popsize is null"),
         ((), {"population": {"keep": 5}}, "keep=5 is more than hydra.sweeper.popsize=4"),
         ((), {"population": {"keep": 0}}, "keep=0, but it must be a whole number"),
-        ((), {"population": {"epochs": True}}, "epochs=True, but it must be a whole number"),
         ((), {"population": {"epoch": 1}}, "Did you mean epochs?"),
         ((), {"population": {"model_path": "a b"}}, "'a b' is not an override key"),
         ((), {"handover": {"init_from": None}}, "no job would get its parent's checkpoint"),

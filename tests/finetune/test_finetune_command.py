@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,12 +45,8 @@ class Finetune(Bench):
         return [{key: v for key, v in row.items() if key != "seconds"} for row in found]
 
     def best(self) -> float:
-        (line,) = (
-            line
-            for line in (self.sweep / "log_file.txt").read_text().splitlines()
-            if line.startswith("best score: ")
-        )
-        return float(line.split()[2])
+        (score,) = re.findall(r"(?m)^best score: (\S+)", (self.sweep / "log_file.txt").read_text())
+        return float(score)
 
 
 @pytest.fixture
@@ -241,7 +238,7 @@ def test_odd_or_double_rest_is_refused(words: list[str], said: str) -> None:
     assert said in str(raised.value)
 
 
-def translated(folder: Path, *arguments: str) -> tuple[dict[str, Any], list[str]]:
+def translated(folder: Path, *arguments: str) -> tuple[Any, list[str]]:
     (folder / "hparam.yaml").write_text(HPARAM)
     (folder / "train.py").touch()
     words = [str(folder / "train.py"), f"--param_file={folder / 'hparam.yaml'}"]
@@ -249,38 +246,31 @@ def translated(folder: Path, *arguments: str) -> tuple[dict[str, Any], list[str]
     return translate(given)
 
 
-def test_defaults_are_those_of_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        pytest.param([], ["sweeper.popsize=5", "sweeper.rounds=10", "sweeper.parents=population",
+            "sweeper.population.epochs=1", "sweeper.keep_checkpoints=beam"], id="the original's defaults"),
+        pytest.param(["--gpu=0,1", "--popsize=6", "--evaluator=FullTrail"], ["sweeper.popsize=6",
+            "sweeper.parents=init", "launcher.cpu_slots=2", "sweeper.keep_checkpoints=all"], id="the seed's"),
+        pytest.param(["--gpu=0,1,0,1"], ["launcher.jobs_per_device=2", "launcher.cpu_slots=2"],
+            id="a card named twice has two trials"),
+    ],
+)  # fmt: skip
+def test_options_are_keys_of_the_sweeper_and_the_launcher(
+    tmp_path: Path, arguments: list[str], found: list[str]
+) -> None:
+    _, overrides = translated(tmp_path, *arguments)
+    assert {f"hydra.{text}" for text in found} <= set(overrides)
+
+
+def test_a_search_is_chosen_in_any_case_and_the_rest_is_the_scripts(tmp_path: Path) -> None:
     config, overrides = translated(tmp_path)
-    assert {
-        "hydra.sweeper.popsize=5",
-        "hydra.sweeper.rounds=10",
-        "hydra.sweeper.parents=population",
-        "hydra/sweeper/search=pshe2",
-        "hydra.sweeper.population.epochs=1",
-        "hydra.sweeper.keep_checkpoints=beam",
-    } <= set(overrides)
     assert config["rate"] == 0.1 and config["size"] == 20
-
-
-def test_the_seeds_command_line_is_understood(tmp_path: Path) -> None:
-    config, overrides = translated(
-        tmp_path,
-        *("--gpu=0,1", "--popsize=6", "--round=2", "--evaluator=FullTrail"),
-        *("--tuning_strategy=HAZero", "max_seq_len", "128"),
-    )
+    assert "hydra/sweeper/search=pshe2" in overrides
+    config, overrides = translated(tmp_path, "--tuning_strategy=HAZero", "max_seq_len", "128")
     assert config["autocl"]["rest"] == [["max_seq_len", "128"]]
-    assert {
-        "hydra.sweeper.popsize=6",
-        "hydra.sweeper.parents=init",
-        "hydra/sweeper/search=hazero",
-        "hydra.launcher.cpu_slots=2",
-        "hydra.sweeper.keep_checkpoints=all",
-    } <= set(overrides)
-
-
-def test_card_named_twice_has_two_trials(tmp_path: Path) -> None:
-    _, overrides = translated(tmp_path, "--gpu=0,1,0,1")
-    assert {"hydra.launcher.jobs_per_device=2", "hydra.launcher.cpu_slots=2"} <= set(overrides)
+    assert "hydra/sweeper/search=hazero" in overrides
 
 
 @pytest.mark.parametrize(

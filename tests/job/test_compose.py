@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
+from support.files import written
 
 from autocl_sweeper.job.compose import Composer, flat_configuration
 from autocl_sweeper.yaml.snapshot import Snapshot, install
@@ -60,12 +61,6 @@ FILES = {
 class ShapeConf:
     name: str = "typed"
     sizes: list[int] = field(default_factory=lambda: [1])
-
-
-def write(folder: Path, name: str, text: str) -> None:
-    path = folder / f"{name}.yaml"
-    path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text("\n".join(line.removeprefix(" " * 8) for line in text.splitlines()) + "\n")
 
 
 class Both:
@@ -138,10 +133,7 @@ def described(node: Any, key: Any = None) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("conf")
-    for name, text in FILES.items():
-        write(made, name, text)
-    return made
+    return written(tmp_path_factory.mktemp("conf"), FILES)
 
 
 @pytest.fixture
@@ -307,18 +299,15 @@ def test_a_sweep_composes_from_its_snapshot_whatever_becomes_of_the_files(app: P
         both = Both(app)
         snapshot.complete(app)
         try:
-            for edited in ("task/base", "shape/square"):
-                write(app, edited, "broken: [")
+            written(app, dict.fromkeys(("task/base", "shape/square"), "broken: ["))
             job = both.compare("task=copa", "shape@wide=wrapped", "seed=2")
             assert (job.task.rows, job.wide.a) == (7, 2)
         finally:
-            for edited in ("task/base", "shape/square"):
-                write(app, edited, FILES[edited])
+            written(app, FILES)
 
 
 def test_a_searchpath_is_searched(app: Path, tmp_path: Path) -> None:
-    write(tmp_path, "task/elsewhere", "name: elsewhere\n")
-    write(tmp_path, "more/one", "deep: 1\n")
+    written(tmp_path, {"task/elsewhere": "name: elsewhere", "more/one": "deep: 1"})
     both = Both(app)
     path = f"hydra.searchpath=['file://{tmp_path}']"
     for seed in (1, 2):

@@ -47,7 +47,7 @@ DOORS = {
     "outcome": {"journal"},  # it crosses the process boundary as the journal writes it
     "job": {"outcome"},
     "yaml": {"journal"},
-    "overview": {"compare"},
+    "compare": {"overview"},
     "results": {"plan"},
     "page": {"results"},
     "display": {"plan", "results"},
@@ -56,6 +56,7 @@ DOORS = {
     "rounds": {"plan", "display"},
     "hydra_sweep": {"hydra_launch"},
     "cli": {"finetune"},
+    "finetune": {"script"},
 }
 TRAIN_DOORS = {
     "config": {"chain"},  # which tasks a run has seen is in the checkpoints before it

@@ -10,11 +10,11 @@ import pytest
 from support.installed import ROOT
 
 from autocl_sweeper.cli import main
-from hydra_plugins.hydra_autocl_sweeper import config
+from hydra_plugins.hydra_autocl_sweeper import _schema
 
 GROUPS = {
-    "hydra.sweeper": config.AutoCLSweeperConf,
-    "hydra.launcher": config.RayLauncherConf,  # all keys of the GPU launcher and its own
+    "hydra.sweeper": _schema.AutoCLSweeperConf,
+    "hydra.launcher": _schema.RayLauncherConf,  # all keys of the GPU launcher and its own
 }
 CHOICES = {"_target_", "_recursive_", "defaults", "search"}  # of Hydra; groups, not keys
 KEYS = [

@@ -7,29 +7,18 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.bench import REPOSITORY, Bench, autocl
 from support.journals import Written, written_anew
 from support.sweeps import crossed, failing
 
 from autocl_sweeper.cli import main
 from autocl_sweeper.journal import read
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
-
-
-def autocl(
-    *words: object, cwd: Path | None = None, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "autocl_sweeper", *map(str, words)]
-    known = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | environ
-    return subprocess.run(command, cwd=cwd, env=known, capture_output=True, text=True, timeout=300)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -100,9 +89,8 @@ def test_the_repeating_command_keeps_the_programs_options_and_leaves_hydras_out(
 def test_best_prints_the_chain_and_the_overrides_of_each_stage(tmp_path, capsys):
     folder = crossed(tmp_path / "s")
     text = said(capsys, "best", folder).splitlines()
-    assert (
-        text[0] == "The best chain reaches 0.833 average accuracy on three tasks and forgets 0.150."
-    )
+    first = "The best chain reaches 0.833 average accuracy on three tasks and forgets 0.150."
+    assert text[0] == first
     assert [line.split()[3] for line in text[1:4]] == ["1", "2", "6"]
     overrides = said(capsys, "best", "--overrides", folder).splitlines()
     assert overrides[0] == "task=a lr=2" and overrides[2] == "task=c lr=1 p=2"
@@ -158,7 +146,7 @@ def blocked(tmp_path: Path) -> str:
 
 def test_without_the_extra_the_report_names_it(tmp_path):
     folder = crossed(tmp_path / "s")
-    done = autocl("report", folder, PYTHONPATH=f"{blocked(tmp_path)}{os.pathsep}{ROOT}")
+    done = autocl("report", folder, PYTHONPATH=f"{blocked(tmp_path)}{os.pathsep}{REPOSITORY}")
     assert done.returncode == 1 and "pip install 'autocl-sweeper[report]'" in done.stderr
     assert "Jinja2 and vl-convert-python" in done.stderr
 
@@ -189,7 +177,7 @@ def test_watch_prints_a_line_an_event_where_there_is_no_terminal(tmp_path, capsy
 
 
 def test_doctor_names_what_is_there_and_ends_with_0(tmp_path):
-    done = autocl("doctor", "--json", cwd=tmp_path)
+    done = autocl("doctor", "--json", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     found = {one["about"]: one for one in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout + done.stderr
     assert found["plugin"]["state"] == "ok" and found["Hydra"]["text"][:2] == "1."
@@ -197,7 +185,9 @@ def test_doctor_names_what_is_there_and_ends_with_0(tmp_path):
 
 def test_doctor_ends_with_1_where_a_sweep_would_not_run(tmp_path):
     (tmp_path / "file").write_text("")
-    done = autocl("doctor", cwd=tmp_path, AUTOCL_LEASE_DIR=str(tmp_path / "file"))
+    done = autocl(
+        "doctor", cwd=tmp_path, CUDA_VISIBLE_DEVICES="", AUTOCL_LEASE_DIR=str(tmp_path / "file")
+    )
     assert done.returncode == 1 and "WRONG  leases" in done.stdout
 
 
@@ -211,12 +201,8 @@ def test_a_journal_of_another_version_is_refused_with_a_sentence(tmp_path, capsy
 
 def test_shells_complete_commands_by_argcomplete(tmp_path):
     told = tmp_path / "told"
-    environ = {
-        "_ARGCOMPLETE": "1",
-        "COMP_LINE": "autocl sta",
-        "COMP_POINT": "10",
-        "_ARGCOMPLETE_IFS": "\n",
-    }
+    environ = {"_ARGCOMPLETE": "1", "COMP_LINE": "autocl sta", "COMP_POINT": "10"}
+    environ["_ARGCOMPLETE_IFS"] = "\n"
     autocl(**environ, _ARGCOMPLETE_STDOUT_FILENAME=str(told))
     assert told.read_text().split() == ["status"]
     environ |= {"COMP_LINE": "autocl plot t", "COMP_POINT": "13"}
@@ -224,39 +210,24 @@ def test_shells_complete_commands_by_argcomplete(tmp_path):
     assert {"tree", "timeline"} <= set(told.read_text().split())
 
 
-def swept(tmp_path: Path, before: str) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """The smallest app, swept with a report at the end."""
-    sweep = tmp_path / "sweep"
-    command = [
-        sys.executable,
-        "examples/minimal/app.py",
-        "-m",
-        "hydra/sweeper=autocl",
-        "task=low,high",
-    ]
-    command += ["rate=0.5,1.0", "hydra.sweeper.report=true", f"hydra.sweep.dir={sweep}"]
-    environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{before}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300
-    )
-    return done, sweep
+def swept(benches: Callable[..., Bench], before: str = "") -> tuple[str, Path]:
+    """What the smallest app printed, swept with a report at the end; and its folder."""
+    bench = benches(REPOSITORY / "examples/minimal/app.py")
+    ours = ("hydra/sweeper=autocl", "hydra.sweeper.report=true", "task=low,high", "rate=0.5,1.0")
+    return bench.run(*ours, PYTHONPATH=f"{before}{os.pathsep}{REPOSITORY}"), bench.sweep
 
 
-def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path):
-    done, sweep = swept(tmp_path, "")
-    assert done.returncode == 0, done.stderr
+def test_a_sweep_that_asks_leaves_the_page_of_its_end_with_its_command(tmp_path, benches):
+    _, sweep = swept(benches)
     text = (sweep / "report.html").read_text()
     assert "finished</span>" in text and "hydra.sweep.dir=…/sweep" in text
     assert str(tmp_path) not in text
 
 
-def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path):
-    done, sweep = swept(tmp_path, blocked(tmp_path))
-    assert done.returncode == 0 and "optimization_results.yaml" in done.stdout
-    assert (
-        "no report.html, for Jinja2 and vl-convert-python are not installed"
-        in done.stdout + done.stderr
-    )
+def test_without_the_extra_a_sweep_that_asks_says_so_and_ends_well(tmp_path, benches):
+    told, sweep = swept(benches, blocked(tmp_path))
+    assert "optimization_results.yaml" in told
+    assert "no report.html: autocl report needs Jinja2 and vl-convert-python" in told
     assert not (sweep / "report.html").exists()
 
 
@@ -266,6 +237,6 @@ def test_a_sweep_that_does_not_ask_imports_nothing_of_the_report(tmp_path):
         "print([m for m in sys.modules if m.startswith(('autocl_sweeper.page', 'jinja2', 'vl_convert'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.strip() == "[]", done.stderr

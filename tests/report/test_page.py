@@ -24,10 +24,7 @@ from autocl_sweeper.types import Cause, State
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b]0;title\x07\x1b[31mred\x1b[0m\u202e\x00"
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @dataclass

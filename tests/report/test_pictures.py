@@ -20,10 +20,7 @@ from autocl_sweeper.page.scale import DARK, LIGHT, painted
 from autocl_sweeper.page.timeline import timeline
 from autocl_sweeper.page.tree import tree
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.mark.parametrize("chart", [tree, timeline, parallel])

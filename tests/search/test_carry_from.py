@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,7 @@ def sweep(folder: Path, tasks: str = "a,b", **settings: Any) -> History:
     return Simulated(folder, plan_of(f"task={tasks}", **given), end).history
 
 
-@pytest.fixture(autouse=True)
-def quick_journals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture

@@ -45,6 +45,11 @@ def test_without_their_keys_the_direction_is_ours_and_nothing_else_changes() -> 
     assert [settings_of(direction=d).direction for d in ("max", "min")] == ["maximize", "minimize"]
 
 
+def test_a_key_that_is_added_to_the_sweepers_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigurationError, match=r"has no key 'toppk'\. Did you mean top_k\?"):
+        settings_of(toppk=1)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("sampler", TPE), ("n_trials", 20), ("n_jobs", 2), ("max_failure_rate", 0.0),

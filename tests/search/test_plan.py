@@ -7,6 +7,7 @@ from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.errors import ConfigurationError
 from autocl_sweeper.plan.checks import changed
+from autocl_sweeper.plan.settings import HANDOVER
 from autocl_sweeper.search.grid import GridSearch
 from autocl_sweeper.types import Outcome, State, Suggestion, Trial
 
@@ -96,6 +97,19 @@ def test_sources_are_the_checkpoints_of_all_survivors_and_need_a_beam():
         plan_of("task=a,b", handover={"init_from": None, "merge.sources": "sources"})
     with pytest.raises(ConfigurationError, match=r"hydra\.sweeper\.parents=init"):
         plan_of("task=a,b", handover=handover, parents="init")
+
+
+@pytest.mark.parametrize("value", HANDOVER)
+def test_a_handover_to_a_key_that_the_app_lacks_says_what_the_key_is_for(value):
+    def compose(overrides, meant_for):
+        if any(text.startswith("own=") for text in overrides):
+            raise ConfigurationError("Could not override 'own'")
+        return {}
+
+    handover = {"init_from": "checkpoint", "own": value}
+    with pytest.raises(ConfigurationError) as refused:
+        plan_of("task=a,b", handover=handover, extra_parents=int(value == "extra"), compose=compose)
+    assert f"Add `own: null` to it. {HANDOVER[value]}" in str(refused.value)
 
 
 def test_a_sweep_on_the_command_line_replaces_the_key_in_params():

@@ -40,6 +40,15 @@ def alive(pid: int) -> bool:
     return False
 
 
+def autocl(
+    *words: object, cwd: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """The command `autocl` in a process of its own."""
+    command = [sys.executable, "-m", "autocl_sweeper", *map(str, words)]
+    known = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environ
+    return subprocess.run(command, cwd=cwd, env=known, capture_output=True, text=True, timeout=300)
+
+
 def held_in(leases: Path) -> list[str]:
     """The devices whose lease in this folder somebody holds."""
     held = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +10,14 @@ from autocl_sweeper.display.progress import LogProgress
 from autocl_sweeper.outcome import JobFiles
 from autocl_sweeper.plan import Settings, make_plan
 from autocl_sweeper.sweep.loop import Sweep
+from hydra_plugins.hydra_autocl_sweeper._schema import AutoCLSweeperConf
 
 GRID = {"factory": "autocl_sweeper.search.grid.GridSearch"}
 RANDOM = {"factory": "autocl_sweeper.search.random.RandomSearch"}
+OF_HYDRA = asdict(AutoCLSweeperConf())
 SETTINGS = Settings(
-    sequence="task",
-    top_k=2,
-    metric=None,
-    direction="maximize",
-    params={},
-    task_params={},
-    when={},
-    zip=[],
-    param_file=None,
-    jobs=None,
-    rounds=1,
-    popsize=None,
-    parents="beam",
-    extra_parents=0,
-    population={},
-    init=True,
-    transfer=True,
-    carry_from=None,
-    objective=None,
-    selection="top_k",
-    seeds=1,
-    protocol="beam",
-    first_k=3,
-    prune=None,
-    budget={},
-    handover={"init_from": "checkpoint"},
-    max_failures=None,
-    retries=0,
-    retry_delay_s=0.0,
-    max_batch_size=None,
-    keep_checkpoints="beam",
-    check=None,
-    dry_run=False,
-    report=False,
-    export={},
-    seed=0,
-    pipeline=True,
-    search=GRID,
+    **{field.name: OF_HYDRA[field.name] for field in fields(Settings)}
+    | {"direction": "maximize", "population": {}, "retry_delay_s": 0.0, "search": GRID}
 )
 
 

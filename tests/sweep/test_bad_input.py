@@ -16,8 +16,8 @@ WARM = (*OURS, "hydra.launcher.warm=true")
 ONE_BY_ONE = (*WARM, "hydra.launcher.cpu_slots=1")
 S = "hydra.sweeper"
 
-# what -> arguments, what the message must say: key, value, rule, remedy. tests/search/test_plan.py
-# has more of them, without an app.
+# what -> arguments, what the message must say: key, value, rule, remedy. Without an app:
+# test_plan.py, test_spaces.py, test_protocols.py.
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "an unknown searched key": (
         ["task=a", "learning_rate=1,2"],
@@ -27,10 +27,6 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a", "optimizer=adam,sgdd"],
         ["cannot be composed", "optimizer/sgdd", "must name a file of its group"],
     ),
-    "an empty sequence": (
-        [f"{S}.sequence=momentum", "momentum="],
-        ["ConfigurationError: The sequence 'momentum' is empty", "momentum=first,second,third"],
-    ),
     "a task without a config": (
         ["task=a,b,d"],
         ["ConfigurationError: Task 'd' cannot be composed", "task/d", "task=d",
@@ -39,10 +35,6 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "an unknown key in the settings of a task": (
         ["task=a,b", f"+{S}.task_params.b=[{{lr:1}},{{lrr:1}}]"],
         ["Task 'b' cannot be composed", "lrr=1"],
-    ),
-    "a key with numbers in one task and names in the list of another": (
-        ["task=a,b", "lr=1,2", f"+{S}.task_params.b=[{{lr:small}},{{lr:large}}]"],
-        ["'lr' is choice(1,2) for task 'a' and choice(small,large) for task 'b'", "one type"],
     ),
     "a value in a file": (
         ["task=a", "+wrong=top_k"],
@@ -75,25 +67,9 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["task=a", "hydra.launcher.retries=2"],
         ["hydra.launcher.retries=2", "hydra.sweeper.retries=2", "No job was started"],
     ),
-    "an objective that is no expression": (
-        ["task=a", f"{S}.objective='lr >'"],
-        [f"ConfigurationError: {S}.objective='lr >' cannot be read", "min(...)", "eval/task"],
-    ),
-    "an unknown part of a budget": (
-        ["task=a", f"+{S}.budget.hours=3"],
-        [f"{S}.budget has no key 'hours'", "jobs, device_hours, wall_clock"],
-    ),
     "a sequence that is not given": (
         [f"{S}.sequence=tsk", "task=a,b", "lr=1,2"],
         [f"{S}.sequence=tsk, but tsk is not given", f"Did you mean {S}.sequence=task?"],
-    ),
-    "a direction of another library": (
-        ["task=a", f"{S}.direction=descending"],
-        [f"{S}.direction='descending' is not one of: maximize, minimize"],
-    ),
-    "repeats whose seed no key gets": (
-        ["task=a", "lr=1,2", f"{S}.seeds=3"],
-        [f"{S}.seeds=3", "would be the same", "+hydra.sweeper.handover.KEY=seed"],
     ),
     "repeats whose seed goes to a key the app does not have": (
         ["task=a", "lr=1,2", f"{S}.seeds=3", f"+{S}.handover.trainer.seed=seed"],

@@ -14,7 +14,7 @@ from support.plans import RANDOM, plan_of
 
 from autocl_sweeper.display.dry_run import lines
 from autocl_sweeper.errors import ConfigurationError
-from autocl_sweeper.plan import refuse_moved
+from autocl_sweeper.plan.checks import refuse_moved
 from autocl_sweeper.search.listed import ListedSearch
 from autocl_sweeper.search.random import RandomSearch
 from autocl_sweeper.strategy.decisions import Stage

@@ -59,7 +59,7 @@ def read() -> MakeJob:
             cfg = composers[0](overrides)
         with open_dict(cfg):
             del cfg["hydra"]
-        return read_run(cfg, CONF / "task")
+        return read_run(cfg)
 
     return composed
 
@@ -79,16 +79,26 @@ Compose = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compose]:
-    """compose(*files, overrides=[...]): the settled values, as `python train.py` would have them."""
-    from hydra import compose, initialize_config_dir
+def app_conf() -> Iterator[None]:
+    """Hydra composes from the app's own files, with `_include` and names that have a '+'."""
+    from hydra import initialize_config_dir
     from hydra.core.plugins import Plugins
+
+    from train.main import CONF, VERSION_BASE
+
+    Plugins.instance()
+    with initialize_config_dir(str(CONF), **VERSION_BASE):
+        yield
+
+
+@pytest.fixture
+def composed(app_conf: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Compose:
+    """compose(*files, overrides=[...]): the settled values, as `python train.py` would have them."""
+    from hydra import compose
 
     from train.check import checked_values
     from train.config.settle import as_written
-    from train.main import CONF, VERSION_BASE
 
-    Plugins.instance()  # `_include` and names with '+' are a plugin's
     monkeypatch.chdir(tmp_path)
 
     def made(*texts: str, overrides: list[str] | None = None) -> dict[str, Any]:
@@ -100,8 +110,7 @@ def composed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compos
         config = compose("+".join(names), overrides or [], return_hydra_config=True)
         return checked_values(as_written(config), config.hydra)
 
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        yield made
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from train.config.schema import KINDS
+from train.config.typed import options
+from train.info import answer, describe
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -23,28 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
     ],
 )
 def test_info_lists_the_options_of_a_section(argv: list[str], words: str) -> None:
-    from train.info import answer
-
     assert words in (answer(argv) or "")
 
 
 @pytest.mark.parametrize("value", ["all", "config", "defaults", "defaults-tree", "plugins"])
 def test_hydras_own_info_stays_hydras(value: str) -> None:
-    from train.info import answer
-
     assert answer(["--info", value]) is None and answer(["task=a"]) is None
 
 
 def test_every_section_and_every_option_has_help() -> None:
-    from train.config.schema import KINDS
-    from train.config.typed import options
-    from train.info import describe
-
     for name, kind in KINDS.items():
         assert all(one.metadata["help"] for one in options(kind).values()), name
-        assert all(
-            f"{key} = " in describe(name) or f"{key}" in describe(name) for key in options(kind)
-        )
+        assert all(key in describe(name) for key in options(kind))
 
 
 def test_info_of_a_section_loads_neither_torch_nor_transformers() -> None:
@@ -59,7 +53,5 @@ def test_info_of_a_section_loads_neither_torch_nor_transformers() -> None:
 
 
 def test_an_unknown_section_is_answered_with_the_nearest() -> None:
-    from train.info import answer
-
     with pytest.raises(ValueError, match="no section 'trainr'; did you mean trainer"):
         answer(["--info", "trainr"])

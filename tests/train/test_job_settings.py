@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose
 from omegaconf import OmegaConf
 
 from autocl_sweeper.space import encode, parse_space
+from train.check import check_job
 from train.config.typed import SettingsError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -19,16 +20,11 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 WITH_FOLDER = [
     Path(f"model/{name}.yaml") for name in ("seq2seq", "causal", "encoder", "pretrained")
 ]
-WITH_BUDGET = {"fixed": "memory.blocks", "plan": "memory.budget_gib", "static": "memory.budget_gib"}
 OF_SWEEPER = Path("hydra/sweeper/app/autocl.yaml")  # brought by a sweeper
 ALONE = [f for f in FILES if f not in (*WITH_FOLDER, OF_SWEEPER)]
-INCOMPLETE = [Path(f"memory/{name}.yaml") for name in WITH_BUDGET]
 WITH_HEAD = [Path(f"model/{name}.yaml") for name in ("headed", "bert_base")]  # test_family_heads.py
-CHOICES = [
-    f
-    for f in ALONE
-    if f.parent.name not in ("", "experiment", "task") and f not in (*INCOMPLETE, *WITH_HEAD)
-]
+ELSEWHERE = ("", "experiment", "task", "memory")  # below, and test_memory_settings.py
+CHOICES = [f for f in ALONE if f.parent.name not in ELSEWHERE and f not in WITH_HEAD]
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 FAMILIES = [file for file in EXPERIMENTS if file.stem.startswith("memory_")]  # no sweeps
 
@@ -41,84 +37,57 @@ def test_every_config_begins_with_the_command_that_uses_it(file: Path) -> None:
     assert command.startswith(("# python train.py ", "# python -m train."))
 
 
+@pytest.mark.usefixtures("app_conf")
 @pytest.mark.parametrize(
     "file", [f for f in EXPERIMENTS if f not in FAMILIES], ids=lambda f: f.stem
 )
 def test_every_experiment_composes_to_a_sweep_over_the_tasks_it_names(file: Path) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from train.check import check_job
-    from train.main import VERSION_BASE
-
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        cfg = compose(
-            "config", ["task=digits_01", f"experiment={file.stem}"], return_hydra_config=True
-        )
-        sweeper = cfg.hydra.sweeper
-        handover = {"seen_tasks": None, "merge": {"extra": "extra"}}
-        assert sweeper.handover == {"init_from": "checkpoint", **handover}
-        assert all((CONF / "task" / f"{task}.yaml").is_file() for task in sweeper.task_params)
-        own = sweeper.task_params.values()
-        listed = {str(s): s for found in own if OmegaConf.is_list(found) for s in found}
-        axes = parse_space(sweeper.params, None, "params").items()
-        shared = {key: encode(axis.at(1)) for key, axis in axes if key != "task"}
-        assert all(
-            (CONF / "task" / f"{task}.yaml").is_file()
-            for task in str(sweeper.params.get("task", "digits_01")).split(",")
-        )
-        for suggestion in ({}, shared, *listed.values()):  # keys that do not exist are refused
-            typed = [f"{k}={v}" for k, v in {"task": "digits_01", **suggestion}.items()]
-            typed += ["model=unify_tiny"] if suggestion.get("task") else []
-            check_job(compose("config", typed, return_hydra_config=True))
+    typed = ["task=digits_01", f"experiment={file.stem}"]
+    sweeper = compose("config", typed, return_hydra_config=True).hydra.sweeper
+    handover = {"seen_tasks": None, "merge": {"extra": "extra"}}
+    assert sweeper.handover == {"init_from": "checkpoint", **handover}
+    tasks = {*sweeper.task_params, *str(sweeper.params.get("task", "digits_01")).split(",")}
+    assert all((CONF / "task" / f"{task}.yaml").is_file() for task in tasks)
+    own = sweeper.task_params.values()
+    listed = {str(s): s for found in own if OmegaConf.is_list(found) for s in found}
+    axes = parse_space(sweeper.params, None, "params").items()
+    shared = {key: encode(axis.at(1)) for key, axis in axes if key != "task"}
+    for suggestion in ({}, shared, *listed.values()):  # keys that do not exist are refused
+        typed = [f"{k}={v}" for k, v in {"task": "digits_01", **suggestion}.items()]
+        typed += ["model=unify_tiny"] if suggestion.get("task") else []
+        check_job(compose("config", typed, return_hydra_config=True))
 
 
+@pytest.mark.usefixtures("app_conf")
 @pytest.mark.parametrize("file", FAMILIES, ids=lambda f: f.stem)
 def test_an_experiment_of_a_family_is_a_job_of_the_task_it_chooses(file: Path) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from train.check import check_job
-    from train.main import VERSION_BASE
-
     name = file.stem.removeprefix("memory_")
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        typed = [f"experiment={file.stem}", f"task.{name}.dataset.made_rows=8"]
-        values = check_job(compose("config", typed, return_hydra_config=True))
+    typed = [f"experiment={file.stem}", f"task.{name}.dataset.made_rows=8"]
+    values = check_job(compose("config", typed, return_hydra_config=True))
     assert [*values["task"]] == [name] and values["delta"]["_name"] == "seqft"
     assert not values["trainer"]["save_model"]
 
 
+@pytest.mark.usefixtures("app_conf")
 @pytest.mark.parametrize("name", ["config", "base+{}/seed.yaml"])
 @pytest.mark.parametrize("typed", [["experiment=split_digits"], ["hydra/sweeper=autocl"], []])
 def test_the_apps_sweeps_check_their_jobs_with_the_sweeper_that_can(
     tmp_path: Path, name: str, typed: list[str]
 ) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from train.main import VERSION_BASE
-
     (tmp_path / "seed.yaml").write_text("seed: 1")
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        cfg = compose(name.format(tmp_path), typed, return_hydra_config=True)
+    cfg = compose(name.format(tmp_path), typed, return_hydra_config=True)
     assert cfg.hydra.sweeper.get("check") == ("train.check.check_job" if typed else None)
 
 
 @pytest.mark.parametrize("file", CHOICES, ids=str)
 def test_every_choice_composes_to_a_job(make_job: Any, file: Path) -> None:
-    command = (CONF / file).read_text().splitlines()[0]
-    needed = [word for word in command.split() if word.startswith("memory.")]
-    make_job(f"{file.parent.as_posix()}={file.stem}", *needed)
+    make_job(f"{file.parent.as_posix()}={file.stem}")
 
 
 @pytest.mark.parametrize("file", WITH_FOLDER, ids=str)
 def test_a_model_that_is_stored_somewhere_asks_where(make_job: Any, file: Path) -> None:
     with pytest.raises(SettingsError, match=r"model\.path"):
         make_job(f"model={file.stem}")
-
-
-@pytest.mark.parametrize(("name", "key"), WITH_BUDGET.items())
-def test_a_memory_method_names_the_key_it_needs(make_job: Any, name: str, key: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(key)):
-        make_job(f"memory={name}")
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "task").glob("*.yaml")), ids=lambda f: f.stem)
@@ -149,35 +118,23 @@ def test_the_tasks_seen_are_those_of_the_chain_and_the_current_one(
     [
         ("init_from=/nowhere/checkpoint", ["init_from=/nowhere/checkpoint", "no such folder"]),
         ("delta.lora_dim=0", ["delta.lora_dim=0", "at least 1"]),
-        ("delta.lora_dim=2.5", ["delta.lora_dim=2.5", "must be a whole number"]),
         ("delta.lora_alpha=0", ["delta.lora_alpha=0", "above 0"]),
         ("delta.lora_dropout=1", ["delta.lora_dropout=1", "[0, 1)"]),
         ("delta.lamda_1=-1", ["delta.lamda_1=-1", "0 or more"]),
         ("delta.lamda_2=nan", ["delta.lamda_2=nan", "finite"]),
-        ("delta.lamda_2=much", ["delta.lamda_2=much", "must be a number"]),
-        ("+delta.lambda_1=1", ["delta.lambda_1=1", "did you mean lamda_1?"]),
         ("task.digits_01.options=[1,11]", ["task.digits_01.options=[1, 11]", "0 to 9"]),
         ("task.digits_01.options=[4]", ["at least two different digits"]),
         ("task.digits_01.options=[4,4]", ["at least two different digits"]),
-        (
-            "seen_tasks=[digits_01,digits_99]",
-            ["digits_99", "Known tasks: ", ", digits_01, digits_23"],
-        ),
+        ("seen_tasks=[digits_01,digits_99]", ["digits_99", "Known tasks: ", ", digits_01, digi"]),
         ("seen_tasks=[digits_23]", ["current task 'digits_01'"]),
         ("seen_tasks=[digits_01,digits_01]", ["different task names"]),
         ("seen_tasks=digits_01", ["must be a list"]),
         ("evaluation.dev_share=0.9", ["evaluation.dev_share=0.9", "sum below 1"]),
-        ("+trainer.data_seed=1", ["trainer.data_seed", "set the top-level key `seed`"]),
-        ("+trainer.seed=1", ["trainer.seed", "top-level key `seed`"]),
-        ("seed=-1", ["seed=-1", "0 or more"]),
     ],
 )
 def test_a_mistake_names_the_key_the_value_and_the_rule(
     make_job: Any, override: str, words: list[str]
 ) -> None:
-    from train.config.sections import SettingsError
-
     with pytest.raises(SettingsError) as caught:
         make_job(override)
-    for word in words:
-        assert word in str(caught.value)
+    assert [word for word in words if word not in str(caught.value)] == []

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from train.check import Refused
+from train.config.ofasys import BY_KEY, table, translate
+from train.config.typed import SettingsError, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "task: {a: {_name: digits, options: [0, 1]}}\n"
@@ -40,7 +42,8 @@ ROWS = {
     "optimizer.adam_betas": ("(0.8,0.99)", {"trainer.adam_beta1": 0.8, "trainer.adam_beta2": 0.99}),
     "optimizer.adam_eps": (1e-6, {"trainer.adam_epsilon": 1e-6}),
     "optimizer.weight_decay": (0.1, {"trainer.weight_decay": 0.1}),
-    "lr_scheduler._name": ("ofa_polynomial_decay", {"trainer.lr_scheduler_type": "polynomial"}),
+    "lr_scheduler._name": ("ofa_polynomial_decay", {"trainer.lr_scheduler_type": "polynomial",
+        "trainer.lr_scheduler_kwargs.lr_end": 0.0, "trainer.lr_scheduler_kwargs.power": 1.0}),
     "lr_scheduler.warmup_ratio": (0.06, {"trainer.warmup_steps": 0.06}),
     "lr_scheduler.warmup_updates": (50, {"trainer.warmup_steps": 50}),
     "lr_scheduler.end_learning_rate": (1e-6, {"trainer.lr_scheduler_kwargs.lr_end": 1e-6}),
@@ -88,16 +91,11 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def test_every_row_of_the_table_is_tried() -> None:
-    from train.config.ofasys import BY_KEY
-
     assert ROWS.keys() == BY_KEY.keys()
 
 
 @pytest.mark.parametrize("key", ROWS)
 def test_a_key_of_ofasys_becomes_ours_or_is_refused_with_the_way_out(key: str) -> None:
-    from train.config.ofasys import translate
-    from train.config.typed import SettingsError, shown
-
     given, expected = ROWS[key]
     section, name = key.split(".")
     values = {"task": {"a": {"_name": "digits"}}, section: {name: given}}
@@ -107,18 +105,10 @@ def test_a_key_of_ofasys_becomes_ours_or_is_refused_with_the_way_out(key: str) -
         assert f"{key}={shown(given)}" in str(caught.value) and expected in str(caught.value)
         return
     made = flat({k: v for k, v in translate(values).items() if v != {}})
-    if section == "lr_scheduler" and name == "_name":
-        expected = {
-            **expected,
-            "trainer.lr_scheduler_kwargs.lr_end": 0.0,
-            "trainer.lr_scheduler_kwargs.power": 1.0,
-        }
     assert made == {"task.a._name": "digits", **expected}
 
 
 def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
-    from train.config.ofasys import table
-
     assert table() in (ROOT / "docs/configuration.md").read_text()
 
 

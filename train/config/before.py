@@ -26,7 +26,6 @@ from autocl_sweeper.yaml.origins import TYPED, Layer, keys_of, layers_of_file, o
 from train.config.schema import CONF, KINDS, VERSION_BASE, TopLevel, not_a_section
 from train.config.typed import nearest, nested, options, shown
 
-LOGGING = ("hydra_logging", "job_logging")  # Python reads what is below
 OTHER_CONFIGS = (*FOLDERS, "hydra.searchpath")  # whose keys are known to Hydra alone
 WORDS_IN_A_LIST = re.compile(r"[\[,]\s*([\w.-]+(?:\s+[\w.-]+)+)\s*[,\]]")
 
@@ -43,11 +42,10 @@ def check_words(words: Sequence[str]) -> None:
     except LayerError as error:
         raise CommandLineError(str(error)) from error
     layers = [layer for file in files for layer in layers_of_file(file)]
-    _refuse_sections(values, layers)
-    words = [str(one.input_line) for one in typed if not one.is_sweep_override()]
-    if isinstance(values.get("hydra"), dict):
-        _refuse_shapes(values["hydra"], words, layers)
-    _refuse_hydras(files, typed, layers)
+    plain = [override for override in typed if not override.is_sweep_override()]
+    for key, value, told in _misshapen(values, plain):
+        raise CommandLineError(f"{origin(layers, key)}: {key}={shown(value)}: {told}")
+    _refuse_hydras(files, plain, layers)
 
 
 def overrides_of(words: Sequence[str]) -> list[str]:
@@ -138,59 +136,53 @@ def _refuse_unknown(typed: Iterable[Override]) -> None:
 
 def _files(words: Sequence[str]) -> list[str] | None:
     """The YAML files that go over the app's own; None where the app's own is not what is composed."""
-    for place, word in enumerate(words):
-        if word in CONFIG_NAME:
-            first, *files = words[place + 1].split("+")
-            return files if first == "base" else None
-    return []
+    if words[:1] != ["--config-name"]:
+        return []
+    first, *files = words[1].split("+")
+    return files if first == "base" else None
 
 
-def _refuse_sections(values: Mapping[Any, Any], layers: Sequence[Layer]) -> None:
-    """Sections that are no mapping; Hydra would fail at the first override below one."""
+Wrong = Iterator[tuple[str, Any, str]]
+"""Key, value, and what is wrong with them."""
+
+
+def _misshapen(values: Mapping[Any, Any], words: Sequence[Override]) -> Wrong:
+    """Sections that are no mapping, and dotted keys below `hydra`; Hydra would fail far from them."""
     for name, node in values.items():
         if (name in KINDS or name == "hydra") and node != "???" and not isinstance(node, dict):
-            why = not_a_section(str(name), node)
-            raise CommandLineError(f"{origin(layers, str(name))}: {name}={shown(node)}: {why}")
+            yield str(name), node, not_a_section(str(name), node)
+    if isinstance(values.get("hydra"), dict):
+        try:
+            found = _composed("base", words).hydra
+        except ConfigCompositionException:
+            return  # a word is wrong; the whole is composed next
+        yield from _below("hydra", values["hydra"], OmegaConf.to_container(found, resolve=False))
 
 
-def _refuse_shapes(given: Mapping[Any, Any], words: Sequence[str], layers: Sequence[Layer]) -> None:
-    """Dotted keys and sections below `hydra` that are no mapping; Hydra would fail far from them."""
-    try:
-        found = _composed("base", words).hydra
-    except ConfigCompositionException:
-        return  # a word is wrong; the whole is composed next
-    known = OmegaConf.to_container(found, resolve=False)
-    for keys, value, told in _shapes(given, known, ("hydra",)):
-        key = ".".join(keys)
-        raise CommandLineError(f"{origin(layers, key)}: {key}={shown(value)}: {told}")
-
-
-def _shapes(
-    given: Mapping[Any, Any], known: Any, above: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any, str]]:
-    """Key, value and what is wrong with them."""
+def _below(above: str, given: Mapping[Any, Any], known: Any) -> Wrong:
     for name, value in given.items():
-        keys, below = (*above, str(name)), known.get(name)
+        key, below = f"{above}.{name}", known.get(name)
         if "." in str(name) and str(name).partition(".")[0] in known:
-            yield keys, value, nested(str(name), value)
+            yield key, value, nested(str(name), value)
         if not isinstance(below, dict):
             continue
         if isinstance(value, Mapping):
-            yield from _shapes(value, below, keys)
+            yield from _below(key, value, below)
         elif isinstance(value, str) and value != "???":
-            yield keys, value, _no_mapping(keys, value)
-        elif value is None and (len(keys) == 2 or keys[1] not in LOGGING):
+            yield key, value, _no_mapping(key, value)
+        elif value is None and not re.match(r"hydra\.(hydra|job)_logging\.", key):
+            # Of those two Python reads what is below.
             told = "null is no section. Remove it to have the defaults, or give it options"
-            yield keys, value, told
+            yield key, value, told
 
 
-def _no_mapping(keys: Sequence[str], value: str) -> str:
+def _no_mapping(key: str, value: str) -> str:
     if found := re.fullmatch(r"(\w+)=(.*)", value):
         return f"a key in a file has a colon and a space behind it: {found[1]}: {found[2]}"
     choice = value if re.fullmatch(r"\w+", value) else "<name>"
     return (
         "must be a mapping of options. A file of the group is chosen on the command line:"
-        f" {'/'.join(keys)}={choice}"
+        f" {key.replace('.', '/')}={choice}"
     )
 
 
@@ -201,29 +193,24 @@ def _chosen_by(keys: Sequence[Any]) -> str:
         return ""
     files = [name for name in store.list(group) if name.endswith(".yaml")]
     names = [name for name in files if keys[-1] in store.load(f"{group}/{name}").node]
-    words = [f"{group}={name.removesuffix('.yaml')}" for name in sorted(names)]
-    return (
-        f"; it is one of {' and of '.join(words)}, to be chosen on the command line"
-        if words
-        else ""
-    )
+    listed = " and of ".join(f"{group}={name.removesuffix('.yaml')}" for name in sorted(names))
+    return f"; it is one of {listed}, to be chosen on the command line" if listed else ""
 
 
-def _composed(name: str, words: Sequence[str]) -> Any:
+def _composed(name: str, words: Sequence[Override]) -> Any:
     with initialize_config_dir(str(CONF), **VERSION_BASE):
-        return compose(name, list(words), return_hydra_config=True)
+        return compose(name, [str(one.input_line) for one in words], return_hydra_config=True)
 
 
 def _refuse_hydras(
-    files: Sequence[str], typed: Sequence[Override], layers: Sequence[Layer]
+    files: Sequence[str], words: Sequence[Override], layers: Sequence[Layer]
 ) -> None:
     """Keys of Hydra, the sweeper and the launcher that are not there, or have a wrong value."""
-    words = [override for override in typed if not override.is_sweep_override()]
     told_hydra = any(re.match("hydra[./]", override.key_or_group) for override in words)
     if not told_hydra and not any("hydra" in layer.values for layer in layers):
         return
     try:
-        _composed("+".join(["base", *files]), [str(one.input_line) for one in words])
+        _composed("+".join(["base", *files]), words)
     except ConfigCompositionException as error:
         cause = error.__cause__ or error.__context__
         key = getattr(cause, "full_key", None)

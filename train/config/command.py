@@ -18,7 +18,7 @@ from train.config.script_options import translated
 
 log = logging.getLogger(__name__)
 
-HYDRAS = ("hydra.sweeper", "hydra.launcher")
+NEEDED = ("hydra", "hydra.sweeper", "hydra.launcher")
 
 
 def accept_yaml_files() -> None:
@@ -35,11 +35,7 @@ def refuse_nameless(words: Sequence[str]) -> None:
     """Raise CommandLineError where a group is to be chosen by null: Hydra would show a traceback."""
     for word in words:
         group, _, value = word.lstrip("+").partition("=")
-        if value == "null" and group in (
-            "hydra",
-            *HYDRAS,
-            *(one.replace(".", "/") for one in HYDRAS),
-        ):
+        if value == "null" and group.replace("/", ".") in NEEDED:
             raise CommandLineError(
                 f"the command line: {word}: Hydra does not start without this section. Remove the word"
             )

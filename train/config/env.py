@@ -125,9 +125,8 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
     `gpus` counts those that CUDA shows here; it is asked only where no variable tells.
     """
     wanted = env.nproc_per_node
-    leased = _entries(environ.get(LEASED))
+    leased = _entries(wanted, environ.get(LEASED))
     if leased is not None:
-        _check_mig(wanted, leased)
         check_lease(env, len(leased), f"{len(leased)} ({','.join(leased)}) to this job")
         if wanted < len(leased) and not leased[0].startswith("cpu-"):  # slots may mean threads
             log.warning(
@@ -137,7 +136,7 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
             )
         return
     visible = environ.get(VISIBLE) if env.visible is None else env.visible
-    listed = _entries(visible)
+    listed = _entries(wanted, visible)
     if wanted == 1 or listed == [] or (listed and listed[0] in ("-1", "NoDevFiles")):
         return
     if listed is None:
@@ -146,7 +145,6 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
         if not count:  # a machine without GPUs: as many processes as one likes
             return
     else:
-        _check_mig(wanted, listed)
         count = len(listed)
         key = VISIBLE if env.visible is None else "env.cuda_visible_devices"
         named = f"{key}={visible} has {count}"
@@ -157,18 +155,18 @@ def check_devices(env: EnvSettings, environ: Mapping[str, str], gpus: Callable[[
         )
 
 
-def _check_mig(wanted: int, ids: list[str]) -> None:
+def _entries(wanted: int, listed: str | None) -> list[str] | None:
+    """Devices of a list with commas, for as many processes; None when there is no list."""
+    if listed is None:
+        return None
+    ids = [e.strip() for e in listed.split(",") if e.strip()]
     parts = [one for one in ids if one.startswith("MIG-")]
     if wanted > 1 and parts:
         raise SettingsError(
             f"env.nproc_per_node={wanted} on {','.join(parts)}: CUDA shows a process only one MIG "
             "device, and nccl joins none. Take whole GPUs, or one process per job"
         )
-
-
-def _entries(listed: str | None) -> list[str] | None:
-    """Entries of a list with commas; None when there is no list."""
-    return None if listed is None else [e.strip() for e in listed.split(",") if e.strip()]
+    return ids
 
 
 def count_gpus() -> int:

@@ -7,12 +7,12 @@ seconds, so names, types and defaults stand in a file of ours, and a test compar
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
-import types
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from train.config.refused import REFUSED
 
@@ -69,29 +69,17 @@ def _line(one: dataclasses.Field[Any]) -> str:
     default = one.default_factory() if callable(one.default_factory) else one.default
     default = default.value if isinstance(default, Enum) else default
     first = re.split(r"(?<=[.:])\s", str(one.metadata.get("help", "")).replace("%%", "%"))[0]
-    shown = first.rstrip(".:")
-    text = f"    {one.name}: {' | '.join(dict.fromkeys(_types(one.type)))} = option("
-    inner = f'{default!r}, "{shown.replace(chr(34), chr(39))}"'
-    return f"{text}{inner})"
+    shown = first.rstrip(".:").replace('"', "'")
+    return f'    {one.name}: {_type(one.type)} = option({default!r}, "{shown}")'
 
 
-def _types(wanted: Any) -> Iterator[str]:
-    if get_origin(wanted) in (Union, types.UnionType):
-        inner = get_args(wanted)
-        enums = [*_enums(wanted)]
-        for one in sorted(inner, key=lambda t: t is type(None)):
-            if not (enums and one is str):  # the text of one of its values
-                yield from _types(one)
-    elif isinstance(wanted, type) and issubclass(wanted, Enum):
-        yield wanted.__name__
-    elif wanted is dict or get_origin(wanted) is dict:
-        yield "dict[str, Any]"
-    elif get_origin(wanted) is list:
-        yield f"list[{' | '.join(_types(get_args(wanted)[0]))}]"
-    elif wanted is type(None):
-        yield "None"
-    else:
-        yield str(wanted.__name__)
+def _type(wanted: Any) -> str:
+    """An annotation without modules, null last. A dict has any values, an enum is its texts."""
+    text = re.sub(r"(\w+\.)+(?=\w)", "", inspect.formatannotation(wanted))
+    left = "str" if any(_enums(wanted)) else ""  # it is one of those texts
+    text = re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", text)
+    kept = [one for one in text.split(" | ") if one != left]
+    return " | ".join(sorted(kept, key="None".__eq__))
 
 
 if __name__ == "__main__":

@@ -116,16 +116,13 @@ class MemorySettings:
                 f"memory.blocks={shown(self.blocks)}: is the list of recomputed blocks of "
                 f"memory.method=fixed, and the method is {self.method}. Set both or none"
             )
-        if self.selective in ("linear", "attention") and (
-            self.method not in PLANNED or self.planner != "prefix"
-        ):
+        is_prefix = self.method in PLANNED and self.planner == "prefix"
+        if self.selective in ("linear", "attention") and not is_prefix:
             raise SettingsError(
                 f"memory.selective={self.selective}: is for plans of memory.planner=prefix, and the method "
                 f"is {self.method} with planner {self.planner}. Set memory=plan, or leave it at auto"
             )
-        if self.blocks is not None and (
-            len(set(self.blocks)) < len(self.blocks) or min(self.blocks, default=0) < 0
-        ):
+        if self.blocks and (len(set(self.blocks)) < len(self.blocks) or min(self.blocks) < 0):
             raise SettingsError(
                 f"memory.blocks={list(self.blocks)}: must be different indices, 0 or more"
             )
@@ -181,12 +178,9 @@ def refuse_beside(memory: MemorySettings, trainer: Mapping[str, Any], delta: str
             f"delta._name=prefix: its keys and values arrive through past_key_values, which a recomputed "
             f"block drops, and memory.method={memory.method} is set. Use another delta, or memory=none"
         )
+    told = f"memory.method={memory.method} is set. Remove one of them (memory=none takes the method away)"
     problems = [
-        Problem(
-            f"trainer.{key}",
-            f"trainer.{key}=true: {why}, and memory.method={memory.method} is set. Remove one of them "
-            "(memory=none takes the method away)",
-        )
+        Problem(f"trainer.{key}", f"trainer.{key}=true: {why}, and {told}")
         for key, why in BESIDE.items()
         if trainer.get(key)
     ]
@@ -228,23 +222,16 @@ ROWS: Mapping[str, Row] = {
 # fmt: on
 HARMLESS = ("min_input_size", "memory_predict_test")
 
+
+def _said(row: Row) -> str:
+    if row.to:
+        return f"Mimose's name of {row.to}"
+    return f"Mimose's; true: method {row.method}" if row.method else f"Mimose's; {row.why}"
+
+
 MemoryKeys = make_dataclass(
     "MemoryKeys",
-    [
-        (
-            name,
-            row.type | None,
-            option(
-                None,
-                f"Mimose's name of {row.to}"
-                if row.to
-                else (
-                    f"Mimose's; true: method {row.method}" if row.method else f"Mimose's; {row.why}"
-                ),
-            ),
-        )
-        for name, row in ROWS.items()
-    ],
+    [(name, row.type | None, option(None, _said(row))) for name, row in ROWS.items()],
     bases=(MemorySettings,),
     namespace={
         "__doc__": "What may stand in `memory`: the app's options, and Mimose's.",
@@ -258,12 +245,11 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settled section `memory` with Mimose's names turned into ours. Raises SettingsErrors."""
     made = {key: value for key, value in values.items() if key not in ROWS}
     problems: list[Problem] = []
-    methods: list[str] = []
+    methods: dict[str, str] = {}  # method -> who chooses it
     for key, value in values.items():
-        row = ROWS.get(key)
+        row, name = ROWS.get(key), f"memory.{key}"
         if row is None or value is None:
             continue
-        name = f"memory.{key}"
         try:
             given = read_value(row.type, value, name)
         except SettingsErrors as error:
@@ -278,17 +264,12 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
                 Problem(name, f"{name}={shown(given)} is not taken over: {row.why}. Remove it")
             )
         if row.method:
-            methods.append(row.method)
+            methods[row.method] = name
         if row.to:
             other, given = made.get(row.to), given if row.value is None else row.value
-            if other is not None and other != given and (row.to, other) not in UNSET:
-                problems.append(
-                    Problem(
-                        name,
-                        f"{name}={shown(given)} and memory.{row.to}={shown(other)}: say two things "
-                        "about one setting. Remove one of them",
-                    )
-                )
+            if other not in (None, given, "auto"):
+                told = f"{name}={shown(given)} and memory.{row.to}={shown(other)}: say two things "
+                problems.append(Problem(name, f"{told}about one setting. Remove one of them"))
             made[row.to] = given
     # Mimose's scripts give static_checkpoint beside dynamic_checkpoint, as a kind of it.
     chosen = next((m for m in ("fixed", "static", "plan") if m in methods), None)
@@ -296,16 +277,10 @@ def translate_memory(values: Mapping[str, Any]) -> dict[str, Any]:
     if chosen is not None and method == "none":
         made["method"] = chosen
     elif chosen is not None and method != chosen and (method, chosen) != ("static", "plan"):
-        names = ", ".join(f"memory.{key}" for key, row in ROWS.items() if row.method == chosen)
-        problems.append(
-            Problem(
-                f"memory.{names.partition('.')[2]}",
-                f"{names} chooses memory.method={chosen}, and memory.method={method} is set. Remove one",
-            )
+        told = (
+            f"{methods[chosen]} chooses memory.method={chosen}, and memory.method={method} is set"
         )
+        problems.append(Problem(methods[chosen], f"{told}. Remove one"))
     if problems:
         raise SettingsErrors(problems)
     return made
-
-
-UNSET = (("margin_gib", "auto"),)  # defaults that a Mimose name may stand beside

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from train.config.typed import SettingsError, default_of, option, options
+from train.config.typed import SHARE, SettingsError, changed, option
 
+Unscored = Literal["average", "manual", "best_single", "given"]
 Method = Literal[
-    "average", "manual", "best_single", "given",
+    Unscored,
     "loss", "kl", "el2n", "logits_labels_cos", "grand", "hidden_cos", "cosine", "euclidean", "performance",
 ]  # fmt: skip
-Init = Literal[
-    "last",
-    "random",
-    "average",
-    "manual",
-    "best_single",
-    "given",
-    "loss",
-    "el2n",
-    "logits_labels_cos",
-    "grand",
-]
+Init = Literal["last", "random", Unscored, "loss", "el2n", "logits_labels_cos", "grand"]
 Rule = Literal[
     "linear", "factor", "cat", "svd", "task_arithmetic", "magnitude_prune", "ties", "dare_linear",
     "dare_ties", "slerp", "model_stock",
@@ -101,9 +91,11 @@ class MergeSettings:
         None, "of the merged LoRA; null: the largest of the sources'", least=1
     )
     energy: float | None = option(
-        None, "of svd, instead of a rank: the share of squared singular values each module keeps"
+        None,
+        "of svd, instead of a rank: the share of squared singular values each module keeps",
+        **SHARE,
     )
-    density: float = option(1.0, "of pruning rules: the share of entries that is kept")
+    density: float = option(1.0, "of pruning rules: the share of entries that is kept", **SHARE)
     majority: Literal["total", "frequency"] = option(
         "total", "of ties: what elects an entry's sign"
     )
@@ -123,20 +115,11 @@ class MergeSettings:
             )
         if self.temperature == []:
             raise SettingsError("merge.temperature=[]: must name one temperature at least")
-        if self.temperature is not None and self.target_ess is not None:
-            raise SettingsError(
-                f"merge.target_ess={self.target_ess}: it finds the temperature itself; remove "
-                f"merge.temperature={self.temperature}, or this"
-            )
-        if not 0 < self.density <= 1:
-            raise SettingsError(f"merge.density={self.density}: must be above 0 and at most 1")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise SettingsError(f"merge.energy={self.energy}: must be above 0 and at most 1")
-        if self.energy is not None and self.rank is not None:
-            raise SettingsError(
-                f"merge.energy={self.energy}: it finds the rank itself; remove "
-                f"merge.rank={self.rank}, or this"
-            )
+        for key, found in (("target_ess", "temperature"), ("energy", "rank")):
+            value, other = getattr(self, key), getattr(self, found)
+            if value is not None and other is not None:
+                told = f"merge.{key}={value}: it finds the {found} itself; remove"
+                raise SettingsError(f"{told} merge.{found}={other}, or this")
 
     @property
     def temperatures(self) -> list[float]:
@@ -164,17 +147,6 @@ class MergeSettings:
 
         Raises SettingsError.
         """
-        self._refuse_extra()
-        if self.pool == "beam" and has_parent and self.sources is None:
-            raise SettingsError(
-                "merge.pool=beam: merge.sources has the checkpoints of the beam, and it is null; a sweep "
-                "gives them with +hydra.sweeper.handover.merge.sources=sources"
-            )
-        wanted: list[Init | None] = [*self.inits]
-        for one in wanted or [None]:
-            self._refuse_start(one, delta, start_from)
-
-    def _refuse_extra(self) -> None:
         m, inits = self.extra_parents, self.inits
         if m != len(inits) and (m or isinstance(self.init, list)):
             raise SettingsError(
@@ -185,15 +157,22 @@ class MergeSettings:
             raise SettingsError(
                 f"merge.extra={self.extra}: there are merge.extra_parents={m} in all; a sweep sets both"
             )
+        if self.pool == "beam" and has_parent and self.sources is None:
+            raise SettingsError(
+                "merge.pool=beam: merge.sources has the checkpoints of the beam, and it is null; a sweep "
+                "gives them with +hydra.sweeper.handover.merge.sources=sources"
+            )
+        wanted: list[Init | None] = [*inits]
+        for one in wanted or [None]:
+            self._refuse_start(one, delta, start_from)
 
     def _refuse_start(self, wanted: Init | None, delta: str, start_from: str | None) -> None:
         if wanted is None:
-            for key, one in options(MergeSettings).items():
-                if getattr(self, one.name) != default_of(one):
-                    raise SettingsError(
-                        f"merge.{key}={getattr(self, one.name)}: has no effect on a job without merge.init; "
-                        "deltas are merged by python -m train.transfer"
-                    )
+            for key, value in changed(self).items():
+                raise SettingsError(
+                    f"merge.{key}={value}: has no effect on a job without merge.init; "
+                    "deltas are merged by python -m train.transfer"
+                )
             return
         if wanted != "last" and delta in ("seqft", "ewc"):
             raise SettingsError(
@@ -210,8 +189,8 @@ class MergeSettings:
                 "merge.init=manual: merge.groups are of tasks, and the deltas of merge.pool=beam are all of one "
                 "task; take average or a score, or merge.pool=lineage"
             )
-        unscored = ("last", "random", "average", "manual", "best_single", "given")
-        if wanted not in unscored and self.temperature is None and self.target_ess is None:
+        scored = wanted not in ("last", "random", *get_args(Unscored))
+        if scored and self.temperature is None and self.target_ess is None:
             raise SettingsError(
                 f"merge.init={wanted}: a temperature has to be given, in the unit of the score: "
                 "merge.temperature=0.1, or merge.target_ess=2.5, which finds it"

@@ -29,12 +29,8 @@ class Row:
     default: Any  # OFASys's
     to: tuple[str, ...] = ()
     convert: Callable[[Any], Any] = lambda value: value  # one value per key of `to`, if several
-    fits: Callable[[Any], bool] = lambda value: False  # it says what happens anyway
-    why: str = ""  # else: why not, and what to do
-
-    @property
-    def name(self) -> str:
-        return self.key.partition(".")[2]
+    ignored: bool = False  # whatever it says; without `to` and this, only the default is taken
+    why: str = ""  # it is not, and what to do
 
 
 def _betas(value: Any) -> tuple[float, float]:
@@ -55,10 +51,6 @@ def _every(value: int) -> tuple[str, int] | None:
     return ("steps", value) if value > 0 else None
 
 
-def _is(*values: Any) -> Callable[[Any], bool]:
-    return lambda value: value in values
-
-
 FRESH = (
     "a job starts from weights alone (init_from), with a fresh optimizer, schedule and data order"
 )
@@ -75,9 +67,9 @@ ROWS: tuple[Row, ...] = (
     Row("common.min_loss_scale", float, 1e-4, ("trainer.min_loss_scale",)),
     Row("common.log_format", str | None, None, ("trainer.log_format",)),
     Row("common.log_interval", int, 100, ("trainer.logging_steps",)),
-    Row("common.log_file", str | None, None, fits=_is(None),
+    Row("common.log_file", str | None, None,
         why="a job logs into its own folder; choose that with hydra.run.dir"),
-    Row("common.tensorboard_logdir", str | None, None, fits=_is(None),
+    Row("common.tensorboard_logdir", str | None, None,
         why="trainer.report_to=tensorboard writes curves into the folder of each job"),
     Row("common.cpu", bool, False, ("trainer.use_cpu",)),
     Row("distributed_training.find_unused_parameters", bool, False, ("trainer.ddp_find_unused_parameters",)),
@@ -88,7 +80,7 @@ ROWS: tuple[Row, ...] = (
     Row("optimization.clip_norm", float, 0.0, ("trainer.max_grad_norm",)),
     Row("optimization.lr", FLOATS, 0.25, ("trainer.learning_rate",), _first),
     Row("optimization.sentence_avg", bool, False, ("task.*.criterion.sentence_avg",)),
-    Row("optimization.update_freq", FLOATS | None, None, fits=_is(None),
+    Row("optimization.update_freq", FLOATS | None, None,
         why="gradient accumulation is a task's: set task.<name>.dataset.update_freq"),
     Row("optimizer._name", str, "adam", ("trainer.optim",), lambda v: "adamw_torch" if v == "adam" else v),
     Row("optimizer.adam_betas", str | list[float], "(0.9, 0.999)", ("trainer.adam_beta1", "trainer.adam_beta2"),
@@ -101,7 +93,7 @@ ROWS: tuple[Row, ...] = (
     Row("lr_scheduler.warmup_updates", int, 0, ("trainer.warmup_steps",), lambda v: v if v > 0 else None),
     Row("lr_scheduler.end_learning_rate", float, 0.0, ("trainer.lr_scheduler_kwargs.lr_end",)),
     Row("lr_scheduler.power", float, 1.0, ("trainer.lr_scheduler_kwargs.power",)),
-    Row("lr_scheduler.total_num_update", float, 1e6, fits=_is(1e6),
+    Row("lr_scheduler.total_num_update", float, 1e6,
         why="the schedule ends where the training does: set optimization.max_update"),
     Row("dataset.micro_batch_size", int, 32, ("trainer.per_device_train_batch_size",)),
     Row("dataset.micro_valid_batch_size", int | None, None, ("trainer.per_device_eval_batch_size",)),
@@ -112,13 +104,13 @@ ROWS: tuple[Row, ...] = (
     Row("dataset.max_valid_steps", int | None, None, ("trainer.max_valid_steps",)),
     Row("dataset.disable_validation", bool, False, ("trainer.eval_strategy",), lambda v: "no" if v else None),
     Row("checkpoint.save_dir", str, "checkpoints", ("trainer.save_dir",)),
-    Row("checkpoint.restore_file", str, "checkpoint_last.pt", fits=_is("checkpoint_last.pt"),
+    Row("checkpoint.restore_file", str, "checkpoint_last.pt",
         why="start from a finished job's checkpoint folder with the top-level key init_from"),
     Row("checkpoint.finetune_from_model", str | None, None, ("init_from",)),
-    Row("checkpoint.reset_optimizer", bool, False, fits=lambda v: True, why=FRESH),
-    Row("checkpoint.reset_lr_scheduler", bool, False, fits=lambda v: True, why=FRESH),
-    Row("checkpoint.reset_meters", bool, False, fits=lambda v: True, why=FRESH),
-    Row("checkpoint.reset_dataloader", bool, False, fits=lambda v: True, why=FRESH),
+    Row("checkpoint.reset_optimizer", bool, False, ignored=True, why=FRESH),
+    Row("checkpoint.reset_lr_scheduler", bool, False, ignored=True, why=FRESH),
+    Row("checkpoint.reset_meters", bool, False, ignored=True, why=FRESH),
+    Row("checkpoint.reset_dataloader", bool, False, ignored=True, why=FRESH),
     Row("checkpoint.save_interval", int, 1, ("trainer.save_strategy",), lambda v: "epoch",
         why=EVERY.format("save")),
     Row("checkpoint.save_interval_updates", int, 0, ("trainer.save_strategy", "trainer.save_steps"), _every),
@@ -126,46 +118,39 @@ ROWS: tuple[Row, ...] = (
         _every),
     Row("checkpoint.keep_interval_updates", int, -1, ("trainer.save_total_limit",), _limit),
     Row("checkpoint.keep_last_epochs", int, -1, ("trainer.save_total_limit",), _limit),
-    Row("checkpoint.keep_best_checkpoints", int, -1, fits=_is(-1),
+    Row("checkpoint.keep_best_checkpoints", int, -1,
         why="checkpoint/ is the best one already where best_checkpoint_metric is set"),
-    Row("checkpoint.no_epoch_checkpoints", bool, False, fits=lambda v: True,
+    Row("checkpoint.no_epoch_checkpoints", bool, False, ignored=True,
         why="none are kept unless save_interval asks for them"),
-    Row("checkpoint.no_save", bool, False, fits=_is(False),
+    Row("checkpoint.no_save", bool, False,
         why="the next task of a chain starts from this job's checkpoint"),
     Row("checkpoint.best_checkpoint_metric", str, "loss", ("trainer.metric_for_best_model",)),
     Row("checkpoint.maximize_best_checkpoint_metric", bool | None, None, ("trainer.greater_is_better",)),
     Row("checkpoint.patience", int, -1, ("trainer.patience",)),
-    Row("ema.store_ema", bool, False, fits=_is(False), why="the app keeps no moving average of the weights"),
-    Row("ema.ema_decay", float, 0.9999, fits=lambda v: True, why="of store_ema, which is off"),
-    Row("ema.ema_start_update", int, 0, fits=lambda v: True, why="of store_ema, which is off"),
+    Row("ema.store_ema", bool, False, why="the app keeps no moving average of the weights"),
+    Row("ema.ema_decay", float, 0.9999, ignored=True, why="of store_ema, which is off"),
+    Row("ema.ema_start_update", int, 0, ignored=True, why="of store_ema, which is off"),
 )
 # fmt: on
 BY_KEY: Mapping[str, Row] = {row.key: row for row in ROWS}
-# Where one of these is set, that one of them takes the place of the other.
-INSTEAD = {
-    "dataset.validate_interval": (
-        "dataset.validate_interval_updates",
-        "checkpoint.validate_interval_updates",
-    ),
-    "checkpoint.save_interval": ("checkpoint.save_interval_updates",),
-}
+# Where the second one is set, it takes the place of the first.
+INSTEAD = (
+    ("dataset.validate_interval", "dataset.validate_interval_updates"),
+    ("dataset.validate_interval", "checkpoint.validate_interval_updates"),
+    ("checkpoint.save_interval", "checkpoint.save_interval_updates"),
+)
 
 
 def _section(name: str) -> type:
     fields = []
-    for row in (row for row in ROWS if row.key.startswith(f"{name}.")):
-        own = "kind" if row.name == "_name" else row.name
-        why = "" if row.to or row.fits(object()) else row.why
-        made = option(row.default, told(row), key=row.name, refused=why)
-        fields.append((own, row.type, made))
+    for row in ROWS:
+        section, _, key = row.key.partition(".")
+        if section == name:
+            why = "" if row.to or row.ignored else row.why
+            told = "; ".join(filter(None, (", ".join(row.to), row.why)))
+            made = option(row.default, told, key=key, refused=why)
+            fields.append(("kind" if key == "_name" else key, row.type, made))
     return make_dataclass(f"OFASys_{name}", fields, frozen=True)
-
-
-def told(row: Row) -> str:
-    """A row's meaning in a line."""
-    if row.to:
-        return ", ".join(row.to) + (f"; {row.why}" if row.why else "")
-    return row.why
 
 
 # Top-level section -> its options, all of them OFASys's.
@@ -255,7 +240,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     ours: dict[str, tuple[str, Any]] = {}  # our key -> who said so first, and what
     for key, value in given.items():
-        if any((given.get(other) or 0) > 0 for other in INSTEAD.get(key, ())):
+        if any((given.get(other) or 0) > 0 for one, other in INSTEAD if one == key):
             continue
         try:
             found = _wanted(key, value)
@@ -265,7 +250,7 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
         for target, wanted in found:
             said = _select(values, target)
             first = ours.setdefault(target, (target, said) if said is not None else (key, wanted))
-            if not _same(first[1], wanted):
+            if first[1] != wanted or isinstance(first[1], bool) != isinstance(wanted, bool):
                 text = f"{key}={shown(value)} and {first[0]}={shown(first[1])} say two things about {target}; "
                 problems.append(Problem(key, text + "remove one of them"))
     limits = ("optimization.max_epoch", "optimization.max_update")
@@ -296,10 +281,9 @@ def _wanted(key: str, value: Any) -> list[tuple[str, Any]]:
     if row is None:
         raise wrong(f"{key}={shown(value)}: there is no option '{key}'{nearest(key, BY_KEY)}")
     value = read_value(row.type, value, key)
-    if not row.to and not row.fits(value):
-        raise wrong(f"{key}={shown(value)} is not taken over: {row.why}")
-    if row.to and row.why and value != row.default:
-        raise wrong(f"{key}={shown(value)} is not taken over: only {row.why}")
+    if row.why and not row.ignored and value != row.default:
+        only = "only " if row.to else ""
+        raise wrong(f"{key}={shown(value)} is not taken over: {only}{row.why}")
     try:
         wanted = row.convert(value)
     except (ValueError, SyntaxError, TypeError, IndexError) as error:
@@ -307,10 +291,6 @@ def _wanted(key: str, value: Any) -> list[tuple[str, Any]]:
     if wanted is None or not row.to:
         return []
     return list(zip(row.to, wanted, strict=True)) if len(row.to) > 1 else [(row.to[0], wanted)]
-
-
-def _same(one: Any, other: Any) -> bool:
-    return bool(one == other and isinstance(one, bool) == isinstance(other, bool))
 
 
 def _select(values: Mapping[str, Any], key: str) -> Any:
@@ -372,8 +352,8 @@ def table() -> str:
     lines = ["| OFASys | its default | here |", "|---|---|---|"]
     for row in ROWS:
         here = " and ".join(f"`{key}`" for key in row.to)
-        if not row.to:  # then its default is the value that fits
-            here = "accepted" if row.fits(object()) else f"only {json.dumps(row.default)}"
+        if not row.to:
+            here = "accepted" if row.ignored else f"only {json.dumps(row.default)}"
         here += f"; {row.why}" if row.why else ""
         lines.append(f"| `{row.key}` | {json.dumps(row.default)} | {here} |")
     return "\n".join(lines)

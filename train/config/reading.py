@@ -14,52 +14,51 @@ from autocl_sweeper.yaml.resolve import STAR
 from train.chain import walk
 from train.config.hf_arguments import HFArguments
 from train.config.memory import refuse_beside
-from train.config.schema import TopLevel
-from train.config.sections import TRAINER_DEFAULTS, Run, TrainerExtras, TrainerSettings
+from train.config.schema import CONF, TopLevel
+from train.config.sections import Run, TrainerExtras, TrainerSettings
 from train.config.settle import as_written, settle
 from train.config.task import Task
 from train.config.text_data import (
     CL_BENCHMARK,
     DEFAULTS,
     FEW_SHOT,
-    FEW_SHOT_DEFAULTS,
-    HEADED,
-    HEADED_DEFAULTS,
     TextData,
     config_root,
     few_shot_names,
     task_names,
 )
-from train.config.typed import SettingsError, build, hints, options, values_of
+from train.config.typed import SettingsError, build, default_of, hints, options, values_of
 
 Composed = DictConfig | Mapping[str, Any]
+TASKS = CONF / "task"  # one YAML file per known task
 # Sections that are a part of a run as they are; the others are tasks, or about processes.
 PARTS: Mapping[str, type] = {
-    **{
-        name: hints(Run)[name]
-        for name in ("model", "delta", "trainer", "memory", "evaluation", "merge")
-    },
+    **{name: hints(Run)[name] for name in ("model", "delta", "memory", "evaluation", "merge")},
     "trainer": TrainerSettings,  # a run has its parts
 }
 
 
-def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = None) -> Run:
-    """The run a composed configuration describes; `task_dir` holds one YAML file per known task.
+def read_run(cfg: Composed, settled: Mapping[str, Any] | None = None) -> Run:
+    """The run a composed configuration describes. Raises SettingsError.
 
-    settled: what `settle` made of `cfg`, where that is known already. Raises SettingsError.
+    settled: what `settle` made of `cfg`, where that is known already.
     """
     values = settle(cfg) if settled is None else settled
+    written = values.get("trainer") or {}
     parts: dict[str, Any] = {
         name: build(kind, values.get(name) or {}, name) for name, kind in PARTS.items()
     }
     trainer = parts.pop("trainer")
-    refuse_beside(parts["memory"], values.get("trainer") or {}, parts["delta"].kind)
-    # Only what somebody set: what Hugging Face makes of the others is its own affair.
-    named = {*TRAINER_DEFAULTS, *(values.get("trainer") or {})} & options(HFArguments).keys()
+    refuse_beside(parts["memory"], written, parts["delta"].kind)
+    # Only what the app or somebody set: what Hugging Face makes of the others is its own affair.
+    named = {
+        name: getattr(trainer, name)
+        for name, one in options(HFArguments).items()
+        if name in written or default_of(one) != default_of(options(TrainerSettings)[name])
+    }
     tasks = read_tasks(values.get("task") or {})
-    _refuse_two_sizes(trainer, values.get("trainer") or {}, tasks)
+    _refuse_two_sizes(trainer, written, tasks)
     top = build(TopLevel, {k: values[k] for k in options(TopLevel) if k in values}, "")
-    folders = [*task_names(config_root(top.task_config_dir)), *few_shot_names(top.data_dir)]
     init_from = None if top.init_from is None else Path(top.init_from).absolute()
     if init_from is not None and not init_from.is_dir():
         raise SettingsError(
@@ -68,10 +67,9 @@ def read_run(cfg: Composed, task_dir: Path, settled: Mapping[str, Any] | None = 
         )
     return Run(
         tasks=tasks,
-        seen_tasks=_seen_tasks(cfg, top.seen_tasks, tasks, init_from, task_dir, folders),
+        seen_tasks=_seen_tasks(cfg, top, tasks, init_from),
         init_from=init_from,
-        trainer={name: getattr(trainer, name) for name in options(HFArguments) if name in named}
-        | trainer.split,
+        trainer=named | trainer.split,
         extras=TrainerExtras(**{name: getattr(trainer, name) for name in options(TrainerExtras)}),
         text=read_text(values),
         evaluate_test=top.evaluate_test,
@@ -124,13 +122,6 @@ def write_resolved(run: Run, env: Any, folder: Path) -> None:
     (folder / "resolved.yaml").write_text(written, encoding="utf-8")
 
 
-DEFAULTS_OF = {
-    CL_BENCHMARK: DEFAULTS,
-    FEW_SHOT: FEW_SHOT_DEFAULTS,
-    **dict.fromkeys(HEADED, HEADED_DEFAULTS),
-}
-
-
 def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
     """The task instances below `task`, in their order. Raises SettingsError."""
     if not nodes:
@@ -140,8 +131,7 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
         dataset = node.get("dataset") if isinstance(node, Mapping) else None
         of_files = isinstance(dataset, Mapping) and dataset.get("train_data")
         values = {"_name": "text" if of_files else str(name), **(node or {})}
-        if values["_name"] in DEFAULTS_OF:
-            defaults = DEFAULTS_OF[values["_name"]]
+        if defaults := DEFAULTS.get(values["_name"]):
             evaluation = {**defaults["evaluation"], **(values.get("evaluation") or {})}
             values = {**defaults, **values, "evaluation": evaluation}
         tasks.append(build(Task, values, f"task.{name}", name=str(name)))
@@ -149,13 +139,9 @@ def read_tasks(nodes: Mapping[str, Any]) -> tuple[Task, ...]:
 
 
 def _seen_tasks(
-    cfg: Composed,
-    names: list[str] | None,
-    current: tuple[Task, ...],
-    init_from: Path | None,
-    task_dir: Path,
-    folders: Sequence[str],
+    cfg: Composed, top: TopLevel, current: tuple[Task, ...], init_from: Path | None
 ) -> tuple[Task, ...]:
+    names = top.seen_tasks
     own = {task.name: task for task in current}
     if names is None:
         ancestors = [t for node in walk(init_from) for t in node.tasks]
@@ -165,29 +151,30 @@ def _seen_tasks(
             f"seen_tasks={names}: must be a list of different task names that contains the "
             f"current task '{', '.join(own)}', or null for those of the chain in init_from and it"
         )
-    known = sorted({*(path.stem for path in task_dir.glob("*.yaml")), *folders})
+    folders = [*task_names(config_root(top.task_config_dir)), *few_shot_names(top.data_dir)]
+    known = sorted({*(path.stem for path in TASKS.glob("*.yaml")), *folders})
     missing = [name for name in names if name not in own and name not in known]
     if missing:
         raise SettingsError(
             f"seen_tasks={list(names)}: no config for {missing}. Known tasks: {', '.join(known)}; "
-            f"a new one needs a file {task_dir}/<name>.yaml"
+            f"a new one needs a file {TASKS}/<name>.yaml"
         )
-    return tuple(own[name] if name in own else _group_task(cfg, name, task_dir) for name in names)
+    return tuple(own[name] if name in own else _group_task(cfg, name) for name in names)
 
 
-def _group_task(cfg: Composed, name: str, task_dir: Path) -> Task:
+def _group_task(cfg: Composed, name: str) -> Task:
     """A task an earlier job of the chain trained: its group file, under the star of this config.
 
     Without a file it is a folder of task_config_dir.
     """
     whole = as_written(cfg)
     star = {key: node for key, node in (whole.get("task") or {}).items() if key == STAR}
-    file = task_dir / f"{name}.yaml"
+    file = TASKS / f"{name}.yaml"
     kind = FEW_SHOT if name in few_shot_names(whole.get("data_dir")) else CL_BENCHMARK
     found = load(str(file)) if file.is_file() else {name: {"_name": kind}}
     if list(found) != [name]:
         raise SettingsError(
-            f"{task_dir / name}.yaml: must hold the task '{name}' alone, to be found again by its "
+            f"{file}: must hold the task '{name}' alone, to be found again by its "
             f"name later in a chain; it holds {', '.join(map(str, found))}"
         )
     (task,) = read_tasks(settle({**whole, "task": {**star, **found}})["task"])

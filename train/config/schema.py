@@ -29,9 +29,9 @@ from train.config.text_data import (
     CL_BENCHMARK,
     FEW_SHOT,
     TextData,
-    data_dirs_on,
+    config_root,
     few_shot_names,
-    roots_on,
+    given_on,
     task_names,
 )
 from train.config.typed import no_section, option
@@ -99,11 +99,11 @@ def register() -> None:
     if "replace" in signature(store).parameters:  # Hydra 1.4 asks what a second time means
         store = partial(store, replace=True)
     store(name="train_schema", node=schema, provider="train")
-    for root in roots_on(sys.argv[1:]):
-        for name in task_names(root):
-            node = OmegaConf.create({name: {"_name": CL_BENCHMARK}})
-            store(group="task", name=name, node=node, provider="train")
-    for data_dir in data_dirs_on(sys.argv[1:]):
-        for name in few_shot_names(data_dir):
-            node = OmegaConf.create({name: {"_name": FEW_SHOT}})
-            store(group="task", name=name, node=node, provider="train")
+    # Hydra has to know which tasks there are: those that ship, and those of a command line's folders.
+    roots = [None, *given_on(sys.argv[1:], "task_config_dir")]
+    kinds = {name: CL_BENCHMARK for root in roots for name in task_names(config_root(root))}
+    for data_dir in given_on(sys.argv[1:], "data_dir"):
+        kinds |= dict.fromkeys(few_shot_names(data_dir), FEW_SHOT)
+    for name, kind in kinds.items():
+        node = OmegaConf.create({name: {"_name": kind}})
+        store(group="task", name=name, node=node, provider="train")

@@ -43,6 +43,7 @@ INSTEAD: Mapping[str, str] = {
     "fp16": "trainer.fp16=true",
     "overwrite_output_dir": "a job never writes over another one; choose a folder with hydra.run.dir",
 }
+SAID = ("true", "false", "1", "0")  # behind a flag
 FLAGS = ("do_train", *(name for name, row in ROWS.items() if row.type is bool))
 
 
@@ -75,14 +76,12 @@ def translated(words: Sequence[str]) -> list[str]:
 
 def _value(name: str, left: list[str]) -> str:
     """The value behind an option, taken from the words; true for a flag. Raises CommandLineError."""
-    if left and not left[0].startswith("-") and (name not in FLAGS or left[0].lower() in _SAID):
+    if left and not left[0].startswith("-") and (name not in FLAGS or left[0].lower() in SAID):
         return left.pop(0)
     if name in FLAGS:
         return "true"
-    raise CommandLineError(f"--{name}: wants a value: --{name} <value>, or {KEYS[name]}=<value>")
-
-
-_SAID = ("true", "false", "1", "0")
+    key = KEYS.get(name, "experiment")
+    raise CommandLineError(f"--{name}: wants a value: --{name} <value>, or {key}=<value>")
 
 
 def _experiment(name: str, value: str, words: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ Each option has a default, a unit and one line of help: `python train.py --info 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from train.config.refused import REFUSED
 from train.config.task import Task
 from train.config.text_data import TextData
 from train.config.trackers import PACKAGES, trackers
-from train.config.typed import SettingsError, default_of, option, options
-
-OF_FOLDERS = "model=seq2seq, causal, encoder, pretrained and headed"
+from train.config.typed import ABOVE_0, BELOW_1, SettingsError, changed, option, options
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class ModelSettings:
         None, "1: grey, as the digits; 3: colour; null: as the tasks have them", least=1
     )
     num_decoder_layers: int | None = option(None, "of unify; null: num_hidden_layers", least=1)
-    dropout: float = option(0.0, "of unify")
+    dropout: float = option(0.0, "of unify", **BELOW_1)
 
     def __post_init__(self) -> None:
         self._check_kind()
@@ -81,18 +78,12 @@ class ModelSettings:
             raise SettingsError(
                 f"model.image_size={self.side}: must be a multiple of model.patch_size={self.patch}"
             )
-        if not 0 <= self.dropout < 1:
-            raise SettingsError(f"model.dropout={self.dropout}: must be in [0, 1)")
-
-    @property
-    def is_of_folder(self) -> bool:
-        """True for text models whose shape, tokenizer and weights come from `path`."""
-        return self.kind not in ("vit", "unify")
 
     @property
     def is_pretrained(self) -> bool:
         """True where training begins with weights that are there already."""
-        return self.is_of_folder and self.weights == "pretrained" and self.path is not None
+        stored = self.kind not in ("vit", "unify") and self.path is not None
+        return stored and self.weights == "pretrained"
 
     @property
     def side(self) -> int:
@@ -109,20 +100,22 @@ class ModelSettings:
 
     def _check_kind(self) -> None:
         """What this kind of model does not look at is refused."""
-        of_folders = ("path", "tokenizer", "weights", "config", "head")
-        unread = {"vit": of_folders, "unify": ("path", "weights", "config", "head")}.get(self.kind)
-        why = f"is of {OF_FOLDERS}" if self.kind == "unify" else "is of models that read text"
-        if unread is None:
-            if self.path is None and self.kind != "headed":
-                raise SettingsError(
-                    f"model.path is missing: {self.kind} is read from a folder that save_pretrained wrote, "
-                    "from pkg://<package>/<folder>, or by its name from the hub"
-                )
-            unread = tuple(k for k in options(ModelSettings) if k not in (*of_folders, "_name"))
+        of_folders = {"path", "tokenizer", "weights", "config", "head"}
+        if self.kind == "vit":
+            unread, why = of_folders, "is of models that read text"
+        elif self.kind == "unify":
+            unread = of_folders - {"tokenizer"}
+            why = "is of model=seq2seq, causal, encoder, pretrained and headed"
+        elif self.path is None and self.kind != "headed":
+            raise SettingsError(
+                f"model.path is missing: {self.kind} is read from a folder that save_pretrained wrote, "
+                "from pkg://<package>/<folder>, or by its name from the hub"
+            )
+        else:
+            unread = options(ModelSettings).keys() - of_folders - {"_name"}
             why = "has no effect: the model in model.path has a shape of its own; see model.config"
-        for key in unread:
-            value = getattr(self, key)
-            if value != default_of(options(ModelSettings)[key]):
+        for key, value in changed(self).items():
+            if key in unread:
                 raise SettingsError(f"model.{key}={value}: {why}")
 
 
@@ -144,19 +137,26 @@ class DeltaSettings:
         "what the first task of a chain trains: the whole model, or an adapter as every later task; "
         "null: an adapter where the weights are pretrained",
     )
-    lora_dim: int = option(8, "rank of an adapter")
-    lora_alpha: float = option(32.0, "an adapter counts alpha / rank")
-    lora_dropout: float = option(0.0, "on the adapter's input")
+    lora_dim: int = option(
+        8,
+        "rank of an adapter",
+        check=lambda v: v >= 1,
+        rule="the rank of an adapter must be at least 1",
+    )
+    lora_alpha: float = option(32.0, "an adapter counts alpha / rank", **ABOVE_0)
+    lora_dropout: float = option(0.0, "on the adapter's input", **BELOW_1)
     target_modules: tuple[str, ...] | None = option(
         None,
         "layers that get an adapter; null: q and v of text models from a folder, all of a layer for "
         "vit and unify",
     )
-    lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off")
-    lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off")
+    lamda_1: float = option(0.1, "weight of orthogonality to the ancestors; 0: off", least=0)
+    lamda_2: float = option(0.0, "weight of the adapter's norm; 0: off", least=0)
     ewc_lambda: float = option(1.0, "weight of ewc's penalty", least=0)
     effective_rank: float = option(
-        0.5, "directions of a layer that osf freezes: a share below 1, or their number"
+        0.5,
+        "directions of a layer that osf freezes: a share below 1, or their number",
+        **ABOVE_0,
     )
     replay_rows: int = option(
         0, "training rows of each earlier task that are kept and mixed in; 0: none", least=0
@@ -168,27 +168,6 @@ class DeltaSettings:
     size: int = option(12, "of adapter: width of its bottleneck", least=1)
     num_tokens: int = option(120, "of prefix: how many keys and values", unit="tokens", least=1)
     bottleneck: int = option(24, "of prefix: width between its table and keys", least=1)
-
-    def __post_init__(self) -> None:
-        if self.target_modules is not None:
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if self.lora_dim < 1:
-            raise SettingsError(
-                f"delta.lora_dim={self.lora_dim}: the rank of an adapter must be at least 1"
-            )
-        if not self.lora_alpha > 0:
-            raise SettingsError(f"delta.lora_alpha={self.lora_alpha}: must be above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise SettingsError(f"delta.lora_dropout={self.lora_dropout}: must be in [0, 1)")
-        if not self.effective_rank > 0:
-            raise SettingsError(f"delta.effective_rank={self.effective_rank}: must be above 0")
-        for key in ("lamda_1", "lamda_2"):
-            value = getattr(self, key)
-            if not (value >= 0 and math.isfinite(value)):
-                raise SettingsError(
-                    f"delta.{key}={value}: a penalty weight must be a finite number, 0 or more "
-                    "(0 turns the penalty off)"
-                )
 
 
 @dataclass(frozen=True)
@@ -203,9 +182,8 @@ class EvaluationSettings:
     )
 
     def __post_init__(self) -> None:
-        if not (
-            self.dev_share > 0 and self.test_share > 0 and self.dev_share + self.test_share < 1
-        ):
+        shares = (self.dev_share, self.test_share)
+        if not (min(shares) > 0 and sum(shares) < 1):
             raise SettingsError(
                 f"evaluation.dev_share={self.dev_share}, evaluation.test_share={self.test_share}: "
                 "both must be above 0 and leave something to train on (sum below 1)"
@@ -297,14 +275,6 @@ class TrainerSettings(TrainerExtras, HFArguments):
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": self.batch_size // rows,
         }
-
-
-# Where the app's default is not that of transformers.
-TRAINER_DEFAULTS: Mapping[str, Any] = {
-    name: default_of(one)
-    for name, one in options(TrainerSettings).items()
-    if name in options(HFArguments) and default_of(one) != default_of(options(HFArguments)[name])
-}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from train.config.typed import SettingsError, default_of, option, options
+from train.config.typed import SettingsError, changed, option
 
 CLASSES = 10  # digits 0 to 9: the rows of the model's head
 Criterion = Literal["cross_entropy", "label_smoothed_cross_entropy"]
@@ -119,15 +119,11 @@ class ImagePreprocess:
     )
 
     def __post_init__(self) -> None:
-        if self.processor is None:
-            return
-        for key, one in options(ImagePreprocess).items():
-            if key not in ("processor", "patch_image_size") and getattr(self, key) != default_of(
-                one
-            ):
+        for key, value in changed(self).items() if self.processor is not None else ():
+            if key not in ("processor", "patch_image_size"):
                 raise SettingsError(
-                    f"preprocess: {key}={getattr(self, key)} has no effect beside "
-                    f"processor={self.processor}, which says it itself; remove one of them"
+                    f"preprocess: {key}={value} has no effect beside processor={self.processor}, "
+                    "which says it itself; remove one of them"
                 )
 
 
@@ -206,7 +202,7 @@ class Task:
         help="the task class; default: text with dataset.train_data, else the instance's name",
         key="_name",
     )
-    options: tuple[int, ...] = option([], "of class digits: the digits of this task")
+    options: tuple[int, ...] = option((), "of class digits: the digits of this task")
     instruction: InstructionSettings | None = option(None, "templates")
     dataset: DatasetSettings = option(DatasetSettings, "rows")
     preprocess: PreprocessSettings = option(PreprocessSettings, "slots to model inputs")
@@ -216,11 +212,8 @@ class Task:
     max_tgt_length: int = option(30, "cut what it answers to", unit="tokens", least=1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(self.options))
-        wrong = [o for o in self.options if not 0 <= o < CLASSES]
-        if self.kind == "digits" and (
-            wrong or len(self.options) < 2 or len(set(self.options)) < len(self.options)
-        ):
+        digits = {o for o in self.options if 0 <= o < CLASSES}
+        if self.kind == "digits" and not 2 <= len(self.options) == len(digits):
             raise SettingsError(
                 f"task.{self.name}.options={list(self.options)}: "
                 f"give at least two different digits from 0 to {CLASSES - 1}"

@@ -19,23 +19,20 @@ HEADED = (  # classes whose answers a head of the model makes
 )  # fmt: skip
 SHIPPED = Path(__file__).resolve().parents[2] / "data"
 
-# What O-LoRA's published code does, where it is not the default of other classes.
-DEFAULTS: Mapping[str, Any] = {
-    "max_src_length": 512,
-    "max_tgt_length": 50,
-    "evaluation": {"generator_args": {"beam": 1, "max_len_b": 50}},
+
+def _limits(answer: int) -> dict[str, Any]:
+    """Greedy answers of so many tokens."""
+    evaluation = {"generator_args": {"beam": 1, "max_len_b": answer}}
+    return {"max_src_length": 512, "max_tgt_length": answer, "evaluation": evaluation}
+
+
+# Task class -> what is not the default of other classes.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    CL_BENCHMARK: _limits(50),  # as O-LoRA's published code
+    FEW_SHOT: _limits(64),  # as the reference
+    # The positions of BERT and its kind: nothing shorter is cut.
+    **{kind: {"max_src_length": 512, "evaluation": {}} for kind in HEADED},
 }
-
-
-# The reference's limits and its greedy decoding.
-FEW_SHOT_DEFAULTS: Mapping[str, Any] = {
-    "max_src_length": 512,
-    "max_tgt_length": 64,
-    "evaluation": {"generator_args": {"beam": 1, "max_len_b": 64}},
-}
-
-# The positions of BERT and its kind: nothing shorter is cut.
-HEADED_DEFAULTS: Mapping[str, Any] = {"max_src_length": 512, "evaluation": {}}
 
 
 @dataclass(frozen=True)
@@ -98,31 +95,18 @@ def config_root(task_config_dir: str | None) -> Path:
     return Path(task_config_dir).absolute() if task_config_dir else SHIPPED / "task_configs"
 
 
-def task_names(root: Path) -> list[str]:
-    """Folders below `root` that configure a task and can be written as `task=<name>`."""
-    files = sorted(root.glob("*/train_tasks.json"))
-    return [file.parent.name for file in files if NAME.fullmatch(file.parent.name)]
-
-
-def few_shot_names(data_dir: str | None) -> list[str]:
-    """Folders below `data_dir` that hold few-shot samples and can be written as `task=<name>`."""
-    if data_dir is None or not Path(data_dir).is_dir():
-        return []
-    names = {path.parent.name for path in Path(data_dir).glob(f"*/{FEW_SHOT_FILE}")}
+def task_names(root: Path, file: str = "train_tasks.json") -> list[str]:
+    """Folders below `root` that have such a file and can be written as `task=<name>`."""
+    names = {path.parent.name for path in root.glob(f"*/{file}")}
     return sorted(name for name in names if NAME.fullmatch(name))
 
 
-def data_dirs_on(argv: Sequence[str]) -> list[str]:
-    """The data_dir that a command line names; needed before Hydra composes, as task_config_dir is."""
+def few_shot_names(data_dir: str | None) -> list[str]:
+    """Folders below `data_dir` that hold few-shot samples, likewise."""
+    return [] if data_dir is None else task_names(Path(data_dir), FEW_SHOT_FILE)
+
+
+def given_on(argv: Sequence[str], key: str) -> list[str]:
+    """What a command line gives a key, for who needs it before Hydra composes."""
     named = [word.lstrip("+").partition("=") for word in argv]
-    return [value.strip("'\"") for key, _, value in named if key == "data_dir"]
-
-
-def roots_on(argv: Sequence[str]) -> list[Path]:
-    """Folders of task-config folders that a command line names, behind the one that ships.
-
-    They are needed before Hydra composes: it has to know which tasks there are.
-    """
-    named = [word.lstrip("+").partition("=") for word in argv]
-    values = [value.strip("'\"") for key, _, value in named if key == "task_config_dir"]
-    return [config_root(value if value != "null" else None) for value in ("null", *values)]
+    return [value.strip("'\"") for name, _, value in named if name == key]

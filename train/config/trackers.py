@@ -72,7 +72,7 @@ def tracked(report_to: str | list[str] | None, folder: Path) -> Iterator[str]:
         "WANDB_DIR": os.environ.get("WANDB_DIR", str(folder)),
         "MLFLOW_TAGS": json.dumps({"sweep": sweep, "run": run, **tags}),
     }
-    before = {name: os.environ.get(name) for name in ours}
+    before = {name: os.environ[name] for name in ours.keys() & os.environ.keys()}
     os.environ.update(ours)
     failed = True
     try:
@@ -80,11 +80,9 @@ def tracked(report_to: str | list[str] | None, folder: Path) -> Iterator[str]:
         failed = False
     finally:
         _end_runs(names, failed)
-        for name, text in before.items():
-            if text is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = text
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _end_runs(names: list[str], failed: bool) -> None:

@@ -12,6 +12,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -71,10 +72,18 @@ def option(
     metadata["refused"] = refused
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    if default is not MISSING and dataclasses.is_dataclass(default):
-        kind = default if isinstance(default, type) else type(default)
-        return field(default_factory=kind, metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+# What numbers of several sections have to be.
+ABOVE_0: Mapping[str, Any] = {"check": lambda v: v > 0, "rule": "must be above 0"}
+BELOW_1: Mapping[str, Any] = {"check": lambda v: 0 <= v < 1, "rule": "must be in [0, 1)"}
+SHARE: Mapping[str, Any] = {
+    "check": lambda v: v is None or 0 < v <= 1,
+    "rule": "must be above 0 and at most 1",
+}
 
 
 @cache
@@ -95,6 +104,13 @@ def default_of(one: dataclasses.Field[Any]) -> Any:
     if one.default_factory is not MISSING:
         return one.default_factory()
     return one.default
+
+
+def changed(section: Any) -> dict[str, Any]:
+    """YAML key -> value of the options of a section that do not have their defaults."""
+    kind: type = type(section)
+    known = options(kind).items()
+    return {key: v for key, one in known if (v := getattr(section, one.name)) != default_of(one)}
 
 
 def build(kind: type[Section], values: Mapping[str, Any], key: str, **more: Any) -> Section:
@@ -130,19 +146,16 @@ def nested(name: str, value: Any) -> str:
 
 def unknown(key: str, value: Any, name: str, kind: type) -> Problem:
     """`key` is no option of `kind`, which may know why: its REFUSED names what to do instead."""
-    refused: Mapping[str, str] = getattr(kind, "REFUSED", {})
+    known = options(kind)
+    taken = {own: one.metadata["refused"] for own, one in known.items()}
+    refused: Mapping[str, str] = {**taken, **getattr(kind, "REFUSED", {})}
     if name in refused:
         return Problem(key, f"{key}={shown(value)}: not an option here: {refused[name]}")
-    known = options(kind)
-    refused = {
-        **refused,
-        **{n: why for n, one in known.items() if (why := one.metadata["refused"])},
-    }
-    near = difflib.get_close_matches(name, [*known, *refused], n=1)
+    near = difflib.get_close_matches(name, refused, n=1)
     told = f"{key}={shown(value)}: there is no option '{name}'"
     if name.partition(".")[0] in known and "." in name:
         told += f": {nested(name, value)}"
-    elif near and near[0] in refused:
+    elif near and refused[near[0]]:
         told += f", and the one most like it, {near[0]}, is not taken: {refused[near[0]]}"
     elif near:
         told += f"; did you mean {near[0]}?"
@@ -202,9 +215,8 @@ class _Reader:
             one, count = known[name], len(problems)
             made[one.name] = made_value = self.value(value, hints(kind)[one.name], here)
             check = one.metadata["check"]
-            if len(problems) > count or check is None or self._open(value):
-                continue
-            if not check(made_value):
+            done = len(problems) > count or self._open(value)
+            if check is not None and not done and not check(made_value):
                 problems.append(Problem(here, f"{here}={shown(value)}: {one.metadata['rule']}"))
         if self.partial:
             return None
@@ -248,22 +260,13 @@ class _Reader:
             text = "no" if value is False and "no" in inner else value
             if text in inner:
                 return text
-            raise _Wrong
-        if wanted is type(None):
-            if value is None:
-                return None
-            raise _Wrong
-        if dataclasses.is_dataclass(wanted):
-            assert isinstance(wanted, type)
+        if value is None and wanted is type(None):
+            return None
+        if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
             return self.section(wanted, value, key, {})
-        if origin in (tuple, list):
-            if not isinstance(value, (list, tuple)):
-                raise _Wrong
-            made = [self.value(v, inner[0], f"{key}[{i}]") for i, v in enumerate(value)]
-            return tuple(made) if origin is tuple else made
-        if origin is dict:
-            if not isinstance(value, Mapping):
-                raise _Wrong
+        if origin in (tuple, list) and isinstance(value, (list, tuple)):
+            return origin(self.value(v, inner[0], f"{key}[{i}]") for i, v in enumerate(value))
+        if origin is dict and isinstance(value, Mapping):
             return {str(k): self.value(v, inner[1], f"{key}.{k}") for k, v in value.items()}
         return _scalar(value, wanted)
 
@@ -301,23 +304,20 @@ _WORDS |= {"false": False, "no": False, "off": False, "0": False}
 
 
 def _scalar(value: Any, wanted: type) -> Any:
-    """As OmegaConf converts: numbers from their text, booleans from 0, 1, yes, no, on, off."""
-    if wanted is bool:
-        if isinstance(value, bool):
+    """As OmegaConf converts: numbers from their text, booleans from 0, 1, yes, no, on, off.
+
+    Raises _Wrong for whatever else is wanted or there.
+    """
+    if wanted is bool and isinstance(value, (bool, int, str)) and str(value).lower() in _WORDS:
+        return _WORDS[str(value).lower()]
+    if wanted is str and isinstance(value, (str, bool, int, float)):
+        return str(value)
+    if wanted in (int, float) and not isinstance(value, bool):
+        if isinstance(value, wanted):
             return value
-        if isinstance(value, (int, str)) and str(value).lower() in _WORDS:
-            return _WORDS[str(value).lower()]
-    elif wanted is str:
-        if isinstance(value, (str, bool, int, float)):
-            return str(value)
-    elif wanted in (int, float):
-        if isinstance(value, wanted) and not isinstance(value, bool):
-            return value
-        if isinstance(value, str) or (wanted is float and type(value) is int):
-            try:
+        if isinstance(value, str) or (wanted is float and isinstance(value, int)):
+            with suppress(ValueError):
                 return wanted(value)
-            except ValueError:
-                raise _Wrong from None
     raise _Wrong
 
 
