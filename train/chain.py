@@ -42,10 +42,10 @@ class Node:
         return "+".join(self.tasks)
 
 
-def walk(folder: Path) -> list[Node]:
-    """The chain that ends in `folder`, base first. Raises CheckpointError."""
+def walk(folder: Path | None) -> list[Node]:
+    """The chain that ends in `folder`, base first; null: no chain. Raises CheckpointError."""
     nodes: list[Node] = []
-    here: Path | None = folder.resolve()
+    here = None if folder is None else folder.resolve()
     while here is not None:
         if here in [node.folder for node in nodes]:
             raise broken(here, "its chain of parents comes back to itself", nodes)

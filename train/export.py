@@ -105,7 +105,8 @@ def _merge(folder: Path, base: str) -> None:
     from transformers import AutoTokenizer
 
     from train.data.pretrained import TOKENIZERS, described, read
-    from train.model.family import family_of, load_base
+    from train.model.family import family_of
+    from train.model.stored import load_base
 
     where = Path(base) if Path(base).is_dir() else None
     config = {} if where is None else described(base, "config.json", "base") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import time
@@ -28,7 +29,7 @@ from train.delta.delta import delta_of
 from train.delta.start import begin_as
 from train.loop import ranks, records
 from train.loop.batches import Training
-from train.loop.evaluation import evaluate, means, predict
+from train.loop.evaluation import means, predict
 from train.loop.trainer import TrainingReport, row_losses, train
 from train.memory.budget import limit_memory
 from train.memory.checkpointing import recomputing
@@ -55,11 +56,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
     limit_memory(run.memory)
     save_dir = _save_dir(run, folder)
     rows = {name: load_rows(plan, run.evaluation) for name, plan in plans.items()}
-    nodes = [] if run.init_from is None else walk(run.init_from)
+    nodes = walk(run.init_from)
     to_replay = replayed_tasks(run, nodes)
-    base = base_of(nodes)
     settings = fitted(run.model, plans.values())
-    family, delta = family_of(settings, base), delta_of(run.delta)
+    family, delta = family_of(settings, base_of(nodes)), delta_of(run.delta)
     tasks = {name: family.meeting(plan) for name, plan in plans.items()}
     rows = {n: t.spread(rows[n]) if isinstance(t, Spreads) else rows[n] for n, t in tasks.items()}
     parent = None if run.init_from is None else load(run.init_from, family, delta)
@@ -95,34 +95,33 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
     scored = [name for name in own if plans[name].is_scored]
-    before = [name for name in seen if plans[name].is_scored and name not in own]
+    asked = [name for name in seen if plans[name].is_scored]
+    others = [name for name in asked if name not in own]
     score_of = {name: plan.logged[0] for name, plan in plans.items()}
 
     def validate(step: int) -> dict[str, float]:
         limit = run.extras.max_valid_steps
-        found = {n: evaluate(model, tasks[n], rows[n], "dev", limit, True) for n in scored}
+        found = {n: predict(model, tasks[n], rows[n], "dev", limit, True).logged for n in scored}
         logged = means(found, score_of)
         if reports_are_read():  # by a sweep, which ranks a job by the mean over all tasks seen
-            found |= {n: evaluate(model, tasks[n], rows[n], "dev", limit) for n in before}
+            found |= {n: predict(model, tasks[n], rows[n], "dev", limit).logged for n in others}
         by_task = {n: found[n][score_of[n]] for n in found}
         report(score_by(run.evaluation.score, by_task, own), step)
         return logged
 
+    def save_in(place: Path) -> None:
+        save(model, place, own, parent, family, None if whole else delta)
+
     def keep(name: str) -> None:
-        save(model, save_dir / name, own, parent, family, None if whole else delta)
+        save_in(save_dir / name)
         kept = sorted(save_dir.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
         for old in kept[: -(run.trainer.get("save_total_limit") or len(kept))]:
             shutil.rmtree(old)
 
-    to_come = [name for name in seen if name not in own]
     untrained: dict[str, float] = {}
-    if parent is None and to_come:  # what forward transfer is measured against
+    if parent is None and others:  # what forward transfer is measured against
         untrained = ranks.on_first(
-            lambda: {
-                f"before_{n}": predict(model, tasks[n], rows[n], "dev").score
-                for n in to_come
-                if plans[n].is_scored
-            }
+            lambda: {f"before_{n}": predict(model, tasks[n], rows[n], "dev").score for n in others}
         )
     cut = ranks.on_first(lambda: count_cut(tasks, rows))
     train_start = time.perf_counter()
@@ -147,12 +146,10 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
 
     def keep_and_score() -> dict[str, Any]:
         if run.extras.save_model:
-            save(model, save_dir, own, parent, family, None if whole else delta)
-        asked = [name for name in seen if plans[name].is_scored]
+            save_in(save_dir)
         dev = {n: predict(model, tasks[n], rows[n], "dev", None, True) for n in asked}
-        tested = [
-            name for name in seen if rows[name].test and run.evaluate_test and run.extras.do_test
-        ]
+        is_tested = run.evaluate_test and run.extras.do_test
+        tested = [name for name in seen if rows[name].test and is_tested]
         test = {n: predict(model, tasks[n], rows[n], "test", None, True) for n in tested}
         by_task = {name: found.score for name, found in dev.items()}
         results = {
@@ -173,19 +170,17 @@ def train_and_evaluate(run: Run, plans: Mapping[str, TaskPlan], folder: Path) ->
             results |= recompute.numbers()
         if any(plan.rows is not None and plan.rows.selects_on_test for plan in plans.values()):
             results["selected_on_test"] = 1
-        runtime = train_end - train_start
-        trained_rows = sum(len(rows[name].train(0)) for name in own)
-        records.write_job(
-            folder,
-            {
-                **results,
-                "metrics": {name: found.logged for name, found in dev.items()},
-                "test_metrics": {name: found.logged for name, found in test.items()},
-            },
-            training_numbers(training, trained_rows, runtime, cut),
-            [*dev.values()],
-            [*test.values()],
-        )
+        metrics = {"metrics": {name: found.logged for name, found in dev.items()}}
+        metrics["test_metrics"] = {name: found.logged for name, found in test.items()}
+        # O-LoRA's names, and how many prompts were too long, by task and part.
+        numbers = {
+            "train_loss": training.train_loss,
+            "train_samples": sum(len(rows[name].train(0)) for name in own),
+            "train_steps": training.steps,
+            "train_runtime": round(train_end - train_start, 4),
+            "train_over_length": cut,
+        }
+        records.write_job(folder, results | metrics, numbers, [*dev.values()], [*test.values()])
         log.info("%s: score %.3f on dev of %s", "+".join(own), results["score"], ", ".join(dev))
         return results
 
@@ -200,36 +195,23 @@ def _trainings(
     earlier: Sequence[str],
 ) -> tuple[list[Training], list[Training]]:
     """The tasks that are trained, and those earlier ones of which rows are mixed in."""
+    sizes = [micro_batch_size(task, run.trainer) for task in run.tasks]
+    seeds = itertools.count(seed, TASK_SEEDS)
     trained = [
-        Training(
-            tasks[task.name],
-            rows[task.name],
-            micro_batch_size(task, run.trainer),
-            update_freq(task, run.trainer),
-            seed + TASK_SEEDS * i,
-        )
-        for i, task in enumerate(run.tasks)
+        Training(tasks[t.name], rows[t.name], size, update_freq(t, run.trainer), next(seeds))
+        for t, size in zip(run.tasks, sizes, strict=True)
     ]
-    replayed = [
-        Training(
-            tasks[name],
-            kept(rows[name], run.delta.replay_rows, run.seed),
-            trained[0].micro_batch_size,
-            (1,),
-            seed + TASK_SEEDS * i,
-        )
-        for i, name in enumerate(earlier, start=len(trained))
-    ]
+    few = {name: kept(rows[name], run.delta.replay_rows, run.seed) for name in earlier}
+    replayed = [Training(tasks[n], own, sizes[0], (1,), next(seeds)) for n, own in few.items()]
     return trained, replayed
 
 
 def replayed_tasks(run: Run, nodes: Sequence[Node]) -> list[str]:
     """Tasks of the chain before this one, if rows of them are to be mixed in. Raises SettingsError."""
-    own = [task.name for task in run.tasks]
-    seen = [task.name for task in run.seen_tasks]
-    earlier = dict.fromkeys(name for node in nodes for name in node.tasks if name not in own)
     if not run.delta.replay_rows:
         return []
+    own, seen = [task.name for task in run.tasks], [task.name for task in run.seen_tasks]
+    earlier = dict.fromkeys(name for node in nodes for name in node.tasks if name not in own)
     if missing := [name for name in earlier if name not in seen]:
         raise SettingsError(
             f"delta.replay_rows={run.delta.replay_rows}: rows of task '{missing[0]}' are to be mixed in, "
@@ -248,40 +230,26 @@ def evaluate_checkpoint(
     """
     assert run.init_from is not None
     disable_progress_bar()
-    seen = [task.name for task in run.seen_tasks]
-    rows = {name: load_rows(plans[name], run.evaluation) for name in seen}
+    rows = {t.name: load_rows(plans[t.name], run.evaluation) for t in run.seen_tasks}
     settings = fitted(run.model, plans.values())
     family = family_of(settings, base_of(walk(run.init_from)))
     model = load(run.init_from, family, delta_of(run.delta)).model
     check_loaded(model, settings, plans.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)  # type: ignore[arg-type]  # torch's overloads
-    tested = [name for name in seen if rows[name].test]
-    test = [
-        predict(model, family.meeting(plans[name]), rows[name], "test", None, True)
-        for name in tested
-    ]
-    records.write_test(folder, told, test)
-    return {name: found.score for name, found in zip(tested, test, strict=True)}
+    test = {
+        name: predict(model, family.meeting(plans[name]), own, "test", None, True)
+        for name, own in rows.items()
+        if own.test
+    }
+    records.write_test(folder, told, [*test.values()])
+    return {name: found.score for name, found in test.items()}
 
 
 def score_by(choice: str, by_task: Mapping[str, float], own: Sequence[str]) -> float:
     """The score of a job from those of the tasks seen. choice: evaluation.score."""
     chosen = [v for n, v in by_task.items() if choice != "current" or n in own]
     return min(chosen) if choice == "worst" else sum(chosen) / len(chosen)
-
-
-def training_numbers(
-    training: TrainingReport, rows: int, seconds: float, cut: Mapping[str, Mapping[str, int]]
-) -> dict[str, Any]:
-    """train_results.json: O-LoRA's names, and how many prompts were too long, by task and part."""
-    return {
-        "train_loss": training.train_loss,
-        "train_samples": rows,
-        "train_steps": training.steps,
-        "train_runtime": round(seconds, 4),
-        "train_over_length": dict(cut),
-    }
 
 
 def count_cut(tasks: Mapping[str, Meeting], rows: Mapping[str, Rows]) -> dict[str, dict[str, int]]:

@@ -26,11 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from autocl_sweeper.errors import (
-    EvaluationMemoryError,
-    InfeasibleBudgetError,
-    InfeasibleError,
-)
+from autocl_sweeper.errors import EvaluationMemoryError, InfeasibleBudgetError, InfeasibleError
 from autocl_sweeper.private import private_folder
 from train.config.env import LEASED, VISIBLE, EnvSettings
 from train.config.sections import Run
@@ -41,7 +37,7 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 LEASED_THREADS = "AUTOCL_THREADS"  # set by the launcher: OMP_NUM_THREADS for the whole job
 THREADS = "OMP_NUM_THREADS"
-PR_SET_PDEATHSIG = 1
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 BY_NAME: Mapping[str, type[Exception]] = {
     one.__name__: one
     for one in (MemoryError, InfeasibleError, InfeasibleBudgetError, EvaluationMemoryError)
@@ -185,20 +181,18 @@ def _oom_kills() -> int:
 
 def die_with_parent(parent: int) -> None:
     """The kernel kills this process when `parent` dies, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
 
 
 def _run(argv: list[str], environment: Mapping[str, str]) -> int:
     """Run to its end; a SIGTERM or Ctrl-C for us ends the workers first, and then us."""
-    libc, ours = ctypes.CDLL(None), os.getpid()
+    ours = os.getpid()
 
     def follow() -> None:  # between fork and exec: nothing that imports
         os.setpgid(0, 0)  # a group of its own, so that it is told to end once: by us
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != ours:
-            os._exit(1)
+        die_with_parent(ours)
 
     caught: list[int] = []
     process: subprocess.Popen[bytes] | None = None

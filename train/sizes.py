@@ -22,7 +22,7 @@ from train.memory.features import Shape
 from train.memory.meter import meter_of
 from train.memory.sizes import TABLE, DryRun, Sizes, largest_of, shape_seen, to_measure
 from train.memory.static import OTHER_STATES, STATE_BYTES
-from train.model.family import Meeting
+from train.model.family import Meeting, moved
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def dry_run(
     memory = run.memory
 
     def step(micro: Mapping[str, Any]) -> None:
-        task, batch = updates.tasks[micro["task"]].task, _on(device, micro["batch"])
+        task, batch = updates.tasks[micro["task"]].task, moved(micro["batch"], device)
         with precision(run, device):
             loss, _ = task_loss(task, model, batch, 1)
         settings = task.plan.loss
@@ -125,9 +125,9 @@ def precision(run: Run, device: torch.device) -> AbstractContextManager[Any]:
 
 def _longest(training: Training, seen: Any) -> Shape:
     """A micro-batch of the longest source and the longest target of a task's first epoch."""
-    count, shapes = len(training.rows.train(0)), []
-    for start in range(0, count, AT_ONCE):
-        examples = training.examples(0, range(start, min(start + AT_ONCE, count)))
+    n, shapes = len(training.rows.train(0)), []
+    for start in range(0, n, AT_ONCE):
+        examples = [training.example(0, i) for i in range(start, min(start + AT_ONCE, n))]
         shape = seen(training.task, training.task.batch(examples))
         per_row = shape.rows // len(examples)  # choices
         shapes.append(Shape(training.micro_batch_size * per_row, shape.length, shape.target))
@@ -155,12 +155,8 @@ def _evaluation(
                 meter = meter_of(device)
                 before = meter.start()
                 with precision(run, device):
-                    task.logits(model, _on(device, batch))
+                    task.logits(model, moved(batch, device))
                 took = meter.read()[0] - before
                 numbers = {"rows": shape.rows, "length": shape.length, "bytes": took}
                 yield f"{name} {part}", numbers
     model.train()
-
-
-def _on(device: torch.device, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.to(device) for key, value in batch.items()}

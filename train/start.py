@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 def is_asked_for(run: Run, delta: Delta) -> bool:
     """Whether `merge.init` changes what the delta of this job starts as."""
     wanted = run.merge.start
-    if wanted is None or wanted == "last":
+    if wanted in (None, "last"):
         return False
     if delta.name == "olora" and run.delta.lamda_1 > 0:
         log.warning(
@@ -57,7 +57,7 @@ def pool_of(run: Run) -> dict[str, str]:
         return {name: path for name, path in found.items() if name not in own}
     if run.merge.pool == "beam":
         return _beam(run, own)
-    nodes = [] if run.init_from is None else walk(run.init_from)
+    nodes = walk(run.init_from)
     return {n.task: str(n.folder) for n in nodes if n.kind is not None and not own & {*n.tasks}}
 
 
@@ -72,7 +72,7 @@ def _beam(run: Run, own: Set[str]) -> dict[str, str]:
         raise SettingsError(
             f"merge.sources={given}: merge.pool=beam takes a list of checkpoints, best first"
         )
-    base = None if run.init_from is None else base_of(walk(run.init_from))
+    base = base_of(walk(run.init_from))
     found: dict[str, Source] = {}
     for rank, path in enumerate(given or (), start=1):
         nodes = walk(Path(path))
@@ -92,7 +92,7 @@ def _beam(run: Run, own: Set[str]) -> dict[str, str]:
 
 def base_model(run: Run, family: Family) -> Any:
     """The model of the chain without any delta."""
-    base = None if run.init_from is None else base_of(walk(run.init_from))
+    base = base_of(walk(run.init_from))
     return (family.build() if base is None else family.load(base)).requires_grad_(False)
 
 
@@ -115,14 +115,13 @@ def merged_start(
         pool = pool_of(run)
     except MergeError as error:
         raise SettingsError(f"merge.pool={settings.pool}: {error}") from error
-    if settings.start != "random":
-        _skip_what_is_no_merge(run, pool)
-    if settings.start == "random" or not pool:
-        if settings.start != "random":
-            log.info(
-                "merge.init=%s: no earlier delta in the pool, so it starts at random",
-                settings.start,
-            )
+    if settings.start == "random":
+        return {}
+    _skip_what_is_no_merge(run, pool)
+    if not pool:
+        log.info(
+            "merge.init=%s: no earlier delta in the pool, so it starts at random", settings.start
+        )
         return {}
     try:
         plan = _plan(run, plans, rows, family, pool)
@@ -133,10 +132,9 @@ def merged_start(
     told = ", ".join(f"{n} {w:.3f}" for n, w in plan.weights.items())
     log.info("the delta starts as a merge (%s): %s", settings.start, told)
     # Deltas of a library may be of another sweep, whose trials have numbers of their own.
+    by_name = settings.pool == "library"
     by_trial = {
-        one.name
-        if one.trial is None or settings.pool == "library"
-        else str(one.trial): plan.weights[one.name]
+        one.name if by_name or one.trial is None else str(one.trial): plan.weights[one.name]
         for one in plan.sources
     }
     return {

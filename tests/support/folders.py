@@ -94,14 +94,14 @@ def _llamas() -> Any:
     )
 
 
-TOKENIZERS = {"t5": "unigram", "llama": "llama", "gpt2": "gpt2", "bert": "wordpiece"}
-TOKENIZERS |= {"bart": "bpe", "words": "wordpiece"}
+TOKENIZERS = {"t5": "unigram", "llama": "llama", "gpt2": "gpt2", "bert": "wordpiece", "bart": "bpe",
+              "words": "wordpiece"}  # fmt: skip
 
 
 def make_folder(kind: str, path: Path) -> Path:
-    """Save a tiny model of random weights and its tokenizer to `path`; words: the tokenizer alone.
+    """Save a tiny model of random weights and its tokenizer to `path`; of `words` the tokenizer alone.
 
-    Only T5 and BART have dropout.
+    No model but T5 and BART has dropout.
     """
     import torch
     from transformers import (
@@ -140,6 +140,14 @@ def make_folder(kind: str, path: Path) -> Path:
             LlamaConfig(vocab_size=200, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                         num_key_value_heads=1, intermediate_size=32, max_position_embeddings=256,
                         bos_token_id=1, eos_token_id=2, initializer_range=0.3)
+        )  # fmt: skip
+    elif kind == "bart":
+        model = BartForConditionalGeneration(
+            BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1,
+                       encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+                       decoder_ffn_dim=32, max_position_embeddings=140, bos_token_id=0,
+                       pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+                       forced_eos_token_id=2)
         )  # fmt: skip
     elif kind == "gpt2":
         model = GPT2LMHeadModel(

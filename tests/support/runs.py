@@ -6,12 +6,19 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.chain import base_of, walk
 from train.config.sections import Run
 from train.data.rows import Rows, load
 from train.data.task_plan import TaskPlan, micro_batch_size, plan_run, update_freq
 from train.model.family import check_model, family_of
 from train.model.fit import fitted
+
+
+def of(folder: Path, *more: str) -> list[str]:
+    """Overrides of a job on the weights of a folder."""
+    return ["model=pretrained", f"model.path={folder}", *more]
 
 
 def planned(run: Run) -> dict[str, TaskPlan]:
@@ -42,12 +49,32 @@ def meeting_of(run: Run, name: str | None = None) -> Any:
     return family_of(fitted(run.model, plans.values())).meeting(plan)
 
 
+def read(task: Any, row: Any, training: bool = False) -> Any:
+    """A row as the model of a task reads it."""
+    return task.example(row, np.random.default_rng(0), training, "row")
+
+
 def model_of(run: Run, seed: int = 0) -> Any:
     """A first model of the run."""
     import torch
 
     torch.manual_seed(seed)
     return family_of(run.model).build()
+
+
+def second_task(run: Run, seed: int = 0) -> tuple[Any, Any]:
+    """A model with one ancestor whose B is not zero, and its new delta, whose B is not either."""
+    import torch
+
+    from train.delta.olora import OLoRA, factors
+
+    model = model_of(run, seed)
+    for name, ancestors in (("task2", []), ("task3", ["task2"])):
+        delta = OLoRA(run.delta)
+        model = delta.attach(model, name, ancestors)
+        for module in factors(model, name, ancestors):
+            torch.nn.init.normal_(module.b_new, std=0.1)
+    return model, delta
 
 
 def trainings(run: Run, n_train: int | None = None, every: int = 1) -> list[Any]:

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.runs import loaded, model_of
 
 from train.chain import CheckpointError
+from train.delta.olora import OLoRA
+from train.model.checkpoints import delta_name, save
+from train.model.family import family_of
 
 Grown = tuple[Path, list[torch.Tensor]]  # checkpoints, the logits of each
 IMAGES = torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
@@ -25,10 +30,6 @@ def logits(model: Any) -> torch.Tensor:
 
 def grow(make_job: Any, parent: Path | None, folder: Path, rank: int = 4) -> torch.Tensor:
     """Save a checkpoint with random weights on top of `parent`; the logits of its model."""
-    from train.delta.olora import OLoRA
-    from train.model.checkpoints import delta_name, save
-    from train.model.family import family_of
-
     run = make_job(f"delta.lora_dim={rank}", f"delta.lora_alpha={5 * rank}")
     family, delta = family_of(run.model), OLoRA(run.delta)
     if parent is None:
@@ -73,8 +74,6 @@ def test_every_checkpoint_of_a_chain_loads_to_the_same_logits(
 
 
 def test_a_checkpoint_holds_its_own_weights_only_and_no_pickle(chain_of_four: Grown) -> None:
-    from safetensors import safe_open
-
     folder, _ = chain_of_four
     files = {path for path in folder.rglob("*.*") if path.suffix not in (".json", ".md")}
     binary = {path.relative_to(folder).as_posix() for path in files}
@@ -122,8 +121,6 @@ def with_a_torn_node(checkpoint: Path) -> None:
 
 
 def with_weights_of_another_model(checkpoint: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     weights = checkpoint / "task3" / "adapter_model.safetensors"
     save_file({k.replace("layers", "blocks"): v for k, v in load_file(weights).items()}, weights)
 

@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import finish, loaded, meeting_of, planned
+from safetensors.torch import load_file
+from support.runs import finish, loaded, meeting_of, model_of, of, planned, trainings
+from transformers import DynamicCache, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from train.config.merging import MergeSettings
+from train.config.sections import DeltaSettings, ModelSettings
+from train.config.typed import SettingsError
+from train.data.rows import load as load_rows
+from train.delta.delta import delta_of
+from train.loop.evaluation import predict
+from train.loop.trainer import train
+from train.merge.apply import merge, write_merged
+from train.merge.plan import make_plan
+from train.model.family import family_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/merge.json").read_text())
 KINDS = ("adapter", "prefix", "ia3")
@@ -33,16 +46,8 @@ by_pair = pytest.mark.parametrize(
 by_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def of(folder: Path) -> tuple[str, str]:
-    return "model=pretrained", f"model.path={folder}"
-
-
 def attached(folder: Path, kind: str, seed: int = 0) -> Any:
     """A model with a fresh delta, as a job's first task has it."""
-    from train.config.sections import DeltaSettings, ModelSettings
-    from train.delta.delta import delta_of
-    from train.model.family import family_of
-
     torch.manual_seed(seed)
     model = family_of(ModelSettings(kind="pretrained", path=str(folder))).build()
     settings = DeltaSettings(kind=kind, size=3, num_tokens=4, bottleneck=3)  # type: ignore[arg-type]
@@ -59,11 +64,6 @@ def attached(folder: Path, kind: str, seed: int = 0) -> Any:
     ],
 )
 def test_a_delta_of_t5_base_has_the_published_number_of_parameters(kind: str, key: str) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    from train.config.sections import DeltaSettings
-    from train.delta.delta import delta_of
-
     with torch.device("meta"):
         base = T5ForConditionalGeneration(
             T5Config(
@@ -99,8 +99,6 @@ def test_the_output_of_an_adapted_sub_layer_is_x_plus_silu_of_x_a_times_b(folder
 
 def test_a_prefix_of_a_decoder_is_what_a_cache_of_its_keys_and_values_does(folders: Any) -> None:
     """LLaMA with a cache of transformers that holds them; positions are those of the text."""
-    from transformers import DynamicCache, LlamaForCausalLM
-
     _, _, made = attached(folders("llama"), "prefix")
     ids = torch.randint(3, 200, (2, 6))
     mask = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
@@ -108,18 +106,16 @@ def test_a_prefix_of_a_decoder_is_what_a_cache_of_its_keys_and_values_does(folde
     stack = made.delta_prefix["model"]
     cache = DynamicCache()
     for number in range(2):
-        pair = (torch.tanh(stack.table @ stack.down.weight.T) @ stack.up.weight.T).view(
-            4, 2, 2, 1, 8
-        )
+        both = torch.tanh(stack.table @ stack.down.weight.T) @ stack.up.weight.T
+        pair = both.view(4, 2, 2, 1, 8)
         keys, values = (pair[:, number, i].permute(1, 0, 2).expand(2, 1, 4, 8) for i in (0, 1))
         cache.update(keys, values, number)
     plain = LlamaForCausalLM.from_pretrained(folders("llama")).eval()
     longer = torch.cat([torch.ones(2, 4, dtype=torch.long), mask], dim=1)
     with torch.no_grad():
         found = made.eval()(ids, attention_mask=mask, position_ids=positions).logits
-        wanted = plain(
-            ids, attention_mask=longer, position_ids=positions, past_key_values=cache
-        ).logits
+        given = {"attention_mask": longer, "past_key_values": cache}
+        wanted = plain(ids, position_ids=positions, **given).logits
         without = plain(ids, attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(found[:, 1:], wanted[:, 1:], rtol=0, atol=1e-5)
     assert (found - without)[:, 1:].abs().max() > 1e-3
@@ -156,30 +152,23 @@ def test_a_chain_trains_on_saves_and_loads_the_delta(
     assert json.loads((first / "node.json").read_text())["base"]["fingerprint"]
     second = make(*own, "task=parity", f"init_from={first}")
     finish(second, tmp_path / "2")
-    from safetensors.torch import load_file
-
-    states = [
-        load_file(tmp_path / f"{n}/checkpoint/task{n}/adapter_model.safetensors") for n in (1, 2)
-    ]
+    saved = "checkpoint/task{0}/adapter_model.safetensors"
+    states = [load_file(tmp_path / str(n) / saved.format(n)) for n in (1, 2)]
     assert states[0].keys() == states[1].keys()
     assert any(not torch.equal(states[0][k], states[1][k]) for k in states[0])
     model = loaded(second, tmp_path / "2/checkpoint").model.eval()
     assert not any(p.requires_grad for p in model.parameters())
     # The second task began where the first ended: without a step, it is the first.
-    finish(
-        make(*own, "task=parity", f"init_from={first}", "trainer.learning_rate=0"), tmp_path / "3"
-    )
-    still = load_file(tmp_path / "3/checkpoint/task2/adapter_model.safetensors")
+    stays = ("task=parity", f"init_from={first}", "trainer.learning_rate=0")
+    finish(make(*own, *stays), tmp_path / "3")
+    still = load_file(tmp_path / "3" / saved.format(2))
     for key, value in states[0].items():
         torch.testing.assert_close(still[key], value, rtol=0, atol=0)
     # What was loaded answers as what was trained did.
     task, plan = meeting_of(second), planned(second)["parity"]
-    from train.data.rows import load as load_rows
-    from train.loop.evaluation import evaluate
-
     rows = load_rows(plan, second.evaluation)
     told = json.loads((tmp_path / "2/all_results.json").read_text())
-    found = evaluate(model, task, rows, "dev", None, True)
+    found = predict(model, task, rows, "dev", None, True).logged
     assert found["loss"] == pytest.approx(told["metrics"]["parity"]["loss"], rel=1e-4)
 
 
@@ -190,21 +179,14 @@ def test_early_stopping_gives_what_a_run_that_ends_at_the_best_update_gives(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
     """Validations are given: the second is the best, and after two worse ones training ends."""
-    from support.runs import trainings
-
-    from train.delta.delta import delta_of
-    from train.loop.trainer import train
-    from train.model.family import family_of
 
     def trained(folder: Path, told: list[float], *more: str) -> tuple[int, dict[str, Any]]:
         run = make(*of(folders("t5")), *SMALL[kind], "trainer.learning_rate=1e-2", *more)
         torch.manual_seed(0)
         delta = delta_of(run.delta)
         model = delta.attach(family_of(run.model).build(), "task1", [])
-        left = iter(told)
-        done = train(
-            model, trainings(run, 24), delta, run, 0, folder, lambda step: {"loss": next(left)}
-        )
+        given = iter([{"loss": value} for value in told])
+        done = train(model, trainings(run, 24), delta, run, 0, folder, lambda _: next(given))
         return done.steps, {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     small = ("trainer.per_device_train_batch_size=4",)
@@ -247,12 +229,6 @@ def test_bf16_computes_nearly_what_float32_does_and_leaves_the_gradients_in_floa
 def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
     kind: str, make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file
-
-    from train.config.merging import MergeSettings
-    from train.merge.apply import merge, write_merged
-    from train.merge.plan import make_plan
-
     own = (*of(folders("t5")), *SMALL[kind], *QUICK)
     for task in ("sentiment", "parity"):
         finish(make(*own, f"task={task}"), tmp_path / task)
@@ -278,8 +254,6 @@ def test_a_delta_is_trained_saved_merged_and_is_the_start_of_another(
 def test_a_start_of_higher_rank_or_of_another_kind_is_refused(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from train.config.typed import SettingsError
-
     own = (*of(folders("t5")), *QUICK)
     finish(make(*own, *SMALL["lora"]), tmp_path / "1")
     start = f"delta.start_from={tmp_path / '1/checkpoint'}"
@@ -289,20 +263,12 @@ def test_a_start_of_higher_rank_or_of_another_kind_is_refused(
         finish(make(*own, *SMALL["adapter"], start), tmp_path / "3")
     # A higher rank does what the start does: the loss is that of the first run's end.
     finish(make(*own, "delta.lora_dim=6", start, "trainer.learning_rate=0"), tmp_path / "4")
-    losses = [
-        json.loads((tmp_path / n / "all_results.json").read_text())["metrics"]["sentiment"]["loss"]
-        for n in "14"
-    ]
+    told = [json.loads((tmp_path / n / "all_results.json").read_text()) for n in "14"]
+    losses = [one["metrics"]["sentiment"]["loss"] for one in told]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_model_type_that_no_table_has_is_refused_with_those_there_are(make_job: Any) -> None:
-    from support.runs import model_of
-
-    from train.config.sections import DeltaSettings
-    from train.config.typed import SettingsError
-    from train.delta.delta import delta_of
-
     for kind in ("adapter", "prefix"):
         with pytest.raises(SettingsError, match="in a model of type vit; known are bart, bert"):
             delta_of(DeltaSettings(kind=kind)).attach(model_of(make_job()), "task1", [])  # type: ignore[arg-type]

@@ -14,14 +14,23 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.runs import finish, meeting_of, model_of, planned, trainings
+from support.runs import (
+    finish,
+    meeting_of,
+    model_of,
+    of,
+    planned,
+    read,
+    second_task,
+    trainings,
+)
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from train.chain import CheckpointError
 from train.config.typed import SettingsError
 from train.data.rows import Rows
 from train.data.rows import load as load_rows
-from train.delta.olora import OLoRA, factors
+from train.delta.olora import OLoRA
 from train.export import export
 from train.loop.batches import Training
 from train.loop.trainer import train
@@ -41,16 +50,12 @@ REVIEWS = [
 ]
 
 
-def of(folder: Path, *more: str) -> list[str]:
-    return ["model=pretrained", f"model.path={folder}", *more]
-
-
 def rows(answers: tuple[str, ...] = ("positive", "negative")) -> list[dict[str, str]]:
     return [{"review": text, "label": label} for text, label in REVIEWS if label in answers]
 
 
 def examples(task: Any) -> list[Any]:
-    return [task.example(row, np.random.default_rng(0), True, "row") for row in rows()]
+    return [read(task, row, training=True) for row in rows()]
 
 
 def shaken(model: Any) -> Any:
@@ -84,7 +89,7 @@ def test_a_decoder_reads_one_begin_mark_and_learns_the_answer_and_its_end_alone(
     for kind in ("llama", "gpt2"):
         own = AutoTokenizer.from_pretrained(folders(kind))
         task = meeting_of(make(*of(folders(kind)), TEMPLATE))
-        batch = task.batch([task.example(rows()[0], np.random.default_rng(0), True, "row")])
+        batch = task.batch(examples(task)[:1])
         plain = {"add_special_tokens": False}
         text, answer = "review: a fine film", "positive"
         if kind == "gpt2":  # LLaMA's tokenizer brings the blank itself
@@ -180,12 +185,10 @@ def test_a_decoder_may_have_more_layers_than_its_encoder(make: Any) -> None:
     for one, answer in zip(made, task.answers(model, made, CPU), strict=True):
         ids = [*one.prefix]
         for _ in range(task.generation["max_new_tokens"]):
-            batch = {
-                "input_ids": torch.tensor([one.source]),
-                "decoder_input_ids": torch.tensor([ids]),
-            }
+            source, given = torch.tensor([one.source]), torch.tensor([ids])
             with torch.no_grad():
-                ids.append(int(model(**batch, use_cache=False).logits[0, -1].argmax()))
+                made_of = model(input_ids=source, decoder_input_ids=given, use_cache=False)
+            ids.append(int(made_of.logits[0, -1].argmax()))
             if ids[-1] == task.vocabulary.eos:
                 break
         assert answer == task.vocabulary.decode(ids[len(one.prefix) :])
@@ -199,10 +202,7 @@ def test_an_option_scores_the_log_probability_of_all_its_ids_and_the_end_mark(
     job = make(*of(folders(kind)), TEMPLATE,
                "+task.sentiment.preprocess.text.ans2label={good:2,not very good:3}")  # fmt: skip
     task, model = meeting_of(job), shaken(model_of(job))
-    made = [
-        task.example({"review": text}, np.random.default_rng(0), False, "row")
-        for text, _ in REVIEWS
-    ]
+    made = [read(task, {"review": text}) for text, _ in REVIEWS]
     answers = task.answers(model, made, CPU)
     for one, answer in zip(made, answers, strict=True):
         scores = {}
@@ -252,13 +252,13 @@ def test_texts_longer_than_a_model_has_positions_for_are_refused(
 ) -> None:
     """225 ids and 30 of the answer with a begin mark are 256; 159 with a begin mark are 160."""
     model = model_of(make(*of(folders(kind))))
-    for tokens, fits in ((length - 1, True), (length, False)):
-        job = make(*of(folders(kind)), f"+task.sentiment.max_src_length={tokens}")
-        if fits:
-            check_loaded(model, job.model, planned(job).values())
-        else:
-            with pytest.raises(SettingsError, match=words):
-                check_loaded(model, job.model, planned(job).values())
+    longest, over = (
+        make(*of(folders(kind)), f"+task.sentiment.max_src_length={n}")
+        for n in (length - 1, length)
+    )
+    check_loaded(model, longest.model, planned(longest).values())
+    with pytest.raises(SettingsError, match=words):
+        check_loaded(model, over.model, planned(over).values())
 
 
 def test_an_encoder_wants_a_closed_set(make: Any, folders: Any) -> None:
@@ -285,14 +285,7 @@ UNEVEN = "+task.sentiment.preprocess.text.ans2label={not very good at all:2}"
 
 
 def one_step(job: Any, folder: Path) -> dict[str, torch.Tensor]:
-    torch.manual_seed(5)
-    model, delta = model_of(job), None
-    for name, ancestors in (("task1", []), ("task2", ["task1"])):
-        delta = OLoRA(job.delta)
-        model = delta.attach(model, name, ancestors)
-        for module in factors(model, name, ancestors):
-            torch.nn.init.normal_(module.b_new, std=0.1)
-    assert delta is not None
+    model, delta = second_task(job)
     labels = ["positive", "not very good at all", "negative", "positive"]
     own = [{"review": t, "label": a} for (t, _), a in zip(REVIEWS * 2, labels * 2, strict=True)]
     [training] = trainings(job)
@@ -308,19 +301,13 @@ def test_eight_rows_at_once_and_two_by_two_make_the_same_step(
     make: Any, folders: Any, tmp_path: Path, kind: str
 ) -> None:
     """Answers of different length: micro-batches weigh their target ids, the penalties count once."""
-    sizes = [
-        (
-            f"trainer.per_device_train_batch_size={n}",
-            f"trainer.gradient_accumulation_steps={8 // n}",
-        )
-        for n in (8, 2)
-    ]
     off = "+model.config={dropout_rate:0.0}" if kind == "t5" else "+model.config={}"
+    own = of(folders(kind), TEMPLATE, UNEVEN, off, *STEP)
+    sizes = ("trainer.per_device_train_batch_size=", "trainer.gradient_accumulation_steps=")
     whole, parts = (
-        one_step(make(*of(folders(kind)), TEMPLATE, UNEVEN, off, *STEP, *size), tmp_path)
-        for size in sizes
+        one_step(make(*own, f"{sizes[0]}{n}", f"{sizes[1]}{8 // n}"), tmp_path) for n in (8, 2)
     )
-    assert whole.keys() == parts.keys() and all("task2" in name for name in whole)
+    assert whole.keys() == parts.keys() and all("task3" in name for name in whole)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=1e-5, atol=1e-6)
 
@@ -350,10 +337,13 @@ def chain(make: Any, folders: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return last
 
 
+AUTO = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel, "llama": AutoModelForCausalLM,
+        "gpt2": AutoModelForCausalLM}  # fmt: skip
+
+
 def stock(folders: Any, kind: str, last: Path) -> Any:
     """The chain as plain peft reads it: base, three adapters, all active."""
-    auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
-    model = auto.from_pretrained(folders(kind))
+    model = AUTO[kind].from_pretrained(folders(kind))
     names = [f"task{i}" for i in (1, 2, 3)]
     checkpoints = [last.parent / str(i) / "checkpoint" for i in (1, 2, 3)]
     model = PeftModel.from_pretrained(model, str(checkpoints[0] / names[0]), adapter_name=names[0])
@@ -374,10 +364,8 @@ def test_every_task_of_a_chain_on_pretrained_weights_has_an_adapter_and_none_a_b
         checkpoint = last.parent / str(place) / "checkpoint"
         assert not (checkpoint / "base").exists()
         with safe_open(checkpoint / f"task{place}/adapter_model.safetensors", "pt") as weights:
-            shapes = [
-                weights.get_slice(k).get_shape() for k in sorted(weights.keys()) if "lora_A" in k
-            ]
-        assert {shape[0] for shape in shapes} == {rank}
+            own = [key for key in sorted(weights.keys()) if "lora_A" in key]
+            assert {weights.get_slice(key).get_shape()[0] for key in own} == {rank}
         saved = json.loads((checkpoint / f"task{place}/adapter_config.json").read_text())
         assert saved["lora_alpha"] == 32  # its own scaling 32 / r, whatever came before
 
@@ -410,7 +398,7 @@ def teacher_forced(job: Any, kind: str, model: Any) -> tuple[float, int]:
         one = task.example(row, np.random.default_rng([7, i]), False, "row")
         with torch.no_grad():
             if kind == "bert":
-                hidden = model(torch.tensor([one.ids])).last_hidden_state[0].mean(0)
+                hidden = model(torch.tensor([one.content])).last_hidden_state[0].mean(0)
                 rows = directions([*plan.answers], len(hidden))
                 cosines = torch.nn.functional.cosine_similarity(rows, hidden[None])
                 loss, n = -(20 * cosines).log_softmax(0)[one.label], 1
@@ -447,8 +435,7 @@ def test_a_chain_of_adapters_does_not_go_on_with_another_base_model(
 def test_an_exported_chain_gives_the_logits_of_its_adapters_in_plain_peft(
     folders: Any, chain: Chain, tmp_path: Path, kind: str, merged: bool
 ) -> None:
-    auto = {"t5": AutoModelForSeq2SeqLM, "bert": AutoModel}.get(kind, AutoModelForCausalLM)
-    last = chain(kind)
+    auto, last = AUTO[kind], chain(kind)
     export(last / "checkpoint", tmp_path / "out", merged)
     if merged:
         model = auto.from_pretrained(tmp_path / "out").eval()

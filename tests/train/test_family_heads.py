@@ -40,9 +40,11 @@ ASKED = {
 
 
 def head(make: Make, task: str, *more: str) -> Any:
-    return meeting_of(
-        make(f"task={task}", "model=headed", f"task.{task}.dataset.made_rows=8", *more)
-    )
+    few = f"task.{task}.dataset.made_rows=8"
+    return meeting_of(make(f"task={task}", "model=headed", few, *more))
+
+
+FEW = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
 
 
 # -- metrics by hand --------------------------------------------------------------------------------
@@ -89,9 +91,7 @@ def test_boxes_are_scored_at_each_threshold_of_their_overlap() -> None:
 
 
 def test_windows_cover_the_context_and_share_the_stride(make: Make) -> None:
-    task = head(
-        make, "squad", "task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3"
-    )
+    task = head(make, "squad", *FEW)
     windows = task.example(ASKED, RNG, False, "row")
     # 14 less 3 marks and 3 words of the question: 8 words of the context, 5 of them new.
     words = [[CONTEXT[slice(*one)] for one in w.offsets if one is not None] for w in windows]
@@ -100,9 +100,8 @@ def test_windows_cover_the_context_and_share_the_stride(make: Make) -> None:
     assert CONTEXT[windows[0].offsets[first][0] : windows[0].offsets[last][1]] == "anna adams"
     assert all(w.label == (0, 0) and w.null == 0 for w in windows[1:])
     batch = task.batch([windows, windows[:1]])
-    assert batch["input_ids"].shape == (4, 14) and batch["labels"].tolist()[3] == list(
-        windows[0].label
-    )
+    assert batch["input_ids"].shape == (4, 14)
+    assert batch["labels"].tolist()[3] == [*windows[0].label]
 
 
 def test_an_answer_that_a_window_cuts_is_not_in_it(make: Make) -> None:
@@ -115,8 +114,7 @@ def test_an_answer_that_a_window_cuts_is_not_in_it(make: Make) -> None:
 
 
 def test_a_training_row_is_a_window_and_a_question_without_room_is_refused(make: Make) -> None:
-    few = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
-    task = head(make, "squad", *few)
+    task = head(make, "squad", *FEW)
     spread = task.spread(Rows(lambda epoch: [ASKED], [], []))
     windows = [task.example(row, RNG, True, "row") for row in spread.train(0)]
     assert [w for [w] in windows] == [*task.example(ASKED, RNG, True, "row")]
@@ -126,8 +124,7 @@ def test_a_training_row_is_a_window_and_a_question_without_room_is_refused(make:
 
 
 def test_the_best_span_of_all_windows_is_the_answer(make: Make) -> None:
-    few = ("task.squad.max_src_length=14", "task.squad.preprocess.text.doc_stride=3")
-    task = head(make, "squad", *few, "task.squad.evaluation.max_answer_length=3")
+    task = head(make, "squad", *FEW, "task.squad.evaluation.max_answer_length=3")
     windows = task.example(ASKED, RNG, False, "row")
     logits = [np.zeros((2, len(w.offsets))) for w in windows]
     place = next(i for i, one in enumerate(windows[0].offsets) if one is not None)
@@ -182,7 +179,7 @@ def test_a_tag_is_that_of_the_first_token_of_a_word(make: Make) -> None:
     task = head(make, "ner", "task.ner.max_src_length=7")
     row = {"tokens": ("paris", "xyz", "anna", "adams"), "tags": "B-LOC O B-PER I-PER"}
     one = task.example(row, RNG, True, "row")
-    tags = [task.tags[i] if i != IGNORED else None for i in one.labels]
+    tags = [task.texts[i] if i != IGNORED else None for i in one.labels]
     # [CLS] paris x ##y ##z anna [SEP]: the last word is cut off.
     assert tags == [None, "B-LOC", "O", None, None, "B-PER", None] and one.words == 4
 
@@ -190,7 +187,7 @@ def test_a_tag_is_that_of_the_first_token_of_a_word(make: Make) -> None:
         def forward(self, **batch: torch.Tensor) -> Any:
             wanted = torch.tensor([one.labels]).clamp(min=0)
             found = type("Found", (), {})()
-            found.logits = torch.nn.functional.one_hot(wanted, len(task.tags)).float()
+            found.logits = torch.nn.functional.one_hot(wanted, len(task.texts)).float()
             return found
 
     assert task.answers(Right(), [one], torch.device("cpu")) == ["B-LOC O B-PER O"]
@@ -208,7 +205,6 @@ def test_choices_are_read_behind_their_context_and_padded_to_the_longest(make: M
 
 def test_images_are_padded_to_the_largest_and_their_boxes_stay_where_they_are(make: Make) -> None:
     task = head(make, "coco", "task.coco.dataset.shortest_edges=[24]")
-
     objects = [{"label": "green", "bbox": [160, 120, 320, 240], "area": 1.0, "iscrowd": 0}]
     crowd = objects[0] | {"iscrowd": 1}
     wide = {"image": Drawn(640, 480, (), 0), "objects": json.dumps([*objects, crowd]), "place": "x"}
@@ -274,12 +270,8 @@ def test_weights_without_a_head_get_a_new_one_and_are_trained_whole(
     shape = Path(__file__).resolve().parents[2] / "data/models/bert_tiny"
     AutoModel.from_config(AutoConfig.from_pretrained(shape)).save_pretrained(tmp_path / "bert")
     AutoTokenizer.from_pretrained(shape).save_pretrained(tmp_path / "bert")
-    own = [
-        "task=glue",
-        "model=headed",
-        f"model.path={tmp_path}/bert",
-        "task.glue.dataset.made_rows=4",
-    ]
+    path, rows = f"model.path={tmp_path}/bert", "task.glue.dataset.made_rows=4"
+    own = ["task=glue", "model=headed", path, rows]
     with pytest.raises(SettingsError, match=r"the head of model.path=.* may be new"):
         planned(make(*own))
     (tmp_path / "job").mkdir()
@@ -293,15 +285,8 @@ def test_a_detector_learns_the_same_with_its_blocks_recomputed(make: Make, tmp_p
     for method in ("none", "gc"):
         (tmp_path / method).mkdir()
         rows = ["task.coco.dataset.made_rows=8", "trainer.per_device_train_batch_size=2"]
-        own = [
-            "task=coco",
-            "model=headed",
-            *QUICK,
-            *rows,
-            f"memory={method}",
-            "trainer.max_steps=4",
-        ]
-        losses.append(finish(make(*own), tmp_path / method)["train_loss"])
+        own = ["task=coco", "model=headed", *QUICK, *rows, "trainer.max_steps=4"]
+        losses.append(finish(make(*own, f"memory={method}"), tmp_path / method)["train_loss"])
     assert losses[0] == losses[1]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
 from support.folders import corpus
-from support.runs import finish, meeting_of, model_of, planned
+from support.runs import finish, meeting_of, model_of, planned, read
 from transformers import (
     AutoImageProcessor,
     AutoModelForSeq2SeqLM,
@@ -27,14 +27,14 @@ from transformers import (
     T5Config,
 )
 
-from train.config.sections import SettingsError
 from train.config.task import ImagePreprocess
+from train.config.typed import SettingsError
 from train.data.pixels import image_pixels
 from train.data.pretrained import located
 from train.data.rows import Rows, load
 from train.delta.olora import OLoRA
 from train.loop.batches import Training
-from train.loop.evaluation import evaluate
+from train.loop.evaluation import predict
 from train.loop.trainer import train
 from train.model.fit import fitted
 from train.pieces import main, tokenizer_of
@@ -55,7 +55,7 @@ def make(read: Any) -> Any:
 
 def example_of(job: Any, row: dict[str, Any]) -> tuple[Any, Any]:
     task = meeting_of(job)
-    return task, task.example(row, np.random.default_rng(0), False, "row")
+    return task, read(task, row)
 
 
 def test_what_is_read_and_learned_has_the_marks_its_model_was_trained_with(
@@ -63,9 +63,8 @@ def test_what_is_read_and_learned_has_the_marks_its_model_was_trained_with(
 ) -> None:
     """As the tokenizer itself writes text and `text_target` of transformers' own recipes."""
     row = {"review": "the film was good", "label": "positive"}
-    template = (
-        "task.sentiment.instruction.template='judge: [TEXT:review] -> [TEXT:label,closed_set]'"
-    )
+    wording = "judge: [TEXT:review] -> [TEXT:label,closed_set]"
+    template = f"task.sentiment.instruction.template='{wording}'"
     for name in ("t5", "bart"):
         own = AutoTokenizer.from_pretrained(folders(name))
         job = make(*of(folders(name)), "task=sentiment", template)
@@ -111,10 +110,8 @@ def test_answers_of_a_closed_set_are_given_as_they_were_written_whatever_the_tok
                f"task.sentiment.preprocess.text.ans2label={answers}")  # fmt: skip
     task, one = example_of(job, {"review": "the film was good", "label": "Positive!"})
     model = model_of(job).eval()
-    assert task.answers(model, [one] * 3, torch.device("cpu"))[0] in (
-        "Positive!",
-        "NEGATIVE - (not)",
-    )
+    told = task.answers(model, [one] * 3, torch.device("cpu"))
+    assert told[0] in ("Positive!", "NEGATIVE - (not)")
     assert task.vocabulary.decode(task.vocabulary.encode(" Positive!")) != "Positive!"
 
 
@@ -159,7 +156,7 @@ def test_texts_longer_than_the_model_has_positions_for_are_refused(
 
     task = meeting_of(job(139))
     row = {"review": "good film " * 100, "label": "positive"}
-    one = task.example(row, np.random.default_rng(0), False, "row")
+    one = read(task, row)
     assert len(one.source) == 140
     with torch.no_grad():
         assert task.logits(model_of(job(139)), task.batch([one])).isfinite().all()
@@ -310,9 +307,8 @@ def test_pieces_of_the_tasks_text_are_its_words_and_nothing_is_lost_or_unknown(
     )
     job = make("model=unify_tiny", f"model.tokenizer={tmp_path / 'words'}", "task=sentiment")
     made = meeting_of(job).vocabulary
-    assert [
-        len(made.encode(f" {word}")) for word in ["not", "very", "film", "terrible", "positive"]
-    ] == [1] * 5
+    known = ["not", "very", "film", "terrible", "positive"]
+    assert [len(made.encode(f" {word}")) for word in known] == [1] * 5
     strange = "Ünseen, 2 \N{SNOWMAN} words  and spaces"
     assert made.decode(made.encode(f" {strange}")) == strange
     assert (made.before, made.after) == ((0,), (2,)) and made.size == made.own + 1  # <image>
@@ -351,12 +347,11 @@ def test_the_encoder_decoder_can_learn_sixteen_rows_by_heart(
     met, model = meeting_of(job), model_of(job)
     few = Rows(lambda epoch: chosen, chosen, rows.test)
     train(model, [Training(met, few, 16, (1,), 0)], OLoRA(job.delta), job, 0, tmp_path)
-    examples = [met.example(row, np.random.default_rng(0), False, "row") for row in chosen]
-    batch = met.batch(examples)
+    batch = met.batch([read(met, row) for row in chosen])
     with torch.no_grad():
         best = met.logits(model.eval(), batch).argmax(-1)
     assert ((best == batch["labels"]) | (batch["labels"] == -100)).all()
-    assert evaluate(model, met, few, "dev")["acc"] == 1.0
+    assert predict(model, met, few, "dev").logged["acc"] == 1.0
 
 
 @pytest.mark.slow

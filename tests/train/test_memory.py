@@ -18,7 +18,7 @@ from autocl_sweeper.types import OUT_OF_DEVICE_MEMORY, Cause
 from train.config.memory import MemorySettings
 from train.config.typed import SettingsError
 from train.data.rows import load
-from train.loop.evaluation import evaluate
+from train.loop.evaluation import predict
 from train.memory.budget import limit_memory, use_expandable_segments
 from train.memory.meter import GpuMeter
 
@@ -109,7 +109,7 @@ def test_out_of_memory_in_an_evaluation_is_a_cause_of_its_own_that_names_the_bat
 
     monkeypatch.setattr(type(task), "answers", full)
     with pytest.raises(EvaluationMemoryError, match=r"micro_valid_batch_size smaller") as error:
-        evaluate(model_of(run), task, load(task.plan, run.evaluation), "dev")
+        predict(model_of(run), task, load(task.plan, run.evaluation), "dev")
     assert cause_of(error.value) is Cause.EVALUATION_MEMORY and Cause.EVALUATION_MEMORY in (
         OUT_OF_DEVICE_MEMORY
     )
@@ -136,7 +136,7 @@ def test_an_evaluation_keeps_the_logits_of_no_batch_but_the_one_it_is_at(
 
     monkeypatch.setattr(type(task), "logits", logits)
     monkeypatch.setattr(type(task), "answers", counted)
-    evaluate(model_of(run), task, load(task.plan, run.evaluation), "dev", 3, with_loss=True)
+    predict(model_of(run), task, load(task.plan, run.evaluation), "dev", 3, with_loss=True)
     assert alive == [0, 0, 0] and len(seen) >= 3
 
 

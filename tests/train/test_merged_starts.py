@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.runs import finish
 
 from autocl_sweeper.errors import SkippedError
+from train.config.typed import SettingsError
+from train.delta.delta import delta_of
 from train.merge.plan import read_plan
-from train.start import pool_of
+from train.start import is_asked_for, pool_of
 
 QUICK = ("trainer.max_steps=2", "trainer.learning_rate=3e-2", "evaluate_test=false")
 DELTAS = {
@@ -41,8 +44,6 @@ def chain(
 
 
 def state(folder: Path, place: int) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     return load_file(folder / f"checkpoint/task{place}/adapter_model.safetensors")
 
 
@@ -72,7 +73,7 @@ def test_a_job_starts_as_the_average_of_its_lineage_and_writes_its_plan(
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-5)
     # The same job again has the same plan and the same start.
     finish(make(*own, *more, "delta.lora_dim=6"), tmp_path / "4")
-    plans = {(tmp_path / name / "merge_plan.json").read_bytes() for name in "34"}
+    plans = {(tmp_path / n / "merge_plan.json").read_bytes() for n in "34"}
     again = state(tmp_path / "4", 3)
     assert len(plans) == 1
     assert all(torch.equal(v, again[k]) for k, v in state(tmp_path / "3", 3).items())
@@ -82,21 +83,21 @@ def test_a_score_weighs_the_lineage_and_one_source_is_taken_as_it_is(
     chain: Any, make: Any, tmp_path: Path
 ) -> None:
     own, root = chain
-    more = (f"init_from={root / '2/checkpoint'}", STILL)
-    by_loss = ("merge.init=loss", "merge.temperature=0.5")
-    told = finish(make(*own, "task=arithmetic", *more, *by_loss), tmp_path / "3")
+    more = (*own, f"init_from={root / '2/checkpoint'}", STILL)
+    loss = ("task=arithmetic", "merge.init=loss", "merge.temperature=0.5")
+    told = finish(make(*more, *loss), tmp_path / "3")
     weights = [told["weight_sentiment"], told["weight_parity"]]
     assert sum(weights) == pytest.approx(1) and weights[0] != weights[1]
     # Blocks by their own scores, at the temperature whose merge is best on dev.
     grid = ("merge.init=grand", "merge.temperature=[0.01,10.0]", "merge.blocks=all")
-    finish(make(*own, "task=arithmetic", *more, *grid, "delta.lora_dim=6"), tmp_path / "5")
+    finish(make(*more, "task=arithmetic", *grid, "delta.lora_dim=6"), tmp_path / "5")
     plan = read_plan(tmp_path / "5/merge_plan.json")
     assert {*plan.dev_losses} == {"0.01", "10.0"} and "encoder.1" in plan.block_weights
     assert str(plan.temperature) == min(plan.dev_losses, key=lambda t: plan.dev_losses[t])
     assert plan.text() == (tmp_path / "5/merge_plan.json").read_text()
     # The target's own delta is never in its pool: one is left.
-    by_loss = ("merge.init=loss", "merge.target_ess=1")
-    told = finish(make(*own, "task=parity", *more, *by_loss), tmp_path / "4")
+    alone = ("task=parity", "merge.init=loss", "merge.target_ess=1")
+    told = finish(make(*more, *alone), tmp_path / "4")
     assert told["weight_sentiment"] == 1 and "weight_parity" not in told
     start, source = state(tmp_path / "4", 3), state(root / "1", 1)
     for key, value in products(start).items():
@@ -108,8 +109,8 @@ def test_a_beam_gives_its_own_deltas_once_each_and_none_of_another_base(
 ) -> None:
     own, root = chain
     finish(make(*own, "delta.first=full", "task=sentiment"), tmp_path / "whole")
-    whole = f"init_from={tmp_path / 'whole/checkpoint'}"
-    finish(make(*own, "task=parity", whole), tmp_path / "other")
+    begun = f"init_from={tmp_path / 'whole/checkpoint'}"
+    finish(make(*own, "task=parity", begun), tmp_path / "other")
     for place in "12":  # with its parent
         shutil.copytree(root / place, tmp_path / place)
     places = [root / "2", tmp_path / "2", tmp_path / "other", root / "1"]
@@ -131,26 +132,24 @@ def test_a_beam_gives_its_own_deltas_once_each_and_none_of_another_base(
     start, parent = state(tmp_path / "parents", 3), state(root / "2", 2)
     assert all(torch.equal(value, parent[key]) for key, value in start.items())
     # An extra start with one delta or none in its pool would repeat another job.
-    asked = ("merge.init=average", "merge.extra_parents=1", "merge.extra=1")
-    lone = (*own, "task=parity", *more[:1], *asked)
+    extra = (*own, "merge.init=average", "merge.extra_parents=1", "merge.extra=1")
     with pytest.raises(SkippedError, match=r"merge.pool=lineage has only the delta of sentiment"):
-        finish(make(*lone), tmp_path / "lone")
-    first = (*own, "task=sentiment", *asked)
+        finish(make(*extra, "task=parity", more[0]), tmp_path / "lone")
     with pytest.raises(SkippedError, match=r"has no delta at this stage, so that .* random"):
-        finish(make(*first), tmp_path / "first")
+        finish(make(*extra, "task=sentiment"), tmp_path / "first")
 
 
 def test_given_weights_are_evaluated_without_training(
     chain: Any, make: Any, tmp_path: Path
 ) -> None:
     own, root = chain
-    asked = (
-        *("task=arithmetic", "merge.init=given", "merge.pool=library", "trainer.do_train=false"),
+    run = make(
+        *own, "task=arithmetic", "merge.init=given", "merge.pool=library", "trainer.do_train=false",
         f"merge.sources={{sentiment:{root}/1/checkpoint,parity:{root}/2/checkpoint}}",
         "merge.weights={sentiment:-0.5,parity:1.2}",
         "delta.lora_dim=6" if "seqlora" in own[2] else "delta.size=3",
-    )
-    told = finish(make(*own, *asked), tmp_path / "3")
+    )  # fmt: skip
+    told = finish(run, tmp_path / "3")
     assert told["steps"] == 0 and told["weight_parity"] == 1.2
     results = json.loads((tmp_path / "3/all_results.json").read_text())
     loss = results["metrics"]["arithmetic"]["loss"]
@@ -165,8 +164,8 @@ def test_given_weights_are_evaluated_without_training(
 
 def test_a_random_start_is_not_the_parents(chain: Any, make: Any, tmp_path: Path) -> None:
     own, root = chain
-    asked = ("task=arithmetic", f"init_from={root / '2/checkpoint'}", "merge.init=random", STILL)
-    finish(make(*own, *asked), tmp_path / "3")
+    begun = f"init_from={root / '2/checkpoint'}"
+    finish(make(*own, "task=arithmetic", begun, "merge.init=random", STILL), tmp_path / "3")
     start, parent = state(tmp_path / "3", 3), state(root / "2", 2)
     assert any(not torch.allclose(v, parent[k]) for k, v in start.items())
     assert not (tmp_path / "3/merge_plan.json").exists()
@@ -184,10 +183,6 @@ def test_an_empty_pool_is_explained_and_starts_at_random(
 def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
     make: Any, folders: Any, caplog: Any
 ) -> None:
-    from train.config.typed import SettingsError
-    from train.delta.delta import delta_of
-    from train.start import is_asked_for
-
     def refused(*more: str) -> None:
         run = make(*own, *more)
         run.merge.refuse_for_a_job(run.delta.kind, run.delta.start_from, has_parent=True)
@@ -198,7 +193,7 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
         run = make(*own, "merge.init=average", *more)
         return is_asked_for(run, delta_of(run.delta))
 
-    average = "merge.init=average"
+    average, beam = "merge.init=average", ("merge.init=manual", "merge.pool=beam")
     for more, words in (
         ((average, "delta=seqft"), r"merge.init=average: delta._name=seqft goes on"),
         ((average, "delta.start_from=x"), r"delta.start_from=x says the start as well"),
@@ -206,11 +201,8 @@ def test_starts_that_mean_nothing_are_refused_and_olora_is_warned(
         (("merge.extra_parents=1",), r"merge.extra_parents=1: merge.init=None says what 0 of them"),
         (("merge.init=[last,random]",), r"merge.extra_parents=0: .* says what 2 of them"),
         ((average, "merge.extra=1"), r"merge.extra=1: there are merge.extra_parents=0 in all"),
-        ((average, "merge.pool=beam"), r"merge.pool=beam: .*handover.merge.sources"),
-        (
-            ("merge.init=manual", "merge.pool=beam", "merge.sources=[x]"),
-            r"merge.init=manual: .* are all of one task",
-        ),
+        ((average, "merge.pool=beam"), r"pool=beam: merge.sources has .*handover.merge.sources"),
+        ((*beam, "merge.sources=[x]"), r"merge.init=manual: .* are all of one task"),
         (("merge.density=0.5",), r"merge.density=0.5: has no effect on a job without merge.init"),
     ):
         with pytest.raises(SettingsError, match=words):

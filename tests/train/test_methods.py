@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.runs import finish, meeting_of, planned
+from peft import PeftModel
+from safetensors.torch import load_file
+from support.runs import finish, loaded, meeting_of, of, planned
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from train.chain import CheckpointError
+from train.config.typed import SettingsError
+from train.data.rows import kept
+from train.data.rows import load as load_rows
+from train.delta.ewc import EWC, ElasticityOff
+from train.model.checkpoints import load
+from train.model.family import family_of
 
 QUICK = ("+trainer.max_steps=3", "trainer.per_device_train_batch_size=4",
          "evaluation.dev_share=0.02", "evaluation.test_share=0.02")  # fmt: skip
-
-
-def of(folder: Path, *more: str) -> list[str]:
-    return ["model=pretrained", f"model.path={folder}", *more]
 
 
 def grown(make: Any, folders: Any, folder: Path, method: str, *more: str) -> list[Any]:
@@ -30,8 +37,6 @@ def grown(make: Any, folders: Any, folder: Path, method: str, *more: str) -> lis
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
     found: dict[str, torch.Tensor] = load_file(folder)
     return found
 
@@ -58,19 +63,13 @@ def test_inclora_is_olora_whose_penalty_is_logged_and_weighs_nothing(
 def test_seqlora_trains_the_parents_adapter_on_and_leaves_it_alone_in_the_model(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from support.runs import loaded
-
-    from train.config.typed import SettingsError
-
     still = ("trainer.learning_rate=0",)
     grown(make, folders, tmp_path / "a", "seqlora")
     job = make(*of(folders("bert")), *QUICK, "delta=seqlora", "task=parity", *still,
                f"init_from={tmp_path / 'a/1/checkpoint'}")  # fmt: skip
     finish(job, tmp_path / "b")
-    one, two, unmoved = (
-        weights_of(tmp_path / f"{place}/adapter_model.safetensors")
-        for place in ("a/1/checkpoint/task1", "a/2/checkpoint/task2", "b/checkpoint/task2")
-    )
+    places = ("a/1/checkpoint/task1", "a/2/checkpoint/task2", "b/checkpoint/task2")
+    one, two, unmoved = (weights_of(tmp_path / p / "adapter_model.safetensors") for p in places)
     assert all(torch.equal(one[key], unmoved[key]) for key in one)
     assert any(not torch.equal(one[key], two[key]) for key in one)
     chain = loaded(job, tmp_path / "a/2/checkpoint")
@@ -84,26 +83,16 @@ def test_seqlora_trains_the_parents_adapter_on_and_leaves_it_alone_in_the_model(
 def test_seqft_saves_whole_models_and_goes_on_from_the_last(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
-    from train.chain import CheckpointError
-
     grown(make, folders, tmp_path, "seqft")
-    base, one, two = (
-        weights_of(folder / "model.safetensors")
-        for folder in (
-            folders("bert"),
-            tmp_path / "1/checkpoint/base",
-            tmp_path / "2/checkpoint/base",
-        )
-    )
+    places = (folders("bert"), *(tmp_path / n / "checkpoint/base" for n in "12"))
+    base, one, two = (weights_of(folder / "model.safetensors") for folder in places)
     moved = [k for k in base if "encoder" in k and not torch.equal(base[k], one[k])]
     assert moved and any(not torch.equal(one[key], two[key]) for key in moved)
     # An adapter may follow: it is on the last whole model.
     on = make(*of(folders("bert")), *QUICK, f"init_from={tmp_path / '2/checkpoint'}")
     finish(on, tmp_path / "3")
     assert (tmp_path / "3/checkpoint/task3/adapter_config.json").is_file()
-    with pytest.raises(
-        CheckpointError, match=r"holds adapters, and delta\._name=seqlora goes on from"
-    ):
+    with pytest.raises(CheckpointError, match=r"adapters, and delta\._name=seqlora goes on from"):
         finish(make(*of(folders("bert")), *QUICK, "delta=seqlora",
                     f"init_from={tmp_path / '3/checkpoint'}"), tmp_path / "4")  # fmt: skip
 
@@ -112,13 +101,6 @@ def test_the_fisher_of_ewc_is_the_mean_over_rows_of_squared_gradients(
     make: Any, folders: Any, tmp_path: Path
 ) -> None:
     """Row by row with backward(), on the saved chain; the penalty by hand from it."""
-    from support.runs import loaded
-
-    from train.data.rows import load as load_rows
-    from train.delta.ewc import EWC, ElasticityOff
-    from train.model.checkpoints import load
-    from train.model.family import family_of
-
     few = ("evaluation.dev_share=0.48", "evaluation.test_share=0.48")  # what is left is trained on
     grown(make, folders, tmp_path, "ewc", *few)
     job = make(*of(folders("bert")), *QUICK, "delta=ewc", *few)
@@ -169,10 +151,6 @@ def test_the_fisher_of_ewc_is_the_mean_over_rows_of_squared_gradients(
 def test_replay_keeps_the_same_rows_of_an_earlier_task_and_trains_on_them(
     make: Any, folders: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.config.typed import SettingsError
-    from train.data.rows import kept
-    from train.data.rows import load as load_rows
-
     job = make(*of(folders("bert")), "delta=replay", *QUICK)
     [plan] = planned(job).values()
     rows = load_rows(plan, job.evaluation)
@@ -203,10 +181,6 @@ def test_osf_changes_the_weights_outside_of_their_main_directions_and_saves_the_
     make: Any, folders: Any, tmp_path: Path, kind: str
 ) -> None:
     """The saved adapters in stock peft give the weights; their main directions by numpy's SVD."""
-    from peft import PeftModel
-    from support.runs import loaded
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     words = (*of(folders(kind)), *QUICK, "delta=osf", "trainer.learning_rate=0.03")
     begun = "init_from=null"
     for n, task in ((1, "sentiment"), (2, "parity")):
@@ -239,8 +213,6 @@ def test_osf_changes_the_weights_outside_of_their_main_directions_and_saves_the_
 
 
 def test_osf_refuses_to_freeze_all_directions(make: Any, folders: Any, tmp_path: Path) -> None:
-    from train.config.typed import SettingsError
-
     for kind, rank, why in (
         ("t5", 16, "nothing is left to train"),
         ("gpt2", 0.5, "no torch.nn.Linear"),

@@ -11,6 +11,16 @@ from typing import Any
 import pytest
 import torch
 from support.runs import model_of
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from train.config.sections import DeltaSettings
+from train.delta.lora import activate, add_adapter, concatenated
+from train.delta.olora import Factors, by_shape, factors, l2_loss, orthogonal_loss
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/olora.json").read_text())
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -20,8 +30,6 @@ by_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=
 
 
 def modules_of(case: dict[str, Any], dtype: torch.dtype) -> list[Any]:
-    from train.delta.olora import Factors
-
     def tensor(m: dict[str, Any], key: str) -> torch.Tensor:
         return torch.tensor(m[key], dtype=dtype, requires_grad=key.endswith("new"))
 
@@ -36,8 +44,6 @@ def modules_of(case: dict[str, Any], dtype: torch.dtype) -> list[Any]:
 def test_penalties_and_total_have_the_reference_values(
     case: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
-
     modules, expected = modules_of(case, dtype), case["expected"]
     orthogonal, l2 = orthogonal_loss(by_shape(modules)), l2_loss(by_shape(modules))
     total = case["inputs"]["task_loss"] + case["lamda_1"] * orthogonal + case["lamda_2"] * l2
@@ -52,8 +58,6 @@ def test_penalties_and_total_have_the_reference_values(
 @by_case
 @by_dtype
 def test_penalties_have_the_reference_gradients(case: dict[str, Any], dtype: torch.dtype) -> None:
-    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
-
     modules = modules_of(case, dtype)
     groups = by_shape(modules)
     (case["lamda_1"] * orthogonal_loss(groups) + case["lamda_2"] * l2_loss(groups)).backward()
@@ -64,16 +68,12 @@ def test_penalties_have_the_reference_gradients(case: dict[str, Any], dtype: tor
 
 
 def test_the_norm_of_a_zero_b_has_gradient_zero() -> None:
-    from train.delta.olora import Factors, by_shape, l2_loss
-
     a, b = torch.ones(2, 3, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
     l2_loss(by_shape([Factors(torch.zeros(0, 3), a, b)])).backward()
     assert b.grad is not None and torch.equal(b.grad, torch.zeros(4, 2))
 
 
 def test_bfloat16_factors_are_summed_in_float32() -> None:
-    from train.delta.olora import Factors, by_shape, orthogonal_loss
-
     # In bfloat16 the running sum would stick at 256: the next representable number is 258.
     one = torch.ones(1, 1, dtype=torch.bfloat16)
     total = orthogonal_loss(by_shape([Factors(one, one, one)] * 300))
@@ -86,10 +86,6 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
 
     One such task is too few terms for 1 %; the loss is linear in the ancestors' ranks.
     """
-    from train.config.sections import DeltaSettings
-    from train.delta.lora import add_adapter
-    from train.delta.olora import by_shape, factors, l2_loss, orthogonal_loss
-
     torch.manual_seed(0)
     expected = GOLDEN["at_initialisation"][name]
     # Only A counts at the start (B = 0), so one output per module is enough.
@@ -116,13 +112,6 @@ def test_a_new_adapter_starts_with_the_expected_penalties(name: str) -> None:
 
 def published_shape(name: str) -> Any:
     """A model of the size of a published one, on the meta device: shapes without values."""
-    from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
-        T5Config,
-        T5ForConditionalGeneration,
-    )
-
     sizes = {"t5-small": (512, 6, 8), "t5-base": (768, 12, 12), "t5-large": (1024, 24, 16)}
     with torch.device("meta"):
         if name == "llama-7b":
@@ -140,10 +129,6 @@ def published_shape(name: str) -> Any:
 def test_the_default_adapter_of_a_published_model_has_the_published_size(
     name: str, trainable: int
 ) -> None:
-    from train.config.sections import DeltaSettings
-    from train.delta.lora import add_adapter
-    from train.delta.olora import factors
-
     expected = GOLDEN["at_initialisation"][name]
     model = add_adapter(published_shape(name), "task1", [], DeltaSettings())
     modules = factors(model, "task1", [])
@@ -154,9 +139,6 @@ def test_the_default_adapter_of_a_published_model_has_the_published_size(
 
 def test_forward_and_concatenated_factors_have_the_reference_values() -> None:
     """One layer with two adapters of peft, one scaling for both, against numbers worked out in numpy."""
-    from train.config.sections import DeltaSettings
-    from train.delta.lora import activate, add_adapter, concatenated
-
     [case] = [c for c in GOLDEN["cases"] if "forward_check_module_0" in c]
     check, given = case["forward_check_module_0"], case["inputs"]["modules"][0]
 
@@ -191,9 +173,6 @@ def test_forward_and_concatenated_factors_have_the_reference_values() -> None:
 
 
 def test_a_chain_of_ranks_4_8_2_equals_the_weights_peft_merges(make_job: Any) -> None:
-    from train.delta.lora import activate, add_adapter
-    from train.delta.olora import factors
-
     model = model_of(make_job())
     images = torch.randn(5, 1, 8, 8)
     before = model.eval()(pixel_values=images).logits

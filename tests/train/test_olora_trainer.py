@@ -6,23 +6,20 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from support.runs import model_of, trainings
+from support.runs import second_task, trainings
+from transformers import TrainingArguments
 
-
-def second_task(job: Any) -> tuple[Any, Any]:
-    """A model with one ancestor whose B is not zero, and its new delta, whose B is not either."""
-    from train.delta.olora import OLoRA, factors
-
-    model = model_of(job, seed=1)
-    for name, ancestors in (("task2", []), ("task3", ["task2"])):
-        delta = OLoRA(job.delta)
-        model = delta.attach(model, name, ancestors)
-        for module in factors(model, name, ancestors):
-            torch.nn.init.normal_(module.b_new, std=0.1)
-    return model, delta
+from train.delta.olora import (
+    OrthogonalityOff,
+    a_norm,
+    by_shape,
+    factors,
+    l2_loss,
+    orthogonal_loss,
+)
+from train.loop.trainer import Diverged, UpdateTrainer, train
 
 
 def eight(job: Any) -> list[Any]:
@@ -39,15 +36,10 @@ PENALTIES = ("delta.lamda_1=0.5", "delta.lamda_2=0.1", "trainer.learning_rate=0.
 
 
 def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
-    from train.loop.trainer import train
-
-    job = make_job(
-        *STEP,
-        *PENALTIES,
-        f"trainer.per_device_train_batch_size={batch}",
-        f"trainer.gradient_accumulation_steps={accumulation}",
-    )
-    model, delta = second_task(job)
+    sizes = (f"trainer.per_device_train_batch_size={batch}",
+             f"trainer.gradient_accumulation_steps={accumulation}")  # fmt: skip
+    job = make_job(*STEP, *PENALTIES, *sizes)
+    model, delta = second_task(job, seed=1)
     report = train(model, eight(job), delta, job, 0, folder)
     assert report.steps == 1 and report.delta["orthogonal_loss_first"] > 0
     return weights(model)
@@ -56,7 +48,7 @@ def one_step(make_job: Any, folder: Path, batch: int, accumulation: int) -> dict
 def by_hand(make_job: Any) -> dict[str, torch.Tensor]:
     """w - lr * gradient of (cross entropy of the two options + penalties), written out."""
     job = make_job(*PENALTIES)
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     [training] = eight(job)
     rows = training.rows.train(0)
     images = torch.stack([torch.from_numpy(row["image"])[None] for row in rows])
@@ -90,17 +82,12 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
     A chain multiplies a last bit into other accuracies, so results of old runs stay comparable.
     """
-    from train.delta.olora import by_shape, l2_loss, orthogonal_loss
-
     trained = one_step(make_job, tmp_path, 8, 1)
     job = make_job(*PENALTIES)
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     modules = delta.modules
     [training] = eight(job)
-    rows = [training.rows.train(0)[i] for i in training.order(0)]
-    batch = training.task.batch(
-        [training.task.example(row, np.random.default_rng(0), True, "") for row in rows]
-    )
+    batch = training.task.batch([training.example(0, i) for i in training.order(0)])
     loss = torch.nn.functional.cross_entropy(training.task.logits(model, batch), batch["labels"])
     (loss + 0.5 * orthogonal_loss(by_shape(modules)) + 0.1 * l2_loss(by_shape(modules))).backward()
     for name, parameter in model.named_parameters():
@@ -111,10 +98,8 @@ def test_a_step_is_to_the_last_bit_that_of_the_formula_in_its_order(
 
 
 def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path: Path) -> None:
-    from train.loop.trainer import train
-
     job = make_job("delta.lora_dropout=0.2")
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     before = copy.deepcopy(model.state_dict())
     train(model, eight(job), delta, job, 0, tmp_path)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
@@ -124,11 +109,8 @@ def test_training_moves_the_new_adapter_and_nothing_else(make_job: Any, tmp_path
 def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.delta.olora import OrthogonalityOff, factors
-    from train.loop.trainer import train
-
     job = make_job("delta.lamda_1=0")  # the guard does not depend on the weight
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     for module in factors(model, "ancestors", []):
         torch.nn.init.zeros_(module.a_new)
     with pytest.raises(OrthogonalityOff, match=r"orthogonal loss is 0\.0 at the first step"):
@@ -138,10 +120,8 @@ def test_an_orthogonal_loss_of_zero_at_the_first_step_is_an_error(
 def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
     make_job: Any, tmp_path: Path
 ) -> None:
-    from train.loop.trainer import Diverged, train
-
     job = make_job("trainer.learning_rate=1e30", "trainer.num_train_epochs=3")
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     with pytest.raises(Diverged, match=r"loss is nan at step 2 of 3 .*learning_rate=1e\+30"):
         train(model, eight(job), delta, job, 0, tmp_path)
 
@@ -149,31 +129,21 @@ def test_a_loss_that_is_not_a_number_is_an_error_and_not_a_low_score(
 def test_the_parts_of_the_loss_are_logged_apart_and_also_without_weight(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from train.delta.olora import a_norm, by_shape, l2_loss, orthogonal_loss
-    from train.loop.trainer import train
-
     job = make_job("delta.lamda_1=0", "delta.lamda_2=0", "trainer.logging_steps=1")
-    model, delta = second_task(job)
+    model, delta = second_task(job, seed=1)
     with caplog.at_level("INFO"):
         report = train(model, eight(job), delta, job, 0, tmp_path)
     for key in ("task_loss", "orthogonal_loss", "l2_loss", "a_norm"):
         assert key in caplog.text
-    modules = delta.modules
-    assert report.delta["orthogonal_loss"] == pytest.approx(
-        orthogonal_loss(by_shape(modules)).item()
-    )
-    assert report.delta["l2_loss"] == pytest.approx(l2_loss(by_shape(modules)).item())
-    assert report.delta["a_norm"] == pytest.approx(a_norm(by_shape(modules)).item())
+    groups = by_shape(delta.modules)
+    for key, of in (("orthogonal_loss", orthogonal_loss), ("l2_loss", l2_loss), ("a_norm", a_norm)):
+        assert report.delta[key] == pytest.approx(of(groups).item())
 
 
 @pytest.mark.parametrize(("updates", "warmup"), [(1, 0.06), (5, 5), (5, 50), (3, 0.99)])
 def test_a_training_that_is_all_warm_up_has_a_polynomial_schedule(
     tmp_path: Path, updates: int, warmup: float
 ) -> None:
-    from transformers import TrainingArguments
-
-    from train.loop.trainer import UpdateTrainer
-
     trainer = object.__new__(UpdateTrainer)
     trainer.args = TrainingArguments(
         str(tmp_path), lr_scheduler_type="polynomial", warmup_steps=warmup, learning_rate=1.0

@@ -19,8 +19,11 @@ from typing import Any
 
 import pytest
 from support.bench import wait_until
+from support.runs import finish, of
 from support.train_app import ENV, ROOT, SMALL, train
 
+from autocl_sweeper.outcome import cause_of
+from autocl_sweeper.types import Cause
 from train import processes
 from train.config.env import EnvSettings
 from train.config.typed import SettingsError
@@ -28,40 +31,25 @@ from train.processes import command, start, threads
 
 NO_RUN: Any = None  # nothing is trained
 DIGITS = ("task=digits_01", *SMALL, "trainer.logging_steps=1")
+HERE = "--master-addr=127.0.0.1 --master-port=4000"
 MACHINES: dict[str, Any] = {"nnodes": 2, "master_addr": "10.0.0.1", "port": 29500}
 
 
 @pytest.mark.parametrize(
     ("settings", "flags"),
     [
-        ({"nproc_per_node": 2}, ["--standalone", "--nproc-per-node=2"]),
-        (
-            {"nproc_per_node": 2, "port": 4000},
-            ["--master-addr=127.0.0.1", "--master-port=4000", "--nproc-per-node=2"],
-        ),
-        (
-            {"nproc_per_node": 2, "master_port": 4000},
-            ["--master-addr=127.0.0.1", "--master-port=4000", "--nproc-per-node=2"],
-        ),
-        (
-            {**MACHINES, "rank": 1},
-            [
-                "--nnodes=2",
-                "--node-rank=1",
-                "--master-addr=10.0.0.1",
-                "--master-port=29500",
-                "--nproc-per-node=1",
-            ],
-        ),
+        ({"nproc_per_node": 2}, "--standalone --nproc-per-node=2"),
+        ({"nproc_per_node": 2, "port": 4000}, f"{HERE} --nproc-per-node=2"),
+        ({"nproc_per_node": 2, "master_port": 4000}, f"{HERE} --nproc-per-node=2"),
+        ({**MACHINES, "rank": 1},
+         "--nnodes=2 --node-rank=1 --master-addr=10.0.0.1 --master-port=29500 --nproc-per-node=1"),
     ],
-)
-def test_the_command_is_that_of_torch_distributed_run(
-    settings: dict[str, Any], flags: list[str]
-) -> None:
+)  # fmt: skip
+def test_the_command_is_that_of_torch_distributed_run(settings: dict[str, Any], flags: str) -> None:
     argv = command(EnvSettings(**settings), Path("/run/it's here/order.pickle"))
     assert argv == [
         *(sys.executable, "-m", "torch.distributed.run"),
-        *flags,
+        *flags.split(),
         *("-m", "train.worker", "/run/it's here/order.pickle"),
     ]
 
@@ -165,47 +153,46 @@ def curve(text: str) -> list[dict[str, float]]:
     return [entry for entry in entries if "loss" in entry]
 
 
+def both_ways(
+    run: Any,
+    halves: list[str],
+    folder: Path,
+    caplog: Any,
+    numbers: list[str],
+    within: float = 1e-12,
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Curve and results of a job in two processes, which are those of `run` in this one."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "train.loop"):
+        alone = finish(run, folder / "alone")
+    done = train(folder, *halves, "env.nproc_per_node=2", "hydra.run.dir=both")
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected, seen = curve(caplog.text), curve((folder / "both/train.log").read_text())
+    assert len(expected) == len(seen) == alone["steps"] > 1
+    for one, two in zip(expected, seen, strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=within)
+    results = json.loads((folder / "both/all_results.json").read_text())
+    for key in ("train_loss", *numbers):
+        assert results[key] == pytest.approx(alone[key], rel=1e-5)
+    assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
+    return seen, results
+
+
 def test_two_processes_train_as_one_does_at_the_same_global_batch(
     make_job: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The third task of a chain: adapters, both penalties, accumulation, a last batch cut short."""
-    from support.runs import finish
-
     parent, few = "null", ["evaluation.dev_share=0.4", "evaluation.test_share=0.4"]
     for task in ("digits_01", "digits_23"):
         run = make_job(f"task={task}", f"init_from={parent}", "+trainer.max_steps=2", *few)
         parent = finish(run, tmp_path / task)["checkpoint"]
-    third = [
-        "task=digits_45",
-        *few,
-        f"init_from={parent}",
-        "trainer.gradient_accumulation_steps=2",
-        "delta.lamda_2=0.01",
-        "trainer.logging_steps=1",
-    ]
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "train.loop"):
-        alone = finish(make_job(*third, "trainer.per_device_train_batch_size=16"), tmp_path / "3")
-    done = train(
-        tmp_path,
-        *DIGITS,
-        *third,
-        "trainer.per_device_train_batch_size=8",
-        "env.nproc_per_node=2",
-        "hydra.run.dir=both",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())
-    assert len(expected) == len(seen) == alone["steps"]
-    for one, two in zip(expected, seen, strict=True):
-        assert two == pytest.approx(one, rel=1e-4)
-    results = json.loads((tmp_path / "both/all_results.json").read_text())
+    third = ["task=digits_45", *few, f"init_from={parent}", "delta.lamda_2=0.01",
+             "trainer.gradient_accumulation_steps=2", "trainer.logging_steps=1"]  # fmt: skip
+    run = make_job(*third, "trainer.per_device_train_batch_size=16")
+    halves = [*DIGITS, *third, "trainer.per_device_train_batch_size=8"]
+    numbers = ["orthogonal_loss_first", "orthogonal_loss", "l2_loss", "a_norm"]
+    _, results = both_ways(run, halves, tmp_path, caplog, numbers)
     assert results["orthogonal_loss"] > 0
-    for key in ("train_loss", "orthogonal_loss_first", "orthogonal_loss", "l2_loss", "a_norm"):
-        assert results[key] == pytest.approx(alone[key], rel=1e-5)
-    assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
-
     left = {p.relative_to(tmp_path / "both").as_posix() for p in (tmp_path / "both").rglob("*")}
     assert {name for name in left if name.startswith(".node")} == {".node0", ".node0/order.pickle"}
     assert "checkpoint/task3/adapter_model.safetensors" in left
@@ -219,8 +206,6 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
 
     The second link of a chain, so that an adapter is trained; an epoch ends with an uneven micro-batch.
     """
-    from support.runs import finish
-
     shares = ["evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
     # Dropout is the one thing that differs between processes, on purpose.
     both = ["model=unify_tiny", "model.num_decoder_layers=1", "trainer.logging_steps=1", *shares]
@@ -229,75 +214,37 @@ def test_two_processes_train_several_tasks_as_one_does_at_the_same_global_batch(
 
     def second(images: int, texts: int) -> list[str]:
         return [
-            *both,
-            "task=[digits_01,parity]",
-            "+trainer.max_steps=9",
-            f"init_from={parent}",
-            "delta.lamda_2=0.01",
+            *(*both, "task=[digits_01,parity]", "+trainer.max_steps=9", f"init_from={parent}"),
             f"+task.digits_01.dataset={{micro_batch_size:{images},update_freq:6}}",
             f"+task.parity.dataset={{micro_batch_size:{texts},update_freq:2}}",
-            "+task.parity.criterion={sentence_avg:true,weight:2}",
+            *("+task.parity.criterion={sentence_avg:true,weight:2}", "delta.lamda_2=0.01"),
         ]
 
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "train.loop"):
-        alone = finish(make_job(*second(8, 6)), tmp_path / "2")
-    done = train(tmp_path, *DIGITS, *second(4, 3), "env.nproc_per_node=2", "hydra.run.dir=both")
-    assert done.returncode == 0, done.stdout + done.stderr
-    expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())
-    assert len(expected) == len(seen) == alone["steps"] == 9
-    for one, two in zip(expected, seen, strict=True):
+    halves, numbers = [*DIGITS, *second(4, 3)], ["l2_loss", "a_norm"]
+    seen, _ = both_ways(make_job(*second(8, 6)), halves, tmp_path, caplog, numbers)
+    assert len(seen) == 9
+    for one in seen:
         assert {"digits_01_loss", "parity_loss", "orthogonal_loss", "l2_loss"} <= one.keys()
-        assert two == pytest.approx(one, rel=1e-4)
-    results = json.loads((tmp_path / "both/all_results.json").read_text())
-    for key in ("train_loss", "l2_loss", "a_norm"):
-        assert results[key] == pytest.approx(alone[key], rel=1e-5)
-    assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [
-        ("llama", "lora"),
-        ("bert", "replay"),
-        ("bert", "adapter"),
-        ("llama", "prefix"),
-        ("bert", "ia3"),
-    ],
-)
+    [("llama", "lora"), ("bert", "replay"), ("bert", "adapter"), ("llama", "prefix"), ("bert", "ia3")],
+)  # fmt: skip
 def test_two_processes_train_a_text_model_as_one_does_at_the_same_global_batch(
-    make: Any,
-    folders: Any,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    method: str,
+    make: Any, folders: Any, tmp_path: Path, caplog: Any, kind: str, method: str
 ) -> None:
     """The second task of a chain, with a last micro-batch that is cut short."""
-    from support.runs import finish
-
-    words = [
-        *("model=pretrained", f"model.path={folders(kind)}", f"delta={method}"),
-        *("evaluation.dev_share=0.4", "evaluation.test_share=0.4", "trainer.logging_steps=1"),
-    ]
+    words = of(folders(kind), f"delta={method}", "evaluation.dev_share=0.4",
+               "evaluation.test_share=0.4", "trainer.logging_steps=1")  # fmt: skip
     one_step = ["task=sentiment", "+trainer.max_steps=1"]
     parent = finish(make(*words, *one_step), tmp_path / "1")["checkpoint"]
     words += ["task=parity", f"init_from={parent}", "trainer.num_train_epochs=1"]
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "train.loop"):
-        alone = finish(make(*words, "trainer.per_device_train_batch_size=14"), tmp_path / "2")
-    halves = ["trainer.per_device_train_batch_size=7", "env.nproc_per_node=2"]
-    done = train(tmp_path, *words, *halves, "hydra.run.dir=both")
-    assert done.returncode == 0, done.stdout + done.stderr
-    expected, seen = curve(caplog.text), curve((tmp_path / "both/train.log").read_text())
-    assert len(expected) == len(seen) == alone["steps"] > 1
+    run = make(*words, "trainer.per_device_train_batch_size=14")
+    halves = [*words, "trainer.per_device_train_batch_size=7"]
+    seen, _ = both_ways(run, halves, tmp_path, caplog, [], within=1e-6)
     assert ("sentiment_loss" in seen[0]) == (method == "replay")
-    for one, two in zip(expected, seen, strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
-    results = json.loads((tmp_path / "both/all_results.json").read_text())
-    assert results["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-5)
-    assert results["eval"] == alone["eval"] and results["test"] == alone["test"]
 
 
 # -- ends -------------------------------------------------------------------------------------------
@@ -379,34 +326,37 @@ def test_a_worker_whose_job_is_gone_does_nothing(tmp_path: Path) -> None:
     assert done.returncode == 1 and not (tmp_path / "rank0.begun").exists()
 
 
+def ended(folder: Path, rank: int, error: str, at: float = 1, **more: Any) -> None:
+    """The file a worker leaves when it fails."""
+    end = {"rank": rank, "time": at, "error": error, "status": None, "lost_partner": False, **more}
+    (folder / f"rank{rank}.json").write_text(json.dumps(end))
+
+
+WRONG, PEER = "ValueError: x", "RuntimeError: peer"
+
+
 @pytest.mark.parametrize(
     ("ends", "begun", "reason"),
     [
-        # (what workers wrote: rank -> (second, error, status, lost its partner)), begun, reason
-        ({1: (2, "ValueError: x", None, False)}, 2, "rank 1 of 2: ValueError: x"),
-        (
-            {0: (3, "RuntimeError: peer", None, True), 1: (2, "ValueError: x", None, False)},
-            2,
-            "rank 1 of 2: ValueError: x",
-        ),
+        ([(1, WRONG, 2, {})], 2, f"rank 1 of 2: {WRONG}"),
+        ([(0, PEER, 3, {"lost_partner": True}), (1, WRONG, 2, {})], 2, f"rank 1 of 2: {WRONG}"),
         # The one that said nothing was killed; the other only noticed.
-        ({0: (3, "RuntimeError: peer", None, True)}, 2, "rank 1 of 2 processes ended without"),
-        ({}, 2, "rank 0, 1 of 2 processes ended without"),
-        ({}, 0, "torch.distributed.run of 2 processes ended without"),
-        ({0: (3, "exit status 3", 3, False)}, 2, 3),
+        ([(0, PEER, 3, {"lost_partner": True})], 2, "rank 1 of 2 processes ended without"),
+        ([], 2, "rank 0, 1 of 2 processes ended without"),
+        ([], 0, "torch.distributed.run of 2 processes ended without"),
+        ([(0, "exit status 3", 3, {"status": 3})], 2, 3),
     ],
 )
 def test_the_reason_is_what_went_wrong_first(
     tmp_path: Path,
-    ends: dict[int, tuple[float, str, int | None, bool]],
+    ends: list[tuple[int, str, float, dict[str, Any]]],
     begun: int,
     reason: str | int,
 ) -> None:
     for rank in range(begun):
         (tmp_path / f"rank{rank}.begun").touch()
-    for rank, (at, error, status, lost) in ends.items():
-        end = {"rank": rank, "time": at, "error": error, "status": status, "lost_partner": lost}
-        (tmp_path / f"rank{rank}.json").write_text(json.dumps(end))
+    for rank, error, at, more in ends:
+        ended(tmp_path, rank, error, at, **more)
     failure = processes._failure(tmp_path, 1, EnvSettings(nproc_per_node=2), oom_kills=0)
     if isinstance(failure, SystemExit):
         assert failure.code == reason
@@ -415,44 +365,25 @@ def test_the_reason_is_what_went_wrong_first(
 
 
 @pytest.mark.parametrize(
-    ("error", "oom_kills", "memory"),
+    ("error", "oom_kills", "cause"),
     [
-        ("MemoryError: cannot allocate", 0, True),
-        ("ValueError: x", 1, False),  # somebody else's process, then
-        (None, 1, True),
-        (None, 0, False),
+        ("MemoryError: cannot allocate", 0, Cause.HOST_MEMORY),
+        (WRONG, 1, Cause.EXCEPTION),  # somebody else's process, then
+        (None, 1, Cause.HOST_MEMORY),
+        (None, 0, Cause.EXCEPTION),
+        ("InfeasibleError: memory.budget_gib=1: no plan fits", 0, Cause.INFEASIBLE),
+        ("InfeasibleBudgetError: memory.budget_gib=1: no plan", 0, Cause.INFEASIBLE_BUDGET),
     ],
 )
-def test_a_worker_that_lacked_memory_fails_the_job_for_want_of_memory(
-    tmp_path: Path, error: str | None, oom_kills: int, memory: bool
+def test_a_job_fails_for_the_cause_its_worker_failed_for(
+    tmp_path: Path, error: str | None, oom_kills: int, cause: Cause
 ) -> None:
     """The launcher tells it by the error that led to the failure."""
-    from autocl_sweeper.outcome import cause_of
-    from autocl_sweeper.types import Cause
-
     (tmp_path / "rank1.begun").touch()
     if error is not None:
-        end = {"rank": 1, "time": 1, "error": error, "status": None, "lost_partner": False}
-        (tmp_path / "rank1.json").write_text(json.dumps(end))
+        ended(tmp_path, 1, error)
     failure = processes._failure(tmp_path, 1, EnvSettings(nproc_per_node=2), oom_kills)
-    assert (cause_of(failure) is Cause.HOST_MEMORY) is memory
-
-
-@pytest.mark.parametrize("kind", ["InfeasibleError", "InfeasibleBudgetError"])
-def test_a_worker_whose_settings_are_infeasible_fails_the_job_for_that(
-    tmp_path: Path, kind: str
-) -> None:
-    from autocl_sweeper.outcome import cause_of
-    from autocl_sweeper.types import Cause
-
-    (tmp_path / "rank1.begun").touch()
-    text = f"{kind}: memory.budget_gib=1: no plan fits"
-    end = {"rank": 1, "time": 1, "error": text, "status": None, "lost_partner": False}
-    (tmp_path / "rank1.json").write_text(json.dumps(end))
-    failure = processes._failure(tmp_path, 1, EnvSettings(nproc_per_node=2), 0)
-    budget = kind == "InfeasibleBudgetError"
-    assert cause_of(failure) is (Cause.INFEASIBLE_BUDGET if budget else Cause.INFEASIBLE)
-    assert text in str(failure)
+    assert cause_of(failure) is cause and (error or "without a word") in str(failure)
 
 
 # -- whole jobs, minutes on a busy machine ----------------------------------------------------------

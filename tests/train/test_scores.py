@@ -23,7 +23,7 @@ from transformers import T5ForConditionalGeneration
 
 from train.config.merging import MergeSettings
 from train.data.rows import load as load_rows
-from train.loop.evaluation import evaluate
+from train.loop.evaluation import predict
 from train.merge.plan import Scores, make_plan
 from train.merge.rules import MergeError
 from train.score.formulas import added, cosine, euclidean, gradient_norms, token_sums
@@ -197,7 +197,7 @@ def test_performance_is_the_gain_of_the_tune_pass_on_dev(
     task, [plan] = meeting_of(run), planned(run).values()
     rows = load_rows(plan, run.evaluation)
     after, before = (
-        evaluate(loaded(run, Path(own[name])).model, task, rows, "dev")["acc"]
+        predict(loaded(run, Path(own[name])).model, task, rows, "dev").logged["acc"]
         for name in ("sentiment", "parity")
     )
     found = told["targets"]["sentiment"]["scores"]["performance"]

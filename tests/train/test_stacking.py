@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from train.config.sections import DeltaSettings
+from train.delta.lora import ANCESTORS, add_adapter, stack
+from train.delta.olora import OLoRA
 
 NAMES = ("task1", "task2", "task3")
 RANKS = ((4, 32), (8, 3), (2, 10))  # and alpha
@@ -20,16 +26,12 @@ LAYERS = {
 
 
 def base_of(folder: Path, kind: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
     auto = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
     return auto.from_pretrained(folder).eval()
 
 
 def chain_on(base: Any, kind: str) -> Any:
     """Stock peft with three trained adapters, all of them active, with dropout."""
-    from peft import LoraConfig, get_peft_model
-
     model: Any = None
     torch.manual_seed(3)
     for name, (rank, alpha), layers in zip(NAMES, RANKS, LAYERS[kind], strict=True):
@@ -58,8 +60,6 @@ def logits(model: Any, kind: str) -> torch.Tensor:
 def test_stacked_ancestors_of_ranks_4_8_2_give_the_logits_of_the_separate_adapters(
     folders: Any, kind: str, dtype: torch.dtype, within: float
 ) -> None:
-    from train.delta.lora import ANCESTORS, stack
-
     model = chain_on(base_of(folders(kind), kind).to(dtype), kind).to(dtype)
     separate = logits(model, kind)
     with model.disable_adapter():
@@ -75,9 +75,6 @@ def test_a_new_adapter_sees_the_plain_rows_of_all_ancestors_and_draws_what_it_al
     folders: Any,
 ) -> None:
     """The penalty by the separate adapters, and the new A from the generator as it was before."""
-    from train.config.sections import DeltaSettings
-    from train.delta.olora import OLoRA
-
     model = chain_on(base_of(folders("llama"), "llama"), "llama")
     rows = {
         path: [m.lora_A[n].weight.detach().clone() for n in NAMES if n in m.lora_A]
@@ -93,8 +90,6 @@ def test_a_new_adapter_sees_the_plain_rows_of_all_ancestors_and_draws_what_it_al
         a_new = new.get_submodule(path).lora_A["task4"].weight.detach()
         expected += sum(float((a @ a_new.T).abs().sum()) for a in old)
     assert float(delta.penalty().parts["orthogonal_loss"].detach()) == pytest.approx(expected)
-    from train.delta.lora import add_adapter
-
     torch.manual_seed(5)
     unstacked = add_adapter(alone, "task4", NAMES, DeltaSettings(lora_dim=3))
     drawn = {k: v for k, v in unstacked.state_dict().items() if ".task4." in k}
@@ -102,9 +97,6 @@ def test_a_new_adapter_sees_the_plain_rows_of_all_ancestors_and_draws_what_it_al
 
 
 def test_ancestors_have_no_dropout_while_the_new_adapter_trains(folders: Any) -> None:
-    from train.config.sections import DeltaSettings
-    from train.delta.olora import OLoRA
-
     model = chain_on(base_of(folders("llama"), "llama"), "llama")
     was = logits(model, "llama")
     new = OLoRA(DeltaSettings(lora_dropout=0.5)).attach(model, "task4", NAMES).train()

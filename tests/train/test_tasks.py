@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import meeting_of
 from support.runs import planned as plans_of
 
 from train.config.sections import SettingsError
@@ -271,14 +272,14 @@ def test_a_group_of_text_has_one_begin_and_one_end_and_a_space_before_each_part(
 
 def test_what_is_given_on_the_answers_side_is_forced_and_not_learned(make_job: Any) -> None:
     from train.model.family import IGNORED
-    from train.model.text_answer import collate
 
     t = tokens()
     template = "[TEXT:review] -> it is [TEXT:review,no_loss,max_length=3] so [TEXT:label]"
     one = made(make_job, template, ROW, False)
     forced = [*t.before, *t.encode(" it is"), *t.encode(" A "), *t.encode(" so")]
     assert list(one.prefix) == forced
-    batch = collate([one], t.pad)
+    whole = f"task.sentiment.instruction.template='{template}'"
+    batch = meeting_of(make_job("model=unify_tiny", "task=sentiment", whole)).batch([one])
     answer = [*t.encode(" positive"), t.eos]
     assert batch["labels"][0].tolist() == [IGNORED] * (len(forced) - 1) + answer
     assert batch["decoder_input_ids"][0].tolist() == [*forced, *answer[:-1]]

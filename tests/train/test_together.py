@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.runs import finish, loaded, model_of, trainings
+from support.runs import finish, loaded, model_of, read, trainings
 
-from train.config.sections import SettingsError, TrainerExtras
+from train.config.sections import TrainerExtras
 from train.config.task import LossSettings, MetricSettings
+from train.config.typed import SettingsError
 from train.data.task_metrics import compute
 from train.delta.olora import OLoRA, factors
 from train.loop.criterion import loss_sum, sample_size
@@ -71,12 +71,7 @@ def test_a_step_of_two_tasks_is_the_sum_of_their_losses_over_the_sum_of_what_the
         order, begin = training.order(0), 0
         for size in batches:
             chosen, begin = order[begin : begin + size], begin + size
-            rows = training.rows.train(0)
-            examples = [
-                training.task.example(rows[i], np.random.default_rng([0, 0, i]), True, "")
-                for i in chosen
-            ]
-            batch = training.task.batch(examples)
+            batch = training.task.batch([training.example(0, i) for i in chosen])
             labels = batch.pop("labels")
             log_p = model(**batch).logits.log_softmax(-1)
             for row, column in (labels != -100).nonzero().tolist():
@@ -113,7 +108,7 @@ def test_an_untrained_model_answers_nothing_but_what_is_in_the_closed_set(
         torch.manual_seed(seed)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        examples = [training.task.example(r, np.random.default_rng(0), False, "") for r in rows[:4]]
+        examples = [read(training.task, row) for row in rows[:4]]
         answers = training.task.answers(model.eval(), examples, torch.device("cpu"))
         assert set(answers) <= {"even", "evening", "odd", "odd odd odd"}
 
@@ -128,7 +123,7 @@ def test_what_is_forced_before_an_answer_is_not_part_of_it_and_lengths_may_diffe
     )
     [training], model = trainings(job), model_of(job)
     rows = [*training.rows.dev[:2], {"bits": "one", "answer": None}]
-    examples = [training.task.example(r, np.random.default_rng(0), False, "") for r in rows]
+    examples = [read(training.task, row) for row in rows]
     assert len({len(e.prefix) for e in examples}) > 1
     answers = training.task.answers(model.eval(), examples, torch.device("cpu"))
     alone = [training.task.answers(model, [e], torch.device("cpu"))[0] for e in examples]
@@ -149,10 +144,7 @@ def test_images_of_files_are_read_in_colour(make_job: Any, tmp_path: Path) -> No
         'selected_cols:"0:p,1:a"},preprocess:{image:{patch_image_size:8}}}}',
     )  # fmt: skip
     [training] = trainings(job)
-    one, other = (
-        training.task.example(r, np.random.default_rng(0), False, "")
-        for r in training.rows.train(0)
-    )
+    one, other = (read(training.task, row) for row in training.rows.train(0))
     assert one.images[0][:, 0, 0].tolist() == [1, -1, -1] and len(one.images) == 2
     model = model_of(job)
     batch = training.task.batch([one, other])
@@ -170,8 +162,8 @@ def test_an_answer_that_would_be_learned_cut_short_is_refused(make_job: Any) -> 
 def test_text_that_is_cut_is_told_once(make_job: Any, caplog: pytest.LogCaptureFixture) -> None:
     [training] = trainings(make_job(*UNIFY, "task=parity", "+task.parity.max_src_length=20"))
     for row in training.rows.dev[:3]:
-        training.task.example(row, np.random.default_rng(0), False, "row 7")
-    assert caplog.text.count("row 7: the text is cut to task.parity.max_src_length=20") == 1
+        read(training.task, row)
+    assert caplog.text.count("row: the text is cut to task.parity.max_src_length=20") == 1
 
 
 def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any) -> None:
@@ -181,15 +173,12 @@ def test_a_patch_changes_what_the_model_sees_and_padding_does_not(make_job: Any)
     changed = image.copy()
     changed[6:, 6:] += 1
     rows = [{"image": i, "label": "1"} for i in (image, changed)]
-    one, other = (training.task.example(r, np.random.default_rng(0), False, "") for r in rows)
-    longer = training.task.example(
-        {"image": image, "label": "0 and more"}, np.random.default_rng(0), False, ""
-    )
+    task = training.task
+    one, other = (read(task, row) for row in rows)
+    longer = read(task, {"image": image, "label": "0 and more"})
     with torch.no_grad():
-        seen, different = (
-            training.task.logits(model, training.task.batch([e])) for e in (one, other)
-        )
-        both = training.task.logits(model, training.task.batch([one, longer]))
+        seen, different = (task.logits(model, task.batch([e])) for e in (one, other))
+        both = task.logits(model, task.batch([one, longer]))
     assert not torch.allclose(seen, different, atol=1e-5)
     torch.testing.assert_close(both[:1, : seen.shape[1]], seen, rtol=1e-4, atol=1e-5)
 

@@ -144,7 +144,7 @@ def _seen_tasks(
     names = top.seen_tasks
     own = {task.name: task for task in current}
     if names is None:
-        ancestors = [] if init_from is None else [t for node in walk(init_from) for t in node.tasks]
+        ancestors = [t for node in walk(init_from) for t in node.tasks]
         names = [*dict.fromkeys([*ancestors, *own])]
     if len(set(names)) < len(names) or not own.keys() <= set(names):
         raise SettingsError(

@@ -54,9 +54,9 @@ class Adapter(OwnDelta):
 
     def insert(self, model: Any) -> None:
         ends = of_family(LAST_LAYERS, model, self.name)
-        weights = {path: m for path, m in model.named_modules() if hasattr(m, "weight")}
-        for path, layer in weights.items():
-            if any(f".{path}".endswith(f".{end}") for end in ends):
+        for path, layer in [*model.named_modules()]:
+            is_end = any(f".{path}".endswith(f".{end}") for end in ends)
+            if is_end and hasattr(layer, "weight"):
                 # Conv1D of GPT-2 keeps its weight as d_in x d_out.
                 conv = type(layer).__name__ == "Conv1D"
                 width = layer.weight.shape[1 if conv else 0]

@@ -15,17 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 from train.config.sections import DeltaSettings
-from train.delta.delta import Penalty
+from train.delta.delta import Model, Penalty
 from train.delta.seqlora import SeqLoRA
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
 
 FISHER = "fisher.safetensors"
 
@@ -42,16 +39,13 @@ class EWC(SeqLoRA):
 
     def __init__(self, settings: DeltaSettings) -> None:
         super().__init__(settings)
-        self.old: dict[
-            str, torch.Tensor
-        ] = {}  # Fisher of the tasks before, without the adapter's name
-        self.fisher: dict[str, torch.Tensor] = {}  # with this task's
+        # Fishers by names without the adapter's: of the tasks before, and with this task's.
+        self.old: dict[str, torch.Tensor] = {}
+        self.fisher: dict[str, torch.Tensor] = {}
         self.star: dict[str, torch.Tensor] = {}
         self.is_on = False
 
-    def attach(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
-    ) -> PeftModel:
+    def attach(self, model: Model, name: str, ancestors: Sequence[str]) -> PeftModel:
         made = super().attach(model, name, ancestors)
         if self.old:
             self.star = {key: p.detach().clone() for key, p in self._weights().items()}
@@ -61,9 +55,7 @@ class EWC(SeqLoRA):
         """The adapter's weights, by names that do not change from task to task."""
         assert self.model is not None
         own = f".{self.own}."
-        return {
-            name.replace(own, "."): p for name, p in self.model.named_parameters() if own in name
-        }
+        return {n.replace(own, "."): p for n, p in self.model.named_parameters() if own in n}
 
     @cached_property
     def held(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -82,7 +74,7 @@ class EWC(SeqLoRA):
             away = weight.float() - star
             found = found + (fisher * away.square()).sum() / 2
             moved = moved or (not self.is_on and bool(away.any()))
-        if moved and not self.is_on:
+        if moved:
             if not found.item() > 0:
                 raise ElasticityOff(
                     f"the EWC penalty is {found.item()} although the adapter has moved: the Fisher of "
@@ -97,10 +89,9 @@ class EWC(SeqLoRA):
         weights, rows = self._weights(), 0
         total = {key: torch.zeros_like(p, dtype=torch.float32) for key, p in weights.items()}
         for loss in row_losses:
-            for key, gradient in zip(
-                weights, torch.autograd.grad(loss, [*weights.values()]), strict=True
-            ):
-                total[key] += gradient.float().square()
+            gradients = torch.autograd.grad(loss, [*weights.values()])
+            for squares, gradient in zip(total.values(), gradients, strict=True):
+                squares += gradient.float().square()
             rows += 1
         self.fisher = {
             key: value / rows + self.old.get(key, torch.zeros(())).to(value.device)
@@ -108,20 +99,12 @@ class EWC(SeqLoRA):
         }
 
     def save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
         super().save(folder)
         if self.fisher:
-            save_file(
-                {k: v.cpu().contiguous() for k, v in self.fisher.items()},
-                folder / self.own / FISHER,
-            )
+            fisher = {k: v.cpu().contiguous() for k, v in self.fisher.items()}
+            save_file(fisher, folder / self.own / FISHER)
 
-    def load(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
-    ) -> PeftModel:
-        from safetensors.torch import load_file
-
+    def load(self, model: Model, name: str, ancestors: Sequence[str], folder: Path) -> PeftModel:
         self.old = load_file(folder / name / FISHER)
         return super().load(model, name, ancestors, folder)
 

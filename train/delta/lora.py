@@ -1,31 +1,96 @@
-"""LoRA adapters of peft: adding and loading one by name, on a model that may have others."""
+"""Adapters of peft, LoRA above all: adding, saving, loading one by name, on a model that may have others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
 
 from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError, nearest
+from train.delta.delta import Delta, Model, refuse_misfit
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+
+class PeftDelta(Delta):
+    """A delta that peft has, saved as peft reads it."""
+
+    def save(self, folder: Path) -> None:
+        # Without the flag peft looks the base up where it was when the chain began.
+        self.model.save_pretrained(
+            str(folder), selected_adapters=[self.own], save_embedding_layers=False
+        )
+
+    def load(self, model: Model, name: str, ancestors: Sequence[str], folder: Path) -> PeftModel:
+        # Read here: without this file peft looks for a pickle, and of missing keys it only warns.
+        saved = load_file(folder / name / "adapter_model.safetensors")
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(folder / name), adapter_name=name, is_trainable=False)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder / name), adapter_name=name)
+        refuse_misfit(saved, state_of(model, name))
+        activate(model, [*ancestors, name])
+        return model
+
+
+class OneAdapter(PeftDelta):
+    """One adapter for the whole chain, which every task trains on; it alone is in the model."""
+
+    def go_on(self, last: str) -> None:
+        """Let the attached adapter begin as the adapter `last`, which goes."""
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for key, value in state.items():
+                parts = key.split(".")
+                if self.own in parts:
+                    old = ".".join(last if part == self.own else part for part in parts)
+                    value.copy_(state[old])
+        _leave_alone(self.model, self.own)
+        self.model.set_requires_grad(self.own, True)
+
+    def load(self, model: Model, name: str, ancestors: Sequence[str], folder: Path) -> PeftModel:
+        loaded = super().load(model, name, ancestors, folder)
+        _leave_alone(loaded, name)
+        return loaded
+
+
+def _leave_alone(model: PeftModel, name: str) -> None:
+    activate(model, [name])
+    for other in [one for one in model.peft_config if one != name]:
+        model.delete_adapter(other)
+
+
+def activate(model: PeftModel, names: Sequence[str]) -> None:
+    """Use all these adapters in forward, none of them trainable."""
+    tuner: Any = model.base_model  # PeftModel.set_adapter takes one name only
+    tuner.set_adapter(list(names), inference_mode=True)
+
+
+def state_of(model: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by the names peft saves them under."""
+    found: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    )
+    return found
 
 
 def add_adapter(
-    model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], delta: DeltaSettings
+    model: Model, name: str, ancestors: Sequence[str], delta: DeltaSettings
 ) -> PeftModel:
     """The model with a new adapter `name`, the only trainable part, on top of its active ancestors.
 
     The adapter changes nothing yet: B = 0, and A is uniform in +-1/sqrt(d_in). Ranks may differ
     along a chain; every adapter keeps its own scaling alpha / r.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
-
     targets = own_names(model, delta.target_modules or default_targets(model))
     config = LoraConfig(
         r=delta.lora_dim,
@@ -116,40 +181,6 @@ def own_names(model: torch.nn.Module, wanted: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(found)]
 
 
-def activate(model: PeftModel, names: Sequence[str]) -> None:
-    """Use all these adapters in forward, none of them trainable."""
-    # PeftModel.set_adapter takes one name only; the tuner's takes a list, but makes all trainable.
-    tuner: Any = model.base_model
-    tuner.set_adapter(list(names))
-    for name in names:
-        model.set_requires_grad(name, False)
-
-
-def load_adapter(
-    model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
-) -> PeftModel:
-    """The model with the adapter in `folder`/`name`, frozen, on top of its active `ancestors`.
-
-    Raises ValueError where its weights do not fit the model, and what the libraries raise on damage.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    # Read here: without this file peft looks for a pickle, and of missing keys it only warns.
-    saved = load_file(folder / name / "adapter_model.safetensors")
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(folder / name), adapter_name=name, is_trainable=False)
-    else:
-        model = PeftModel.from_pretrained(model, str(folder / name), adapter_name=name)
-    loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    if saved.keys() != loaded.keys():
-        raise ValueError(
-            f"its weights do not fit the model: {sorted(saved.keys() ^ loaded.keys())[:3]}"
-        )
-    activate(model, [*ancestors, name])
-    return model
-
-
 ANCESTORS = "ancestors"
 
 
@@ -159,13 +190,8 @@ def stack(model: PeftModel, names: Sequence[str]) -> None:
     However long the chain, a layer computes one pair of factors for all its ancestors, without dropout.
     Draws nothing from torch's global generator.
     """
-    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-
     configs: list[Any] = [model.peft_config[name] for name in names]
-    states = [
-        get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        for name in names
-    ]
+    states = [state_of(model, name) for name in names]
     ranks = [config.r for config in configs]
     scalings = [config.lora_alpha / config.r for config in configs]
     config = LoraConfig(
@@ -205,9 +231,3 @@ def concatenated(
             parts.append(part if is_a else part * scaling)
         made[key] = torch.cat(parts, dim=0 if is_a else 1).contiguous()
     return made
-
-
-def save_adapter(model: PeftModel, name: str, folder: Path) -> None:
-    """Write the adapter to `folder`/`name`, as peft reads it."""
-    # Without the flag peft looks the base up where it was when the chain began.
-    model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)

@@ -15,26 +15,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from train.config.sections import DeltaSettings
-from train.delta.delta import Penalty
-from train.delta.lora import ANCESTORS, add_adapter, load_adapter, save_adapter, stack
-from train.delta.method import Method
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from train.delta.delta import Model, Penalty
+from train.delta.lora import ANCESTORS, PeftDelta, add_adapter, stack
 
 
 class OrthogonalityOff(RuntimeError):
     """The orthogonal penalty of a task with ancestors is not above 0."""
 
 
-class OLoRA(Method):
+class OLoRA(PeftDelta):
     """A delta: the adapter of one task. Not attached, where the whole model is trained, it has no penalty."""
 
     name = "olora"
@@ -43,24 +39,21 @@ class OLoRA(Method):
 
     def __init__(self, settings: DeltaSettings) -> None:
         super().__init__(settings)
-        self.chain: tuple[str, ...] = ()  # names of the adapters: ancestors, if any, and its own
+        self.ancestors: tuple[str, ...] = ()
         self.first: float | None = None  # the orthogonal penalty at the first step
 
-    def attach(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
-    ) -> PeftModel:
+    def attach(self, model: Model, name: str, ancestors: Sequence[str]) -> PeftModel:
         """As of Delta; the adapters of the ancestors become one (`stack`), whatever their number."""
         if ancestors:
-            stack(cast("PeftModel", model), ancestors)
-            ancestors = (ANCESTORS,)
-        self.model = add_adapter(model, name, ancestors, self.settings)
-        self.chain = (*ancestors, name)
+            stack(cast(PeftModel, model), ancestors)
+            self.ancestors = (ANCESTORS,)
+        self.model, self.own = add_adapter(model, name, self.ancestors, self.settings), name
         return self.model
 
     @cached_property
     def modules(self) -> list[Factors]:
         """Found when first asked for, in training: only then the model is on its device."""
-        return [] if self.model is None else factors(self.model, self.chain[-1], self.chain[:-1])
+        return [] if self.model is None else factors(self.model, self.own, self.ancestors)
 
     @cached_property
     def groups(self) -> list[Alike]:
@@ -97,12 +90,6 @@ class OLoRA(Method):
             "l2_loss": l2_loss(self.groups).item(),
             "a_norm": a_norm(self.groups).item(),
         }
-
-    def save(self, folder: Path) -> None:
-        assert self.model is not None
-        save_adapter(self.model, self.chain[-1], folder)
-
-    load = staticmethod(load_adapter)
 
 
 DELTA = OLoRA
@@ -170,8 +157,6 @@ def _total(terms: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def factors(model: torch.nn.Module, name: str, ancestors: Sequence[str]) -> list[Factors]:
     """The factors of every LoRA module of `model`, for the adapter `name` on top of `ancestors`."""
-    from peft.tuners.lora import LoraLayer
-
     found = []
     for module in model.modules():
         if isinstance(module, LoraLayer) and name in module.lora_A:

@@ -16,21 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import LoraConfig, OSFConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 
 from train.config.sections import DeltaSettings
 from train.config.typed import SettingsError
-from train.delta.lora import default_targets, load_adapter, own_names
-from train.delta.method import Method
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from train.delta.delta import Model
+from train.delta.lora import PeftDelta, default_targets, own_names
 
 
-class OSF(Method):
+class OSF(PeftDelta):
     """A delta: what a task changed of the weights, outside of the directions that are frozen."""
 
     name = "osf"
@@ -42,12 +40,8 @@ class OSF(Method):
         self.targets: list[str] = []
         self.begun: dict[str, torch.Tensor] = {}  # the trained factors as they were
 
-    def attach(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
-    ) -> PeftModel:
+    def attach(self, model: Model, name: str, ancestors: Sequence[str]) -> PeftModel:
         """The ancestors are merged into the weights, in memory. Raises SettingsError for another rank."""
-        from peft import OSFConfig, PeftModel, get_peft_model
-
         base: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model
         self.targets = own_names(base, self.settings.target_modules or default_targets(base))
         rank = self.settings.effective_rank
@@ -58,9 +52,7 @@ class OSF(Method):
         self.begun = {key: p.detach().clone() for key, p in self._factors().items()}
         if not self.begun or any(not p.numel() for p in self.begun.values()):
             why = (
-                "their layers are no torch.nn.Linear"
-                if not self.begun
-                else "nothing is left to train"
+                "nothing is left to train" if self.begun else "their layers are no torch.nn.Linear"
             )
             raise SettingsError(
                 f"delta.effective_rank={rank:g}, delta.target_modules={self.targets}: {why}. Frozen "
@@ -76,9 +68,6 @@ class OSF(Method):
 
     def save(self, folder: Path) -> None:
         """A LoRA adapter with scaling 1 that adds what the task changed."""
-        from peft import LoraConfig
-        from safetensors.torch import save_file
-
         now = {key: p.detach() for key, p in self._factors().items()}
         layers = [key.removesuffix(".S_low") for key in now if key.endswith(".S_low")]
         rank = 2 * max(len(now[f"{layer}.S_low"]) for layer in layers)
@@ -97,8 +86,6 @@ class OSF(Method):
         ).save_pretrained(str(folder / self.own))
         path = folder / self.own / "adapter_model.safetensors"
         save_file({k: t.cpu().contiguous() for k, t in state.items()}, path, {"format": "pt"})
-
-    load = staticmethod(load_adapter)
 
 
 DELTA = OSF

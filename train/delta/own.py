@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from train.config.typed import SettingsError
-from train.delta.method import Method
+from train.delta.delta import Delta, norm, refuse_misfit
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MARK = "delta_"  # in the name of every tensor that belongs to a delta, and of none of a model
@@ -25,11 +26,8 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if f".{MARK}" in f".{name}"}
 
 
-class OwnDelta(Method):
+class OwnDelta(Delta):
     """A delta of our own modules, the only trainable part, which every task of a chain trains on."""
-
-    name: str
-    kind: str
 
     def insert(self, model: Any) -> None:
         """Put new modules into `model`, drawn from torch's global generator. Raises SettingsError."""
@@ -52,17 +50,13 @@ class OwnDelta(Method):
     def report(self) -> dict[str, float]:
         if self.model is None:
             return {}
-        squares = [p.detach().float().square().sum() for p in tensors_of(self.model).values()]
-        return {"delta_norm": torch.stack(squares).sum().sqrt().item()}
+        return {"delta_norm": norm(p.detach().float() for p in tensors_of(self.model).values())}
 
     def save(self, folder: Path) -> None:
-        from safetensors.torch import save_file
-
         place = folder / self.own
         place.mkdir(parents=True, exist_ok=True)
-        state = {
-            k: v.detach().cpu().contiguous() for k, v in sorted(tensors_of(self.model).items())
-        }
+        tensors = sorted(tensors_of(self.model).items())
+        state = {k: v.detach().cpu().contiguous() for k, v in tensors}
         save_file(state, place / WEIGHTS, {"format": "pt"})
         config = {
             "delta_type": self.name,
@@ -72,8 +66,6 @@ class OwnDelta(Method):
         (place / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def load(self, model: Any, name: str, ancestors: Sequence[str], folder: Path) -> Any:
-        from safetensors.torch import load_file
-
         saved = load_file(folder / name / WEIGHTS)
         config = json.loads((folder / name / CONFIG).read_text())
         for key, value in self.described().items():
@@ -85,10 +77,7 @@ class OwnDelta(Method):
         if not tensors_of(model):
             self.insert(model)
         found = tensors_of(model)
-        if saved.keys() != found.keys():
-            raise ValueError(
-                f"its weights do not fit the model: {sorted(saved.keys() ^ found.keys())[:3]}"
-            )
+        refuse_misfit(saved, found)
         with torch.no_grad():
             for key, p in found.items():
                 p.copy_(saved[key])

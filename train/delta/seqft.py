@@ -6,18 +6,10 @@ on the four-task benchmark 1e-3 leaves 22 % and 1e-4 leaves 76 % (MIGU, arXiv 24
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from train.delta.method import Method
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from train.delta.delta import Delta
 
 
-class SeqFT(Method):
+class SeqFT(Delta):
     """No delta: there is nothing to attach, to save or to load but whole models."""
 
     name = "seqft"
@@ -25,19 +17,6 @@ class SeqFT(Method):
 
     def trains_whole(self, first: bool, pretrained: bool) -> bool:
         return True
-
-    def attach(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str]
-    ) -> PeftModel:
-        raise AssertionError("seqft trains the whole model: nothing is attached")
-
-    def save(self, folder: Path) -> None:
-        raise AssertionError("seqft trains the whole model: no delta is saved")
-
-    def load(
-        self, model: PreTrainedModel | PeftModel, name: str, ancestors: Sequence[str], folder: Path
-    ) -> PeftModel:
-        raise AssertionError("seqft trains the whole model: no delta is loaded")
 
 
 DELTA = SeqFT

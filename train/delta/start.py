@@ -27,21 +27,19 @@ def begin_as(model: Any, name: str, given: str) -> None:
         state, scaling, kind = _read(Path(given))
     except MergeError as error:
         raise SettingsError(f"{key}: {error}") from error
-    own = tensors_of(model)
+    own = _of_peft(model, name) if kind in ("lora", "ia3") else tensors_of(model)
     if kind == "lora":
-        own = _of_peft(model, name)
         if not any(".lora_" in one for one in own):
             raise SettingsError(f"{key}: it is a LoRA, and delta._name trains none")
         layers = dict(model.named_modules())
         state = {
-            k: _filled(k, v, own, layers, name, scaling, key) for k, v in state.items() if k in own
-        } | {k: v for k, v in state.items() if k not in own}
-    elif kind == "ia3":
-        own = _of_peft(model, name)
+            k: _filled(k, v, own, layers, name, scaling, key) if k in own else v
+            for k, v in state.items()
+        }
     if different := sorted(own.keys() ^ state.keys()):
         raise SettingsError(
-            f"{key}: it is for other layers or another delta: '{different[0]}' is in only one of it and the "
-            f"new delta"
+            f"{key}: it is for other layers or another delta: '{different[0]}' is in only one of it and "
+            "the new delta"
         )
     with torch.no_grad():
         for one, parameter in own.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,6 +26,12 @@ class Training:
     update_freq: tuple[int, ...]
     seed: int
 
+    def example(self, epoch: int, i: int, training: bool = True) -> Any:
+        """A row of an epoch, from 0, as the model reads it; alike in every process that draws it."""
+        where = f"task {self.task.plan.name}, training row {i + 1}"
+        rng = np.random.default_rng([self.seed, epoch, i])
+        return self.task.example(self.rows.train(epoch)[i], rng, training, where)
+
     def order(self, epoch: int) -> list[int]:
         """Row indices in the order of an epoch, from 0; the same in every process."""
         n = len(self.rows.train(epoch))
@@ -34,16 +40,6 @@ class Training:
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order: list[int] = torch.randperm(n, generator=generator).tolist()
         return order
-
-    def examples(self, epoch: int, indices: Iterable[int]) -> list[Any]:
-        """Rows of an epoch as the task reads them, drawn by row and epoch, whichever process asks."""
-        rows, where = self.rows.train(epoch), f"task {self.task.plan.name}, training row"
-        return [
-            self.task.example(
-                rows[i], np.random.default_rng([self.seed, epoch, i]), True, f"{where} {i + 1}"
-            )
-            for i in indices
-        ]
 
 
 class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
@@ -87,7 +83,7 @@ class Updates(torch.utils.data.IterableDataset[list[dict[str, Any]]]):
 
     def _batch(self, part: MicroBatch) -> dict[str, Any]:
         training = self.tasks[part.task]
-        examples = training.examples(part.epoch, part.rows)
+        examples = [training.example(part.epoch, i) for i in part.rows]
         return {"task": part.task, "batch": training.task.batch(examples) if examples else {}}
 
 

@@ -40,10 +40,8 @@ class Patience(EarlyStoppingCallback):
         self.improves = improves
 
     def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
-        if self.improves(metric_value):
-            self.early_stopping_patience_counter = 0
-        else:
-            self.early_stopping_patience_counter += 1
+        worse = 0 if self.improves(metric_value) else self.early_stopping_patience_counter + 1
+        self.early_stopping_patience_counter = worse
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         return None

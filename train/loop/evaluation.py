@@ -17,7 +17,7 @@ from train.data.tables import Row
 from train.data.task_metrics import compute
 from train.data.task_plan import TaskPlan
 from train.loop.criterion import sample_size, task_loss
-from train.model.family import Meeting, Ranked
+from train.model.family import Meeting, Ranked, moved
 
 BATCH = 256
 Part = Literal["dev", "test"]
@@ -43,22 +43,8 @@ class Evaluated:
     @property
     def logged(self) -> dict[str, float]:
         """The metrics and, last, `loss` per id that counts, if it was wanted."""
-        found = dict(self.metrics)
-        return (
-            found if self.loss is None else {**found, "loss": self.loss[0] / max(1, self.loss[1])}
-        )
-
-
-def evaluate(
-    model: torch.nn.Module,
-    task: Meeting,
-    rows: Rows,
-    part: Part,
-    max_batches: int | None = None,
-    with_loss: bool = False,
-) -> dict[str, float]:
-    """Logged name -> value, in the order of the task's metrics; `loss` last, if wanted."""
-    return predict(model, task, rows, part, max_batches, with_loss).logged
+        loss = {} if self.loss is None else {"loss": self.loss[0] / max(1, self.loss[1])}
+        return {**self.metrics, **loss}
 
 
 def predict(
@@ -89,9 +75,9 @@ def predict(
                     found = [str(best[0]["text"]) for best in several]
                 else:
                     found = task.answers(model, examples, device)
-                own_loss, own_counted = 0.0, 0
                 if with_loss:
-                    own_loss, own_counted = _loss(model, task, examples, device)
+                    own = _loss(model, task, examples, device)
+                    loss, counted = loss + own[0], counted + own[1]
             except torch.OutOfMemoryError as error:
                 raise EvaluationMemoryError(
                     f"task {plan.name}, {part}: no memory is left for a batch of {len(some)} rows. Set "
@@ -100,28 +86,19 @@ def predict(
                 ) from error
             chosen += some
             answers += found
-            loss, counted = loss + own_loss, counted + own_counted
     if plan.task.evaluation.output_dir is not None:
         _keep_answers(plan, Path(plan.task.evaluation.output_dir), part, chosen, answers)
     vocabulary = getattr(task, "vocabulary", None)  # of families that answer in text
     lengths = [] if vocabulary is None else [len(vocabulary.encode(a)) + 1 for a in answers]
-    return Evaluated(
-        plan,
-        part,
-        chosen,
-        answers,
-        scored(plan, chosen, answers),
-        (loss, counted) if with_loss else None,
-        lengths,
-        ranked,
-    )
+    metrics, summed = scored(plan, chosen, answers), (loss, counted) if with_loss else None
+    return Evaluated(plan, part, chosen, answers, metrics, summed, lengths, ranked)
 
 
 def _loss(
     model: torch.nn.Module, task: Meeting, examples: Sequence[Any], device: torch.device
 ) -> tuple[float, int]:
     """Sum of the loss and what was summed over; logits are gone when it returns."""
-    batch = {k: v.to(device) for k, v in task.batch(examples).items()}
+    batch = moved(task.batch(examples), device)
     loss = float(task_loss(task, model, batch, 0)[0])
     return loss, sample_size(batch["labels"], task.plan.loss, 0)
 
@@ -153,11 +130,10 @@ def scored(plan: TaskPlan, rows: Sequence[Row], answers: Sequence[str]) -> dict[
     for places in by_dataset.values():
         for name, settings in plan.metrics.items():
             truths = [str(rows[i][settings.target_field]) for i in places]
-            for logged, value in compute(
-                name, settings, [answers[i] for i in places], truths
-            ).items():
+            found = compute(name, settings, [answers[i] for i in places], truths)
+            for logged, value in found.items():
                 values.setdefault(logged, []).append(value)
-    return {name: sum(found) / len(found) for name, found in values.items()}
+    return {name: sum(own) / len(own) for name, own in values.items()}
 
 
 def means(

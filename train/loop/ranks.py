@@ -67,11 +67,6 @@ def add_gradients(model: torch.nn.Module) -> None:
             p.grad = part.view_as(p)
 
 
-def mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean over all processes; a collective."""
-    return total(values) / size()
-
-
 @cache
 def _patient_group() -> dist.ProcessGroup:
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -24,10 +24,10 @@ def predict_results(evaluated: Sequence[Evaluated], steps: int) -> dict[str, flo
     for tasks with the metric rouge. steps: of this job's training.
     """
     made: dict[str, float] = {}
+    [pooled] = _by(evaluated, None).values()
+    groups, datasets = (_by(evaluated, key) for key in ("group", "dataset"))
     for name, of in _measures(evaluated).items():
-        pooled = _rows(evaluated)
         made[f"predict_{name}"] = of(pooled)
-        groups, datasets = (_by(evaluated, key) for key in ("group", "dataset"))
         made |= {f"predict_{name}_for_{one}": of(own) for one, own in groups.items()}
         made |= {f"predict_{name}_for_{one}": of(own) for one, own in datasets.items()}
         means = [of(own) for own in datasets.values()]
@@ -37,25 +37,19 @@ def predict_results(evaluated: Sequence[Evaluated], steps: int) -> dict[str, flo
         made["predict_gen_len"] = sum(lengths) / len(lengths)
     made["predict_samples"] = sum(len(one.rows) for one in evaluated)
     made["predict_global_step"] = steps
-    loss = loss_of(evaluated)
-    told = {} if loss is None else {"predict_loss": loss}
-    return {key: round(value, 4) for key, value in made.items()} | told
-
-
-def loss_of(evaluated: Sequence[Evaluated]) -> float | None:
-    """Teacher-forced cross entropy in nats, per id that counts, of all rows; None where none was asked for."""
+    made = {key: round(value, 4) for key, value in made.items()}
     losses = [one.loss for one in evaluated if one.loss is not None]
-    counted = sum(n for _, n in losses)
-    return sum(loss for loss, _ in losses) / counted if counted else None
+    if counted := sum(n for _, n in losses):  # in nats, per id that counts
+        made["predict_loss"] = sum(loss for loss, _ in losses) / counted
+    return made
 
 
 def apart(evaluated: Sequence[Evaluated]) -> dict[str, dict[str, float]]:
     """Exact match in percent by group and by dataset, which predict_results mixes."""
-    made: dict[str, dict[str, float]] = {}
-    for key in ("group", "dataset"):
-        own = _by(evaluated, key)
-        made[f"{key}s"] = {name: round(_percent(rows), 4) for name, rows in own.items()}
-    return made
+    return {
+        f"{key}s": {name: round(_percent(rows), 4) for name, rows in _by(evaluated, key).items()}
+        for key in ("group", "dataset")
+    }
 
 
 def predictions(evaluated: Iterable[Evaluated]) -> list[dict[str, Any]]:
@@ -90,39 +84,43 @@ def write_job(
     predict_results.json and nbest_predictions.json are of the test rows; of a job that does not evaluate
     them, of the dev rows: predict_split says which.
     """
-    write_predictions(folder, [*dev, *test])
-    write_ranked(folder, test or dev)
-    predicted: dict[str, Any] = {"predict_split": "test" if test else "dev"}
-    predicted |= predict_results(test or dev, int(training["train_steps"]))
+    _write_predictions(folder, [], [*dev, *test])
+    predicted = _write_predicted(
+        folder, "test" if test else "dev", test or dev, training["train_steps"]
+    )
     write(folder, "train_results.json", training)
-    write(folder, "predict_results.json", predicted)
     everything = {**results, **training, **predicted, "dev": apart(dev), "tested": apart(test)}
     write(folder, "all_results.json", everything)
 
 
 def write_test(folder: Path, results: Mapping[str, Any], test: Sequence[Evaluated]) -> None:
     """The records of a job whose test rows are evaluated when its sweep is over, beside those of dev."""
-    predicted = {"predict_split": "test"} | predict_results(test, int(results["steps"]))
-    write(folder, "predict_results.json", predicted)
+    predicted = _write_predicted(folder, "test", test, results["steps"])
     scores = {one.plan.name: one.score for one in test}
     everything = {**results, **predicted, "test": scores, "tested": apart(test)}
     write(folder, "all_results.json", everything)
-    path = folder / PREDICTIONS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["Split"] != "test"]
-    own = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(test)]
-    path.write_text("".join([*kept, *own]), encoding="utf-8")
-    write_ranked(folder, test)
+    _write_predictions(folder, kept, test)
 
 
 def write(folder: Path, name: str, values: Mapping[str, Any]) -> None:
     (folder / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def write_predictions(folder: Path, evaluated: Iterable[Evaluated]) -> None:
-    with (folder / PREDICTIONS).open("w", encoding="utf-8") as file:
-        for record in predictions(evaluated):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _write_predicted(
+    folder: Path, split: str, evaluated: Sequence[Evaluated], steps: int
+) -> dict[str, Any]:
+    """predict_results.json, which is returned, and nbest_predictions.json."""
+    write_ranked(folder, evaluated)
+    predicted = {"predict_split": split, **predict_results(evaluated, steps)}
+    write(folder, "predict_results.json", predicted)
+    return predicted
+
+
+def _write_predictions(folder: Path, kept: list[str], evaluated: Iterable[Evaluated]) -> None:
+    own = [json.dumps(record, ensure_ascii=False) + "\n" for record in predictions(evaluated)]
+    (folder / PREDICTIONS).write_text("".join([*kept, *own]), encoding="utf-8")
 
 
 def write_ranked(folder: Path, evaluated: Sequence[Evaluated]) -> None:
@@ -152,20 +150,13 @@ def _percent(rows: Truths) -> float:
     return 100 * right / len(answers)
 
 
-def _rows(evaluated: Iterable[Evaluated]) -> Truths:
-    pairs = [
-        (answer, _truth(one, row))
-        for one in evaluated
-        for row, answer in zip(one.rows, one.answers, strict=True)
-    ]
-    return [a for a, _ in pairs], [t for _, t in pairs]
-
-
-def _by(evaluated: Sequence[Evaluated], key: str) -> dict[str, Truths]:
+def _by(evaluated: Sequence[Evaluated], key: str | None) -> dict[str, Truths]:
+    """The rows by group or dataset; together without a key."""
     made: dict[str, Truths] = {}
     for one in evaluated:
         for row, answer in zip(one.rows, one.answers, strict=True):
-            answers, truths = made.setdefault(_name(one, row, key), ([], []))
+            name = "" if key is None else _name(one, row, key)
+            answers, truths = made.setdefault(name, ([], []))
             answers.append(answer)
             truths.append(_truth(one, row))
     return made

@@ -22,6 +22,7 @@ from train.loop import ranks
 from train.loop.batches import Training, Updates, ends_of_epochs
 from train.loop.callbacks import Intervals, LogLines, Patience
 from train.loop.criterion import n_right, sample_size, task_loss
+from train.model.family import moved
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ Losses = tuple[torch.Tensor, ...]  # of one update: the tasks', then the penalty
 def table(updates: Sequence[Losses]) -> torch.Tensor:
     """Updates x losses, the mean over processes; a collective."""
     columns = [torch.stack(column) for column in zip(*updates, strict=True)]
-    return ranks.mean(torch.stack([column.to(columns[0]) for column in columns], dim=1))
+    together = torch.stack([column.to(columns[0]) for column in columns], dim=1)
+    return ranks.total(together) / ranks.size()
 
 
 @dataclass
@@ -272,14 +274,6 @@ class UpdateTrainer(Trainer):
         assert self.model is not None
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def report(self) -> TrainingReport:
-        losses = table(self.losses).cpu()
-        return TrainingReport(
-            steps=self.state.global_step,
-            train_loss=losses[:, 0].mean().item(),
-            delta=self.delta.report(),
-        )
-
 
 def loss_scaler(extras: TrainerExtras, device: str) -> torch.amp.GradScaler:
     """The scaler that keeps gradients of fp16 above underflow, with the settings of `trainer`."""
@@ -357,7 +351,8 @@ def train(
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
     trainer.restore_best()
     trainer.refuse_divergence()
-    return trainer.report()
+    train_loss = table(trainer.losses).cpu()[:, 0].mean().item()
+    return TrainingReport(trainer.state.global_step, train_loss, delta.report())
 
 
 def row_losses(model: torch.nn.Module, tasks: Sequence[Training]) -> Iterator[torch.Tensor]:
@@ -368,9 +363,6 @@ def row_losses(model: torch.nn.Module, tasks: Sequence[Training]) -> Iterator[to
     device = next(model.parameters()).device
     model.eval()
     for training in tasks:
-        for i, row in enumerate(training.rows.train(0)):
-            where = f"task {training.task.plan.name}, training row {i + 1}"
-            rng = np.random.default_rng([training.seed, 0, i])
-            example = training.task.example(row, rng, False, where)
-            batch = {k: v.to(device) for k, v in training.task.batch([example]).items()}
-            yield task_loss(training.task, model, batch, 0)[0]
+        for i in range(len(training.rows.train(0))):
+            batch = training.task.batch([training.example(0, i, training=False)])
+            yield task_loss(training.task, model, moved(batch, device), 0)[0]

@@ -16,19 +16,15 @@ from typing import Any
 import torch
 
 from train.data.preprocess import Example
-from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Continued
-from train.model.family import IGNORED
-from train.model.text_answer import GREEDY, TextAnswer, base_of, best, option_ids, padded
+from train.model.family import IGNORED, inputs_of, moved
+from train.model.text_answer import TextAnswer, base_of, log_probability, padded
 
 
 class ContinuedAnswer(TextAnswer):
     """A `Meeting`: rows to one sequence each, answers by generation or by the options' probability."""
 
     vocabulary: Continued
-
-    def __init__(self, plan: TaskPlan, vocabulary: Continued) -> None:
-        super().__init__(plan, 0, vocabulary, GREEDY)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """`labels`: n x (ids of the longest answer), the end of every row, aligned right."""
@@ -47,20 +43,18 @@ class ContinuedAnswer(TextAnswer):
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """n x (ids of the longest answer) x vocabulary, aligned with the labels."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
         logits: torch.Tensor
-        logits = last_logits(model, inputs, batch["labels"].shape[1], use_cache=False).logits
+        length = batch["labels"].shape[1]
+        logits = last_logits(model, inputs_of(batch), length, use_cache=False).logits
         return logits
 
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Example], device: torch.device
     ) -> list[str]:
         rows = [(*self._read(one), *one.prefix) for one in examples]
-        batch = {k: v.to(device) for k, v in padded_left(rows, self.vocabulary.pad).items()}
-        if self.plan.answers is not None:
-            options = option_ids(self.vocabulary, list(self.plan.answers))
-            scores = option_scores(model, batch, [*options.values()])
-            return best(scores, options, self.generation)
+        batch = moved(padded_left(rows, self.vocabulary.pad), device)
+        if self.options:
+            return self.likeliest(option_scores(model, batch, [*self.options.values()]))
         base = base_of(model)
         if "position_ids" not in inspect.signature(base.forward).parameters:
             batch.pop("position_ids")  # it makes them of the mask
@@ -119,9 +113,8 @@ def option_scores(
                 # Another option must not find this one in it.
                 "past_key_values": copy.deepcopy(read.past_key_values),
             }
-            logs = last_logits(model, inputs, len(option) - 1, use_cache=True).logits
+            logits = last_logits(model, inputs, len(option) - 1, use_cache=True).logits
             wanted = torch.tensor(option[1:], device=device).expand(n, -1)
-            found = logs.float().log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
-            total = total + found.sum(-1)
+            total = total + log_probability(logits, wanted)
         scores.append(total)
     return torch.stack(scores, dim=1)

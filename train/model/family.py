@@ -6,7 +6,6 @@ family loads no torch: its check answers mistakes before anything heavy is impor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +28,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100  # a label that counts in no loss
+
+
+def inputs_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a model reads of a batch: all but the labels."""
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def moved(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {key: value.to(device) for key, value in batch.items()}
 
 
 class Meeting(Protocol):
@@ -144,12 +152,3 @@ def check_model(run: Run, plans: Mapping[str, TaskPlan]) -> None:
     base = base_of(walk(begun)) if begun is not None and begun.is_dir() else None
     family_of(run.model, base).check(plans.values(), begins=begun is None)
     fitted(run.model, plans.values())
-
-
-def load_base(kind: type[Any], base: Path, model_type: str | None = None) -> PreTrainedModel:
-    """A model of `kind` from the folder `base`, which must hold `model_type` if one is given."""
-    found = json.loads((base / "config.json").read_text())["model_type"]
-    if model_type not in (None, found):
-        raise ValueError(f"it holds a model of type {found}; that of model._name is {model_type}")
-    model: PreTrainedModel = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
-    return model

@@ -38,6 +38,14 @@ def refuse_images(plans: Iterable[TaskPlan], kind: str) -> None:
             )
 
 
+def refuse_unread(plan: TaskPlan, able: str) -> None:
+    """Raises SettingsError for text before the answer and dropped tokens, which only `able` models take."""
+    unread = [s for t in plan.templates for s in t.side("decoder") if s is not t.target]
+    if unread or plan.loss.drop_worst_ratio:
+        what = f"'{unread[0]}' before the answer" if unread else "criterion.drop_worst_ratio"
+        raise SettingsError(f"task.{plan.name}: {what} needs {able}")
+
+
 def fitted(model: ModelSettings, plans: Iterable[TaskPlan]) -> ModelSettings:
     """`model` with the size of images, or the head and its labels, that it leaves to its tasks.
 
@@ -110,40 +118,36 @@ def _check_lengths(model: Any, plan: TaskPlan) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         return
-    kind = kind_of(model.config.to_dict())
     limit -= _unused_positions(model)
-    if plan.task.kind in HEADED:  # marks are counted
-        if plan.max_src_length > limit:
+    kind, where = kind_of(model.config.to_dict()), f"task.{plan.name}"
+    source, target = plan.max_src_length, plan.max_tgt_length
+    if plan.task.kind in HEADED:
+        if source > limit:  # marks are counted
             raise SettingsError(
-                f"task.{plan.name}.max_src_length={plan.max_src_length}: the model has positions for "
-                f"{limit} tokens; that is the most"
+                f"{where}.max_src_length={source}: the model has positions for {limit} tokens; that is "
+                "the most"
             )
-        return
-    lengths = {"max_src_length": plan.max_src_length, "max_tgt_length": plan.max_tgt_length}
-    if kind == "causal":
-        if sum(lengths.values()) >= limit:
+    elif kind == "causal":
+        if source + target >= limit:
             raise SettingsError(
-                f"task.{plan.name}.max_src_length={plan.max_src_length}, max_tgt_length="
-                f"{plan.max_tgt_length}: the model has positions for {limit} ids, and both stand in one "
-                f"sequence with the begin mark; together {limit - 1} is the most"
+                f"{where}.max_src_length={source}, max_tgt_length={target}: the model has positions for "
+                f"{limit} ids, and both stand in one sequence with the begin mark; together {limit - 1} "
+                "is the most"
             )
-        return
-    if kind == "encoder":
-        del lengths["max_tgt_length"]  # it answers without words
-    for key, length in lengths.items():
-        if length + 1 > limit:  # with the begin mark
-            raise SettingsError(
-                f"task.{plan.name}.{key}={length}: the model has positions for {limit} ids, one "
-                f"of them for the begin mark; {limit - 1} is the most"
-            )
+    else:
+        answered = {} if kind == "encoder" else {"max_tgt_length": target}
+        for key, length in {"max_src_length": source, **answered}.items():
+            if length + 1 > limit:  # with the begin mark
+                raise SettingsError(
+                    f"{where}.{key}={length}: the model has positions for {limit} ids, one of them for "
+                    f"the begin mark; {limit - 1} is the most"
+                )
 
 
 def _unused_positions(model: Any) -> int:
     """Rows of learned positions that no id gets: RoBERTa's begin behind that of the padding."""
     for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return int(module.padding_idx) + 1
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
     return 0

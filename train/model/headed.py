@@ -16,8 +16,8 @@ from train.config.text_data import HEADED
 from train.config.typed import SettingsError
 from train.data.pretrained import CONFIG, PROCESSOR, described, read, require_tokenizer
 from train.data.task_plan import TaskPlan
-from train.model.family import MakeFamily, Meeting, load_base
-from train.model.stored import FromFolder
+from train.model.family import MakeFamily, Meeting
+from train.model.stored import Stored
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,26 +30,29 @@ AUTO = {
     "token_classification": "AutoModelForTokenClassification",
     "object_detection": "AutoModelForObjectDetection",
 }
-HEADS = ("classifier", "qa_outputs", "pooler", "sequence_summary", "logits_proj", "bbox_predictor")
 
 
 @dataclass(frozen=True)
-class Headed(FromFolder):
+class Headed(Stored):
     """The family of `model=headed`; `settings.head` and the labels are those of the tasks (`fitted`)."""
+
+    may_lack = (
+        "classifier", "qa_outputs", "pooler", "sequence_summary", "logits_proj", "bbox_predictor",
+    )  # fmt: skip
 
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         plans = list(plans)
         for plan in plans:
-            first = plans[0]
-            if plan.task.kind not in HEADED:
+            kind, first = plan.task.kind, plans[0]
+            head = self.settings.head or first.task.kind
+            if kind not in HEADED:
                 raise SettingsError(
                     f"task.{plan.name}: model=headed is for tasks of the classes {', '.join(HEADED)}; this "
-                    f"one is of class {plan.task.kind}"
+                    f"one is of class {kind}"
                 )
-            if plan.task.kind != (self.settings.head or first.task.kind):
+            if kind != head:
                 raise SettingsError(
-                    f"task.{plan.name}: is of class {plan.task.kind}, and a model has one head: that of "
-                    f"{self.settings.head or first.task.kind}"
+                    f"task.{plan.name}: is of class {kind}, and a model has one head: that of {head}"
                 )
             if plan.answers != first.answers:
                 raise SettingsError(
@@ -62,18 +65,15 @@ class Headed(FromFolder):
             described(path, CONFIG, "model.path")
             if any(plan.task.kind == "object_detection" for plan in plans):
                 described(path, PROCESSOR, "model.path")
+            elif self.settings.tokenizer:
+                require_tokenizer(self.settings.tokenizer, "model.tokenizer")
             else:
-                require_tokenizer(
-                    self.settings.tokenizer or path,
-                    "model.tokenizer" if self.settings.tokenizer else "model.path",
-                )
+                require_tokenizer(path, "model.path")
 
     @property
-    def auto(self) -> Any:
-        import transformers
-
+    def auto(self) -> str:
         assert self.settings.head is not None  # by `fitted`
-        return getattr(transformers, AUTO[self.settings.head])
+        return AUTO[self.settings.head]
 
     @cached_property
     def reader(self) -> Any:
@@ -81,13 +81,8 @@ class Headed(FromFolder):
         if self.settings.head == "object_detection":
             from transformers import AutoImageProcessor
 
-            of_base = self.base is not None and (self.base / PROCESSOR).is_file()
-            name, key = self.settings.path, "model.path"
-            if of_base:
-                name, key = str(self.base), "init_from"
-            assert name is not None
-            return read(AutoImageProcessor.from_pretrained, name, key)
-        tokenizer, where = self.stored.tokenizer()
+            return read(AutoImageProcessor.from_pretrained, *self.folder_with(PROCESSOR))
+        tokenizer, where = self.tokenizer()
         if not tokenizer.is_fast:
             raise SettingsError(
                 f"{where}: its tokenizer is not one of the tokenizers library, which alone says where in "
@@ -97,21 +92,16 @@ class Headed(FromFolder):
         return tokenizer
 
     def build(self) -> PreTrainedModel:
-        config = self.stored.config()
+        config = self.config()
         if self.settings.head != "object_detection":
-            self.stored.check_ids(len(self.reader), config, f"model.path={self.settings.path}")
+            self.check_ids(len(self.reader), config, f"model.path={self.settings.path}")
             if self.settings.weights == "random":
                 config.vocab_size = max(config.vocab_size, len(self.reader))
-        if self.settings.weights == "random":
-            return self.stored.random(self.auto, config)
-        return self.stored.weights(self.auto, config, may_lack=HEADS)
+        return self.model(config)
 
     def save(self, model: PreTrainedModel | PeftModel, base: Path) -> None:
         model.save_pretrained(str(base))
         self.reader.save_pretrained(str(base))
-
-    def load(self, base: Path) -> PreTrainedModel:
-        return load_base(self.auto, base)
 
     def meeting(self, plan: TaskPlan) -> Meeting:
         module = import_module(f"train.model.heads.{plan.task.kind}")

@@ -39,9 +39,8 @@ class UnifyModel(T5ForConditionalGeneration):
 
     def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """Embeddings (n x length x d), patches (images x C x H x W) at their places in order."""
-        embeddings: torch.Tensor = self.get_input_embeddings()(  # type: ignore[no-untyped-call]
-            input_ids
-        )
+        embed: Any = self.get_input_embeddings()  # type: ignore[no-untyped-call]
+        embeddings: torch.Tensor = embed(input_ids)
         if pixel_values is None:
             return embeddings
         size = self.config.patch_size

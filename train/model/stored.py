@@ -1,11 +1,12 @@
-"""Models, configurations and tokenizers as a folder of Hugging Face stores them, for all text families."""
+"""Models, configurations and tokenizers as a folder of Hugging Face stores them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from train.config.sections import ModelSettings
 from train.config.typed import SettingsError
@@ -63,14 +64,36 @@ def settled(settings: ModelSettings, base: Path | None = None) -> ModelSettings:
     return replace(settings, kind=found)  # type: ignore[arg-type]
 
 
+def load_base(kind: type[Any], base: Path, model_type: str | None = None) -> PreTrainedModel:
+    """A model of `kind` from the folder `base`, which must hold `model_type` if one is given."""
+    found = json.loads((base / "config.json").read_text())["model_type"]
+    if model_type not in (None, found):
+        raise ValueError(f"it holds a model of type {found}; that of model._name is {model_type}")
+    model: PreTrainedModel = kind.from_pretrained(base, local_files_only=True, use_safetensors=True)
+    return model
+
+
 @dataclass(frozen=True)
 class Stored:
-    """The folder of a model: that of `model.path` or, later in a chain, the `base` of the chain."""
+    """What families of a folder have in common: that of `model.path` or, later in a chain, its `base`."""
 
     settings: ModelSettings
-    base: Path | None
+    base: Path | None = None
 
-    def check(self) -> None:
+    may_lack: ClassVar[tuple[str, ...]] = ()  # parts of the model that stored weights need not have
+
+    @property
+    def auto(self) -> str:
+        """The class of transformers that makes the model."""
+        raise NotImplementedError
+
+    @property
+    def auto_class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.auto)
+
+    def check_folder(self) -> None:
         """Refuse a folder without configuration or tokenizer, or of another family. Loads no torch."""
         settings = self.settings
         assert settings.path is not None
@@ -78,14 +101,11 @@ class Stored:
             require_tokenizer(settings.tokenizer, "model.tokenizer")
         config = described(settings.path, CONFIG, "model.path")
         found = settings.kind if config is None else kind_of(config)
-        if found not in (settings.kind, None) or (settings.kind == "seq2seq" and found is None):
+        of_two = settings.kind == "seq2seq"
+        if found not in (settings.kind, None) or (of_two and found is None):
             what = config.get("model_type", "model") if config else "model"
             other = f". It is for model={found}" if found else ""
-            is_none = (
-                "is no encoder-decoder"
-                if settings.kind == "seq2seq"
-                else f"is of {TAKES[str(found)]}"
-            )
+            is_none = "is no encoder-decoder" if of_two else f"is of {TAKES[str(found)]}"
             raise SettingsError(
                 f"model.path={settings.path}: holds a {what}, which {is_none}; {settings.kind} takes "
                 f"{TAKES[settings.kind]}{other}"
@@ -102,16 +122,20 @@ class Stored:
         folder = located(self.settings.path, "model.path")
         return self.settings.path if folder is None else str(folder)
 
+    def folder_with(self, file: str) -> tuple[str, str]:
+        """The folder of the base where that has the file, else of the settings; and its key."""
+        if self.base is not None and (self.base / file).is_file():
+            return str(self.base), "init_from"
+        assert self.settings.path is not None
+        return self.settings.path, "model.path"
+
     def tokenizer(self) -> tuple[Any, str]:
         """The tokenizer of the base, or of the settings, and the setting it is from."""
         from transformers import AutoTokenizer
 
-        settings = self.settings
-        key = "model.tokenizer" if settings.tokenizer else "model.path"
-        name = settings.tokenizer or settings.path
-        if self.base is not None and (self.base / "tokenizer_config.json").is_file():
-            name, key = str(self.base), "init_from"
-        assert name is not None
+        name, key = self.folder_with("tokenizer_config.json")
+        if key == "model.path" and self.settings.tokenizer:
+            name, key = self.settings.tokenizer, "model.tokenizer"
         return read(AutoTokenizer.from_pretrained, name, key), f"{key}={name}"
 
     def config(self) -> Any:
@@ -142,50 +166,33 @@ class Stored:
                 "together. model.weights=random makes a model of this shape for the tokenizer"
             )
 
-    def random(self, auto: Any, config: Any) -> PreTrainedModel:
-        """A model of this shape, from torch's global generator. Raises SettingsError."""
-        try:
-            model: PreTrainedModel = auto.from_config(config)
-        except ValueError as error:  # of another kind
-            raise SettingsError(f"model.path={self.settings.path}: {error}") from error
-        return model
+    def model(self, config: Any) -> PreTrainedModel:
+        """The stored model in float32, of safetensors, or a random one of its shape.
 
-    def weights(self, auto: Any, config: Any, may_lack: tuple[str, ...] = ()) -> PreTrainedModel:
-        """The stored model in float32, of safetensors. Raises SettingsError where they are not whole."""
+        Random weights are from torch's global generator. Raises SettingsError where those stored are not whole.
+        """
         import torch
 
-        assert self.settings.path is not None
-        model: PreTrainedModel
-        model, loading = read(
-            auto.from_pretrained,
-            self.settings.path,
-            "model.path",
-            config=config,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
+        path = self.settings.path
+        assert path is not None
+        made: PreTrainedModel
+        if self.settings.weights == "random":
+            try:
+                made = self.auto_class.from_config(config)
+            except ValueError as error:  # of another kind
+                raise SettingsError(f"model.path={path}: {error}") from error
+            return made
+        how = {"config": config, "use_safetensors": True, "dtype": torch.float32}
+        made, loading = read(
+            self.auto_class.from_pretrained, path, "model.path", output_loading_info=True, **how
         )
-        missing = [k for k in loading["missing_keys"] if not any(one in k for one in may_lack)]
+        missing = [k for k in loading["missing_keys"] if not any(one in k for one in self.may_lack)]
         if missing:  # transformers would make them up
             raise SettingsError(
-                f"model.path={self.settings.path}: its weights lack {sorted(missing)[:3]}, so they are "
-                f"not of {type(model).__name__}; model.weights=random trains one of this shape from "
-                "scratch"
+                f"model.path={path}: its weights lack {sorted(missing)[:3]}, so they are not of "
+                f"{type(made).__name__}; model.weights=random trains one of this shape from scratch"
             )
-        return model
+        return made
 
-
-@dataclass(frozen=True)
-class FromFolder:
-    """What every family has: the settings of its model, and the folder of the chain's base if there is one."""
-
-    settings: ModelSettings
-    base: Path | None = None
-
-    @property
-    def stored(self) -> Stored:
-        return Stored(self.settings, self.base)
-
-    @property
-    def source(self) -> str | None:
-        return self.stored.source
+    def load(self, base: Path) -> PreTrainedModel:
+        return load_base(self.auto_class, base)

@@ -3,82 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from train.data.preprocess import example
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary
-from train.model.text_answer import is_cut, padded
+from train.model.choice import Choice, Labelled
+from train.model.family import inputs_of
+from train.model.text_answer import TextReader, padded
 
-log = logging.getLogger(__name__)
-
+Ids = Labelled[tuple[int, ...]]  # with the tokenizer's marks
 SHARPNESS = 20.0  # of the choice: what a cosine is multiplied by, as sentence-transformers does
 
 
-@dataclass(frozen=True)
-class Text:
-    """One row: its ids with the tokenizer's marks, and the place of its answer; -1 where it has none."""
-
-    ids: tuple[int, ...]
-    label: int
-
-
-class TextChoice:
-    """A `Meeting`: rows to ids, logits over the task's answers, the likeliest as the answer."""
+class TextChoice(TextReader, Choice):
+    """A `Meeting`: rows to ids, logits over the task's answers."""
 
     def __init__(self, plan: TaskPlan, vocabulary: Vocabulary) -> None:
+        super().__init__(plan, vocabulary)
         assert plan.answers is not None
-        self.plan, self.vocabulary = plan, vocabulary
         self.texts = [*plan.answers]
-        self.cut = False
 
-    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Text:
-        made = example(self.plan, self.vocabulary, 0, row, rng, training, where)
-        if not self.cut and is_cut(made, self.plan, self.vocabulary):
-            self.cut = True
-            log.warning(
-                "%s: the text is cut to task.%s.max_src_length=%d ids; later rows are cut without a warning",
-                *(where, self.plan.name, self.plan.max_src_length),
-            )
+    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Ids:
+        made = self.read(row, rng, training, where)
         truth = row.get(self.plan.templates[0].target.name)
         label = -1 if truth is None else self.texts.index(str(truth))
-        return Text(made.source or (self.vocabulary.eos,), label)
+        return Labelled(made.source or (self.vocabulary.eos,), label)
 
-    def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
+    def batch(self, examples: Sequence[Ids]) -> dict[str, torch.Tensor]:
         return {
-            "input_ids": padded([one.ids for one in examples], self.vocabulary.pad),
-            "attention_mask": padded([[1] * len(one.ids) for one in examples], 0),
+            "input_ids": padded([one.content for one in examples], self.vocabulary.pad),
+            "attention_mask": padded([[1] * len(one.content) for one in examples], 0),
             "labels": torch.tensor([one.label for one in examples]),
         }
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """n x answers."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        return choice_logits(model, inputs, self.texts)
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Text], device: torch.device
-    ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
-        return [self.texts[i] for i in self.logits(model, batch).argmax(-1).tolist()]
-
-
-def choice_logits(
-    model: Any, inputs: Mapping[str, torch.Tensor], answers: Sequence[str]
-) -> torch.Tensor:
-    """n x answers: SHARPNESS * cosine of the mean hidden state and the answer's direction."""
-    hidden = model(**inputs).last_hidden_state.float()
-    mask = inputs["attention_mask"].unsqueeze(-1)
-    read = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-    return SHARPNESS * read @ directions(answers, read.shape[-1]).to(read).T
+        """n x answers: SHARPNESS * cosine of the mean hidden state and the answer's direction."""
+        hidden = model(**inputs_of(batch)).last_hidden_state.float()
+        mask = batch["attention_mask"].unsqueeze(-1)
+        read = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+        return SHARPNESS * read @ directions(self.texts, read.shape[-1]).to(read).T
 
 
 def directions(answers: Sequence[str], size: int) -> torch.Tensor:

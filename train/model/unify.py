@@ -12,7 +12,8 @@ from train.config.sections import ModelSettings
 from train.data.pretrained import read, require_tokenizer
 from train.data.task_plan import TaskPlan
 from train.data.vocabulary import Vocabulary, tokens
-from train.model.family import MakeFamily, Meeting, load_base
+from train.model.family import MakeFamily, Meeting
+from train.model.stored import load_base
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,10 +81,10 @@ class Unify:
         return load_base(UnifyModel, base, "unify")
 
     def meeting(self, plan: TaskPlan) -> Meeting:
-        from train.model.text_answer import TextAnswer
+        from train.model.text_answer import BEAMS, TextAnswer
 
         patches = (self.settings.side // self.settings.patch) ** 2
-        return TextAnswer(plan, patches, self.vocabulary)
+        return TextAnswer(plan, self.vocabulary, BEAMS, patches)
 
 
 FAMILY: MakeFamily = Unify

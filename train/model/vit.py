@@ -19,7 +19,10 @@ from train.config.typed import SettingsError
 from train.data.pixels import Pixels, pixels_of
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.family import MakeFamily, load_base
+from train.model.choice import Choice, Labelled
+from train.model.family import MakeFamily
+from train.model.fit import refuse_unread
+from train.model.stored import load_base
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +47,20 @@ class VisionTransformer:
 
     def check(self, plans: Iterable[TaskPlan], begins: bool) -> None:
         for plan in plans:
-            _check(plan)
+            where = f"task.{plan.name}"
+            read = [[s.type for s in t.side("encoder") if s.text is None] for t in plan.templates]
+            if plan.answers is None or any(types != ["IMAGE"] for types in read):
+                raise SettingsError(
+                    f"{where}: model=vit_tiny reads one image and chooses one answer of a closed_set; "
+                    f"'{plan.templates[0]}' asks for more. Take model=unify_tiny"
+                )
+            wrong = [n for n in plan.answers.values() if not 0 <= n < CLASSES]
+            if wrong:
+                raise SettingsError(
+                    f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
+                    f"numbers go from 0 to {CLASSES - 1}"
+                )
+            refuse_unread(plan, "model=unify_tiny")
 
     def build(self) -> PreTrainedModel:
         import torch
@@ -84,56 +100,31 @@ class VisionTransformer:
 FAMILY: MakeFamily = VisionTransformer
 
 
-def _check(plan: TaskPlan) -> None:
-    where = f"task.{plan.name}"
-    read = [[s.type for s in t.side("encoder") if s.text is None] for t in plan.templates]
-    if plan.answers is None or any(types != ["IMAGE"] for types in read):
-        raise SettingsError(
-            f"{where}: model=vit_tiny reads one image and chooses one answer of a closed_set; "
-            f"'{plan.templates[0]}' asks for more. Take model=unify_tiny"
-        )
-    wrong = [n for n in plan.answers.values() if not 0 <= n < CLASSES]
-    if wrong:
-        raise SettingsError(
-            f"{where}.preprocess.text.ans2label: {wrong[0]} is no row of the model's head; "
-            f"numbers go from 0 to {CLASSES - 1}"
-        )
-    unread = [s for t in plan.templates for s in t.side("decoder") if s is not t.target]
-    if unread or plan.loss.drop_worst_ratio:
-        what = f"'{unread[0]}' before the answer" if unread else "criterion.drop_worst_ratio"
-        raise SettingsError(f"{where}: {what} needs model=unify_tiny")
-
-
-@dataclass(frozen=True)
-class Image:
-    """One row: its image, and the number of its answer; -1 where it has none."""
-
-    pixels: Pixels
-    label: int
-
-
-class ImageChoice:
-    """A `Meeting`: rows to images, logits over the task's answers, the likeliest as the answer."""
+class ImageChoice(Choice):
+    """A `Meeting`: rows to images, logits over the task's answers."""
 
     def __init__(self, plan: TaskPlan) -> None:
         assert plan.answers is not None
         self.plan = plan
         self.numbers = plan.answers
-        self.texts = {number: text for text, number in plan.answers.items()}
-        self.classes = sorted(self.texts)
+        by_number = {number: text for text, number in plan.answers.items()}
+        self.texts = [by_number.get(number, "") for number in range(CLASSES)]
+        self.classes = sorted(by_number)
 
-    def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Image:
+    def example(
+        self, row: Row, rng: np.random.Generator, training: bool, where: str
+    ) -> Labelled[Pixels]:
         template = self.plan.templates[int(rng.integers(len(self.plan.templates)))]
         [slot] = [s for s in template.side("encoder") if s.text is None]
         pixels = pixels_of(self.plan, slot, row, training, where)
         truth = row.get(template.target.name)
-        return Image(pixels, -1 if truth is None else self.numbers[str(truth)])
+        return Labelled(pixels, -1 if truth is None else self.numbers[str(truth)])
 
-    def batch(self, examples: Sequence[Image]) -> dict[str, torch.Tensor]:
+    def batch(self, examples: Sequence[Labelled[Pixels]]) -> dict[str, torch.Tensor]:
         import torch
 
         return {
-            "pixel_values": torch.from_numpy(np.stack([one.pixels for one in examples])),
+            "pixel_values": torch.from_numpy(np.stack([one.content for one in examples])),
             "labels": torch.tensor([one.label for one in examples]),
         }
 
@@ -145,9 +136,3 @@ class ImageChoice:
         other = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
         other[self.classes] = False
         return logits.float().masked_fill(other, float("-inf"))
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Image], device: torch.device
-    ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
-        return [self.texts[i] for i in self.logits(model, batch).argmax(-1).tolist()]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,13 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
+from train.model.choice import Choice, Labelled
+from train.model.family import moved
+
+Choices = Labelled[list[dict[str, list[int]]]]  # as the tokenizer gives them
 
 
-@dataclass(frozen=True)
-class Choices:
-    """One row: its choices as the tokenizer gives them, and the number of the right one."""
-
-    encodings: tuple[Mapping[str, list[int]], ...]
-    label: int
-
-
-class MultipleChoice:
+class MultipleChoice(Choice):
     """A `Meeting`: batches of rows x choices x tokens."""
 
     def __init__(self, plan: TaskPlan, tokenizer: Any) -> None:
@@ -31,25 +26,19 @@ class MultipleChoice:
         choices = list(row["choices"])
         contexts, length = [row["context"]] * len(choices), self.plan.max_src_length
         made = self.tokenizer(contexts, choices, truncation=True, max_length=length)
-        each = tuple({key: made[key][i] for key in made} for i in range(len(choices)))
-        return Choices(each, int(row["label"]))
+        each = [{key: made[key][i] for key in made} for i in range(len(choices))]
+        return Labelled(each, int(row["label"]))
 
     def batch(self, examples: Sequence[Choices]) -> dict[str, torch.Tensor]:
-        each = [one for example in examples for one in example.encodings]
+        each = [one for example in examples for one in example.content]
         padded = self.tokenizer.pad(each, return_tensors="pt")
         batch = {key: value.unflatten(0, (len(examples), -1)) for key, value in padded.items()}
         return {**batch, "labels": torch.tensor([example.label for example in examples])}
 
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Rows x choices."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Choices], device: torch.device
     ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
         return [str(i) for i in self.logits(model, batch).argmax(-1).tolist()]
 
 

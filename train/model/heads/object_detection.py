@@ -14,7 +14,7 @@ from train.data.families.object_detection import Drawn
 from train.data.pixels import open_image
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.family import IGNORED
+from train.model.family import IGNORED, moved
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,8 @@ class ObjectDetection:
         annotations = {"image_id": 0, "annotations": objects}
         made = self.processor(opened, annotations=annotations, return_tensors="pt", **size)
         [found] = made["labels"]
-        return Seen(
-            made["pixel_values"][0],
-            found["class_labels"],
-            found["boxes"].reshape(-1, 4),
-            opened.height,
-            opened.width,
-        )
+        labels, boxes = found["class_labels"], found["boxes"].reshape(-1, 4)
+        return Seen(made["pixel_values"][0], labels, boxes, opened.height, opened.width)
 
     def batch(self, examples: Sequence[Seen]) -> dict[str, torch.Tensor]:
         """Images and objects are padded to the most of the batch."""
@@ -98,7 +93,7 @@ class ObjectDetection:
         self, model: torch.nn.Module, examples: Sequence[Seen], device: torch.device
     ) -> list[str]:
         """JSON lists of {label, bbox, score}, boxes as x, y, width, height in pixels of the image."""
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
         sizes = torch.tensor([(one.height, one.width) for one in examples], device=device)
         found = self.processor.post_process_object_detection(
             self._found(model, batch), threshold=0.0, target_sizes=sizes

@@ -17,6 +17,7 @@ from scipy.special import softmax
 from train.data.rows import Rows
 from train.data.tables import DataError, Row
 from train.data.task_plan import TaskPlan
+from train.model.family import inputs_of, moved
 
 AT_ONCE = 1000  # questions that are tokenised together
 
@@ -79,8 +80,7 @@ class QuestionAnswering:
 
     def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Windows x 2 x tokens: of the first and the last token of the answer."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        found = model(**inputs)
+        found = model(**inputs_of(batch))
         return torch.stack([found.start_logits, found.end_logits], dim=1)
 
     def answers(
@@ -91,23 +91,20 @@ class QuestionAnswering:
     def ranked(
         self, model: torch.nn.Module, examples: Sequence[tuple[Window, ...]], device: torch.device
     ) -> list[list[dict[str, Any]]]:
-        return [
-            [
-                {
-                    "text": one.text,
-                    "probability": float(share),
-                    "start_logit": one.start_logit,
-                    "end_logit": one.end_logit,
-                }
-                for one, share in zip(spans, softmax([one.score for one in spans]), strict=True)
+        names = ("text", "probability", "start_logit", "end_logit")
+        found = []
+        for spans in self._spans(model, examples, device):
+            shares = softmax([one.score for one in spans]).tolist()
+            rows = [
+                (s.text, p, s.start_logit, s.end_logit) for s, p in zip(spans, shares, strict=True)
             ]
-            for spans in self._spans(model, examples, device)
-        ]
+            found.append([dict(zip(names, row, strict=True)) for row in rows])
+        return found
 
     def _spans(
         self, model: torch.nn.Module, examples: Sequence[tuple[Window, ...]], device: torch.device
     ) -> list[list[Span]]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
         logits = iter(self.logits(model, batch).float().cpu().numpy())
         return [self.best([(window, next(logits)) for window in example]) for example in examples]
 

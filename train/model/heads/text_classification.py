@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,44 +10,27 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
+from train.model.choice import Choice, Labelled
+
+Text = Labelled[dict[str, list[int]]]  # as the tokenizer gives it
 
 
-@dataclass(frozen=True)
-class Text:
-    """One row as the tokenizer gives it, and the number of its label."""
-
-    encoding: Mapping[str, list[int]]
-    label: int
-
-
-class TextClassification:
+class TextClassification(Choice):
     """A `Meeting`."""
 
     def __init__(self, plan: TaskPlan, tokenizer: Any) -> None:
         assert plan.answers is not None
-        self.plan, self.tokenizer, self.labels = plan, tokenizer, [*plan.answers]
+        self.plan, self.tokenizer, self.texts = plan, tokenizer, [*plan.answers]
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Text:
         texts = [one for one in (row["text"], row["pair"]) if one]
         length = self.plan.max_src_length
         made = self.tokenizer(*texts, truncation=True, max_length=length)
-        return Text(dict(made), self.labels.index(row["label"]))
+        return Labelled(dict(made), self.texts.index(row["label"]))
 
     def batch(self, examples: Sequence[Text]) -> dict[str, torch.Tensor]:
-        padded = self.tokenizer.pad([one.encoding for one in examples], return_tensors="pt")
+        padded = self.tokenizer.pad([one.content for one in examples], return_tensors="pt")
         return {**padded, "labels": torch.tensor([one.label for one in examples])}
-
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Rows x labels."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
-    def answers(
-        self, model: torch.nn.Module, examples: Sequence[Text], device: torch.device
-    ) -> list[str]:
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
-        return [self.labels[i] for i in self.logits(model, batch).argmax(-1).tolist()]
 
 
 MEETING = TextClassification

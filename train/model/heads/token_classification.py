@@ -11,7 +11,8 @@ import torch
 
 from train.data.tables import Row
 from train.data.task_plan import TaskPlan
-from train.model.family import IGNORED
+from train.model.choice import Choice
+from train.model.family import IGNORED, moved
 
 OUTSIDE = "O"  # the tag of words that are cut off
 
@@ -25,12 +26,12 @@ class Sentence:
     words: int  # with those that are cut off
 
 
-class TokenClassification:
-    """A `Meeting`."""
+class TokenClassification(Choice):
+    """A `Meeting`: logits are rows x tokens x tags."""
 
     def __init__(self, plan: TaskPlan, tokenizer: Any) -> None:
         assert plan.answers is not None
-        self.plan, self.tokenizer, self.tags = plan, tokenizer, [*plan.answers]
+        self.plan, self.tokenizer, self.texts = plan, tokenizer, [*plan.answers]
 
     def example(self, row: Row, rng: np.random.Generator, training: bool, where: str) -> Sentence:
         length, tags = self.plan.max_src_length, str(row["tags"]).split()
@@ -38,7 +39,7 @@ class TokenClassification:
         made = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=length)
         places = made.word_ids(0)
         labels = tuple(
-            IGNORED if word is None or word == before else self.tags.index(tags[word])
+            IGNORED if word is None or word == before else self.texts.index(tags[word])
             for before, word in zip([None, *places], places, strict=False)
         )
         return Sentence(dict(made), labels, len(words))
@@ -49,26 +50,16 @@ class TokenClassification:
         labels = [[*one.labels, *[IGNORED] * (width - len(one.labels))] for one in examples]
         return {**padded, "labels": torch.tensor(labels)}
 
-    def logits(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Rows x tokens x tags."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = model(**inputs).logits
-        return logits
-
     def answers(
         self, model: torch.nn.Module, examples: Sequence[Sentence], device: torch.device
     ) -> list[str]:
         """Tags of each row, apart by blanks."""
-        batch = {key: value.to(device) for key, value in self.batch(examples).items()}
+        batch = moved(self.batch(examples), device)
+        chosen = self.logits(model, batch).argmax(-1).tolist()
         found = []
-        for one, likeliest in zip(
-            examples, self.logits(model, batch).argmax(-1).tolist(), strict=True
-        ):
-            tags = [
-                self.tags[tag]
-                for tag, label in zip(likeliest, one.labels, strict=False)
-                if label != IGNORED
-            ]
+        for one, likeliest in zip(examples, chosen, strict=True):
+            pairs = zip(likeliest, one.labels, strict=False)
+            tags = [self.texts[tag] for tag, label in pairs if label != IGNORED]
             found.append(" ".join([*tags, *[OUTSIDE] * (one.words - len(tags))]))
         return found
 
