@@ -63,7 +63,7 @@ def timeline(sweep: Overview) -> Spec | None:
     ]
     ends = (sweep.open_s(end) for _, end in sweep.pauses if end < sweep.as_of)
     paused = [round(end / unit, 4) for end in ends if end < gone]
-    since = f"{name} since the sweep began{', without pauses' if paused else ''}"
+    since = f"{name} since the sweep began{', without pauses (dashed)' if paused else ''}"
     height = {"value": JOB} if sampled else {"scale": "lane", "band": 1}
     jobs.sort(key=lambda job: job["k"] == 2)  # drawn last
     names = [lane_name(lane) for lane in lanes]

@@ -56,7 +56,7 @@ def test_the_night_in_which_a_sweep_was_stopped_takes_no_room_in_its_timeline(tm
     assert max(job["x2"] for job in tables["jobs"]) < len(lines)
     assert tables["pauses"] == [{"x": third - 1}]
     assert spec["scales"][1]["domain"][1] == len(lines) - 1.5
-    assert spec["axes"][0]["title"] == "seconds since the sweep began, without pauses"
+    assert spec["axes"][0]["title"] == "seconds since the sweep began, without pauses (dashed)"
 
 
 def test_the_matrix_is_drawn_with_its_numbers(tmp_path):
