@@ -118,7 +118,10 @@ class Panel:
         self._live.start()
 
         def above(stream: Any) -> Any:  # None: a log file that is not open yet
-            return FileProxy(self._console, stream) if stream and stream.isatty() else stream
+            asked = getattr(
+                stream, "isatty", bool
+            )  # MLflow's handler has a stream that can only write
+            return FileProxy(self._console, stream) if asked() else stream
 
         # Handlers have the streams from before, past which rich draws.
         self._moved.enter_context(moved_handlers(above))

@@ -176,19 +176,32 @@ def test_log_handlers_are_patient_in_the_block_and_as_before_behind_it(
     assert sys.stdout is before is handler.stream
 
 
-def test_a_log_file_that_opens_while_a_panel_is_drawn_stays_open(tmp_path: Path) -> None:
-    made = logging.FileHandler(tmp_path / "log", mode="w", delay=True)
+class Writes:
+    """As the stream of MLflow's log handler: no file, and no way to ask for a terminal."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.texts.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_log_files_and_streams_of_others_go_on_beside_a_panel(tmp_path: Path) -> None:
+    made, other = logging.FileHandler(tmp_path / "log", mode="w", delay=True), Writes()
     logger = logging.getLogger("of_a_file")
-    logger.addHandler(made)
+    logger.handlers = [made, logging.StreamHandler(other)]  # type: ignore[type-var]
     panel = Panel(Executor(), lambda: Glance(0, 1, 0, 0, 0.0), lambda number: JobLine(""))
     with patient_screen():
         panel.start()
         logger.error("one")
         panel.stop()
     logger.error("two")
-    logger.removeHandler(made)
+    logger.handlers = []
     made.close()
-    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    assert (tmp_path / "log").read_text() == "".join(other.texts) == "one\ntwo\n"
 
 
 def test_a_console_shows_strings_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def test_pixels_and_classes_are_those_of_scikit_learn(make_job: Any) -> None:
     task = meeting_of(job)
     made = task.example(row, np.random.default_rng(0), False, "row")
     sevens = bunch.images[bunch.target == 7]
-    assert any(np.array_equal((made.pixels[0] + 1) * 8, image) for image in sevens)
+    assert any(np.array_equal((made.content[0] + 1) * 8, image) for image in sevens)
     assert task.classes == [6, 7] and made.label == 7
 
 
