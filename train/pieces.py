@@ -73,9 +73,10 @@ def main(argv: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.core.plugins import Plugins
 
-    from train.config.schema import CONF, VERSION_BASE
+    from train.config.schema import CONF, VERSION_BASE, register
 
     Plugins.instance()  # before composing: one of them reads several files as one
+    register()
     parser = argparse.ArgumentParser(prog="python -m train.pieces", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=Path, help="where the tokenizer goes; must be new")

@@ -37,7 +37,7 @@ from train.loop.batches import Training
 from train.loop.evaluation import predict
 from train.loop.trainer import train
 from train.model.fit import fitted
-from train.pieces import main, tokenizer_of
+from train.pieces import main
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["+trainer.max_steps=2", "evaluation.dev_share=0.02", "evaluation.test_share=0.02"]
@@ -302,9 +302,9 @@ def test_images_are_read_by_the_processor_of_a_folder(make: Any, tmp_path: Path)
 def test_pieces_of_the_tasks_text_are_its_words_and_nothing_is_lost_or_unknown(
     make: Any, tmp_path: Path
 ) -> None:
-    tokenizer_of(make("model=unify_tiny", "task=sentiment"), 600).save_pretrained(
-        tmp_path / "words"
-    )
+    command = ["-m", "train.pieces", str(tmp_path / "words"), "task=sentiment", "--size=600"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     job = make("model=unify_tiny", f"model.tokenizer={tmp_path / 'words'}", "task=sentiment")
     made = meeting_of(job).vocabulary
     known = ["not", "very", "film", "terrible", "positive"]
