@@ -141,14 +141,6 @@ def make_folder(kind: str, path: Path) -> Path:
                         num_key_value_heads=1, intermediate_size=32, max_position_embeddings=256,
                         bos_token_id=1, eos_token_id=2, initializer_range=0.3)
         )  # fmt: skip
-    elif kind == "bart":
-        model = BartForConditionalGeneration(
-            BartConfig(vocab_size=400, d_model=16, encoder_layers=1, decoder_layers=1,
-                       encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-                       decoder_ffn_dim=32, max_position_embeddings=140, bos_token_id=0,
-                       pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
-                       forced_eos_token_id=2)
-        )  # fmt: skip
     elif kind == "gpt2":
         model = GPT2LMHeadModel(
             GPT2Config(vocab_size=400, n_embd=16, n_layer=2, n_head=2, n_positions=256,
